@@ -1,0 +1,70 @@
+"""Run the simulator from a command line: `python -m cm_auth_middleware.testing --port 9400`."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from collections.abc import Sequence
+from dataclasses import MISSING, fields
+from typing import Any
+
+from cm_auth_middleware.testing.server import SimulatorServer
+from cm_auth_middleware.testing.simulator import Settings, Simulator
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Serve until Ctrl-C; each setting is a flag, such as `--access-token-lifetime 60`."""
+    options = vars(_parser().parse_args(arguments))
+    port, host = options.pop("port"), options.pop("host")
+    client_id, client_secret = options.pop("client_id"), options.pop("client_secret")
+    seed = options.pop("seed")
+    sim = Simulator(Settings(**options), client_id, client_secret, seed)
+    try:
+        server = SimulatorServer(sim, port, host)
+    except (RuntimeError, OSError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    with server, contextlib.suppress(KeyboardInterrupt):
+        sys.stdout.write(f"Simulated CameraManager at {server.url}\n")
+        sys.stdout.write(f"  client_id {client_id}, client_secret {client_secret}\n")
+        for user in sim.users:
+            sys.stdout.write(f"  {user.email}, password {user.password}\n")
+        sys.stdout.write(f"  POST JSON to {server.url}/_control to change it; Ctrl-C stops it\n")
+        sys.stdout.flush()
+        server.wait()
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m cm_auth_middleware.testing",
+        description="A simulator of Eagle Eye CameraManager, for tests and demos.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--port", type=int, default=9400, help="0 takes a free one")
+    parser.add_argument("--host", default="127.0.0.1", help="the address to listen at")
+    parser.add_argument("--client-id", default="demo-key-id", help="the API key's ID")
+    parser.add_argument("--client-secret", default="demo-key-secret", help="the API key's SECRET")
+    parser.add_argument("--seed", type=int, default=1, help="of codes and tokens")
+    for knob in fields(Settings):
+        default = None if knob.default is MISSING else knob.default
+        flag = f"--{knob.name.replace('_', '-')}"
+        parser.add_argument(flag, default=default, help="setting", **_kind(knob.name, default))
+    return parser
+
+
+def _kind(name: str, default: object) -> dict[str, Any]:
+    if isinstance(default, bool):
+        return {"action": argparse.BooleanOptionalAction}
+    if name == "redirect_uris":
+        return {"action": "append", "metavar": "URI"}
+    if isinstance(default, str):
+        return {"type": str, "metavar": "TEXT"}
+    if name == "snapshot_limit":
+        return {"type": int, "metavar": "N"}
+    return {"type": float, "metavar": "SECONDS"}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,169 @@
+"""Serve an ASGI application on a real socket, from a thread of the running program."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import socket
+import threading
+import time
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import uvicorn
+
+from cm_auth_middleware.testing.simulator import Simulator
+
+_START_TIMEOUT = 10.0
+_STOP_TIMEOUT = 5.0
+
+
+class AppServer:
+    """An ASGI application behind uvicorn at `http://<host>:<port>`, for as long as a `with` lasts.
+
+    The socket is bound when the server is made, so `url` is known, and may be written into a
+    configuration, before it starts. uvicorn installs no signal handlers outside the main thread.
+
+    Args:
+        app: any ASGI application.
+        port: the port; 0 takes a free one.
+        host: the address; the default is reachable from this machine only.
+        lifespan: as in uvicorn; `"auto"` runs the lifespan of an application that has one.
+        log_level: as in uvicorn.
+
+    Raises:
+        RuntimeError: the port is in use.
+    """
+
+    def __init__(
+        self,
+        app: Any,
+        port: int = 0,
+        host: str = "127.0.0.1",
+        *,
+        lifespan: Literal["auto", "on", "off"] = "auto",
+        log_level: str = "warning",
+    ) -> None:
+        self.app = app
+        self._socket = _listen(host, port)
+        self.host = host
+        self.port: int = self._socket.getsockname()[1]
+        self._server = uvicorn.Server(
+            uvicorn.Config(
+                app,
+                lifespan=lifespan,
+                log_level=log_level,
+                access_log=False,
+                timeout_graceful_shutdown=1,
+            )
+        )
+        self._thread: threading.Thread | None = None
+
+    @property
+    def url(self) -> str:
+        """The address without a slash at its end, such as `http://127.0.0.1:9400`."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{host}:{self.port}"
+
+    def start(self) -> Self:
+        """Start, and return when requests are answered.
+
+        Raises:
+            RuntimeError: it was started before, or the application failed in its lifespan.
+        """
+        if self._thread is not None:
+            raise RuntimeError("this server was started before; make a new one")
+        self._thread = threading.Thread(
+            target=self._serve, name=f"server on port {self.port}", daemon=True
+        )
+        self._thread.start()
+        deadline = time.monotonic() + _START_TIMEOUT
+        while not self._server.started:
+            if not self._thread.is_alive() or time.monotonic() > deadline:
+                self.stop()
+                raise RuntimeError(f"the application did not start at {self.url}; see its log")
+            time.sleep(0.005)
+        return self
+
+    def stop(self) -> None:
+        """Stop, and close the socket; open requests get a second to finish."""
+        self._server.should_exit = True
+        if self._thread is not None:
+            self._thread.join(_STOP_TIMEOUT)
+            if self._thread.is_alive():
+                self._server.force_exit = True
+                self._thread.join(_STOP_TIMEOUT)
+        self._socket.close()
+
+    def wait(self) -> None:
+        """Return when the server has stopped, or somebody pressed Ctrl-C."""
+        while self._thread is not None and self._thread.is_alive():
+            self._thread.join(0.5)
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def _serve(self) -> None:
+        # uvicorn leaves by SystemExit when the lifespan fails; start() reports it.
+        with contextlib.suppress(SystemExit):
+            self._server.run(sockets=[self._socket])
+
+
+class SimulatorServer(AppServer):
+    """A CameraManager simulator on a real socket.
+
+        with SimulatorServer() as server:
+            app.add_middleware(CMAuthMiddleware, base_url=server.url, client_id=server.client_id,
+                               client_secret=server.client_secret, secret_key=…)
+
+    Args:
+        sim: the simulator to serve; a new one by default.
+        port: the port; 0 takes a free one.
+        host: the address; the default is reachable from this machine only.
+    """
+
+    def __init__(
+        self,
+        sim: Simulator | None = None,
+        port: int = 0,
+        host: str = "127.0.0.1",
+        *,
+        log_level: str = "warning",
+    ) -> None:
+        self.simulator = sim if sim is not None else Simulator()
+        super().__init__(self.simulator, port, host, log_level=log_level)
+
+    @property
+    def client_id(self) -> str:
+        """The ID of the API key that the simulator accepts."""
+        return self.simulator.client_id
+
+    @property
+    def client_secret(self) -> str:
+        """The SECRET of the API key that the simulator accepts."""
+        return self.simulator.client_secret
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+        listener.listen(128)
+    except OSError as error:
+        listener.close()
+        if error.errno == errno.EADDRINUSE:
+            raise RuntimeError(
+                f"port {port} on {host} is in use; choose another, or 0 for any free one"
+            ) from error
+        raise
+    return listener
