@@ -1,0 +1,234 @@
+"""The options: read from keywords and the environment, checked once, at construction."""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from .errors import ConfigError
+
+if TYPE_CHECKING:
+    from .session import Session
+    from .stores import SessionStore
+
+User = Mapping[str, Any]
+Allow = Callable[[User], bool | Awaitable[bool]]
+Hook = Callable[["Session"], Any]
+
+LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
+_SCHEMES = ("memory", "sqlite", "redis", "rediss", "unix")
+_DOCUMENTED_KEYS = ("…", "change me", "changeme", "secret", "your-secret-key")
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")  # RFC 9110 §5.6.2
+_TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CMAuthConfig:
+    """Every option of the middleware; see the README's table for what each means.
+
+    Times are seconds. An option that is not given is taken from ``CM_AUTH_<OPTION>`` by
+    `from_env` and by the middlewares.
+
+    Raises:
+        ConfigError: an option is missing or wrong; the message names it and the way out.
+    """
+
+    client_id: str
+    client_secret: str = field(repr=False)
+    secret_key: str | Iterable[str] = field(repr=False)
+    base_url: str = "https://rest.cameramanager.com"
+    scope: str = "write"
+    redirect_uri: str | None = None
+    prefix: str = "/auth"
+    exempt: Iterable[str] = ()
+    store: str | SessionStore = field(default="memory://", repr=False)
+    idle_timeout: float | timedelta = 7 * 86_400
+    absolute_timeout: float | timedelta = 30 * 86_400
+    refresh_leeway: float | timedelta = 60
+    timeout: float | timedelta = 10
+    cookie_name: str | None = None
+    cookie_secure: bool | None = None
+    allowed_hosts: Iterable[str] = LOOPBACK
+    cross_site_check: bool = True
+    allow: Allow | None = None
+    on_login: Hook | None = None
+    on_refresh: Hook | None = None
+    on_logout: Hook | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("client_id", "client_secret", "secret_key"):
+            if not getattr(self, name):
+                raise ConfigError(
+                    f"{name} is missing: give it as a keyword or in CM_AUTH_{name.upper()}"
+                )
+        self._set("secret_key", self._checked_secret_keys())
+        for name in ("exempt", "allowed_hosts"):
+            self._set(name, _strings(name, getattr(self, name)))
+        for name in ("idle_timeout", "absolute_timeout", "refresh_leeway", "timeout"):
+            self._set(name, _seconds(name, getattr(self, name)))
+        if self.scope not in ("read", "write"):
+            raise ConfigError("scope is 'read' or 'write'")
+        self._set("base_url", self._checked_base_url())
+        self._check_redirect_uri()
+        self._check_paths()
+        self._check_cookie()
+        store = self.store
+        if isinstance(store, str) and store.partition(":")[0] not in _SCHEMES:
+            raise ConfigError(
+                "store has an unknown scheme: give memory://, sqlite:///path, redis://, "
+                "rediss://, unix:// or a store object"
+            )
+
+    @classmethod
+    def from_env(cls, **options: Any) -> CMAuthConfig:
+        """Build a configuration from ``CM_AUTH_<OPTION>`` variables; keywords override them."""
+        known = {item.name for item in fields(cls)}
+        unknown = sorted(options.keys() - known)
+        if unknown:
+            raise ConfigError(
+                f"unknown option {', '.join(unknown)}; the options are {', '.join(sorted(known))}"
+            )
+        for name in known - options.keys():
+            value = os.environ.get(f"CM_AUTH_{name.upper()}")
+            if value is not None and name not in ("allow", "on_login", "on_refresh", "on_logout"):
+                options[name] = _parse(name, value)
+        for name in ("client_id", "client_secret", "secret_key"):
+            options.setdefault(name, "")
+        return cls(**options)
+
+    @classmethod
+    def build(cls, config: CMAuthConfig | None, options: Mapping[str, Any]) -> CMAuthConfig:
+        """Merge ``config=`` and keywords as both middlewares do: keywords override."""
+        given = {k: getattr(config, k) for k in (f.name for f in fields(cls))} if config else {}
+        return cls.from_env(**{**given, **options})
+
+    def _set(self, name: str, value: Any) -> None:
+        object.__setattr__(
+            self, name, value
+        )  # the one place where a frozen value is made canonical
+
+    def _checked_secret_keys(self) -> tuple[str, ...]:
+        keys = _strings("secret_key", self.secret_key)
+        for key in keys:
+            if len(key) < 32 or len(set(key)) < 8 or key.strip().lower() in _DOCUMENTED_KEYS:
+                raise ConfigError(
+                    "secret_key is too weak: give at least 32 random characters, such as "
+                    "python -c 'import secrets; print(secrets.token_urlsafe(48))' prints"
+                )
+            if key == self.client_secret:
+                raise ConfigError(
+                    "secret_key equals client_secret: give a random value of its own, so that "
+                    "one can be changed without the other"
+                )
+        return keys
+
+    def _checked_base_url(self) -> str:
+        parts = _split("base_url", self.base_url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ConfigError(
+                "base_url needs a scheme and a host: https://rest.cameramanager.com for example"
+            )
+        if parts.username or parts.password or parts.query or parts.fragment:
+            raise ConfigError("base_url is scheme, host and port: no user, query or fragment")
+        if parts.scheme == "http" and not _is_loopback(parts.hostname):
+            warnings.warn(
+                "base_url is http:// outside loopback: the API key and every token travel in "
+                "the clear; use https://",
+                stacklevel=5,
+            )
+        return self.base_url.rstrip("/")
+
+    def _check_redirect_uri(self) -> None:
+        if self.redirect_uri is None:
+            return
+        parts = _split("redirect_uri", self.redirect_uri)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ConfigError(
+                "redirect_uri is not absolute: give the whole callback URL, "
+                f"https://your.host{self.prefix}/callback for example"
+            )
+        if parts.fragment or not self.redirect_uri.isascii() or not self.redirect_uri.isprintable():
+            raise ConfigError("redirect_uri has a fragment or characters that no URL has")
+        if not parts.path.endswith(f"{self.prefix}/callback"):
+            raise ConfigError(
+                f"redirect_uri has to end in {self.prefix}/callback, where the middleware "
+                "listens; change redirect_uri or prefix"
+            )
+        if parts.scheme == "http" and not _is_loopback(parts.hostname):
+            warnings.warn(
+                "redirect_uri is http:// outside loopback: login codes and session cookies "
+                "travel in the clear; use https://",
+                stacklevel=5,
+            )
+
+    def _check_paths(self) -> None:
+        if not re.fullmatch(r"(/[A-Za-z0-9._~-]+)+", self.prefix) or "/." in self.prefix:
+            raise ConfigError("prefix is a path such as /auth, without a slash at its end")
+        for path in self.exempt:
+            if not path.startswith("/") or "*" in path.removesuffix("/*"):
+                raise ConfigError(
+                    f"exempt path {path!r} has to start with / and may end in /* for a subtree"
+                )
+
+    def _check_cookie(self) -> None:
+        name = self.cookie_name
+        if name is None:
+            return
+        if not _TOKEN.match(name) or len(name) > 64:
+            raise ConfigError("cookie_name is a token of letters, digits, - and _ (RFC 6265)")
+        if name.startswith(("__Host-", "__Secure-")) and self.cookie_secure is False:
+            raise ConfigError(f"cookie_name {name} needs a secure cookie: drop cookie_secure=False")
+
+
+def seconds(value: float | timedelta) -> float:
+    """A time of the configuration in seconds."""
+    return value.total_seconds() if isinstance(value, timedelta) else value
+
+
+def _parse(name: str, value: str) -> Any:
+    if name in ("secret_key", "exempt", "allowed_hosts"):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    if name in ("cookie_secure", "cross_site_check"):
+        if value.lower() in _TRUE:
+            return True
+        if value.lower() in _FALSE:
+            return False
+        raise ConfigError(f"CM_AUTH_{name.upper()} is true or false")
+    return value
+
+
+def _strings(name: str, value: str | Iterable[str]) -> tuple[str, ...]:
+    values = (value,) if isinstance(value, str) else tuple(value)
+    if not all(isinstance(item, str) for item in values):
+        raise ConfigError(f"{name} is a string or several strings")
+    return values
+
+
+def _seconds(name: str, value: float | str | timedelta) -> float:
+    try:
+        number = float(value.total_seconds() if isinstance(value, timedelta) else value)
+    except (TypeError, ValueError):
+        raise ConfigError(f"{name} is a number of seconds or a timedelta") from None
+    least = 0 if name == "refresh_leeway" else 0.001
+    if not least <= number < 10**10:
+        raise ConfigError(f"{name} has to be a positive number of seconds")
+    return number
+
+
+def _split(name: str, value: str) -> Any:
+    try:
+        parts = urlsplit(value)
+        _ = parts.port  # raises on a port that is no number
+    except ValueError:
+        raise ConfigError(f"{name} is not a URL") from None
+    return parts
+
+
+def _is_loopback(host: str) -> bool:
+    return host == "localhost" or host == "::1" or host.startswith("127.")

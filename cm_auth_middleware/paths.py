@@ -1,0 +1,64 @@
+"""Judging paths: where a browser may be sent, and which paths need no login."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from urllib.parse import unquote, urlsplit
+
+MAX_TARGET = 4096  # characters
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
+
+def safe_target(target: str | None, root_path: str = "") -> str:
+    """Return `target` if a browser reads it as a path of this app, else the app's root.
+
+    Judged as the URL standard (WHATWG) resolves it, raw and decoded: a backslash counts as a
+    slash, tabs and line ends vanish, dot segments collapse.
+    """
+    root = f"{root_path}/"
+    if not target or len(target) > MAX_TARGET or not target.isascii():
+        return root
+    forms = (target, unquote(target), unquote(unquote(target)))
+    if not all(_is_local(form.split("?", 1)[0].split("#", 1)[0]) for form in forms):
+        return root
+    if _CONTROL.search(target) or " " in target or "\\" in target:
+        return root
+    try:
+        parts = urlsplit(target)
+    except ValueError:
+        return root
+    if parts.scheme or parts.netloc or not (target == root_path or target.startswith(root)):
+        return root
+    return target
+
+
+def _is_local(path: str) -> bool:
+    if not path.startswith("/") or "\\" in path or _CONTROL.search(path):
+        return False
+    if any(character in path for character in "\uff0f\u2044\u2215\u29f8\uff3c"):
+        return False  # what looks like a slash, or becomes one when normalized
+    # "/..//evil" and "/.//evil" resolve to "//evil".
+    return "//" not in path and not {".", ".."} & set(path.split("/"))
+
+
+class ExemptPaths:
+    """The paths that need no login: exact ones, and subtrees ending in ``/*``.
+
+    Judged on the path that the framework routes; a path that could be read in two ways (an
+    empty or dot segment, a backslash, an encoded slash) is never exempt.
+    """
+
+    def __init__(self, patterns: Iterable[str]) -> None:
+        patterns = tuple(patterns)
+        self._exact = frozenset(p for p in patterns if not p.endswith("/*"))
+        self._trees = tuple(p[:-1] for p in patterns if p.endswith("/*"))
+
+    def __contains__(self, path: str) -> bool:
+        if path in self._exact:
+            return True
+        return bool(self._trees) and path.startswith(self._trees) and _is_unambiguous(path)
+
+
+def _is_unambiguous(path: str) -> bool:
+    return _is_local(path) and "%" not in path and ";" not in path
