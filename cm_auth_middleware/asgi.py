@@ -1,0 +1,249 @@
+"""The ASGI shell: a pure ASGI middleware around the flow."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypedDict, cast
+
+import anyio
+from starlette.datastructures import Headers as ASGIHeaders
+from starlette.datastructures import MutableHeaders
+
+from .engine import AuthEngine
+from .errors import SessionExpiredError, UnavailableError
+from .flow import Access, Answer, Request
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+    from .client import AsyncCMClient
+    from .config import CMAuthConfig
+    from .session import Session
+
+_WATCH = 30.0  # seconds between looks at the session of an open WebSocket
+_LOGGED_OUT = 4401  # close code: 4000 + 401, in the range for applications (RFC 6455 §7.4.2)
+
+
+class CMState(TypedDict):
+    """What ``request.state`` holds, for ``Request[CMState]``."""
+
+    cm: AsyncCMClient
+    cm_session: Session
+    cm_auth: AuthEngine
+
+
+class CMAuthMiddleware:
+    """Puts an ASGI app behind a CameraManager login.
+
+    Args:
+        app: the application.
+        config: options in one object; keywords override them.
+        engine: an engine made elsewhere, instead of options.
+        options: see `CMAuthConfig`; what is missing is read from ``CM_AUTH_<OPTION>``.
+
+    Raises:
+        ConfigError: an option is missing or wrong; the message names it.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        config: CMAuthConfig | None = None,
+        engine: AuthEngine | None = None,
+        **options: Any,
+    ) -> None:
+        self.app = app
+        self.engine = AuthEngine.resolve(engine, config, options)
+        self._flow = self.engine.flow
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one connection. A scope type that is unknown is refused, never passed through."""
+        if scope["type"] == "lifespan":
+            await self._lifespan(scope, receive, send)
+        elif scope["type"] == "http":
+            await self._http(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await self._websocket(scope, receive, send)
+        else:
+            raise RuntimeError(f"unknown ASGI scope type {scope['type']!r}")
+
+    async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            await self.engine.close()
+
+    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = _request(scope)
+        outcome = await self._flow.handle(request)
+        if isinstance(outcome, Answer):
+            await _send(outcome, send, head=request.method == "HEAD")
+            return
+        session = outcome.session
+        self._hand_over(scope, session)
+        response = _Response(self, request, outcome, send)
+        try:
+            await self.app(scope, receive, response.send)
+        except Exception as error:
+            answer = self.answer_to(request, error)
+            if answer is None or response.started:
+                raise
+            await response.answer(answer)
+
+    def answer_to(self, request: Request, error: BaseException) -> Answer | None:
+        """The answer to an error of ours that a handler let pass; None for any other error."""
+        while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+            error = error.exceptions[0]  # a task group on the way wrapped it
+        if isinstance(error, SessionExpiredError):
+            return self._flow.unauthenticated(request)
+        if isinstance(error, UnavailableError):
+            return self._flow.unavailable(request, error)
+        return None
+
+    def _hand_over(self, scope: Scope, session: Session | None) -> None:
+        state = scope.setdefault("state", {})
+        state["cm_auth"] = self.engine
+        state["cm_session"] = session
+        state["cm"] = self.engine.client(session) if session is not None else None
+
+    async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        outcome = await self._flow.handle(_request(scope), websocket=True)
+        if isinstance(outcome, Answer):
+            await _deny(outcome, scope, receive, send)
+            return
+        self._hand_over(scope, outcome.session)
+        if outcome.session is None:
+            await self.app(scope, receive, send)
+            return
+        watch = _Watch(self, outcome.session, receive, send)
+        await self.app(scope, watch.receive, watch.send)
+
+
+class _Response:
+    """The application's response on its way out."""
+
+    def __init__(
+        self, middleware: CMAuthMiddleware, request: Request, access: Access, send: Send
+    ) -> None:
+        self._middleware = middleware
+        self._request = request
+        self._access = access
+        self._send = send
+        self._answered = False
+        self.started = False
+
+    async def send(self, message: Message) -> None:
+        """Pass a message of the application on, unless an answer of ours took its place."""
+        if self._answered:
+            return
+        if message["type"] == "http.response.start":
+            session = self._access.session
+            if session is not None:
+                if session.trouble is not None and message["status"] >= 500:
+                    # The framework caught our error on its way and made a 500 of it.
+                    answer = self._middleware.answer_to(self._request, session.trouble)
+                    if answer is not None:
+                        await self.answer(answer)
+                        return
+                await self._middleware.engine.flow.save(session)
+                self._decorate(message)
+            self.started = True
+        await self._send(message)
+
+    async def answer(self, answer: Answer) -> None:
+        """Send an answer of ours instead of the application's, once."""
+        if not self._answered:
+            self._answered = True
+            await _send(answer, self._send, head=self._request.method == "HEAD")
+
+    def _decorate(self, message: Message) -> None:
+        headers = MutableHeaders(scope=message)
+        if "cache-control" not in headers:
+            headers["cache-control"] = "no-store"
+        headers.add_vary_header("Cookie")
+        for name, value in self._access.headers:
+            headers.append(name, value)
+
+
+class _Watch:
+    """Closes a WebSocket within a minute after its session was logged out elsewhere."""
+
+    def __init__(
+        self, middleware: CMAuthMiddleware, session: Session, receive: Receive, send: Send
+    ) -> None:
+        self._middleware = middleware
+        self._session = session
+        self._receive = receive
+        self._send = send
+        self._looked_at = anyio.current_time()
+        self._closed = False
+
+    async def receive(self) -> Message:
+        while not self._closed:
+            with anyio.move_on_after(_WATCH):
+                message = await self._receive()
+                await self._look()
+                return message
+            await self._look()
+        return {"type": "websocket.disconnect", "code": _LOGGED_OUT}
+
+    async def send(self, message: Message) -> None:
+        await self._look()
+        if not self._closed:
+            await self._send(message)
+
+    async def _look(self) -> None:
+        now = anyio.current_time()
+        if self._closed or now - self._looked_at < _WATCH - 1:
+            return
+        self._looked_at = now
+        try:
+            alive = await self._middleware.engine.flow.is_alive(self._session)
+        except UnavailableError:
+            return
+        if not alive:
+            self._closed = True
+            await self._send({"type": "websocket.close", "code": _LOGGED_OUT})
+
+
+def _request(scope: Scope) -> Request:
+    headers = ASGIHeaders(scope=scope)
+    root_path = scope.get("root_path", "").rstrip("/")
+    path = scope["path"]
+    if root_path and (path == root_path or path.startswith(root_path + "/")):
+        path = path[len(root_path) :]
+    return Request(
+        method=scope.get("method", "GET"),
+        scheme=scope.get("scheme", "http"),
+        host=headers.get("host", ""),
+        root_path=root_path,
+        path=path,
+        query=scope.get("query_string", b"").decode("latin-1"),
+        header=headers.get,
+        cookies=_cookies(headers.getlist("cookie")),
+    )
+
+
+def _cookies(lines: list[str]) -> list[tuple[str, str]]:
+    """Every name and value, duplicates included: which of two counts is the flow's to judge."""
+    pairs = (part.partition("=") for line in lines for part in line.split(";")[:200])
+    return [(name.strip(), value.strip()) for name, _, value in pairs]
+
+
+async def _send(answer: Answer, send: Send, *, head: bool) -> None:
+    headers = [(name.lower().encode(), value.encode("latin-1")) for name, value in answer.headers]
+    headers.append((b"content-length", str(len(answer.body)).encode()))
+    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+    await send({"type": "http.response.body", "body": b"" if head else answer.body})
+
+
+async def _deny(answer: Answer, scope: Scope, receive: Receive, send: Send) -> None:
+    """Refuse a WebSocket before it is accepted (the ASGI denial response extension)."""
+    await receive()  # websocket.connect
+    if "websocket.http.response" not in cast("dict[str, Any]", scope.get("extensions") or {}):
+        await send({"type": "websocket.close", "code": _LOGGED_OUT})
+        return
+    headers = [(name.lower().encode(), value.encode("latin-1")) for name, value in answer.headers]
+    start = {"type": "websocket.http.response.start", "status": answer.status, "headers": headers}
+    await send(start)
+    await send({"type": "websocket.http.response.body", "body": answer.body})

@@ -1,0 +1,205 @@
+"""The messages to CameraManager: authorize URL, code exchange, refresh, logout, ``users/self``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
+
+import httpx2
+from authlib.integrations.base_client import OAuthError as AuthlibError
+from authlib.integrations.httpx_client import AsyncOAuth2Client
+
+from .config import CMAuthConfig, seconds
+from .errors import OAuthError, OperatorError, UnavailableError
+from .session import Tokens
+
+if TYPE_CHECKING:
+    from .ports import AsyncPorts
+
+GRANT_REFUSED = frozenset({"invalid_grant", "invalid_token"})
+_KEY_REFUSED = frozenset({"invalid_client", "unauthorized", "unauthorized_client"})
+_KNOWN = GRANT_REFUSED | {
+    "invalid_request",
+    "invalid_scope",
+    "unsupported_grant_type",
+    "access_denied",
+}
+_UNKNOWN_LIFETIME = 3600.0  # seconds, when expires_in is missing or no number
+_SHORTEST_LIFETIME = 10.0  # seconds: a server that says 0 must not make us refresh on every request
+_LONGEST_LIFETIME = 10 * 365 * 86_400.0
+_HEADERS = {"Accept": "application/json", "Content-Type": "application/x-www-form-urlencoded"}
+
+
+class CameraManager:
+    """CameraManager's OAuth server, as this application's API key sees it."""
+
+    def __init__(self, config: CMAuthConfig, ports: AsyncPorts) -> None:
+        self._config = config
+        self._ports = ports
+        self._token_url = f"{config.base_url}/oauth/token"
+
+    def authorization_url(self, redirect_uri: str, state: str, code_verifier: str) -> str:
+        """Where to send the browser (RFC 6749 §4.1.1, RFC 7636 §4.3)."""
+        url, _ = self._client().create_authorization_url(
+            f"{self._config.base_url}/oauth/authorize",
+            state=state,
+            code_verifier=code_verifier,
+            redirect_uri=redirect_uri,
+        )
+        return str(url)
+
+    async def exchange(self, code: str, redirect_uri: str, code_verifier: str) -> Tokens:
+        """Trade a code for tokens (RFC 6749 §4.1.3): `redirect_uri` byte for byte the first one."""
+        answer = await self._token_call(
+            lambda client: client.fetch_token(
+                self._token_url,
+                grant_type="authorization_code",
+                code=code,
+                redirect_uri=redirect_uri,
+                code_verifier=code_verifier,
+                headers=dict(_HEADERS),
+            )
+        )
+        return self._tokens(answer, None)
+
+    async def refresh(self, refresh_token: str) -> Tokens:
+        """Trade a refresh token for new tokens (RFC 6749 §6).
+
+        Raises:
+            OAuthError: with ``invalid_grant`` or ``invalid_token`` the grant is over.
+            OperatorError: the API key is refused.
+            UnavailableError: ask again later.
+        """
+        answer = await self._token_call(
+            lambda client: client.refresh_token(
+                self._token_url, refresh_token=refresh_token, headers=dict(_HEADERS)
+            )
+        )
+        return self._tokens(answer, refresh_token)
+
+    async def user(self, access_token: str) -> dict[str, Any]:
+        """Read ``users/self``."""
+        response = await self._api_call("GET", "/rest/v2.3/users/self", access_token)
+        if response.status_code != 200:
+            raise UnavailableError(f"CameraManager answered {response.status_code} to users/self")
+        try:
+            user = response.json()
+        except ValueError:
+            user = None
+        if not isinstance(user, dict):
+            raise UnavailableError("CameraManager's users/self is no JSON object")
+        return user
+
+    async def revoke(self, access_token: str) -> bool:
+        """Delete the access and the refresh token at CameraManager (the guide's logout)."""
+        path = "/rest/v2.0/users/self/tokens/current"
+        return (await self._api_call("DELETE", path, access_token)).status_code < 300
+
+    async def _api_call(self, method: str, path: str, access_token: str) -> httpx2.Response:
+        headers = {"Accept": "application/json", "Authorization": f"Bearer {access_token}"}
+
+        async def call() -> httpx2.Response:
+            async with httpx2.AsyncClient(transport=self._ports.bounded_transport()) as client:
+                return await client.request(
+                    method,
+                    self._config.base_url + path,
+                    headers=headers,
+                    timeout=self._ports.timeout,
+                )
+
+        response: httpx2.Response = await self._guarded(call)
+        return response
+
+    async def _token_call(self, send: Callable[[Any], Awaitable[Any]]) -> dict[str, Any]:
+        client = self._client()
+        client.register_compliance_hook("access_token_response", _checked)
+        client.register_compliance_hook("refresh_token_response", _checked)
+        try:
+            return dict(await self._guarded(lambda: send(client)))
+        except AuthlibError as refused:
+            error = str(refused.error)
+        # Raised out here, so that Authlib's error (whose description may repeat a token) is not
+        # its context.
+        if error in _KEY_REFUSED:
+            raise OperatorError(error)
+        raise OAuthError(error if error in _KNOWN else "an unknown error")
+
+    async def _guarded(self, call: Callable[[], Awaitable[Any]]) -> Any:
+        try:
+            return await self._ports.call(call)
+        except httpx2.HTTPError as error:
+            reason = type(error).__name__
+        except (ValueError, httpx2.StreamError):
+            reason = "an answer that is no JSON object"
+        raise UnavailableError(f"CameraManager cannot be reached ({reason})")
+
+    def _client(self) -> Any:
+        """Authlib's client on the shared pool; one for each call, since it keeps the token."""
+        return AsyncOAuth2Client(
+            self._config.client_id,
+            self._config.client_secret,
+            token_endpoint_auth_method="client_secret_basic",  # noqa: S106 - a method's name
+            scope=self._config.scope,
+            code_challenge_method="S256",
+            transport=self._ports.bounded_transport(),
+            timeout=self._ports.timeout,
+        )
+
+    def _tokens(self, answer: dict[str, Any], refresh_token: str | None) -> Tokens:
+        now = self._ports.clock()
+        lifetime = answer["expires_in"]
+        if refresh_token is not None:
+            lifetime = max(lifetime, _SHORTEST_LIFETIME)
+        leeway = min(seconds(self._config.refresh_leeway), lifetime / 2)
+        return Tokens(
+            access_token=answer["access_token"],
+            refresh_token=answer.get("refresh_token") or refresh_token,
+            expires_at=now + lifetime,
+            refresh_at=now + lifetime - leeway,
+            scope=answer.get("scope") or self._config.scope,
+        )
+
+
+def _checked(response: httpx2.Response) -> httpx2.Response:
+    """Let a token answer through to Authlib once every field of it is what it says it is."""
+    if response.status_code == 429 or response.status_code >= 500:
+        raise UnavailableError(
+            f"CameraManager answered {response.status_code}",
+            retry_after=_retry_after(response.headers.get("Retry-After")),
+        )
+    if response.is_redirect:
+        raise UnavailableError("CameraManager redirected the token call")
+    answer = response.json()
+    if not isinstance(answer, dict):
+        raise ValueError("no JSON object")
+    if "error" in answer:
+        return response
+    if response.status_code != 200:
+        raise UnavailableError(f"CameraManager answered {response.status_code}")
+    clean: dict[str, Any] = {"expires_in": _lifetime(answer.get("expires_in"))}
+    if str(answer.get("token_type") or "bearer").lower() != "bearer":
+        raise UnavailableError("CameraManager gave a token that is no bearer token")
+    for name in ("access_token", "refresh_token", "scope"):
+        value = answer.get(name)
+        if isinstance(value, str) and value:
+            clean[name] = value
+    token = clean.get("access_token", "")
+    if not token or not token.isascii() or not token.isprintable() or " " in token:
+        raise UnavailableError("CameraManager gave no access token")
+    return httpx2.Response(200, json=clean, request=response.request)
+
+
+def _lifetime(value: Any) -> float:
+    try:
+        seconds = float(value)
+    except (TypeError, ValueError):
+        return _UNKNOWN_LIFETIME
+    if math.isnan(seconds) or isinstance(value, bool):
+        return _UNKNOWN_LIFETIME
+    return min(max(seconds, 0.0), _LONGEST_LIFETIME)
+
+
+def _retry_after(value: str | None) -> float:
+    """Seconds to wait; the date form of Retry-After (RFC 9110 §10.2.3) counts as the least."""
+    return min(float(value), 60.0) if value and value.isdecimal() else 1.0
