@@ -68,10 +68,12 @@ class CMAuthMiddleware:
             raise RuntimeError(f"unknown ASGI scope type {scope['type']!r}")
 
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await self.app(scope, receive, send)
-        finally:
-            await self.engine.close()
+        async def closing_send(message: Message) -> None:
+            if message["type"].startswith("lifespan.shutdown."):
+                await self.engine.close()  # before the server hears of it and stops the loop
+            await send(message)
+
+        await self.app(scope, receive, closing_send)
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = _request(scope)

@@ -36,7 +36,7 @@ class _SessionCookie(SecurityBase):
 _Login = Annotated[Any, Security(_SessionCookie())]
 
 
-def get_session(state: _Login) -> Session:
+async def get_session(state: _Login) -> Session:
     """The session of this request.
 
     Raises:
@@ -52,9 +52,9 @@ def get_session(state: _Login) -> Session:
     return session
 
 
-def get_client(state: _Login) -> httpx2.AsyncClient:
+async def get_client(state: _Login) -> httpx2.AsyncClient:
     """The ready client of this request's user; raises as `get_session` does."""
-    get_session(state)
+    await get_session(state)
     client: httpx2.AsyncClient = state["cm"]
     return client
 

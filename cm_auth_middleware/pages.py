@@ -28,7 +28,7 @@ HEADERS = [
     (
         "Content-Security-Policy",
         f"default-src 'none'; style-src 'sha256-{_HASH}'; "
-         "form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+        "form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
     ),
     ("X-Content-Type-Options", "nosniff"),
     ("Referrer-Policy", "same-origin"),

@@ -115,7 +115,16 @@ class Session:
         reference: a short hash that names the session in logs; it opens nothing.
     """
 
-    __slots__ = ("_record", "_saved_data", "data", "ended", "key", "reference", "seal_key", "trouble")
+    __slots__ = (
+        "_record",
+        "_saved_data",
+        "data",
+        "ended",
+        "key",
+        "reference",
+        "seal_key",
+        "trouble",
+    )
 
     def __init__(self, key: str, seal_key: bytes, record: Record) -> None:
         self.key = key

@@ -58,7 +58,9 @@ class Net(httpx2.AsyncBaseTransport):
 class World:
     """One simulator, one app behind the middleware, one clock."""
 
-    def __init__(self, *, app: Any = None, settings: Settings | None = None, **options: Any) -> None:
+    def __init__(
+        self, *, app: Any = None, settings: Settings | None = None, **options: Any
+    ) -> None:
         self.clock = Clock()
         self.net = Net()
         self.sim = Simulator(settings or Settings(), clock=self.clock)

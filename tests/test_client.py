@@ -1,0 +1,164 @@
+"""The ready client: where the bearer goes, and where it does not."""
+
+from __future__ import annotations
+
+import httpx2
+import pytest
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+from .support import CM, World, make_app
+
+pytestmark = pytest.mark.anyio
+
+OTHER = "http://evil.example"
+
+
+async def stranger(scope, receive, send) -> None:
+    await PlainTextResponse("stranger")(scope, receive, send)
+
+
+def sent_to(world: World, origin: str) -> list[httpx2.Request]:
+    return [r for r in world.net.seen if f"{r.url.scheme}://{r.url.netloc.decode()}" == origin]
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        OTHER,
+        "https://127.0.0.1:9400",
+        "http://127.0.0.1:9401",
+        "http://127.0.0.1.evil.example:9400",
+    ],
+)
+async def test_an_absolute_url_elsewhere_goes_without_the_bearer(world: World, origin: str) -> None:
+    world.net.add(origin, stranger)
+    browser = await world.login()
+    response = await browser.get("/api/x", params={"url": f"{origin}/x"})
+    assert response.json() == {"status": 200, "text": "stranger"}
+    [request] = sent_to(world, origin)
+    assert "authorization" not in request.headers
+    assert "cookie" not in request.headers
+
+
+async def test_a_user_part_does_not_fool_the_origin_check(world: World) -> None:
+    world.net.add(OTHER, stranger)
+    browser = await world.login()
+    await browser.get("/api/x", params={"url": "http://127.0.0.1:9400@evil.example/x"})
+    [request] = sent_to(world, OTHER)
+    assert "Bearer" not in request.headers.get("authorization", "")
+
+
+@pytest.mark.parametrize("origin", [OTHER, "https://127.0.0.1:9400", "http://127.0.0.1:9401"])
+async def test_a_redirect_elsewhere_is_followed_without_bearer_and_cookies(origin: str) -> None:
+    world = World()
+    world.net.add(origin, stranger)
+
+    async def handler(request: Request) -> Response:
+        cm = request.state.cm
+        await cm.get("/rest/v2.4/set-cookie")
+        answer = await cm.get(f"/rest/v2.4/redirect?to={origin}/x", follow_redirects=True)
+        return PlainTextResponse(answer.text)
+
+    world.app.app = make_app([Route("/go", handler)])
+    browser = await world.login()
+    assert (await browser.get("/go")).text == "stranger"
+    [request] = sent_to(world, origin)
+    assert "authorization" not in request.headers
+    assert "cookie" not in request.headers
+
+
+async def test_cookies_of_one_user_never_reach_another(world: World) -> None:
+    one, two = await world.login(), await world.login(email="bob@example.com")
+    await one.get("/api/x", params={"url": "/rest/v2.4/set-cookie"})
+    await two.get("/cameras")
+    [call] = world.sim.calls("/rest/v2.4/cameras")
+    assert "cookie" not in call.headers
+
+
+async def test_closing_the_client_leaves_the_pool_open() -> None:
+    async def handler(request: Request) -> Response:
+        async with request.state.cm as cm:
+            first = await cm.get("/rest/v2.4/cameras")
+        return JSONResponse({"status": first.status_code, "closed": cm.is_closed})
+
+    world = World(app=make_app([Route("/closing", handler)]))
+    browser = await world.login()
+    for _ in range(2):
+        assert (await browser.get("/closing")).json() == {"status": 200, "closed": True}
+    assert (await browser.get("/cameras")).status_code == 200
+
+
+async def test_a_snapshot_streams_through(world: World) -> None:
+    browser = await world.login()
+    response = await browser.get("/snapshot/2001")
+    assert response.headers["content-type"] == "image/jpeg"
+    assert response.content.startswith(b"\xff\xd8")
+
+
+async def test_a_client_that_is_kept_goes_on_after_another_request_refreshed() -> None:
+    kept = []
+
+    async def keep(request: Request) -> Response:
+        kept.append(request.state.cm)
+        return PlainTextResponse("kept")
+
+    world = World(app=make_app([Route("/keep", keep)]))
+    browser = await world.login()
+    await browser.get("/keep")
+    for _ in range(2):
+        world.clock.tick(43300)
+        assert (await browser.get("/cameras")).status_code == 200
+        assert (await kept[0].get("/rest/v2.4/cameras")).status_code == 200
+    assert len(world.sim.token_calls("refresh_token")) == 2
+
+
+async def test_a_handlers_own_authorization_is_left_alone(world: World) -> None:
+    async def handler(request: Request) -> Response:
+        headers = {"Authorization": "Bearer mine"}
+        answer = await request.state.cm.get("/rest/v2.4/cameras", headers=headers)
+        return PlainTextResponse(str(answer.status_code))
+
+    world.app.app = make_app([Route("/own", handler)])
+    browser = await world.login()
+    assert (await browser.get("/own")).text == "401"
+    assert world.sim.token_calls("refresh_token") == []
+
+
+async def test_a_redirect_inside_the_api_keeps_the_bearer(world: World) -> None:
+    browser = await world.login()
+    params = {"url": f"/rest/v2.4/redirect?to={CM}/rest/v2.4/cameras", "follow": "1"}
+    assert (await browser.get("/api/x", params=params)).json()["status"] == 200
+
+
+async def test_a_session_that_dies_in_a_framework_that_answers_itself_is_answered_too() -> None:
+    async def app(scope, receive, send) -> None:
+        request = Request(scope, receive)
+        try:
+            await request.state.cm.get("/rest/v2.4/cameras")
+        except Exception:
+            await PlainTextResponse("boom", 500)(scope, receive, send)
+
+    world = World(app=app)
+    browser = world.browser()
+    start = await browser.get("/")
+    await browser.get(browser.callback_url(start.headers["location"]))
+    world.sim.revoke_user("anna@example.com")
+    world.clock.tick(60)
+    assert (await browser.get("/")).status_code == 302
+
+
+async def test_a_response_that_has_started_is_not_answered_twice() -> None:
+    async def app(scope, receive, send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"half", "more_body": True})
+        await Request(scope, receive).state.cm.get("/rest/v2.4/cameras")
+
+    world = World(app=app)
+    browser = world.browser()
+    start = await browser.get("/")
+    await browser.get(browser.callback_url(start.headers["location"]))
+    world.sim.revoke_user("anna@example.com")
+    with pytest.raises(Exception, match="log in again"):
+        await browser.get("/")

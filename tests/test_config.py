@@ -1,0 +1,98 @@
+"""The options: one clear error each, at construction."""
+
+from __future__ import annotations
+
+import warnings
+from datetime import timedelta
+
+import pytest
+
+from cm_auth_middleware import AuthEngine, CMAuthConfig, CMAuthMiddleware, ConfigError
+
+from .support import SECRET_KEY, make_app
+
+GOOD = {"client_id": "id", "client_secret": "secret", "secret_key": SECRET_KEY}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"client_id": ""}, "client_id is missing: .*CM_AUTH_CLIENT_ID"),
+        ({"client_secret": None}, "client_secret is missing"),
+        ({"secret_key": ""}, "secret_key is missing"),
+        ({"secret_key": "short"}, "secret_key is too weak"),
+        ({"secret_key": "a" * 40}, "secret_key is too weak"),
+        ({"secret_key": [SECRET_KEY, "short"]}, "secret_key is too weak"),
+        ({"client_secret": SECRET_KEY}, "secret_key equals client_secret"),
+        ({"store": "mongodb://x"}, "store has an unknown scheme"),
+        ({"base_url": "rest.cameramanager.com"}, "base_url needs a scheme"),
+        ({"base_url": "https://user:pw@host"}, "base_url is scheme, host and port"),
+        ({"base_url": "https://host:x"}, "base_url is not a URL"),
+        ({"redirect_uri": "/auth/callback"}, "redirect_uri is not absolute"),
+        ({"redirect_uri": "https://host/elsewhere"}, "redirect_uri has to end in /auth/callback"),
+        ({"redirect_uri": "https://host/auth/callback#x"}, "redirect_uri has a fragment"),
+        ({"scope": "admin"}, "scope is 'read' or 'write'"),
+        ({"prefix": "auth/"}, "prefix is a path"),
+        ({"exempt": ["health"]}, "exempt path 'health'"),
+        ({"exempt": ["/a*b/*"]}, "exempt path"),
+        ({"timeout": "soon"}, "timeout is a number of seconds"),
+        ({"idle_timeout": -1}, "idle_timeout has to be a positive"),
+        ({"cookie_name": "a b"}, "cookie_name is a token"),
+        ({"cookie_name": "__Host-x", "cookie_secure": False}, "needs a secure cookie"),
+        ({"colour": "blue"}, "unknown option colour; the options are"),
+        ({"store": object()}, "store is a URL or an object"),
+    ],
+)
+def test_a_wrong_option_is_one_clear_sentence(options, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        CMAuthMiddleware(make_app(), **{**GOOD, **options})
+
+
+def test_http_outside_loopback_is_a_warning() -> None:
+    with pytest.warns(UserWarning, match="base_url is http:// outside loopback"):
+        CMAuthMiddleware(make_app(), **GOOD, base_url="http://cm.example")
+    with pytest.warns(UserWarning, match="redirect_uri is http:// outside loopback"):
+        CMAuthMiddleware(make_app(), **GOOD, redirect_uri="http://app.example/auth/callback")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        CMAuthMiddleware(make_app(), **GOOD, base_url="http://127.0.0.1:9400")
+
+
+def test_options_come_from_the_environment_and_keywords_override(monkeypatch) -> None:
+    monkeypatch.setenv("CM_AUTH_CLIENT_ID", "from-env")
+    monkeypatch.setenv("CM_AUTH_CLIENT_SECRET", "secret")
+    monkeypatch.setenv("CM_AUTH_SECRET_KEY", f"{SECRET_KEY}old,{SECRET_KEY}new")
+    monkeypatch.setenv("CM_AUTH_EXEMPT", "/health, /static/*")
+    monkeypatch.setenv("CM_AUTH_COOKIE_SECURE", "true")
+    monkeypatch.setenv("CM_AUTH_TIMEOUT", "2.5")
+    config = CMAuthConfig.from_env()
+    assert config.client_id == "from-env"
+    assert config.secret_key == (f"{SECRET_KEY}old", f"{SECRET_KEY}new")
+    assert config.exempt == ("/health", "/static/*")
+    assert config.cookie_secure is True
+    assert config.timeout == 2.5
+    assert CMAuthMiddleware(make_app()).engine.config.client_id == "from-env"
+    engine = CMAuthMiddleware(make_app(), config=config, client_id="keyword").engine
+    assert engine.config.client_id == "keyword"
+    assert engine.config.timeout == 2.5
+    monkeypatch.setenv("CM_AUTH_COOKIE_SECURE", "perhaps")
+    with pytest.raises(ConfigError, match="CM_AUTH_COOKIE_SECURE is true or false"):
+        CMAuthConfig.from_env()
+
+
+def test_times_may_be_timedeltas() -> None:
+    assert CMAuthConfig(**GOOD, idle_timeout=timedelta(hours=1)).idle_timeout == 3600
+
+
+def test_secrets_are_not_in_the_repr() -> None:
+    config = CMAuthConfig(**GOOD, store="memory://")
+    for text in (repr(config), str(config), repr(AuthEngine(config))):
+        assert SECRET_KEY not in text
+        assert "secret'" not in text.replace("'client_secret'", "")
+
+
+def test_an_engine_is_shared_and_takes_no_other_options() -> None:
+    engine = AuthEngine(**GOOD)
+    assert CMAuthMiddleware(make_app(), engine=engine).engine is engine
+    with pytest.raises(ConfigError, match="engine is given"):
+        CMAuthMiddleware(make_app(), engine=engine, client_id="x")

@@ -1,0 +1,141 @@
+"""The same over real sockets: uvicorn in a thread for the app and for CameraManager."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+
+import httpx2
+import pytest
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from cm_auth_middleware import CMAuthMiddleware
+from cm_auth_middleware.testing import AppServer, SimulatorServer
+
+from .support import HTML, SECRET_KEY, make_app
+
+
+async def digest(request: Request) -> Response:
+    """Stream a large answer through, without holding it."""
+    seen, size = hashlib.sha256(), 0
+    async with request.state.cm.stream("GET", "/rest/v2.4/big?bytes=20000000") as answer:
+        async for chunk in answer.aiter_bytes():
+            seen.update(chunk)
+            size += len(chunk)
+    return JSONResponse({"size": size, "sha256": seen.hexdigest()})
+
+
+@pytest.fixture
+def cm() -> Iterator[SimulatorServer]:
+    with SimulatorServer() as server:
+        yield server
+
+
+@pytest.fixture
+def site(cm: SimulatorServer) -> Iterator[AppServer]:
+    app = make_app([Route("/digest", digest)])
+    app.add_middleware(
+        CMAuthMiddleware,
+        client_id=cm.client_id,
+        client_secret=cm.client_secret,
+        secret_key=SECRET_KEY,
+        base_url=cm.url,
+        timeout=2,
+    )
+    with AppServer(app) as server:
+        yield server
+
+
+def log_in(site: AppServer, path: str = "/") -> httpx2.Client:
+    """Walk through CameraManager's real forms, as a person does."""
+    browser = httpx2.Client(base_url=site.url, headers=HTML, follow_redirects=True)
+    page = browser.get(path)
+    for fields in ({"email": "anna@example.com", "password": "cameras"}, {"decision": "allow"}):
+        inputs = dict(re.findall(r'<input type="hidden" name="(\w+)" value="([^"]*)"', page.text))
+        inputs = {k: v.replace("&amp;", "&") for k, v in inputs.items()}
+        page = browser.post(page.url, data={**inputs, **fields})
+    assert page.status_code == 200, page.text
+    return browser
+
+
+def test_a_whole_login_is_one_authorize_one_token_one_users_self(cm, site) -> None:
+    log_in(site, "/cameras").close()
+    calls = [(c.method, c.path, c.status) for c in cm.simulator.requests]
+    assert calls.count(("POST", "/oauth/token", 200)) == 1
+    assert calls.count(("GET", "/rest/v2.3/users/self", 200)) == 1
+    # A person who is new there sees two forms; logged in and consented, it is straight through.
+    cm.simulator.reset()
+    with closing(log_in(site)) as browser:
+        browser.post("/auth/logout", follow_redirects=False)
+        before = len(cm.simulator.requests)
+        assert browser.get("/cameras").status_code == 200
+    trace = [(c.method, c.path) for c in cm.simulator.requests[before:]]
+    assert trace == [
+        ("GET", "/oauth/authorize"),
+        ("POST", "/oauth/token"),
+        ("GET", "/rest/v2.3/users/self"),
+        ("GET", "/rest/v2.4/cameras"),
+    ]
+
+
+def test_many_requests_at_expiry_make_one_token_call(cm, site) -> None:
+    cm.simulator.settings.rotate_refresh_tokens = True
+    cm.simulator.settings.revoke_family_on_reuse = True
+    with closing(log_in(site)) as browser:
+        cm.simulator.expire_access_tokens()
+        statuses = []
+        threads = [
+            threading.Thread(target=lambda: statuses.append(browser.get("/cameras").status_code))
+            for _ in range(20)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert statuses == [200] * 20
+    assert len(cm.simulator.token_calls("refresh_token")) == 1
+
+
+def test_a_large_answer_streams_through(cm, site) -> None:
+    with closing(log_in(site)) as browser:
+        answer = browser.get("/digest").json()
+    assert answer["size"] == 20_000_000
+    assert answer["sha256"] == hashlib.sha256(bytes(20_000_000)).hexdigest()
+
+
+@pytest.mark.parametrize(("size", "first"), [(500_000, 200), (4_000_000, 401)])
+def test_a_streamed_body_is_repeated_while_it_is_small(cm, site, size, first) -> None:
+    body = bytes(range(256)) * (size // 256)
+
+    def chunks() -> Iterator[bytes]:
+        for start in range(0, len(body), 50_000):
+            yield body[start : start + 50_000]
+
+    with closing(log_in(site)) as browser:
+        cm.simulator.expire_access_tokens()
+        assert browser.post("/upload", content=chunks()).status_code == first
+        again = browser.post("/upload", content=chunks())
+    assert again.status_code == 200
+    assert again.json()["length"] == len(body)
+
+
+@pytest.mark.parametrize("what", ["hang", "drop", "lost"])
+def test_a_token_endpoint_that_does_not_answer_is_503_and_nobody_is_logged_out(
+    cm, site, what
+) -> None:
+    cm.simulator.settings.access_token_lifetime = 1
+    cm.simulator.settings.hang_time = 5
+    with closing(log_in(site)) as browser:
+        cm.simulator.expire_access_tokens()
+        cm.simulator.fail_token(what)
+        answer = browser.get("/cameras")
+        assert answer.status_code == 503
+        assert "still logged in" in answer.text
+        assert int(answer.headers["retry-after"]) >= 1
+        threading.Event().wait(1.1)  # the back-off of a real server runs on real time
+        assert browser.get("/cameras").status_code == 200
