@@ -1,0 +1,106 @@
+"""The ``cm-auth`` command."""
+
+from __future__ import annotations
+
+import importlib.util
+import secrets
+import sys
+import threading
+import webbrowser
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp
+
+try:
+    import click
+except ModuleNotFoundError:  # pragma: no cover - proven by the packaging test, not under coverage
+    sys.exit("cm-auth needs its extra: pip install 'cm_auth_middleware[demo]'")
+
+_LOOPBACK = ["localhost", "127.0.0.1", "[::1]"]
+
+
+@click.group()
+@click.version_option(package_name="cm_auth_middleware")
+def main() -> None:
+    """Tools for cm_auth_middleware."""
+
+
+@main.command()
+@click.option(
+    "--port", default=8000, show_default=True, help="Port of the dashboard; 0: a free one."
+)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--cm-port", default=0, help="Port of the simulated CameraManager; 0: a free one.")
+@click.option("--token-lifetime", default=43199, show_default=True, help="Seconds.")
+@click.option("--open", "open_browser", is_flag=True, help="Open the browser.")
+def demo(port: int, host: str, cm_port: int, token_lifetime: int, open_browser: bool) -> None:
+    """Run a simulated CameraManager and the dashboard on this machine; Ctrl-C ends both."""
+    try:
+        from cm_auth_middleware.testing import AppServer, Settings, Simulator, SimulatorServer
+
+        create_app = _dashboard().create_app
+    except ModuleNotFoundError as error:
+        raise click.UsageError(
+            f"the demo needs {error.name}: pip install 'cm_auth_middleware[demo]'"
+        ) from None
+    simulator = Simulator(
+        Settings(access_token_lifetime=token_lifetime),
+        client_secret=secrets.token_urlsafe(24),
+    )
+    try:
+        with SimulatorServer(simulator, cm_port, host) as cm:
+            app: ASGIApp = create_app(
+                client_id=cm.client_id,
+                client_secret=cm.client_secret,
+                secret_key=secrets.token_urlsafe(48),
+                base_url=cm.url,
+                allowed_hosts=[*_LOOPBACK, host],
+            )
+            with AppServer(app, port, host) as site:
+                _tell(site.url, cm.url, simulator.users[0])
+                if open_browser:
+                    threading.Thread(target=webbrowser.open, args=(site.url,), daemon=True).start()
+                _until_interrupted()
+    except RuntimeError as error:
+        raise click.ClickException(str(error)) from None
+    click.echo("Stopped.")
+
+
+def _tell(site: str, cm: str, user: Any) -> None:
+    click.echo(f"Simulated CameraManager at {cm}")
+    click.echo(f"Open      {site}")
+    click.echo(f"E-mail    {user.email}")
+    click.echo(f"Password  {user.password}")
+    click.echo("Ctrl-C ends both.")
+
+
+def _until_interrupted() -> None:
+    import signal
+
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    stop.wait()
+
+
+def _dashboard() -> ModuleType:
+    """Load the dashboard: from the wheel, or from the checkout around this package."""
+    here = Path(__file__).parent
+    places = (here / "_demo", here.parent / "examples" / "dashboard")
+    for place in places:
+        path = place / "app.py"
+        if path.is_file():
+            spec = importlib.util.spec_from_file_location("cm_auth_demo", path)
+            assert spec is not None  # noqa: S101 - for the type
+            assert spec.loader is not None  # noqa: S101
+            module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+            return module
+    raise click.ClickException("the dashboard example is not in this installation")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,18 @@
+"""The shortest app that works; its options come from the environment.
+
+export CM_AUTH_CLIENT_ID=… CM_AUTH_CLIENT_SECRET=… CM_AUTH_SECRET_KEY=…
+uvicorn examples.minimal:app
+"""
+
+from fastapi import FastAPI, Request
+
+from cm_auth_middleware import CMAuthMiddleware
+
+app = FastAPI()
+app.add_middleware(CMAuthMiddleware)
+
+
+@app.get("/")
+async def cameras(request: Request):
+    response = await request.state.cm.get("/rest/v2.4/cameras")
+    return response.json()

@@ -1,0 +1,149 @@
+"""A real Chromium at the dashboard: what a person would see."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cm_auth_middleware.testing import AppServer, SimulatorServer
+from tests.support import SECRET_KEY
+
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+FLAGS = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+
+pytestmark = pytest.mark.browser
+
+if CHROMIUM is None and not os.environ.get("CM_AUTH_REQUIRE_BROWSER"):
+    pytest.skip(
+        "NO BROWSER: install Chromium (apt-get install chromium) or set CHROMIUM",
+        allow_module_level=True,
+    )
+
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright  # noqa: E402
+
+
+def dashboard(cm: SimulatorServer):
+    path = Path(__file__).parents[2] / "examples" / "dashboard" / "app.py"
+    spec = importlib.util.spec_from_file_location("dashboard_under_test", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.create_app(
+        client_id=cm.client_id,
+        client_secret=cm.client_secret,
+        secret_key=SECRET_KEY,
+        base_url=cm.url,
+    )
+
+
+@pytest.fixture
+def cm() -> Iterator[SimulatorServer]:
+    with SimulatorServer() as server:
+        yield server
+
+
+@pytest.fixture
+def site(cm: SimulatorServer) -> Iterator[AppServer]:
+    with AppServer(dashboard(cm)) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def context(browser: Browser, site: AppServer) -> Iterator[BrowserContext]:
+    context = browser.new_context(base_url=site.url)
+    context.set_default_timeout(15_000)
+    yield context
+    context.close()
+
+
+def log_in(page: Page, path: str = "/") -> None:
+    page.goto(path)
+    page.get_by_label("E-mail").fill("anna@example.com")
+    page.get_by_label("Password").fill("cameras")
+    page.get_by_role("button", name="Log in").click()
+    page.get_by_role("button", name="Allow").click()
+
+
+def pictures(page: Page) -> list[bool]:
+    page.wait_for_function("[...document.images].every(image => image.complete)")
+    return page.evaluate("[...document.images].map(image => image.naturalWidth > 0)")
+
+
+def test_a_person_logs_in_and_sees_every_cameras_picture(context, site) -> None:
+    page = context.new_page()
+    log_in(page)
+    expect(page).to_have_url(f"{site.url}/")
+    expect(page.get_by_text("anna@example.com")).to_be_visible()
+    assert pictures(page) == [True, True, True]
+    expect(page.get_by_text("No picture while")).to_have_count(1)
+    stored = page.evaluate("JSON.stringify([localStorage, sessionStorage, document.cookie])")
+    assert stored == '[{},{},""]'
+
+
+def test_a_reload_after_the_access_token_expired_goes_unnoticed(context, cm, site) -> None:
+    page = context.new_page()
+    log_in(page)
+    cm.simulator.expire_access_tokens()
+    page.reload()
+    expect(page).to_have_url(f"{site.url}/")
+    assert all(pictures(page))
+    assert len(cm.simulator.token_calls("refresh_token")) == 1
+
+
+def test_two_tabs_log_in_at_once_and_land_on_their_own_pages(context, site) -> None:
+    one, two = context.new_page(), context.new_page()
+    one.goto("/cameras/2001?from=one")
+    two.goto("/cameras/2002?from=two")
+    for page in (one, two):
+        page.reload()  # both tabs wait at CameraManager; the first login serves the second
+        if page.get_by_label("E-mail").count():
+            page.get_by_label("E-mail").fill("anna@example.com")
+            page.get_by_label("Password").fill("cameras")
+            page.get_by_role("button", name="Log in").click()
+            page.get_by_role("button", name="Allow").click()
+    expect(one).to_have_url(f"{site.url}/cameras/2001?from=one")
+    expect(two).to_have_url(f"{site.url}/cameras/2002?from=two")
+
+
+def test_after_logout_back_shows_nothing_private(context, cm, site) -> None:
+    page = context.new_page()
+    log_in(page)
+    page.get_by_role("link", name="Front gate").click()
+    page.get_by_role("button", name="Log out").click()
+    expect(page.get_by_role("heading", name="You are logged out")).to_be_visible()
+    context.clear_cookies(name=re.compile("^(?!cm_auth)"))  # the login at CameraManager
+    page.go_back()
+    expect(page.get_by_role("button", name="Log in")).to_be_visible()
+    assert not page.url.startswith(site.url)
+    page.goto("/")
+    expect(page.get_by_label("E-mail")).to_be_visible()
+    assert cm.simulator.calls("/rest/*/tokens/current", "DELETE")
+
+
+def test_refusing_consent_is_a_page_with_a_way_back(context) -> None:
+    page = context.new_page()
+    page.goto("/cameras/2003")
+    page.get_by_label("E-mail").fill("anna@example.com")
+    page.get_by_label("Password").fill("cameras")
+    page.get_by_role("button", name="Log in").click()
+    page.get_by_role("button", name="Refuse").click()
+    expect(page.get_by_role("heading", name="Login was cancelled")).to_be_visible()
+    page.get_by_role("link", name="Try again").click()
+    page.get_by_role("button", name="Allow").click()
+    expect(page.get_by_role("heading", name="Warehouse")).to_be_visible()

@@ -1,0 +1,78 @@
+"""The demo: one command, a real process, a login through the forms, and a clean end."""
+
+from __future__ import annotations
+
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import httpx2
+import pytest
+
+from .support import HTML
+
+COMMAND = [sys.executable, "-m", "cm_auth_middleware.cli", "demo"]
+
+
+@pytest.fixture
+def demo() -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        [*COMMAND, "--port", "0"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def told(process: subprocess.Popen[str]) -> dict[str, str]:
+    assert process.stdout is not None
+    words: dict[str, str] = {}
+    while "Password" not in words:
+        line = process.stdout.readline()
+        assert line, process.stderr.read() if process.stderr else ""
+        name, _, value = line.strip().partition(" ")
+        words[name] = value.strip()
+    return words
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_demo_serves_a_login_and_cameras_and_ends_cleanly(demo, number) -> None:
+    words = told(demo)
+    with httpx2.Client(base_url=words["Open"], headers=HTML, follow_redirects=True) as browser:
+        page = browser.get("/")
+        for fields in (
+            {"email": words["E-mail"], "password": words["Password"]},
+            {"decision": "allow"},
+        ):
+            hidden = re.findall(r'<input type="hidden" name="(\w+)" value="([^"]*)"', page.text)
+            inputs = {name: value.replace("&amp;", "&") for name, value in hidden}
+            page = browser.post(page.url, data={**inputs, **fields})
+        assert "Your cameras" in page.text
+        assert "Front gate" in page.text
+        picture = browser.get("/cameras/2001/snapshot")
+        assert picture.headers["content-type"] == "image/jpeg"
+        assert picture.content.startswith(b"\xff\xd8")
+        assert browser.get("/cameras/3001").status_code == 404  # another account's camera
+        assert "No picture while" in browser.get("/cameras/2004").text
+    demo.send_signal(number)
+    out, err = demo.communicate(timeout=20)
+    assert demo.returncode == 0
+    assert "Traceback" not in out + err
+    assert out.rstrip().endswith("Stopped.")
+
+
+def test_a_port_in_use_is_one_clear_sentence() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        result = subprocess.run(
+            [*COMMAND, "--port", str(port)], capture_output=True, text=True, timeout=30, check=False
+        )
+    assert result.returncode == 1
+    assert str(port) in result.stderr
+    assert "in use" in result.stderr
+    assert "Traceback" not in result.stderr
