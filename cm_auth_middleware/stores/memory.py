@@ -83,10 +83,7 @@ class MemoryStore:
         """Memory is always there."""
 
     async def close(self) -> None:
-        """Forget everything."""
-        with self._lock:
-            self._values.clear()
-            self._leases.clear()
+        """Nothing to release; the sessions stay."""
 
     def _set(self, key: str, value: bytes, ttl: float) -> None:
         self._values[key] = (value, self._clock() + ttl)
