@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,7 +108,6 @@ class Site:
     origin: str
     mount: str
     server: str
-    process: subprocess.Popen[bytes]
     log: Path
 
     @property
@@ -163,8 +162,9 @@ def serve(
     app: str = "",
     mount: str = "",
     cwd: Path = ROOT,
+    silent: bool = True,
 ) -> Iterator[Site]:
-    """Run a server until the block ends; then it has to end at SIGTERM, without a complaint.
+    """Run a server until the block ends; then it has to end at SIGTERM.
 
     Args:
         server: its name in the tables above.
@@ -174,24 +174,44 @@ def serve(
         app: ``module:variable``.
         mount: the path that the app is under.
         cwd: the directory to run it in.
+        silent: no traceback may be in its output.
     """
     port = free_port()
     filled = [part.format(port=port, app=app) for part in command]
+    site = Site(f"http://127.0.0.1:{port}", mount, server, log)
+
+    def is_ready(client: httpx2.Client) -> bool:
+        return client.get(f"{site.origin}{site.mount}/health").status_code == 200
+
+    with running(filled, log, variables, is_ready, cwd):
+        yield site
+    if silent:
+        text = log.read_text(errors="replace")
+        assert "Traceback" not in text, text[-8000:]
+        assert "ResourceWarning" not in text, text[-8000:]
+
+
+@contextlib.contextmanager
+def running(
+    command: Sequence[str],
+    log: Path,
+    variables: Mapping[str, str],
+    is_ready: Callable[[httpx2.Client], bool],
+    cwd: Path,
+) -> Iterator[None]:
+    """Run a process; show its output when the block fails."""
     with log.open("wb") as output:
         process = subprocess.Popen(
-            filled, cwd=cwd, env=dict(variables), stdout=output, stderr=output,
+            command, cwd=cwd, env=dict(variables), stdout=output, stderr=output,
             stdin=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
-    site = Site(f"http://127.0.0.1:{port}", mount, server, process, log)
     try:
-        _wait(site)
-        yield site
-        _stop(site)
-        text = log.read_text(errors="replace")
-        assert "Traceback" not in text
-        assert "ResourceWarning" not in text
+        _wait(process, is_ready)
+        yield
+        process.terminate()
+        process.wait(_STOP)
     except BaseException:
-        sys.stdout.write(f"\n{' '.join(filled)}\n{log.read_text(errors='replace')[-8000:]}\n")
+        sys.stdout.write(f"\n{' '.join(command)}\n{log.read_text(errors='replace')[-8000:]}\n")
         raise
     finally:
         with contextlib.suppress(ProcessLookupError):
@@ -199,21 +219,13 @@ def serve(
         process.wait(_STOP)
 
 
-def _wait(site: Site) -> None:
+def _wait(process: subprocess.Popen[bytes], is_ready: Callable[[httpx2.Client], bool]) -> None:
     deadline = time.monotonic() + _START
     with httpx2.Client(timeout=10) as client:
         while time.monotonic() < deadline:
-            assert site.process.poll() is None, f"{site.server} ended: {site.process.returncode}"
+            assert process.poll() is None, f"it ended by itself, with {process.returncode}"
             with contextlib.suppress(httpx2.TransportError):
-                if client.get(f"{site.origin}{site.mount}/health").status_code == 200:
+                if is_ready(client):
                     return
             time.sleep(0.1)
-    raise AssertionError(f"{site.server} did not answer within {_START} s")
-
-
-def _stop(site: Site) -> None:
-    site.process.terminate()
-    try:
-        site.process.wait(_STOP)
-    except subprocess.TimeoutExpired:
-        raise AssertionError(f"{site.server} did not end within {_STOP} s") from None
+    raise AssertionError(f"no answer within {_START} s")

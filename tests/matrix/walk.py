@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ssl
 from urllib.parse import parse_qs, urlsplit
 
+import httpx2
 import pytest
 
 from .servers import CLOSES, Simulated, Site
@@ -13,14 +15,29 @@ QUERY = "camera=front%20gate&back=%2Fa%2Fb&x=1+2"
 ROOM = f"/rooms/Caf%C3%A9?{QUERY}"
 
 
-def walk(site: Site, simulator: Simulated, *, websockets: bool = False) -> None:
-    """Use the site as visitors do, from the first request to after the logout."""
-    with Visitor(site.origin) as visitor:
+def walk(
+    site: Site,
+    simulator: Simulated,
+    *,
+    websockets: bool = False,
+    transport: httpx2.BaseTransport | None = None,
+    tls: ssl.SSLContext | None = None,
+) -> None:
+    """Use the site as visitors do, from the first request to after the logout.
+
+    Args:
+        site: where.
+        simulator: its CameraManager.
+        websockets: it has one.
+        transport: how to reach it; directly by default.
+        tls: trusts the site's certificate authority, for WebSockets.
+    """
+    with Visitor(site.origin, transport) as visitor:
         refuse_without_a_session(visitor, site, simulator)
         log_in(visitor, site, simulator)
         use(visitor, site)
         if websockets:
-            talk(visitor, site)
+            talk(visitor, site, tls)
         outlive_an_expiry(visitor, site, simulator)
         refuse_other_sites(visitor, site)
         share_a_connection(visitor, site)
@@ -59,9 +76,12 @@ def log_in(visitor: Visitor, site: Site, simulator: Simulated) -> None:
     assert str(arrived.url) == f"{site.origin}{site.mount}{ROOM}"
     assert arrived.json() == {"room": "Café", "query": QUERY}
     assert arrived.headers["cache-control"] == "no-store"
-    session = next(line for line in visitor.cookies_set if line.startswith("cm_auth="))
-    assert {"HttpOnly", "SameSite=Lax", "Path=/"} <= set(session.split("; "))
-    assert "secure" not in session.lower()
+    secure = site.origin.startswith("https:")
+    name = "__Host-cm_auth=" if secure else "cm_auth="
+    session = next(line for line in visitor.cookies_set if line.startswith(name)).split("; ")
+    assert {"HttpOnly", "SameSite=Lax", "Path=/"} <= set(session)
+    assert ("Secure" in session) == secure
+    assert all(line.startswith(name[:-1]) for line in visitor.cookies_set)
 
 
 def use(visitor: Visitor, site: Site) -> None:
@@ -75,20 +95,21 @@ def use(visitor: Visitor, site: Site) -> None:
     assert visitor.fetch(f"{site.mount}/auth/session").json()["user"]["email"] == ANNA
 
 
-def talk(visitor: Visitor, site: Site) -> None:
+def talk(visitor: Visitor, site: Site, tls: ssl.SSLContext | None) -> None:
     from websockets.exceptions import InvalidStatus
     from websockets.sync.client import connect
 
     url = f"ws{site.origin.removeprefix('http')}{site.mount}/ws"
     cookie = {"Cookie": visitor.cookie_header}
-    with connect(url, additional_headers=cookie, origin=site.origin) as socket:
+    there = {"address": ("127.0.0.1", site.port), "ssl": tls, "proxy": None}
+    with connect(url, additional_headers=cookie, origin=site.origin, **there) as socket:
         assert socket.recv(10) == ANNA
     for headers, origin, status in (
         ({}, site.origin, 401),
         (cookie, "https://elsewhere.example", 403),
     ):
         with pytest.raises(InvalidStatus) as refused:
-            connect(url, additional_headers=headers, origin=origin)
+            connect(url, additional_headers=headers, origin=origin, **there)
         assert refused.value.response.status_code == status
 
 
