@@ -26,14 +26,14 @@ APPS = "tests.matrix.apps."
 _START = 40.0  # seconds: two cores and a cold cache
 _STOP = 20.0
 
-# The command line of each server, and whether it keeps an HTTP/1.1 connection open.
+_GUNICORN = ["gunicorn", "--no-control-socket", "-b", "127.0.0.1:{port}"]
 ASGI = {
     "uvicorn": ["uvicorn", "--host", "127.0.0.1", "--port", "{port}", "{app}"],
     "hypercorn": ["hypercorn", "--bind", "127.0.0.1:{port}", "{app}"],
     "hypercorn-trio": ["hypercorn", "-k", "trio", "--bind", "127.0.0.1:{port}", "{app}"],
     "granian": ["granian", "--interface", "asgi", "--port", "{port}", "{app}"],
+    "gunicorn-asgi": [*_GUNICORN, "-k", "asgi", "{app}"],
 }
-_GUNICORN = ["gunicorn", "--no-control-socket", "-b", "127.0.0.1:{port}"]
 WSGI = {
     "gunicorn-sync": [*_GUNICORN, "-k", "sync", "{app}"],
     "gunicorn-gthread": [*_GUNICORN, "-k", "gthread", "--threads", "8", "{app}"],
@@ -41,10 +41,14 @@ WSGI = {
     "waitress": ["waitress-serve", "--listen=127.0.0.1:{port}", "{app}"],
     "granian": ["granian", "--interface", "wsgi", "--port", "{port}", "{app}"],
 }
-# gunicorn's sync worker closes each connection after its answer: it serves one at a time.
-CLOSES = frozenset({"gunicorn-sync"})
+# gunicorn's sync worker closes each connection after its answer: it serves one at a time. Its
+# ASGI worker hangs up, unannounced, on a body that was refused unread.
+CLOSES = frozenset({"gunicorn-sync", "gunicorn-asgi"})
+# No denial response extension: a WebSocket that is refused gets the server's own 403.
+DENIES_ITSELF = frozenset({"gunicorn-asgi"})
 _MODULES = {
     "hypercorn-trio": ("hypercorn", "trio"),
+    "gunicorn-asgi": ("gunicorn",),
     "gunicorn-gevent": ("gunicorn", "gevent"),
     "gunicorn-gthread": ("gunicorn",),
     "gunicorn-sync": ("gunicorn",),

@@ -16,6 +16,7 @@ MODULES = {"starlette": "starlette_app", "fastapi": "fastapi_app", "litestar": "
 CELLS = [
     *((framework, server, "") for server in ("uvicorn", "hypercorn", "granian")
       for framework in MODULES),
+    ("starlette", "gunicorn-asgi", ""),  # young; the one without the denial response extension
     # Quart and Django are written for asyncio alone.
     *((framework, "hypercorn-trio", "") for framework in ("starlette", "fastapi", "litestar")),
     *((framework, "uvicorn", "/ui") for framework in MODULES),
