@@ -41,9 +41,8 @@ WSGI = {
     "waitress": ["waitress-serve", "--listen=127.0.0.1:{port}", "{app}"],
     "granian": ["granian", "--interface", "wsgi", "--port", "{port}", "{app}"],
 }
-# gunicorn's sync worker closes each connection after its answer: it serves one at a time. Its
-# ASGI worker hangs up, unannounced, on a body that was refused unread.
-CLOSES = frozenset({"gunicorn-sync", "gunicorn-asgi"})
+# gunicorn's sync worker closes each connection after its answer: it serves one at a time.
+CLOSES = frozenset({"gunicorn-sync"})
 # No denial response extension: a WebSocket that is refused gets the server's own 403.
 DENIES_ITSELF = frozenset({"gunicorn-asgi"})
 _MODULES = {

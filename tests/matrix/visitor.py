@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import html
+import itertools
 import re
 import ssl
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx2
 
@@ -25,6 +26,12 @@ _FETCH = {"Accept": "application/json", "Sec-Fetch-Mode": "cors", "Sec-Fetch-Des
 _HIDDEN = re.compile(r'<input type="hidden" name="(\w+)" value="([^"]*)"')
 
 
+class _Trip(NamedTuple):
+    method: str
+    status: int
+    address: Any  # of the visitor's end of the connection
+
+
 class Visitor:
     """One browser at one site.
 
@@ -35,11 +42,27 @@ class Visitor:
 
     def __init__(self, origin: str, transport: httpx2.BaseTransport | None = None) -> None:
         self.origin = origin
-        self.transport = transport or httpx2.HTTPTransport()
-        self.connections: list[Any] = []  # the local address of each request to the site
-        self.closed: list[tuple[str, int]] = []  # the answers after which the site hung up
         self.cookies_set: list[str] = []
-        self._client = httpx2.Client(transport=self.transport, timeout=30)
+        self._trips: list[_Trip] = []
+        self._transport = transport or httpx2.HTTPTransport()
+        self._client = httpx2.Client(transport=self._transport, timeout=30)
+
+    def companion(self) -> Visitor:
+        """Somebody else, whose requests share this visitor's connections."""
+        other = Visitor(self.origin, self._transport)
+        other._trips = self._trips
+        return other
+
+    @property
+    def requests(self) -> int:
+        """How many requests to the site there were, a companion's included."""
+        return len(self._trips)
+
+    @property
+    def reconnections(self) -> set[tuple[str, int]]:
+        """After which methods and statuses the next request needed a new connection."""
+        pairs = itertools.pairwise(self._trips)
+        return {(one.method, one.status) for one, two in pairs if one.address != two.address}
 
     def navigate(self, url: str, **headers: str) -> httpx2.Response:
         """Open an address, as typing it or clicking a link does; redirects are not followed."""
@@ -104,9 +127,8 @@ class Visitor:
         response = self._client.send(request, stream=True)
         if url.startswith(self.origin):
             stream = response.extensions.get("network_stream")
-            self.connections.append(stream and stream.get_extra_info("client_addr"))
-            if response.headers.get("connection", "").lower() == "close":
-                self.closed.append((method, response.status_code))
+            address = stream and stream.get_extra_info("client_addr")
+            self._trips.append(_Trip(method, response.status_code, address))
             self.cookies_set += response.headers.get_list("set-cookie")
         response.read()
         return response
