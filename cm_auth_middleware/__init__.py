@@ -10,25 +10,31 @@ from .errors import (
     ConfigError,
     OAuthError,
     OperatorError,
+    SessionDataError,
     SessionExpiredError,
     StoreError,
     UnavailableError,
 )
+from .sealing import SessionInfo
 from .session import Session
 from .stores import MemoryStore, SessionStore
+from .wsgi import CMAuthWSGIMiddleware
 
 __all__ = [
     "AuthEngine",
     "CMAuthConfig",
     "CMAuthError",
     "CMAuthMiddleware",
+    "CMAuthWSGIMiddleware",
     "CMState",
     "ConfigError",
     "MemoryStore",
     "OAuthError",
     "OperatorError",
     "Session",
+    "SessionDataError",
     "SessionExpiredError",
+    "SessionInfo",
     "SessionStore",
     "StoreError",
     "UnavailableError",

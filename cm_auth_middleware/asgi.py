@@ -5,18 +5,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 import anyio
-from starlette.datastructures import Headers as ASGIHeaders
 from starlette.datastructures import MutableHeaders
 
 from .engine import AuthEngine
-from .errors import SessionExpiredError, UnavailableError
-from .flow import Access, Answer, Request
+from .errors import UnavailableError
+from .http import Access, Answer, Request
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from .client import AsyncCMClient
     from .config import CMAuthConfig
+    from .flow import Flow
     from .session import Session
 
 _WATCH = 30.0  # seconds between looks at the session of an open WebSocket
@@ -54,16 +54,16 @@ class CMAuthMiddleware:
     ) -> None:
         self.app = app
         self.engine = AuthEngine.resolve(engine, config, options)
-        self._flow = self.engine.flow
+        self._flow = self.engine.async_side.flow
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection. A scope type that is unknown is refused, never passed through."""
-        if scope["type"] == "lifespan":
-            await self._lifespan(scope, receive, send)
-        elif scope["type"] == "http":
+        if scope["type"] == "http":
             await self._http(scope, receive, send)
         elif scope["type"] == "websocket":
             await self._websocket(scope, receive, send)
+        elif scope["type"] == "lifespan":
+            await self._lifespan(scope, receive, send)
         else:
             raise RuntimeError(f"unknown ASGI scope type {scope['type']!r}")
 
@@ -76,31 +76,31 @@ class CMAuthMiddleware:
         await self.app(scope, receive, closing_send)
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request = _request(scope)
+        request = ASGIRequest(scope)
         outcome = await self._flow.handle(request)
         if isinstance(outcome, Answer):
             await _send(outcome, send, head=request.method == "HEAD")
             return
-        session = outcome.session
-        self._hand_over(scope, session)
-        response = _Response(self, request, outcome, send)
+        self._hand_over(scope, outcome.session)
+        response = _Response(self._flow, request, outcome, send)
         try:
             await self.app(scope, receive, response.send)
         except Exception as error:
-            answer = self.answer_to(request, error)
-            if answer is None or response.started:
+            answer = None if response.started else self._flow.answer_to(request, error)
+            if answer is None:
                 raise
             await response.answer(answer)
 
-    def answer_to(self, request: Request, error: BaseException) -> Answer | None:
-        """The answer to an error of ours that a handler let pass; None for any other error."""
-        while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-            error = error.exceptions[0]  # a task group on the way wrapped it
-        if isinstance(error, SessionExpiredError):
-            return self._flow.unauthenticated(request)
-        if isinstance(error, UnavailableError):
-            return self._flow.unavailable(request, error)
-        return None
+    async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        outcome = await self._flow.handle(ASGIRequest(scope), websocket=True)
+        if isinstance(outcome, Answer):
+            await _deny(outcome, scope, receive, send)
+            return
+        self._hand_over(scope, outcome.session)
+        if outcome.session is not None:
+            watch = _Watch(self._flow, outcome.session, receive, send)
+            receive, send = watch.receive, watch.send
+        await self.app(scope, receive, send)
 
     def _hand_over(self, scope: Scope, session: Session | None) -> None:
         state = scope.setdefault("state", {})
@@ -108,26 +108,58 @@ class CMAuthMiddleware:
         state["cm_session"] = session
         state["cm"] = self.engine.client(session) if session is not None else None
 
-    async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
-        outcome = await self._flow.handle(_request(scope), websocket=True)
-        if isinstance(outcome, Answer):
-            await _deny(outcome, scope, receive, send)
-            return
-        self._hand_over(scope, outcome.session)
-        if outcome.session is None:
-            await self.app(scope, receive, send)
-            return
-        watch = _Watch(self, outcome.session, receive, send)
-        await self.app(scope, watch.receive, watch.send)
+
+class ASGIRequest(Request):
+    """A request of an ASGI server, or the handshake of a WebSocket."""
+
+    __slots__ = ("_scope",)
+
+    def __init__(self, scope: Scope) -> None:
+        self._scope = scope
+        self.method = scope.get("method", "GET")
+        path: str = scope["path"]
+        root_path: str = scope.get("root_path", "")
+        if root_path:
+            # Some servers put the mount into the path, as the specification says; some do not.
+            root_path = root_path.rstrip("/")
+            if path == root_path or path.startswith(root_path + "/"):
+                path = path[len(root_path) :]
+        self.path = path
+        self.root_path = root_path
+
+    @property
+    def scheme(self) -> str:
+        scheme: str = self._scope.get("scheme", "http")
+        return {"ws": "http", "wss": "https"}.get(scheme, scheme)
+
+    @property
+    def raw_path(self) -> str:
+        raw: bytes = self._scope.get("raw_path") or b""
+        return raw.decode("latin-1")
+
+    @property
+    def query(self) -> str:
+        query: bytes = self._scope.get("query_string", b"")
+        return query.decode("latin-1")
+
+    @property
+    def address(self) -> str:
+        client = self._scope.get("client")
+        return str(client[0]) if client else ""
+
+    def header(self, name: str) -> str | None:
+        wanted = name.encode()
+        lines = [value for key, value in self._scope["headers"] if key == wanted]
+        if not lines:
+            return None
+        return (b"; " if name == "cookie" else b", ").join(lines).decode("latin-1")
 
 
 class _Response:
     """The application's response on its way out."""
 
-    def __init__(
-        self, middleware: CMAuthMiddleware, request: Request, access: Access, send: Send
-    ) -> None:
-        self._middleware = middleware
+    def __init__(self, flow: Flow, request: Request, access: Access, send: Send) -> None:
+        self._flow = flow
         self._request = request
         self._access = access
         self._send = send
@@ -139,16 +171,10 @@ class _Response:
         if self._answered:
             return
         if message["type"] == "http.response.start":
-            session = self._access.session
-            if session is not None:
-                if session.trouble is not None and message["status"] >= 500:
-                    # The framework caught our error on its way and made a 500 of it.
-                    answer = self._middleware.answer_to(self._request, session.trouble)
-                    if answer is not None:
-                        await self.answer(answer)
-                        return
-                await self._middleware.engine.flow.save(session)
-                self._decorate(message)
+            answer = await self._before_start(message)
+            if answer is not None:
+                await self.answer(answer)
+                return
             self.started = True
         await self._send(message)
 
@@ -158,22 +184,31 @@ class _Response:
             self._answered = True
             await _send(answer, self._send, head=self._request.method == "HEAD")
 
-    def _decorate(self, message: Message) -> None:
+    async def _before_start(self, message: Message) -> Answer | None:
+        session = self._access.session
+        if session is None:
+            return None
+        if session.trouble is not None and message["status"] >= 500:
+            # The framework caught our error on its way and made a 500 of it.
+            return self._flow.answer_to(self._request, session.trouble)
+        try:
+            await self._flow.save(session)
+        except UnavailableError as error:
+            return self._flow.unavailable(self._request, error)
         headers = MutableHeaders(scope=message)
         if "cache-control" not in headers:
             headers["cache-control"] = "no-store"
         headers.add_vary_header("Cookie")
         for name, value in self._access.headers:
             headers.append(name, value)
+        return None
 
 
 class _Watch:
     """Closes a WebSocket within a minute after its session was logged out elsewhere."""
 
-    def __init__(
-        self, middleware: CMAuthMiddleware, session: Session, receive: Receive, send: Send
-    ) -> None:
-        self._middleware = middleware
+    def __init__(self, flow: Flow, session: Session, receive: Receive, send: Send) -> None:
+        self._flow = flow
         self._session = session
         self._receive = receive
         self._send = send
@@ -200,36 +235,12 @@ class _Watch:
             return
         self._looked_at = now
         try:
-            alive = await self._middleware.engine.flow.is_alive(self._session)
+            alive = await self._flow.is_alive(self._session)
         except UnavailableError:
             return
         if not alive:
             self._closed = True
             await self._send({"type": "websocket.close", "code": _LOGGED_OUT})
-
-
-def _request(scope: Scope) -> Request:
-    headers = ASGIHeaders(scope=scope)
-    root_path = scope.get("root_path", "").rstrip("/")
-    path = scope["path"]
-    if root_path and (path == root_path or path.startswith(root_path + "/")):
-        path = path[len(root_path) :]
-    return Request(
-        method=scope.get("method", "GET"),
-        scheme=scope.get("scheme", "http"),
-        host=headers.get("host", ""),
-        root_path=root_path,
-        path=path,
-        query=scope.get("query_string", b"").decode("latin-1"),
-        header=headers.get,
-        cookies=_cookies(headers.getlist("cookie")),
-    )
-
-
-def _cookies(lines: list[str]) -> list[tuple[str, str]]:
-    """Every name and value, duplicates included: which of two counts is the flow's to judge."""
-    pairs = (part.partition("=") for line in lines for part in line.split(";")[:200])
-    return [(name.strip(), value.strip()) for name, _, value in pairs]
 
 
 async def _send(answer: Answer, send: Send, *, head: bool) -> None:

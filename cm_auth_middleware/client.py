@@ -1,93 +1,151 @@
-"""The ready client of a request: bearer attached, refreshed on a 401, on a shared pool."""
+"""The ready clients of a request: bearer attached, refreshed on a 401, on a shared pool."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
-from contextlib import contextmanager
+import threading
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Generator, Iterator
 from typing import TYPE_CHECKING, Any
 
 import httpx2
 
-from .errors import CMAuthError, SessionExpiredError
+from .errors import CMAuthError
+from .ports import run_sync
 
 if TYPE_CHECKING:
-    from .engine import AuthEngine
+    from .engine import Side
     from .session import Session
 
 _OURS = "cm_auth.bearer"  # marks a request whose Authorization header this package set
 _REPLAY = 1_048_576  # bytes of a streamed body that are kept, to send it again after a 401
+_TRIES = 3  # a token that another session had renewed may have been refused meanwhile, too
+
+_Step = Coroutine[Any, Any, Any] | httpx2.Request
 
 
-class AsyncCMClient(httpx2.AsyncClient):
+class _Ready:
+    """Builds the client when it is first used, so that a handler which never asks pays nothing."""
+
+    _lock = threading.RLock()
+
+    def __init__(self, side: Side, session: Session) -> None:
+        self.__dict__["_cm"] = (side, session)
+
+    def __getattr__(self, name: str) -> Any:
+        # Only called for what is missing: before the first use, everything.
+        with self._lock:
+            if "_cm_building" not in self.__dict__:
+                self.__dict__["_cm_building"] = True
+                side, session = self.__dict__["_cm"]
+                self._build(
+                    base_url=side.config.base_url,
+                    headers={"Accept": "application/json"},
+                    auth=BearerAuth(side, session),
+                    transport=_OriginGuard(side.ports.transport(), side.config.base_url),
+                    timeout=side.ports.timeout,
+                )
+        try:
+            return object.__getattribute__(self, name)
+        except AttributeError:
+            message = f"{type(self).__name__!r} object has no attribute {name!r}"
+            raise AttributeError(message) from None
+
+    def _build(self, **options: Any) -> None:
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.__dict__['_cm'][1].reference}>"
+
+
+class AsyncCMClient(_Ready, httpx2.AsyncClient):
     """An `httpx2.AsyncClient` for one user of CameraManager.
 
     Relative URLs go to ``base_url``; the bearer token goes to its origin and nowhere else, nor
-    after a redirect. Cookies are its own. Closing it leaves the shared connection pool open. It
-    is built when it is first used, so that a handler which never asks pays nothing.
+    after a redirect. Cookies are its own. Closing it leaves the shared connection pool open.
 
     Raises, beside httpx2's errors:
         SessionExpiredError: the session is over; let it pass and the middleware answers.
         UnavailableError: the token has expired and cannot be renewed just now.
     """
 
-    def __init__(self, engine: AuthEngine, session: Session) -> None:
-        self.__dict__["_cm"] = (engine, session)
+    def _build(self, **options: Any) -> None:
+        httpx2.AsyncClient.__init__(self, **options)
 
-    def __getattr__(self, name: str) -> Any:
-        # Only called for what is missing: before the first use, everything.
-        if name == "_state" or "_state" not in self.__dict__:
-            engine, session = self.__dict__["_cm"]
-            super().__init__(
-                base_url=engine.config.base_url,
-                headers={"Accept": "application/json"},
-                auth=BearerAuth(engine, session),
-                transport=_OriginGuard(engine.ports.transport(), engine.config.base_url),
-                timeout=engine.ports.timeout,
-            )
-            return getattr(self, name)
-        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.__dict__['_cm'][1].reference}>"
+class CMClient(_Ready, httpx2.Client):
+    """An `httpx2.Client` for one user of CameraManager; see `AsyncCMClient`.
+
+    The threads of one request may share it.
+    """
+
+    def _build(self, **options: Any) -> None:
+        httpx2.Client.__init__(self, **options)
 
 
 class BearerAuth(httpx2.Auth):
     """Attaches the session's access token; on a 401 renews it and sends the request once more."""
 
-    def __init__(self, engine: AuthEngine, session: Session) -> None:
-        self._engine = engine
+    def __init__(self, side: Side, session: Session) -> None:
+        self._keeper = side.keeper
         self._session = session
-        self._origin = _origin(httpx2.URL(engine.config.base_url))
+        self._origin = _origin(httpx2.URL(side.config.base_url))
 
     async def async_auth_flow(
         self, request: httpx2.Request
     ) -> AsyncGenerator[httpx2.Request, httpx2.Response]:
         """Drive one request (httpx2's protocol)."""
+        steps = self._steps(request)
+        try:
+            step = next(steps)
+            while True:
+                if isinstance(step, httpx2.Request):
+                    step = steps.send((yield step))
+                else:
+                    step = steps.send(await step)
+        except StopIteration:
+            return
+
+    def sync_auth_flow(
+        self, request: httpx2.Request
+    ) -> Generator[httpx2.Request, httpx2.Response, None]:
+        """Drive one request (httpx2's protocol)."""
+        steps = self._steps(request)
+        try:
+            step = next(steps)
+            while True:
+                if isinstance(step, httpx2.Request):
+                    step = steps.send((yield step))
+                else:
+                    step = steps.send(run_sync(step))
+        except StopIteration:
+            return
+
+    def _steps(self, request: httpx2.Request) -> Generator[_Step, Any, None]:
+        """What to do, in order: a coroutine to run or a request to send; both drivers obey."""
         if _origin(request.url) != self._origin or "Authorization" in request.headers:
             yield request
             return
-        with self._noting_trouble():
-            if self._session.ended:
-                raise SessionExpiredError
-            await self._engine.flow.freshen(self._session)
+        yield self._noting_trouble(self._keeper.freshen(self._session))
         body = _Replayable(request.stream)
         if not isinstance(request.stream, httpx2.ByteStream):
             request.stream = body
-        sent = self._attach(request)
-        response = yield request
-        if response.status_code != 401 or _origin(response.request.url) != self._origin:
-            return
-        with self._noting_trouble():
-            await self._engine.keeper.refresh(self._session, sent)
-        if request.stream is not body or body.can_replay:
-            self._attach(request)
-            yield request
+        is_new = False
+        for _ in range(_TRIES):
+            sent = self._attach(request)
+            response = yield request
+            if (
+                is_new
+                or response.status_code != 401
+                or _origin(response.request.url) != self._origin
+            ):
+                return
+            is_new = yield self._noting_trouble(self._keeper.refresh(self._session, sent))
+            if request.stream is body and not body.can_replay:
+                return
 
-    @contextmanager
-    def _noting_trouble(self) -> Iterator[None]:
+    async def _noting_trouble(self, step: Coroutine[Any, Any, Any]) -> Any:
         """Leave word for the shell, should the framework make a 500 of the error on its way."""
         try:
-            yield
+            return await step
         except CMAuthError as error:
             self._session.trouble = error
             raise
@@ -99,33 +157,45 @@ class BearerAuth(httpx2.Auth):
         return token
 
 
-class _OriginGuard(httpx2.AsyncBaseTransport):
+class _OriginGuard(httpx2.AsyncBaseTransport, httpx2.BaseTransport):
     """Takes our bearer and the API's cookies off whatever leaves for another origin.
 
     Redirects never pass the auth class, and httpx2 keeps the header on one from http to https.
     """
 
-    def __init__(self, transport: httpx2.AsyncBaseTransport, base_url: str) -> None:
+    def __init__(self, transport: Any, base_url: str) -> None:
         self._transport = transport
         self._origin = _origin(httpx2.URL(base_url))
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        self._guard(request)
+        response: httpx2.Response = await self._transport.handle_async_request(request)
+        return response
+
+    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+        self._guard(request)
+        response: httpx2.Response = self._transport.handle_request(request)
+        return response
+
+    def _guard(self, request: httpx2.Request) -> None:
         if _origin(request.url) != self._origin:
             request.headers.pop("Cookie", None)
             if request.extensions.get(_OURS):
                 request.headers.pop("Authorization", None)
-        return await self._transport.handle_async_request(request)
 
     async def aclose(self) -> None:
         """Leave the pool open: every other request uses it too."""
 
+    def close(self) -> None:
+        """Leave the pool open: every other request uses it too."""
 
-class _Replayable(httpx2.AsyncByteStream):
+
+class _Replayable(httpx2.AsyncByteStream, httpx2.SyncByteStream):
     """A streamed body that can be sent twice, as long as it is small."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
-        self._source: AsyncIterator[bytes] | None = None
+        self._source: Any = None
         self._kept: list[bytes] = []
         self._size = 0
         self.can_replay = True
@@ -136,15 +206,28 @@ class _Replayable(httpx2.AsyncByteStream):
         if self._source is None:
             self._source = aiter(self._stream)
         async for chunk in self._source:
-            self._size += len(chunk)
-            if self._size <= _REPLAY:
-                self._kept.append(chunk)
-            else:
-                self.can_replay = False
-                self._kept.clear()
-            yield chunk
+            yield self._keep(chunk)
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield from self._kept
+        if self._source is None:
+            self._source = iter(self._stream)
+        for chunk in self._source:
+            yield self._keep(chunk)
+
+    def _keep(self, chunk: bytes) -> bytes:
+        self._size += len(chunk)
+        if self._size <= _REPLAY:
+            self._kept.append(chunk)
+        else:
+            self.can_replay = False
+            self._kept.clear()
+        return chunk
 
     async def aclose(self) -> None:
+        """The body belongs to the caller."""
+
+    def close(self) -> None:
         """The body belongs to the caller."""
 
 

@@ -22,7 +22,17 @@ Allow = Callable[[User], bool | Awaitable[bool]]
 Hook = Callable[["Session"], Any]
 
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
-_SCHEMES = ("memory", "sqlite", "redis", "rediss", "unix")
+_SCHEMES = (
+    "memory",
+    "sqlite",
+    "redis",
+    "rediss",
+    "unix",
+    "redis+sentinel",
+    "rediss+sentinel",
+    "redis+cluster",
+    "rediss+cluster",
+)
 _DOCUMENTED_KEYS = ("…", "change me", "changeme", "secret", "your-secret-key")
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")  # RFC 9110 §5.6.2
 _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")

@@ -9,9 +9,11 @@ import hmac
 import json
 import secrets
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass, replace
+from dataclasses import astuple, dataclass, field, replace
 
 from itsdangerous import BadSignature, Signer
+
+from .memo import remember
 
 LOGIN_LIFETIME = 600  # seconds: a password manager and a second factor take minutes
 MAX_COOKIE = 4096  # bytes: what every browser keeps of one cookie (RFC 6265 §6.1)
@@ -25,16 +27,16 @@ class Ticket:
 
     session_id: bytes
     half_key: bytes
+    store_key: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        # The store's name for the session is a hash, so that a stolen store opens no session.
+        object.__setattr__(self, "store_key", hashlib.sha256(self.session_id).hexdigest())
 
     @classmethod
     def new(cls) -> Ticket:
         """Draw a ticket: 256 bits of session id and 256 bits of key."""
         return cls(secrets.token_bytes(32), secrets.token_bytes(32))
-
-    @property
-    def store_key(self) -> str:
-        """The store's name for the session: a hash, so that a stolen store opens no session."""
-        return hashlib.sha256(self.session_id).hexdigest()
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -53,6 +55,8 @@ class TicketCookie:
     def __init__(self, secret_keys: Sequence[str]) -> None:
         self._newest = _signer(secret_keys[-1:], "session")
         self._all = _signer(secret_keys, "session")
+        # What has been verified, by the very value: a signature does not change its mind.
+        self._verified: dict[str, tuple[Ticket, bool]] = {}
 
     def dump(self, ticket: Ticket) -> str:
         """Return the cookie's value for a ticket."""
@@ -61,8 +65,14 @@ class TicketCookie:
 
     def load(self, value: str) -> tuple[Ticket, bool] | None:
         """Return the ticket and whether an older key signed it; None for anything forged."""
-        if len(value) != _TICKET_LENGTH or not value.isascii():
-            return None
+        known = self._verified.get(value)
+        if known is None and len(value) == _TICKET_LENGTH and value.isascii():
+            known = self._verify(value)
+            if known is not None:
+                remember(self._verified, value, known)
+        return known
+
+    def _verify(self, value: str) -> tuple[Ticket, bool] | None:
         try:
             try:
                 encoded, old = self._newest.unsign(value), False

@@ -3,34 +3,53 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
-from .client import AsyncCMClient
+import httpx2
+
+from .client import AsyncCMClient, CMClient
 from .config import CMAuthConfig
 from .errors import ConfigError
 from .flow import Flow
 from .oauth import CameraManager
-from .ports import AsyncPorts
-from .stores import open_store
-from .tokens import SessionVault, TokenKeeper
+from .ports import AsyncPorts, Ports, ThreadPorts, has_event_loop, run_sync
+from .sealing import SessionInfo
+from .stores import SessionStore, open_store
+from .tokens import TokenKeeper
+from .vault import SessionVault
 
 if TYPE_CHECKING:
-    import httpx2
-
     from .session import Session
+
+
+class Side:
+    """The parts that serve requests, on one side: an event loop's or the threads'."""
+
+    def __init__(self, config: CMAuthConfig, ports: Ports, store: SessionStore) -> None:
+        self.config = config
+        self.ports = ports
+        self.vault = SessionVault(config, ports, store)
+        server = CameraManager(config, ports)
+        self.keeper = TokenKeeper(config, ports, self.vault, server)
+        self.flow = Flow(config, ports, self.vault, self.keeper, server)
 
 
 class AuthEngine:
     """Everything that a middleware needs, made once and shared.
 
     Each middleware makes its own from its options; make one yourself and pass it as
-    ``engine=`` to share it, or to call it from elsewhere.
+    ``engine=`` to share it, or to call it from elsewhere. One engine serves ASGI and WSGI
+    applications at once.
+
+    Its methods are awaited where an event loop runs, and called plainly where none does: in an
+    engine that only a WSGI middleware uses, they are plain everywhere.
 
     Args:
         config: the options; keywords override them, the environment fills the rest.
         transport: speaks HTTP to CameraManager instead of a connection pool of the engine's
-            own: a transport with a private CA or a proxy, or an in-process simulator.
+            own: a transport with a private CA or a proxy, or an in-process simulator. An
+            `httpx2.AsyncBaseTransport` for ASGI, an `httpx2.BaseTransport` for WSGI.
         clock: epoch seconds.
         options: as in `CMAuthConfig`.
 
@@ -42,17 +61,16 @@ class AuthEngine:
         self,
         config: CMAuthConfig | None = None,
         *,
-        transport: httpx2.AsyncBaseTransport | None = None,
+        transport: httpx2.AsyncBaseTransport | httpx2.BaseTransport | None = None,
         clock: Callable[[], float] = time.time,
         **options: Any,
     ) -> None:
         self.config = CMAuthConfig.build(config, options)
-        self.store = open_store(self.config.store)
-        self.ports = AsyncPorts(self.config, transport, clock)
-        self.vault = SessionVault(self.config, self.ports, self.store)
-        self.server = CameraManager(self.config, self.ports)
-        self.keeper = TokenKeeper(self.config, self.ports, self.vault, self.server)
-        self.flow = Flow(self.config, self)
+        self.store = open_store(self.config.store, clock=clock)
+        self._transport = transport
+        self._clock = clock
+        self._async: Side | None = None
+        self._threads: Side | None = None
 
     @classmethod
     def resolve(
@@ -65,17 +83,94 @@ class AuthEngine:
             raise ConfigError("engine is given: its options are its own, so give no others")
         return engine
 
+    # -- the two sides ---------------------------------------------------------------------
+
+    @property
+    def async_side(self) -> Side:
+        """The parts behind the ASGI middleware."""
+        if self._async is None:
+            given = self._transport
+            if given is not None and not isinstance(given, httpx2.AsyncBaseTransport):
+                raise ConfigError("transport is for WSGI; ASGI needs an httpx2.AsyncBaseTransport")
+            self._async = Side(self.config, AsyncPorts(self.config, given, self._clock), self.store)
+        return self._async
+
+    @property
+    def thread_side(self) -> Side:
+        """The parts behind the WSGI middleware: the same, but they block."""
+        if self._threads is None:
+            given = self._transport
+            if given is not None and not isinstance(given, httpx2.BaseTransport):
+                raise ConfigError("transport is for ASGI; WSGI needs an httpx2.BaseTransport")
+            blocking = getattr(self.store, "blocking", None)
+            store = self.store if blocking is None else blocking()
+            self._threads = Side(self.config, ThreadPorts(self.config, given, self._clock), store)
+        return self._threads
+
+    def _run(self, step: Callable[[Side], Coroutine[Any, Any, Any]]) -> Any:
+        only_threads = self._threads is not None and self._async is None
+        if has_event_loop() and not only_threads:
+            return step(self.async_side)
+        return run_sync(step(self.thread_side))
+
+    # -- for a handler, a script, an administrator -----------------------------------------
+
     def client(self, session: Session) -> AsyncCMClient:
         """A ready client for the user of a session; it costs nothing until it is used."""
-        return AsyncCMClient(self, session)
+        return AsyncCMClient(self.async_side, session)
 
-    async def logout(self, session: Session) -> None:
+    def sync_client(self, session: Session) -> CMClient:
+        """The same for threads."""
+        return CMClient(self.thread_side, session)
+
+    def logout(self, session: Session) -> Any:
         """Log a session out, here and at CameraManager."""
-        await self.flow.end(session)
+        return self._run(lambda side: side.flow.end(session))
 
-    async def close(self) -> None:
+    def sessions(self, user_id: str | int) -> Any:
+        """List a user's sessions, the one used last first; holds no tokens and opens nothing.
+
+        Args:
+            user_id: CameraManager's ``userId``.
+
+        Returns:
+            A list of `SessionInfo`.
+
+        Raises:
+            UnavailableError: the store fails, or is of a kind that cannot list.
+        """
+
+        async def step(side: Side) -> list[SessionInfo]:
+            return [info for _, info in await side.vault.sessions_of(str(user_id))]
+
+        return self._run(step)
+
+    def logout_user(self, user_id: str | int) -> Any:
+        """End all sessions of a user, everywhere.
+
+        Their tokens cannot be deleted at CameraManager: only the users' cookies open them. They
+        stay sealed until they are dropped with the store's records.
+
+        Args:
+            user_id: CameraManager's ``userId``.
+
+        Returns:
+            How many sessions ended.
+
+        Raises:
+            UnavailableError: the store fails, or is of a kind that cannot list.
+        """
+        return self._run(lambda side: side.vault.remove_all(str(user_id)))
+
+    def close(self) -> Any:
         """Finish refreshes under way and close connections; sessions stay in the store."""
-        await self.ports.close()
+
+        async def step(side: Side) -> None:
+            await side.ports.close()
+            if isinstance(self.config.store, str):  # a store object is its maker's to close
+                await side.vault.store.close()
+
+        return self._run(step)
 
     def __repr__(self) -> str:
         return f"<AuthEngine {self.config.base_url}>"

@@ -22,6 +22,10 @@ class SessionExpiredError(CMAuthError):
         super().__init__(message)
 
 
+class SessionDataError(CMAuthError, ValueError):
+    """``session.data`` cannot be saved: a value is not JSON, or all of it is too large."""
+
+
 class UnavailableError(CMAuthError):
     """CameraManager or the session store cannot be asked just now. Nobody is logged out: retry.
 

@@ -7,15 +7,13 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 import httpx2
-from authlib.integrations.base_client import OAuthError as AuthlibError
-from authlib.integrations.httpx_client import AsyncOAuth2Client
 
 from .config import CMAuthConfig, seconds
 from .errors import OAuthError, OperatorError, UnavailableError
 from .session import Tokens
 
 if TYPE_CHECKING:
-    from .ports import AsyncPorts
+    from .ports import Ports
 
 GRANT_REFUSED = frozenset({"invalid_grant", "invalid_token"})
 _KEY_REFUSED = frozenset({"invalid_client", "unauthorized", "unauthorized_client"})
@@ -25,6 +23,7 @@ _KNOWN = GRANT_REFUSED | {
     "unsupported_grant_type",
     "access_denied",
 }
+_MOST_USER = 100_000  # bytes of users/self: it is kept with the session
 _UNKNOWN_LIFETIME = 3600.0  # seconds, when expires_in is missing or no number
 _SHORTEST_LIFETIME = 10.0  # seconds: a server that says 0 must not make us refresh on every request
 _LONGEST_LIFETIME = 10 * 365 * 86_400.0
@@ -34,18 +33,25 @@ _HEADERS = {"Accept": "application/json", "Content-Type": "application/x-www-for
 class CameraManager:
     """CameraManager's OAuth server, as this application's API key sees it."""
 
-    def __init__(self, config: CMAuthConfig, ports: AsyncPorts) -> None:
+    def __init__(self, config: CMAuthConfig, ports: Ports) -> None:
         self._config = config
         self._ports = ports
         self._token_url = f"{config.base_url}/oauth/token"
 
     def authorization_url(self, redirect_uri: str, state: str, code_verifier: str) -> str:
         """Where to send the browser (RFC 6749 §4.1.1, RFC 7636 §4.3)."""
-        url, _ = self._client().create_authorization_url(
+        from authlib.oauth2.rfc6749.parameters import prepare_grant_uri  # when first needed
+        from authlib.oauth2.rfc7636 import create_s256_code_challenge
+
+        url = prepare_grant_uri(
             f"{self._config.base_url}/oauth/authorize",
-            state=state,
-            code_verifier=code_verifier,
+            client_id=self._config.client_id,
+            response_type="code",
             redirect_uri=redirect_uri,
+            scope=self._config.scope,
+            state=state,
+            code_challenge=create_s256_code_challenge(code_verifier),
+            code_challenge_method="S256",
         )
         return str(url)
 
@@ -87,8 +93,8 @@ class CameraManager:
             user = response.json()
         except ValueError:
             user = None
-        if not isinstance(user, dict):
-            raise UnavailableError("CameraManager's users/self is no JSON object")
+        if not isinstance(user, dict) or len(response.content) > _MOST_USER:
+            raise UnavailableError("CameraManager's users/self is no small JSON object")
         return user
 
     async def revoke(self, access_token: str) -> bool:
@@ -97,26 +103,28 @@ class CameraManager:
         return (await self._api_call("DELETE", path, access_token)).status_code < 300
 
     async def _api_call(self, method: str, path: str, access_token: str) -> httpx2.Response:
+        url = self._config.base_url + path
         headers = {"Accept": "application/json", "Authorization": f"Bearer {access_token}"}
-
-        async def call() -> httpx2.Response:
-            async with httpx2.AsyncClient(transport=self._ports.bounded_transport()) as client:
-                return await client.request(
-                    method,
-                    self._config.base_url + path,
-                    headers=headers,
-                    timeout=self._ports.timeout,
-                )
-
-        response: httpx2.Response = await self._guarded(call)
+        response: httpx2.Response = await self._guarded(self._ports.api_call(method, url, headers))
         return response
 
-    async def _token_call(self, send: Callable[[Any], Awaitable[Any]]) -> dict[str, Any]:
-        client = self._client()
-        client.register_compliance_hook("access_token_response", _checked)
-        client.register_compliance_hook("refresh_token_response", _checked)
+    async def _token_call(self, send: Callable[[Any], Any]) -> dict[str, Any]:
+        from authlib.integrations.base_client import OAuthError as AuthlibError
+
+        def checked_send(client: Any) -> Any:
+            client.register_compliance_hook("access_token_response", _checked)
+            client.register_compliance_hook("refresh_token_response", _checked)
+            return send(client)
+
+        call = self._ports.oauth_call(
+            checked_send,
+            client_id=self._config.client_id,
+            client_secret=self._config.client_secret,
+            token_endpoint_auth_method="client_secret_basic",  # noqa: S106 - a method's name
+            scope=self._config.scope,
+        )
         try:
-            return dict(await self._guarded(lambda: send(client)))
+            return dict(await self._guarded(call))
         except AuthlibError as refused:
             error = str(refused.error)
         # Raised out here, so that Authlib's error (whose description may repeat a token) is not
@@ -125,26 +133,14 @@ class CameraManager:
             raise OperatorError(error)
         raise OAuthError(error if error in _KNOWN else "an unknown error")
 
-    async def _guarded(self, call: Callable[[], Awaitable[Any]]) -> Any:
+    async def _guarded(self, call: Awaitable[Any]) -> Any:
         try:
-            return await self._ports.call(call)
+            return await call
         except httpx2.HTTPError as error:
             reason = type(error).__name__
         except (ValueError, httpx2.StreamError):
             reason = "an answer that is no JSON object"
         raise UnavailableError(f"CameraManager cannot be reached ({reason})")
-
-    def _client(self) -> Any:
-        """Authlib's client on the shared pool; one for each call, since it keeps the token."""
-        return AsyncOAuth2Client(
-            self._config.client_id,
-            self._config.client_secret,
-            token_endpoint_auth_method="client_secret_basic",  # noqa: S106 - a method's name
-            scope=self._config.scope,
-            code_challenge_method="S256",
-            transport=self._ports.bounded_transport(),
-            timeout=self._ports.timeout,
-        )
 
     def _tokens(self, answer: dict[str, Any], refresh_token: str | None) -> Tokens:
         now = self._ports.clock()

@@ -1,29 +1,68 @@
-"""What differs between asyncio, trio and threads: the I/O that the one flow is written against."""
+"""What differs between event loops and threads: the I/O that the one flow is written against.
+
+Both classes have the same methods. Those of `ThreadPorts` are ``async def`` too, but block and
+never suspend, so that `run_sync` can drive the flow to its end without an event loop.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import importlib
 import inspect
+import logging
 import os
-import ssl
+import threading
 import time
 import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
-import httpx2
 
 from .config import CMAuthConfig, seconds
 from .errors import UnavailableError
+from .transports import AsyncBounded, Bounded, Watchdog, async_pool, pool, tls_context
+
+if TYPE_CHECKING:
+    import ssl
+
+    import httpx2
+
+log = logging.getLogger(__package__)
 
 T = TypeVar("T")
+Work = Callable[[], Coroutine[Any, Any, Any]]
 
-MAX_BODY = 1_000_000  # bytes of an answer to a call of our own; a token answer has 300
+
+def run_sync(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine whose ports block, to its end."""
+    try:
+        coroutine.send(None)
+    except StopIteration as stop:
+        result: T = stop.value
+        return result
+    coroutine.close()
+    raise RuntimeError("a port of the WSGI side suspended; does a store's blocking() block?")
 
 
-class AsyncPorts:
+class _Hooks:
+    """The application's functions."""
+
+    async def ask(self, function: Callable[[Any], Any], argument: Any) -> Any:
+        """Call an application's function, sync or async."""
+        raise NotImplementedError
+
+    async def call_hook(self, name: str, hook: Callable[[Any], Any] | None, argument: Any) -> None:
+        """Call a hook, if there is one; what it raises is logged, for the deed is done."""
+        if hook is not None:
+            try:
+                await self.ask(hook, argument)
+            except Exception:
+                log.exception("hook_failed hook=%s", name)
+
+
+class AsyncPorts(_Hooks):
     """The ports of the ASGI side, for asyncio and trio.
 
     Args:
@@ -44,7 +83,8 @@ class AsyncPorts:
         self._tls: ssl.SSLContext | None = None
         self._pools: weakref.WeakKeyDictionary[Any, tuple[int, httpx2.AsyncBaseTransport]]
         self._pools = weakref.WeakKeyDictionary()
-        self._flights: dict[tuple[int, str], _Flight] = {}
+        self._flights: weakref.WeakKeyDictionary[Any, dict[str, _Flight]]
+        self._flights = weakref.WeakKeyDictionary()
         self._tasks: set[Any] = set()
 
     def transport(self) -> httpx2.AsyncBaseTransport:
@@ -52,23 +92,41 @@ class AsyncPorts:
         if self._given is not None:
             return self._given
         loop = _loop()
-        pid, pool = self._pools.get(loop, (0, None))
-        if pool is None or pid != os.getpid():
-            if self._tls is None:
-                self._tls = httpx2.create_ssl_context()  # 20 ms: once, not for every loop
-            pool = httpx2.AsyncHTTPTransport(verify=self._tls)
-            self._pools[loop] = (os.getpid(), pool)
-        return pool
+        pid, found = self._pools.get(loop, (0, None))
+        if found is None or pid != os.getpid():
+            self._tls = self._tls or tls_context()
+            found = async_pool(self._tls)
+            self._pools[loop] = (os.getpid(), found)
+        return found
 
-    def bounded_transport(self) -> httpx2.AsyncBaseTransport:
-        """The same pool for calls of our own: their answers are small or refused."""
-        return _Bounded(self.transport())
+    async def api_call(self, method: str, url: str, headers: dict[str, str]) -> httpx2.Response:
+        """Send a request of our own to the API, for `timeout` seconds in total."""
+        import httpx2
 
-    async def call(self, function: Callable[[], Awaitable[T]]) -> T:
-        """Await a call to CameraManager, for `timeout` seconds in total (not per read)."""
+        async def call() -> httpx2.Response:
+            transport = AsyncBounded(self.transport())
+            async with httpx2.AsyncClient(transport=transport, timeout=self.timeout) as client:
+                return await client.request(method, url, headers=headers)
+
+        return await self._bounded(call)
+
+    async def oauth_call(self, send: Callable[[Any], Any], **options: Any) -> Any:
+        """Send a message through Authlib's client, for `timeout` seconds in total."""
+        from authlib.integrations.httpx_client import AsyncOAuth2Client
+
+        async def call() -> Any:
+            transport = AsyncBounded(self.transport())
+            async with AsyncOAuth2Client(
+                transport=transport, timeout=self.timeout, **options
+            ) as client:
+                return await send(client)
+
+        return await self._bounded(call)
+
+    async def _bounded(self, call: Callable[[], Awaitable[T]]) -> T:
         try:
             with anyio.fail_after(self.timeout):
-                return await function()
+                return await call()
         except TimeoutError:
             raise UnavailableError("CameraManager did not answer in time") from None
 
@@ -76,28 +134,39 @@ class AsyncPorts:
         """Wait."""
         await anyio.sleep(seconds)
 
-    async def call_hook(self, hook: Callable[..., Any], argument: Any) -> Any:
+    async def ask(self, function: Callable[[Any], Any], argument: Any) -> Any:
         """Call an application's function, sync or async."""
-        result = hook(argument)
+        result = function(argument)
         return await result if inspect.isawaitable(result) else result
 
-    async def single_flight(
-        self, key: str, function: Callable[[], Coroutine[Any, Any, Any]]
-    ) -> Any:
-        """Run `function` once for all who ask for `key` meanwhile, and give each its outcome.
+    async def single_flight(self, key: str, work: Work) -> Any:
+        """Run `work` once for all who ask for `key` meanwhile, and give each its outcome.
 
         It runs beside the request: a client that hangs up cannot cancel a refresh halfway, when
         the new token exists at CameraManager and nowhere else.
         """
-        return await self.start_flight(key, function).outcome()
+        flight = self._start(key, work)
+        await flight.done.wait()
+        return flight.outcome()
 
-    def start_flight(self, key: str, function: Callable[[], Coroutine[Any, Any, Any]]) -> _Flight:
-        """Start `function` for `key` unless it is under way; do not wait."""
-        slot = (id(_loop()), key)
-        flight = self._flights.get(slot)
+    def start_flight(self, key: str, work: Work) -> None:
+        """Start `work` for `key` unless it is under way; do not wait, nor report its errors."""
+        self._start(key, work)
+
+    def _start(self, key: str, work: Work) -> _Flight:
+        flights = self._flights.setdefault(_loop(), {})
+        flight = flights.get(key)
         if flight is None:
-            flight = self._flights[slot] = _Flight(function, lambda: self._flights.pop(slot, None))
-            self._spawn(flight.run)
+            flight = flights[key] = _Flight(anyio.Event())
+
+            async def run(flight: _Flight = flight) -> None:
+                try:
+                    await flight.run(work)
+                finally:
+                    del flights[key]
+                    flight.done.set()
+
+            self._spawn(run)
         return flight
 
     def _spawn(self, function: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -109,43 +178,185 @@ class AsyncPorts:
         else:
             _trio().lowlevel.spawn_system_task(function)
 
+    async def beside(self, tick: Work, every: float, work: Work) -> Any:
+        """Run `work`, and `tick` every so many seconds until it ends."""
+
+        async def ticking() -> None:
+            while True:
+                await anyio.sleep(every)
+                await tick()
+
+        flight = _Flight(None)  # keeps an error of `work` out of the task group's wrapping
+        async with anyio.create_task_group() as group:
+            group.start_soon(ticking)
+            await flight.run(work)
+            group.cancel_scope.cancel()
+        return flight.outcome()
+
     async def close(self) -> None:
         """Let refreshes under way come home, then close the pool of this loop."""
         loop = _loop()
-        for (loop_id, _), flight in list(self._flights.items()):
-            if loop_id == id(loop):
-                await flight.done.wait()
+        for flight in list(self._flights.get(loop, {}).values()):
+            await flight.done.wait()
         entry = self._pools.pop(loop, None)
         if entry is not None:
             await entry[1].aclose()
 
 
+class ThreadPorts(_Hooks):
+    """The ports of the WSGI side: they block, and never suspend. See `AsyncPorts`."""
+
+    def __init__(
+        self,
+        config: CMAuthConfig,
+        transport: httpx2.BaseTransport | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.clock = clock
+        self.timeout = seconds(config.timeout)
+        self._given = transport
+        self._tls: ssl.SSLContext | None = None
+        self._after_fork()
+        _forget_at_fork(self)
+
+    def _after_fork(self) -> None:
+        """Start anew: a fork shares the parent's sockets, and its locks may be held for ever."""
+        self._lock = threading.Lock()
+        self._pool: httpx2.BaseTransport | None = None
+        self._flights: dict[str, _Flight] = {}
+
+    def transport(self) -> httpx2.BaseTransport:
+        """The connection pool of this process, for all its threads."""
+        if self._given is not None:
+            return self._given
+        if self._pool is None:
+            with self._lock:
+                if self._pool is None:
+                    self._tls = self._tls or tls_context()
+                    self._pool = pool(self._tls)
+        return self._pool
+
+    async def api_call(self, method: str, url: str, headers: dict[str, str]) -> httpx2.Response:
+        """As in `AsyncPorts`."""
+        import httpx2
+
+        with (
+            self._one_call() as transport,
+            httpx2.Client(transport=transport, timeout=self.timeout) as client,
+        ):
+            return client.request(method, url, headers=headers)
+
+    async def oauth_call(self, send: Callable[[Any], Any], **options: Any) -> Any:
+        """As in `AsyncPorts`."""
+        from authlib.integrations.httpx_client import OAuth2Client
+
+        with (
+            self._one_call() as transport,
+            OAuth2Client(transport=transport, timeout=self.timeout, **options) as client,
+        ):
+            return send(client)
+
+    @contextmanager
+    def _one_call(self) -> Iterator[Bounded]:
+        """A connection of its own, which the watchdog may cut without harm to anybody else."""
+        self._tls = self._tls or tls_context()
+        own = self._given or pool(self._tls)
+        try:
+            with Watchdog(self.timeout) as dog:
+                yield Bounded(own, dog)
+        finally:
+            if own is not self._given:
+                own.close()
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait."""
+        time.sleep(seconds)  # noqa: ASYNC251 - blocks on purpose: there is no event loop here
+
+    async def ask(self, function: Callable[[Any], Any], argument: Any) -> Any:
+        """As in `AsyncPorts`; a function that is async runs in an event loop of its own."""
+        result = function(argument)
+        return _run_elsewhere(result) if inspect.iscoroutine(result) else result
+
+    async def single_flight(self, key: str, work: Work) -> Any:
+        """As in `AsyncPorts`; the first who asks does the work, the others wait for it."""
+        flight, is_mine = self._board(key)
+        if is_mine:
+            await self._fly(key, flight, work)
+        else:
+            flight.done.wait()
+        return flight.outcome()
+
+    def start_flight(self, key: str, work: Work) -> None:
+        """As in `AsyncPorts`; in a thread that the interpreter waits for when it ends."""
+        flight, is_mine = self._board(key)
+        if is_mine:
+            thread = threading.Thread(
+                target=lambda: run_sync(self._fly(key, flight, work)), name="cm_auth refresh"
+            )
+            thread.start()
+
+    def _board(self, key: str) -> tuple[_Flight, bool]:
+        with self._lock:
+            flight = self._flights.get(key)
+            if flight is not None:
+                return flight, False
+            flight = self._flights[key] = _Flight(threading.Event())
+            return flight, True
+
+    async def _fly(self, key: str, flight: _Flight, work: Work) -> None:
+        try:
+            await flight.run(work)
+        finally:
+            with self._lock:
+                del self._flights[key]
+            flight.done.set()
+
+    async def beside(self, tick: Work, every: float, work: Work) -> Any:
+        """As in `AsyncPorts`."""
+        over = threading.Event()
+
+        def ticking() -> None:
+            while not over.wait(every):
+                run_sync(tick())
+
+        thread = threading.Thread(target=ticking, name="cm_auth lease", daemon=True)
+        thread.start()
+        try:
+            return await work()
+        finally:
+            over.set()
+            thread.join()
+
+    async def close(self) -> None:
+        """Let refreshes under way come home, then close the pool."""
+        for flight in list(self._flights.values()):
+            flight.done.wait()
+        found, self._pool = self._pool, None
+        if found is not None:
+            found.close()
+
+
+Ports = AsyncPorts | ThreadPorts
+
+
 class _Flight:
     """One run of something that several wait for."""
 
-    def __init__(
-        self, function: Callable[[], Coroutine[Any, Any, Any]], landed: Callable[[], Any]
-    ) -> None:
-        self._function = function
-        self._landed = landed
+    def __init__(self, done: Any) -> None:
+        self.done = done
         self._result: Any = None
         self._error: Exception | None = None
-        self.done = anyio.Event()
 
-    async def run(self) -> None:
+    async def run(self, work: Work) -> None:
         try:
-            self._result = await self._function()
+            self._result = await work()
         except Exception as error:
             self._error = error
         except BaseException:
             self._error = UnavailableError("the server is shutting down")
             raise
-        finally:
-            self._landed()
-            self.done.set()
 
-    async def outcome(self) -> Any:
-        await self.done.wait()
+    def outcome(self) -> Any:
         if self._error is not None:
             # A fresh traceback for every waiter; one exception object shared by hundreds grows.
             raise _again(self._error) from None
@@ -159,48 +370,64 @@ def _again(error: Exception) -> Exception:
     return twin
 
 
+def has_event_loop() -> bool:
+    """Whether this code runs under asyncio or trio."""
+    return _find_loop() is not None
+
+
 def _loop() -> Any:
+    loop = _find_loop()
+    if loop is None:
+        raise RuntimeError("the ASGI side needs a running event loop")
+    return loop
+
+
+def _find_loop() -> Any:
     try:
         return asyncio.get_running_loop()
     except RuntimeError:
+        pass
+    import sys
+
+    if "trio" not in sys.modules:
+        return None
+    try:
         return _trio().lowlevel.current_trio_token()
+    except RuntimeError:
+        return None
 
 
 def _trio() -> Any:
     return importlib.import_module("trio")  # only where the server runs on it
 
 
-class _Bounded(httpx2.AsyncBaseTransport):
-    """Refuses answers that are large, or compressed (which hides how large they are)."""
+def _run_elsewhere(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine in a thread of its own: this one may have an event loop already."""
+    result: list[T] = []
+    failure: list[BaseException] = []
 
-    def __init__(self, transport: httpx2.AsyncBaseTransport) -> None:
-        self._transport = transport
+    def run() -> None:
+        try:
+            result.append(asyncio.run(coroutine))
+        except BaseException as error:
+            failure.append(error)
 
-    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        request.headers["Accept-Encoding"] = "identity"
-        response = await self._transport.handle_async_request(request)
-        if response.headers.get("Content-Encoding", "identity") != "identity":
-            await response.aclose()
-            raise UnavailableError("CameraManager compressed an answer unasked")
-        assert isinstance(response.stream, httpx2.AsyncByteStream)  # noqa: S101 - for the type
-        response.stream = _BoundedStream(response.stream)
-        return response
-
-    async def aclose(self) -> None:
-        """The pool is shared; it outlives each client."""
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    if failure:
+        raise failure[0]
+    return result[0]
 
 
-class _BoundedStream(httpx2.AsyncByteStream):
-    def __init__(self, stream: httpx2.AsyncByteStream) -> None:
-        self._stream = stream
+def _forget_at_fork(ports: ThreadPorts) -> None:
+    if not hasattr(os, "register_at_fork"):  # pragma: no cover - Windows cannot fork
+        return
+    reference = weakref.ref(ports)
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        total = 0
-        async for chunk in self._stream:
-            total += len(chunk)
-            if total > MAX_BODY:
-                raise UnavailableError("CameraManager's answer is too large")
-            yield chunk
+    def forget() -> None:
+        alive = reference()
+        if alive is not None:
+            alive._after_fork()
 
-    async def aclose(self) -> None:
-        await self._stream.aclose()
+    os.register_at_fork(after_in_child=forget)

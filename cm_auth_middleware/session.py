@@ -1,26 +1,15 @@
-"""The session record: what is kept about a login, how it is encoded and how it is sealed."""
+"""The session record: what is kept about a login, and how a handler sees it."""
 
 from __future__ import annotations
 
-import copy
-import hashlib
 import json
-import secrets
-from collections.abc import Sequence
-from dataclasses import astuple, dataclass, field, replace
+from dataclasses import astuple, dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from .errors import SessionDataError
 
 if TYPE_CHECKING:
     from .errors import CMAuthError
-
-MAX_RECORD = 1_000_000  # bytes; a larger one is nobody's session
-_VERSION = b"\x01"
-_NONCE_BYTES = 12
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -37,12 +26,8 @@ class Tokens:
     scope: str
 
     def encode(self) -> bytes:
-        """Encode for sealing."""
-        return json.dumps(self.fields(), separators=(",", ":")).encode()
-
-    def fields(self) -> list[Any]:
-        """The fields in their order, for encoding."""
-        return list(astuple(self))
+        """Encode as JSON: nothing in a store is ever unpickled."""
+        return dumps(astuple(self)).encode()
 
     @classmethod
     def decode(cls, raw: bytes) -> Tokens | None:
@@ -55,25 +40,36 @@ class Tokens:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Record:
-    """One session as the store keeps it. Times are epoch seconds."""
+    """One session as the store keeps it. Times are epoch seconds.
+
+    The user and the application's data stay JSON text until a handler asks for them: most
+    requests do not, and each that does gets a copy of its own.
+    """
 
     tokens: Tokens
-    user: dict[str, Any]
+    user: str
     logged_in_at: float
     last_seen_at: float
-    data: dict[str, Any] = field(default_factory=dict)
+    data: str = "{}"
+    address: str = ""
+
+    @property
+    def user_id(self) -> str:
+        """CameraManager's ``userId``, as text."""
+        return str(json.loads(self.user).get("userId", ""))
 
     def encode(self) -> bytes:
-        """Encode as JSON: nothing in a store is ever unpickled."""
-        fields = [self.tokens.fields(), self.user, self.logged_in_at, self.last_seen_at, self.data]
-        return json.dumps(fields, separators=(",", ":")).encode()
+        """Encode all but ``last_seen_at``, which the envelope carries."""
+        head = dumps([*astuple(self.tokens), self.logged_in_at, self.address])
+        return f"{head}\n{self.user}\n{self.data}".encode()
 
     @classmethod
-    def decode(cls, raw: bytes) -> Record | None:
+    def decode(cls, raw: bytes, last_seen_at: float) -> Record | None:
         """Decode what `encode` made; None for anything else."""
         try:
-            tokens, user, logged_in_at, last_seen_at, data = json.loads(raw)
-            return cls(Tokens(*tokens), dict(user), float(logged_in_at), float(last_seen_at), data)
+            head, user, data = raw.decode().split("\n")
+            *tokens, logged_in_at, address = json.loads(head)
+            return cls(Tokens(*tokens), user, logged_in_at, last_seen_at, data, address)
         except (ValueError, TypeError):
             return None
 
@@ -87,8 +83,11 @@ class Record:
 
     def with_changes(self, changes: DataChanges) -> Record:
         """The same session with an application's changes merged into its data, key by key."""
-        data = {k: v for k, v in self.data.items() if k not in changes.removed}
-        return replace(self, data={**data, **changes.set})
+        kept = {k: v for k, v in json.loads(self.data).items() if k not in changes.removed}
+        try:
+            return replace(self, data=dumps({**kept, **changes.set}))
+        except (TypeError, ValueError) as error:
+            raise SessionDataError(f"session.data is not JSON: {error}") from None
 
 
 class DataChanges(NamedTuple):
@@ -97,115 +96,78 @@ class DataChanges(NamedTuple):
     set: dict[str, Any]
     removed: frozenset[str]
 
-    def __bool__(self) -> bool:
-        return bool(self.set or self.removed)
-
 
 class Session:
     """The logged-in session of a request, as a handler sees it: ``request.state.cm_session``.
 
     Attributes:
-        user: the JSON of CameraManager's ``users/self``.
-        scope: the granted scope, ``read`` or ``write``.
-        logged_in_at: when the user logged in (epoch seconds).
-        access_token_expires_at: when the current access token ends (epoch seconds); the
-            middleware renews it before, so this is for information.
-        data: the application's own JSON-serializable values, saved with the session when the
-            response starts.
         reference: a short hash that names the session in logs; it opens nothing.
+        ended: whether it was logged out, or CameraManager ended it.
     """
 
-    __slots__ = (
-        "_record",
-        "_saved_data",
-        "data",
-        "ended",
-        "key",
-        "reference",
-        "seal_key",
-        "trouble",
-    )
+    __slots__ = ("_base", "_data", "_user", "ended", "half_key", "key", "record", "trouble")
 
-    def __init__(self, key: str, seal_key: bytes, record: Record) -> None:
+    def __init__(self, key: str, half_key: bytes, record: Record) -> None:
         self.key = key
-        self.seal_key = seal_key
-        self.reference = key[:8]
+        self.half_key = half_key
+        self.record = record  # holds the tokens: for this package, not for a handler
         self.ended = False
         self.trouble: CMAuthError | None = None  # what a handler's client ran into
-        self._record = record
-        self._saved_data = record.data
-        self.data: dict[str, Any] = copy.deepcopy(record.data) if record.data else {}
+        self._base = record.data
+        self._data: dict[str, Any] | None = None
+        self._user: dict[str, Any] | None = None
+
+    @property
+    def reference(self) -> str:
+        return self.key[:8]
 
     @property
     def user(self) -> dict[str, Any]:
-        return self._record.user
+        """The JSON of CameraManager's ``users/self``, read at the login."""
+        if self._user is None:
+            self._user = json.loads(self.record.user)
+        return self._user
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """The application's own JSON values, saved with the session when the response starts."""
+        if self._data is None:
+            self._data = json.loads(self._base)
+        return self._data
 
     @property
     def scope(self) -> str:
-        return self._record.tokens.scope
+        """The granted scope, ``read`` or ``write``."""
+        return self.record.tokens.scope
 
     @property
     def logged_in_at(self) -> float:
-        return self._record.logged_in_at
+        """When the user logged in (epoch seconds)."""
+        return self.record.logged_in_at
 
     @property
     def access_token_expires_at(self) -> float:
-        return self._record.tokens.expires_at
+        """When the current access token ends (epoch seconds); it is renewed before."""
+        return self.record.tokens.expires_at
 
-    @property
-    def record(self) -> Record:
-        """The record behind this view; internal, since it holds the tokens."""
-        return self._record
-
-    def adopt(self, record: Record) -> None:
-        """Go on with a newer record of the same session; the handler's own data stays."""
-        self._record = record
-
-    def changes(self) -> DataChanges:
-        """What the handler changed in `data` since it was read."""
-        if self.data == self._saved_data:
-            return DataChanges({}, frozenset())
-        before = self._saved_data
-        changed = {k: v for k, v in self.data.items() if k not in before or before[k] != v}
-        return DataChanges(changed, frozenset(before.keys() - self.data.keys()))
+    def changes(self) -> DataChanges | None:
+        """What the handler changed in `data` since it was read; None if nothing."""
+        if self._data is None:
+            return None
+        before, after = json.loads(self._base), self._data
+        if before == after:
+            return None
+        changed = {k: v for k, v in after.items() if k not in before or before[k] != v}
+        return DataChanges(changed, frozenset(before.keys() - after.keys()))
 
     def saved(self) -> None:
         """Remember that the changes were written."""
-        self._saved_data = copy.deepcopy(self.data)
+        self._base = dumps(self._data)
 
     def __repr__(self) -> str:
         return f"<Session {self.reference}>"
 
 
-class Sealer:
-    """Encrypts records at rest with a key of which one half is only in the user's cookie.
-
-    AES-256-GCM under HKDF-SHA256 (RFC 5869) over a half key and the application's secret key;
-    the record's own name in the store is the associated data, so a record moved to another
-    name does not open.
-    """
-
-    def __init__(self, secret_keys: Sequence[str]) -> None:
-        self._salts = [hashlib.sha256(key.encode()).digest() for key in reversed(secret_keys)]
-
-    def seal(self, name: str, half_key: bytes, plain: bytes) -> bytes:
-        """Encrypt a record for the store."""
-        nonce = secrets.token_bytes(_NONCE_BYTES)
-        key = _derive(self._salts[0], half_key)
-        return _VERSION + nonce + AESGCM(key).encrypt(nonce, plain, name.encode())
-
-    def open(self, name: str, half_key: bytes, sealed: bytes) -> bytes | None:
-        """Decrypt a record; None for one that is corrupt, foreign or moved."""
-        if sealed[:1] != _VERSION or not 1 + _NONCE_BYTES < len(sealed) <= MAX_RECORD:
-            return None
-        nonce, body = sealed[1 : 1 + _NONCE_BYTES], sealed[1 + _NONCE_BYTES :]
-        for salt in self._salts:
-            try:
-                return AESGCM(_derive(salt, half_key)).decrypt(nonce, body, name.encode())
-            except InvalidTag:
-                continue
-        return None
-
-
-def _derive(salt: bytes, half_key: bytes) -> bytes:
-    return HKDF(SHA256(), 32, salt=salt, info=b"cm_auth_middleware record").derive(half_key)
+def dumps(value: Any) -> str:
+    """Encode as compact JSON on one line."""
+    return json.dumps(value, separators=(",", ":"))

@@ -5,87 +5,34 @@ from __future__ import annotations
 import hashlib
 import logging
 import secrets
-from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from .config import CMAuthConfig, seconds
-from .errors import OAuthError, OperatorError, SessionExpiredError, UnavailableError
+from .errors import OAuthError, OperatorError, SessionExpiredError, StoreError, UnavailableError
 from .oauth import GRANT_REFUSED, CameraManager
-from .session import Record, Sealer, Session, Tokens
+from .session import Record, Session, Tokens
+from .vault import SessionVault
 
 if TYPE_CHECKING:
-    from .ports import AsyncPorts
-    from .stores import SessionStore
+    from .ports import Ports
 
 log = logging.getLogger(__package__)
 
-_CHAIN = 32  # rotations of a refresh token that a sleeping session can catch up with at once
+_CHAIN = 64  # rotations of a refresh token that a sleeping session can catch up with at once
 _POLL = 0.05  # seconds between looks at a refresh that another process makes
-_BACK_OFF = 1.0  # seconds between attempts at a server that is down
+_LEASE_MARGIN = 5.0  # seconds that a lease is longer than a token call may take
+_FIRST_PAUSE = 0.25  # seconds until a second attempt, which requests wait for
+_PAUSE = 1.0  # seconds between attempts at a server that stays down
 _GONE_TTL = 600.0  # seconds that a logout is remembered for refreshes under way
 
 
-class SessionVault:
-    """Sealed session records in a store: read, write, and change without losing a change."""
+class Refreshed(NamedTuple):
+    """What a refresh came to: the tokens, and whether CameraManager gave them just now."""
 
-    def __init__(self, config: CMAuthConfig, ports: AsyncPorts, store: SessionStore) -> None:
-        self._config = config
-        self._ports = ports
-        self.store = store
-        self.sealer = Sealer(tuple(config.secret_key))
-
-    async def read(self, key: str, seal_key: bytes) -> Session | None:
-        """Return the live session of a ticket, or None."""
-        sealed = await self.store.get(key)
-        if sealed is None:
-            return None
-        record = self._open(key, seal_key, sealed)
-        if record is None:
-            log.warning("session_unreadable session=%s", key[:8])
-            await self.store.delete(key)
-            return None
-        if self.ttl(record) <= 0:
-            await self.store.delete(key)
-            return None
-        return Session(key, seal_key, record)
-
-    async def create(self, key: str, seal_key: bytes, record: Record) -> Session:
-        """Store a new session."""
-        sealed = self.sealer.seal(key, seal_key, record.encode())
-        await self.store.put(key, sealed, self.ttl(record))
-        return Session(key, seal_key, record)
-
-    async def update(self, session: Session, change: Callable[[Record], Record]) -> bool:
-        """Apply `change` to the stored record; False if the session is not there any more."""
-        while True:
-            old = await self.store.get(session.key)
-            record = self._open(session.key, session.seal_key, old) if old is not None else None
-            if old is None or record is None:
-                return False
-            changed = change(record)
-            new = self.sealer.seal(session.key, session.seal_key, changed.encode())
-            if await self.store.replace(session.key, old, new, self.ttl(changed)):
-                session.adopt(changed)
-                return True
-
-    async def remove(self, session: Session) -> Record:
-        """Take the session out of the store; return its newest record."""
-        sealed = await self.store.delete(session.key)
-        record = self._open(session.key, session.seal_key, sealed) if sealed else None
-        return record or session.record
-
-    def ttl(self, record: Record) -> float:
-        """Seconds that a record has left, of both timeouts."""
-        now = self._ports.clock()
-        idle = record.last_seen_at + seconds(self._config.idle_timeout) - now
-        absolute = record.logged_in_at + seconds(self._config.absolute_timeout) - now
-        return min(idle, absolute)
-
-    def _open(self, key: str, seal_key: bytes, sealed: bytes) -> Record | None:
-        plain = self.sealer.open(key, seal_key, sealed)
-        return None if plain is None else Record.decode(plain)
+    tokens: Tokens
+    is_new: bool
 
 
 class TokenKeeper:
@@ -97,67 +44,106 @@ class TokenKeeper:
     """
 
     def __init__(
-        self, config: CMAuthConfig, ports: AsyncPorts, vault: SessionVault, server: CameraManager
+        self, config: CMAuthConfig, ports: Ports, vault: SessionVault, server: CameraManager
     ) -> None:
         self._config = config
         self._ports = ports
         self._vault = vault
         self._server = server
         self._closed_until = 0.0
+        self._failures = 0
 
-    def refresh_soon(self, session: Session) -> None:
-        """Start a refresh beside the request; the old access token serves meanwhile."""
-        tokens = session.record.tokens
-        if tokens.refresh_token is None or self._ports.clock() < self._closed_until:
+    # -- for a session ---------------------------------------------------------------------
+
+    async def freshen(self, session: Session) -> None:
+        """Renew the access token if it is due: beside the request while the old one lives.
+
+        Raises: as `refresh`.
+        """
+        tokens, now = session.record.tokens, self._ports.clock()
+        if now < tokens.refresh_at:
             return
+        if now < tokens.expires_at:
+            if tokens.refresh_token is not None and now >= self._closed_until:
+                self._ports.start_flight(
+                    f"soon {session.key}", partial(self._refresh_beside, session)
+                )
+            return
+        await self.refresh(session, tokens.access_token)
 
-        async def refresh() -> None:
-            # Logged where it happened; the next request meets it with an answer of its own.
-            with suppress(SessionExpiredError, UnavailableError):
-                await self.refresh(session, None)
+    async def refresh(self, session: Session, refused: str) -> bool:
+        """Give the session another access token than the one that is `refused`, or expired.
 
-        self._ports.start_flight(f"soon:{session.key}", refresh)
-
-    async def refresh(self, session: Session, refused: str | None) -> None:
-        """Give the session newer tokens than those that are `refused` (or about to expire).
+        Returns:
+            Whether CameraManager gave it just now; else somebody else had renewed it.
 
         Raises:
             SessionExpiredError: the grant is over; the session was removed.
             UnavailableError: CameraManager or the store cannot be asked; nothing was lost.
         """
+        if session.ended:
+            raise SessionExpiredError
+        if session.record.tokens.access_token != refused:
+            return False
+        work = partial(self._refresh, session, refused)
+        try:
+            refreshed: Refreshed = await self._ports.single_flight(
+                f"session {session.key} {hash(refused)}", work
+            )
+        except SessionExpiredError:
+            session.ended = True
+            raise
+        session.record = session.record.with_tokens(refreshed.tokens)
+        return refreshed.is_new
+
+    async def _refresh_beside(self, session: Session) -> None:
+        # Logged where it happened; the next request meets it with an answer of its own.
+        with suppress(SessionExpiredError, UnavailableError):
+            await self.refresh(session, session.record.tokens.access_token)
+
+    async def _refresh(self, session: Session, refused: str) -> Refreshed:
+        """Refresh for all requests of one session in this process."""
+        view = Session(session.key, session.half_key, session.record)
         for _ in range(_CHAIN):
-            tokens = session.record.tokens
-            now = self._ports.clock()
-            if refused is not None and tokens.access_token != refused and tokens.refresh_at > now:
-                return
-            if tokens.refresh_token is None:
-                if refused is None and tokens.expires_at > now:
-                    return
-                await self._end(session)
+            if not await self._vault.reread(view):
                 raise SessionExpiredError
+            held = view.record.tokens
+            if held.access_token != refused:
+                return Refreshed(held, is_new=False)
             try:
-                fresh: Tokens = await self._ports.single_flight(
-                    _grant_name(tokens.refresh_token), partial(self._renew, tokens, refused)
+                if held.refresh_token is None:
+                    raise SessionExpiredError
+                refreshed: Refreshed = await self._ports.single_flight(
+                    _grant_name(held.refresh_token), partial(self._renew, held)
                 )
             except SessionExpiredError:
-                if await self._has_newer(session):
+                if await self._vault.reread(view) and view.record.tokens != held:
                     continue
-                await self._end(session)
+                await self._vault.remove(view)
+                log.info("session_ended session=%s", view.reference)
                 raise
-            if not await self._vault.update(session, partial(Record.with_tokens, tokens=fresh)):
-                await self._after_logout(session, fresh)
-                raise SessionExpiredError
-            if self._config.on_refresh:
-                await self._ports.call_hook(self._config.on_refresh, session)
-            refused = refused or tokens.access_token
+            await self._adopt(view, held, refreshed.tokens)
+            return refreshed
         raise UnavailableError("CameraManager refuses every token it gives")
 
-    async def forget(self, tokens: Tokens) -> None:
-        """Note a logout: a refresh under way revokes what it brings home."""
-        if tokens.refresh_token is not None:
-            name = _grant_name(tokens.refresh_token)
-            await self._vault.store.put(f"gone.{name}", b"1", _GONE_TTL)
-            await self._vault.store.delete(name)
+    async def _adopt(self, session: Session, held: Tokens, fresh: Tokens) -> None:
+        """Write newer tokens into a session, unless it was logged out, or is newer by itself."""
+
+        is_first = False
+
+        def change(record: Record) -> Record:
+            nonlocal is_first
+            is_first = record.tokens == held
+            return record.with_tokens(fresh) if is_first else record
+
+        if not await self._vault.update(session, change):
+            if held.refresh_token is not None and await self._gone(held.refresh_token):
+                await self.revoke(fresh.access_token)
+            raise SessionExpiredError
+        if is_first:
+            await self._ports.call_hook("on_refresh", self._config.on_refresh, session)
+
+    # -- logins and logouts ----------------------------------------------------------------
 
     async def welcome(self, tokens: Tokens) -> None:
         """Note a login: CameraManager may hand out a grant again that a logout had named."""
@@ -167,84 +153,115 @@ class TokenKeeper:
             if await self._vault.store.get(name) is not None:
                 await self._keep(tokens.refresh_token, tokens)
 
-    async def _renew(self, held: Tokens, refused: str | None) -> Tokens:
+    async def forget(self, tokens: Tokens) -> None:
+        """Note a logout: a refresh under way revokes what it brings home."""
+        if tokens.refresh_token is not None:
+            name = _grant_name(tokens.refresh_token)
+            mark = secrets.token_bytes(8)
+            await self._vault.store.put(f"gone.{name}", mark, _GONE_TTL)
+            await self._vault.store.delete(name)
+
+    async def revoke(self, access_token: str) -> None:
+        """Delete the tokens at CameraManager, if it can be reached."""
+        try:
+            if not await self._server.revoke(access_token):
+                log.warning("revoke_failed reason=CameraManager refused it")
+        except UnavailableError as error:
+            log.warning("revoke_failed reason=%s", error)
+
+    async def _gone(self, refresh_token: str) -> bytes | None:
+        return await self._vault.store.get(f"gone.{_grant_name(refresh_token)}")
+
+    # -- for a grant -----------------------------------------------------------------------
+
+    async def _renew(self, held: Tokens) -> Refreshed:
         """Find newer tokens of this grant, or fetch them; runs once per grant and process."""
         assert held.refresh_token is not None  # noqa: S101 - for the type
-        name, owner = _grant_name(held.refresh_token), secrets.token_hex(16)
-        stale = {held.access_token, refused}
-        lease = self._ports.timeout + 5.0  # longer than the token call, which `timeout` bounds
-        deadline = self._ports.clock() + 2 * lease
+        store, name = self._vault.store, f"lease.{_grant_name(held.refresh_token)}"
+        owner, lease = secrets.token_hex(16), self._ports.timeout + _LEASE_MARGIN
+        give_up_at = self._ports.clock() + 2 * lease
         while True:
             kept = await self._kept(held.refresh_token)
-            if kept is not None and kept.access_token not in stale:
-                return kept
-            if self._ports.clock() < self._closed_until:
-                raise UnavailableError("CameraManager is not answering")
-            if await self._vault.store.acquire(f"lease.{name}", owner, lease):
+            if kept is not None and kept.access_token != held.access_token:
+                return Refreshed(kept, is_new=False)
+            await self._wait_for_server()
+            if await store.acquire(name, owner, lease):
                 break
-            if self._ports.clock() > deadline:
+            if self._ports.clock() > give_up_at:
                 raise UnavailableError("another process holds the refresh for too long")
             await self._ports.sleep(_POLL)
+
+        async def extend() -> None:
+            with suppress(StoreError):  # asked again in a moment, and before the tokens are kept
+                await store.acquire(name, owner, lease)
+
+        async def renew() -> Refreshed:
+            return await self._renew_alone(held, name, owner, lease)
+
         try:
-            kept = await self._kept(held.refresh_token)
-            if kept is not None and kept.access_token not in stale:
-                return kept
-            fresh = await self._fetch(kept or held)
-            await self._keep(held.refresh_token, fresh)
-            return fresh
+            refreshed: Refreshed = await self._ports.beside(extend, lease / 3, renew)
+            return refreshed
         finally:
-            await self._vault.store.release(f"lease.{name}", owner)
+            with suppress(StoreError):  # it runs out by itself
+                await store.release(name, owner)
+
+    async def _renew_alone(self, held: Tokens, name: str, owner: str, lease: float) -> Refreshed:
+        """Renew a grant while holding its lease."""
+        assert held.refresh_token is not None  # noqa: S101 - for the type
+        kept = await self._kept(held.refresh_token)
+        if kept is not None and kept.access_token != held.access_token:
+            return Refreshed(kept, is_new=False)
+        gone = await self._gone(held.refresh_token)
+        try:
+            fresh = await self._fetch(kept or held)
+        except SessionExpiredError:
+            kept = await self._kept(held.refresh_token)
+            if kept is None or kept.access_token == held.access_token:
+                raise
+            return Refreshed(kept, is_new=False)
+        if await self._gone(held.refresh_token) != gone:
+            await self.revoke(fresh.access_token)
+            raise SessionExpiredError
+        if not await self._vault.store.acquire(name, owner, lease):
+            # This process was held up for longer than its lease, and another one took over.
+            kept = await self._kept(held.refresh_token)
+            if kept is not None and kept.access_token != held.access_token:
+                return Refreshed(kept, is_new=False)
+        await self._keep(held.refresh_token, fresh)
+        return Refreshed(fresh, is_new=True)
 
     async def _fetch(self, tokens: Tokens) -> Tokens:
         assert tokens.refresh_token is not None  # noqa: S101 - for the type
         try:
             fresh = await self._server.refresh(tokens.refresh_token)
-        except OperatorError as error:
-            log.error("api_key_refused error=%s: check client_id and client_secret", error.error)
-            self._back_off(_BACK_OFF)
-            raise UnavailableError("CameraManager refuses this application's API key") from None
         except OAuthError as error:
             if error.error in GRANT_REFUSED:
+                self._server_answers()
                 log.info("refresh_refused error=%s", error.error)
                 raise SessionExpiredError from None
-            self._back_off(_BACK_OFF)
+            self._server_fails(_PAUSE)
+            if isinstance(error, OperatorError):
+                log.error(
+                    "api_key_refused error=%s: check client_id and client_secret", error.error
+                )
             raise UnavailableError(f"CameraManager refused the refresh: {error.error}") from None
         except UnavailableError as error:
             log.warning("refresh_failed reason=%s", error)
-            self._back_off(error.retry_after)
+            self._server_fails(error.retry_after)
             raise
+        self._server_answers()
         log.info("refreshed expires_in=%d", fresh.expires_at - self._ports.clock())
         return fresh
 
-    async def _has_newer(self, session: Session) -> bool:
-        """Whether the store meanwhile holds other tokens than those that were refused."""
-        held = session.record.tokens
-        there = await self._vault.update(session, lambda record: record)
-        return there and session.record.tokens != held
-
-    async def _end(self, session: Session) -> None:
-        session.ended = True
-        await self._vault.remove(session)
-        log.info("session_ended session=%s", session.reference)
-
-    async def _after_logout(self, session: Session, fresh: Tokens) -> None:
-        session.ended = True
-        old = session.record.tokens.refresh_token or ""
-        if await self._vault.store.get(f"gone.{_grant_name(old)}") is None:
-            return  # replaced by a new login, which may hold these very tokens
-        try:
-            await self._server.revoke(fresh.access_token)
-        except UnavailableError as error:
-            log.warning("revoke_failed reason=%s", error)
+    # -- the newest tokens of a grant ------------------------------------------------------
 
     async def _kept(self, refresh_token: str) -> Tokens | None:
         """The newest tokens of a grant, following rotated refresh tokens."""
         newest: Tokens | None = None
         for _ in range(_CHAIN):
-            name, seal_key = _grant_name(refresh_token), _grant_key(refresh_token)
+            name, half_key = _grant_name(refresh_token), _grant_key(refresh_token)
             sealed = await self._vault.store.get(name)
-            plain = self._vault.sealer.open(name, seal_key, sealed) if sealed else None
-            tokens = Tokens.decode(plain) if plain else None
+            tokens = self._vault.sealer.open_grant(name, half_key, sealed) if sealed else None
             if tokens is None:
                 break
             newest = tokens
@@ -255,11 +272,30 @@ class TokenKeeper:
 
     async def _keep(self, refresh_token: str, tokens: Tokens) -> None:
         name = _grant_name(refresh_token)
-        sealed = self._vault.sealer.seal(name, _grant_key(refresh_token), tokens.encode())
+        sealed = self._vault.sealer.seal_grant(name, _grant_key(refresh_token), tokens)
         await self._vault.store.put(name, sealed, seconds(self._config.absolute_timeout))
 
-    def _back_off(self, seconds: float) -> None:
-        self._closed_until = self._ports.clock() + seconds
+    # -- a server that is down -------------------------------------------------------------
+
+    async def _wait_for_server(self) -> None:
+        """Let a server that failed be: wait for a moment, or fail at once.
+
+        Only the first failure is worth a wait; then it is down, and requests shall not pile up.
+        """
+        left = self._closed_until - self._ports.clock()
+        if left > _FIRST_PAUSE:
+            raise UnavailableError("CameraManager is not answering", retry_after=left)
+        if left > 0:
+            await self._ports.sleep(left)
+
+    def _server_fails(self, retry_after: float) -> None:
+        self._failures += 1
+        asked = retry_after > _PAUSE
+        pause = retry_after if asked or self._failures > 1 else _FIRST_PAUSE
+        self._closed_until = self._ports.clock() + pause
+
+    def _server_answers(self) -> None:
+        self._failures, self._closed_until = 0, 0.0
 
 
 def _grant_name(refresh_token: str) -> str:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
 import pytest
 
 from .support import World
+
+MakeWorld = Callable[..., World]
 
 
 @pytest.fixture
@@ -12,6 +17,26 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
+@pytest.fixture(params=["asgi", "wsgi"])
+def shell(request: pytest.FixtureRequest) -> str:
+    """Both shells; a test that asks for a world runs once behind each."""
+    return str(request.param)
+
+
 @pytest.fixture
-def world() -> World:
-    return World()
+async def make_world(shell: str) -> AsyncIterator[MakeWorld]:
+    """Make worlds with options of the test's own."""
+    worlds: list[World] = []
+
+    def make(**options: Any) -> World:
+        worlds.append(World(**{"shell": shell, **options}))
+        return worlds[-1]
+
+    yield make
+    for world in worlds:
+        await world.close()
+
+
+@pytest.fixture
+def world(make_world: MakeWorld) -> World:
+    return make_world()

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
+import asyncio
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+import anyio.to_thread
 import httpx2
-from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
-from starlette.routing import Route, WebSocketRoute
-from starlette.websockets import WebSocket
 
-from cm_auth_middleware import AuthEngine, CMAuthMiddleware
+from cm_auth_middleware import AuthEngine, CMAuthMiddleware, CMAuthWSGIMiddleware
 from cm_auth_middleware.testing import Settings, Simulator
+
+from .apps import make_app, make_wsgi_app
 
 APP = "http://localhost:8000"
 CM = "http://127.0.0.1:9400"
@@ -37,29 +35,71 @@ class Clock:
         self.now += seconds
 
 
-class Net(httpx2.AsyncBaseTransport):
-    """A network of ASGI apps by origin, in process."""
+class Net(httpx2.AsyncBaseTransport, httpx2.BaseTransport):
+    """A network of ASGI and WSGI apps by origin, in process, for callers of both kinds."""
 
     def __init__(self) -> None:
-        self.apps: dict[str, httpx2.ASGITransport] = {}
+        self.apps: dict[str, Callable[[httpx2.Request], Any]] = {}
         self.seen: list[httpx2.Request] = []
 
     def add(self, origin: str, app: Any) -> None:
-        self.apps[origin] = httpx2.ASGITransport(app)
+        """Put an ASGI app on the network."""
+        self.apps[origin] = httpx2.ASGITransport(app).handle_async_request
+
+    def add_wsgi(self, origin: str, app: Any) -> None:
+        """Put a WSGI app on the network; each of its requests runs in a thread, as on a server."""
+        transport = httpx2.WSGITransport(app, remote_addr="127.0.0.1")
+
+        def respond(request: httpx2.Request) -> httpx2.Response:
+            answer = transport.handle_request(request)
+            try:
+                body = b"".join(answer.stream)
+            finally:
+                answer.stream.close()
+            return httpx2.Response(answer.status_code, headers=answer.headers, content=body)
+
+        async def handle(request: httpx2.Request) -> httpx2.Response:
+            return await anyio.to_thread.run_sync(respond, _whole(request, await request.aread()))
+
+        self.apps[origin] = handle
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         self.seen.append(request)
         origin = f"{request.url.scheme}://{request.url.netloc.decode()}"
         if origin not in self.apps:
             raise httpx2.ConnectError(f"nobody listens at {origin}")
-        return await self.apps[origin].handle_async_request(request)
+        return await self.apps[origin](request)
+
+    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+        async def handle() -> httpx2.Response:
+            body = b"".join(request.stream)
+            twin = httpx2.Request(
+                request.method, request.url, headers=request.headers, content=body
+            )
+            answer = await self.handle_async_request(twin)
+            return httpx2.Response(
+                answer.status_code, headers=answer.headers, content=await answer.aread()
+            )
+
+        return asyncio.run(handle())
+
+
+def _whole(request: httpx2.Request, body: bytes) -> httpx2.Request:
+    """The request with its body in memory."""
+    headers = [(k, v) for k, v in request.headers.raw if k.lower() != b"transfer-encoding"]
+    return httpx2.Request(request.method, request.url, headers=headers, content=body)
 
 
 class World:
     """One simulator, one app behind the middleware, one clock."""
 
     def __init__(
-        self, *, app: Any = None, settings: Settings | None = None, **options: Any
+        self,
+        *,
+        shell: str = "asgi",
+        app: Any = None,
+        settings: Settings | None = None,
+        **options: Any,
     ) -> None:
         self.clock = Clock()
         self.net = Net()
@@ -72,9 +112,21 @@ class World:
             "base_url": CM,
             **options,
         }
+        self.shell = shell
         self.engine = AuthEngine(transport=self.net, clock=self.clock, **options)
-        self.app = CMAuthMiddleware(app or make_app(), engine=self.engine)
-        self.net.add(APP, self.app)
+        if shell == "asgi":
+            self.app: Any = CMAuthMiddleware(app or make_app(), engine=self.engine)
+            self.net.add(APP, self.app)
+        else:
+            self.app = CMAuthWSGIMiddleware(app or make_wsgi_app(), engine=self.engine)
+            self.net.add_wsgi(APP, self.app)
+
+    async def close(self) -> None:
+        """Let refreshes that go on beside requests come home."""
+        if self.shell == "asgi":
+            await self.engine.close()
+        else:
+            await anyio.to_thread.run_sync(self.engine.close)
 
     def browser(self, **headers: str) -> Browser:
         return Browser(self, {**HTML, **headers})
@@ -110,88 +162,3 @@ class Browser(httpx2.AsyncClient):
 
     def named(self, name: str) -> list[str]:
         return [cookie.value or "" for cookie in self.cookies.jar if cookie.name == name]
-
-
-def make_app(routes: list[Any] | None = None) -> Starlette:
-    return Starlette(
-        routes=[
-            Route("/", home, methods=["GET", "POST", "PUT", "DELETE"]),
-            Route("/cameras", cameras),
-            Route("/deep/{rest:path}", home),
-            Route("/snapshot/{camera}", snapshot),
-            Route("/upload", upload, methods=["POST"]),
-            Route("/api/{path:path}", relay),
-            Route("/data", data, methods=["GET", "POST"]),
-            Route("/state", state),
-            Route("/health", health),
-            Route("/static/{rest:path}", health),
-            WebSocketRoute("/ws", websocket),
-            *(routes or []),
-        ]
-    )
-
-
-async def home(request: Request) -> Response:
-    user = request.state.cm_session.user
-    return PlainTextResponse(f"{request.url.path}?{request.url.query} {user['email']}")
-
-
-async def cameras(request: Request) -> Response:
-    response = await request.state.cm.get("/rest/v2.4/cameras")
-    return JSONResponse([camera["name"] for camera in response.json()], response.status_code)
-
-
-async def snapshot(request: Request) -> Response:
-    cm = request.state.cm
-    path = f"/rest/v2.4/cameras/{request.path_params['camera']}/snapshot?resolution=320x180"
-    answer = await cm.send(cm.build_request("GET", path), stream=True)
-    return StreamingResponse(answer.aiter_bytes(), answer.status_code, media_type="image/jpeg")
-
-
-async def upload(request: Request) -> Response:
-    answer = await request.state.cm.post("/rest/v2.4/echo", content=request.stream())
-    return JSONResponse(answer.json(), answer.status_code)
-
-
-async def relay(request: Request) -> Response:
-    """Ask CameraManager for whatever the test names."""
-    query = request.query_params
-    answer = await request.state.cm.get(
-        query.get("url", "/rest/v2.4/cameras"), follow_redirects="follow" in query
-    )
-    return JSONResponse({"status": answer.status_code, "text": answer.text[:2000]})
-
-
-async def data(request: Request) -> Response:
-    session = request.state.cm_session
-    if request.method == "POST":
-        session.data.update(json.loads(await request.body()))
-    return JSONResponse(session.data)
-
-
-async def state(request: Request) -> Response:
-    session = request.state.cm_session
-    return JSONResponse(
-        {
-            "client": isinstance(request.state.cm, httpx2.AsyncClient),
-            "same": request.state["cm"] is request.state.cm,
-            "repr": repr([request.state.cm, session, request.state.cm_auth]),
-            "scope": session.scope,
-            "logged_in_at": session.logged_in_at,
-            "expires_at": session.access_token_expires_at,
-        }
-    )
-
-
-async def health(request: Request) -> Response:
-    session = request.state.cm_session
-    return PlainTextResponse(session.user["email"] if session else "nobody")
-
-
-async def websocket(socket: WebSocket) -> None:
-    await socket.accept()
-    await socket.send_text(socket.state.cm_session.user["email"])
-    await socket.close()
-
-
-Handler = Callable[[Request], Any]

@@ -17,6 +17,11 @@ from .support import HTML, World, make_app
 pytestmark = pytest.mark.anyio
 
 
+@pytest.fixture
+def shell() -> str:
+    return "asgi"
+
+
 class Socket:
     """One WebSocket connection to an ASGI app, message by message."""
 

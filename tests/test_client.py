@@ -114,13 +114,13 @@ async def test_a_client_that_is_kept_goes_on_after_another_request_refreshed() -
     assert len(world.sim.token_calls("refresh_token")) == 2
 
 
-async def test_a_handlers_own_authorization_is_left_alone(world: World) -> None:
+async def test_a_handlers_own_authorization_is_left_alone() -> None:
     async def handler(request: Request) -> Response:
         headers = {"Authorization": "Bearer mine"}
         answer = await request.state.cm.get("/rest/v2.4/cameras", headers=headers)
         return PlainTextResponse(str(answer.status_code))
 
-    world.app.app = make_app([Route("/own", handler)])
+    world = World(app=make_app([Route("/own", handler)]))
     browser = await world.login()
     assert (await browser.get("/own")).text == "401"
     assert world.sim.token_calls("refresh_token") == []

@@ -45,8 +45,8 @@ async def test_one_login_makes_one_token_call_and_reads_the_user_once(world: Wor
     assert token.query == {}
 
 
-async def test_a_server_that_knows_pkce_accepts_the_verifier() -> None:
-    world = World()
+async def test_a_server_that_knows_pkce_accepts_the_verifier(make_world) -> None:
+    world = make_world()
     world.sim.settings.pkce = True
     await world.login()
 
@@ -85,8 +85,8 @@ async def test_htmx_is_told_where_to_log_in(world: World) -> None:
     assert response.headers["hx-redirect"] == "/auth/login"
 
 
-async def test_exempt_paths_need_no_login_but_see_a_session() -> None:
-    world = World(exempt=["/health", "/static/*"])
+async def test_exempt_paths_need_no_login_but_see_a_session(make_world) -> None:
+    world = make_world(exempt=["/health", "/static/*"])
     browser = world.browser()
     assert (await browser.get("/health")).text == "nobody"
     assert (await browser.get("/static/a/b.css")).text == "nobody"
@@ -252,8 +252,8 @@ async def test_a_dead_camera_manager_is_a_page_and_not_a_crash(world: World) -> 
     assert "Try again" in response.text
 
 
-async def test_allow_decides_and_a_refused_user_leaves_no_tokens() -> None:
-    world = World(allow=lambda user: user["email"] == "bob@example.com")
+async def test_allow_decides_and_a_refused_user_leaves_no_tokens(make_world) -> None:
+    world = make_world(allow=lambda user: user["email"] == "bob@example.com")
     browser = world.browser()
     response = await browser.login(email="anna@example.com")
     assert response.status_code == 403
@@ -262,11 +262,11 @@ async def test_allow_decides_and_a_refused_user_leaves_no_tokens() -> None:
     assert (await browser.login(email="bob@example.com")).status_code == 200
 
 
-async def test_allow_may_be_async() -> None:
+async def test_allow_may_be_async(make_world) -> None:
     async def nobody(user) -> bool:
         return False
 
-    assert (await World(allow=nobody).browser().login()).status_code == 403
+    assert (await make_world(allow=nobody).browser().login()).status_code == 403
 
 
 async def test_a_host_that_is_not_configured_is_refused(world: World) -> None:
@@ -276,8 +276,8 @@ async def test_a_host_that_is_not_configured_is_refused(world: World) -> None:
     assert "allowed_hosts" in response.text
 
 
-async def test_redirect_uri_is_taken_as_given() -> None:
-    world = World(redirect_uri=f"{APP}/auth/callback", allowed_hosts=[])
+async def test_redirect_uri_is_taken_as_given(make_world) -> None:
+    world = make_world(redirect_uri=f"{APP}/auth/callback", allowed_hosts=[])
     response = await world.browser().get("/", headers={"Host": "evil.example"})
     assert location(response)["redirect_uri"] == f"{APP}/auth/callback"
 
@@ -291,14 +291,14 @@ async def test_a_login_that_does_not_stick_stops_after_one_round(world: World) -
     assert (await browser.get("/")).status_code == 302
 
 
-async def test_the_on_login_hook_gets_the_session_and_may_write_data() -> None:
+async def test_the_on_login_hook_gets_the_session_and_may_write_data(make_world) -> None:
     seen = []
 
     async def hook(session) -> None:
         seen.append(session.user["email"])
         session.data["greeted"] = True
 
-    world = World(on_login=hook)
+    world = make_world(on_login=hook)
     browser = await world.login()
     assert seen == ["anna@example.com"]
     assert (await browser.get("/data")).json() == {"greeted": True}

@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+import importlib
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from urllib.parse import unquote
 
 from ..errors import ConfigError
 from .memory import MemoryStore
 
-__all__ = ["MemoryStore", "SessionStore", "open_store"]
+if TYPE_CHECKING:
+    from .redis import RedisStore
+    from .sqlite import SQLiteStore
+
+__all__ = [
+    "CountsRecords",
+    "FindsByPrefix",
+    "HasBlockingTwin",
+    "MemoryStore",
+    "RedisStore",
+    "SQLiteStore",
+    "SessionStore",
+    "open_store",
+]
 
 
 @runtime_checkable
@@ -15,8 +32,12 @@ class SessionStore(Protocol):
     """A key, an opaque value, a time to live, replace-only-if-unchanged, and leases.
 
     Keys are short ASCII strings (hashes), values are sealed bytes; a store can read neither.
-    Times to live are in seconds. A method that cannot reach its storage raises `StoreError`;
-    it never answers "not there" instead.
+    Records and leases are apart: a lease may have the key of a record. Times to live are in
+    seconds and positive. A method that cannot reach its storage raises `StoreError`; it never
+    answers "not there" instead.
+
+    A store may also have the methods of `FindsByPrefix`, `CountsRecords` and `HasBlockingTwin`.
+    `cm_auth_middleware.testing.StoreConformance` checks all of it.
     """
 
     async def get(self, key: str) -> bytes | None:
@@ -48,18 +69,82 @@ class SessionStore(Protocol):
         """Raise `StoreError` if the store cannot be used."""
 
     async def close(self) -> None:
-        """Release connections and files."""
+        """Release connections and files. The store may be used again: it opens them anew."""
 
 
-def open_store(store: str | SessionStore) -> SessionStore:
-    """Return the store that an option names: a URL, or a store object as it is."""
+@runtime_checkable
+class FindsByPrefix(Protocol):
+    """A store that finds records by what their values begin with: one user's sessions."""
+
+    async def find(self, prefix: bytes) -> list[tuple[str, bytes]]:
+        """Return the live keys and values whose value begins with `prefix`, in any order."""
+
+
+@runtime_checkable
+class CountsRecords(Protocol):
+    """A store that knows how much it holds."""
+
+    async def count(self) -> int:
+        """Return the number of live records; leases are none."""
+
+
+@runtime_checkable
+class HasBlockingTwin(Protocol):
+    """A store that serves threads (WSGI) as well as event loops."""
+
+    def blocking(self) -> SessionStore:
+        """Return a store on the same storage whose methods block the thread and never suspend."""
+
+
+def open_store(
+    store: str | SessionStore, *, clock: Callable[[], float] = time.time
+) -> SessionStore:
+    """Return the store that an option names: a URL, or a store object as it is.
+
+    Args:
+        store: ``memory://``, ``sqlite:///relative.db``, ``sqlite:////absolute.db``,
+            ``redis://…`` and its kin (see `RedisStore`), or an object.
+        clock: epoch seconds, for the stores that keep time themselves.
+
+    Raises:
+        ConfigError: the URL names no store, or what it needs is not installed.
+    """
     if not isinstance(store, str):
         if not isinstance(store, SessionStore):
             raise ConfigError("store is a URL or an object with the methods of SessionStore")
         return store
-    scheme = store.partition(":")[0]
-    if scheme == "memory":
-        return MemoryStore()
+    scheme, separator, rest = store.partition("://")
+    if scheme == "memory" or store == "memory:":
+        if rest:
+            raise ConfigError("store memory:// takes nothing after it")
+        return MemoryStore(clock=clock)
+    if scheme == "sqlite" and separator:
+        from .sqlite import SQLiteStore  # imported where it is used: 5 ms of start-up
+
+        return SQLiteStore(_sqlite_path(rest), clock=clock)
+    if scheme.startswith(("redis", "unix")) and separator:
+        from .redis import RedisStore  # imported where it is used: 150 ms of start-up
+
+        return RedisStore(store)
     raise ConfigError(
-        f"store {scheme}:// is not built into this version: give memory:// or a store object"
+        "store has an unknown scheme: give memory://, sqlite:///path, redis://, rediss://, "
+        "unix://, redis+sentinel://, redis+cluster:// or a store object"
     )
+
+
+def _sqlite_path(rest: str) -> str:
+    host, _, path = rest.partition("/")
+    if host or not path or "?" in path or path.endswith("/"):
+        raise ConfigError(
+            "store sqlite:// needs the path of a file and nothing else: sqlite:///sessions.db in "
+            "the working directory, or sqlite:////var/lib/app/sessions.db with four slashes"
+        )
+    return unquote(path)
+
+
+def __getattr__(name: str) -> Any:
+    """Import the other stores when somebody asks for them."""
+    if name in ("RedisStore", "SQLiteStore"):
+        module = importlib.import_module(f".{name.removesuffix('Store').lower()}", __name__)
+        return getattr(module, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,202 @@
+"""A request and an answer as the flow sees them, and the answers that each part of it gives."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl, quote, unquote, urlsplit
+
+from .pages import HEADERS as PAGE_HEADERS
+from .pages import page
+from .session import dumps
+
+if TYPE_CHECKING:
+    from .session import Session
+
+Headers = list[tuple[str, str]]
+
+NO_STORE = ("Cache-Control", "no-store")
+_SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})  # RFC 9110 §9.2.1
+_MOST_COOKIES = 200  # that are looked at; browsers keep 180 for a site
+
+
+class Request(ABC):
+    """A request as the flow sees it; each shell has its own.
+
+    Attributes:
+        method: as it was sent, in capitals.
+        root_path: where the application is mounted.
+        path: what the framework routes, decoded, without the `root_path`.
+    """
+
+    __slots__ = ("_cookies", "method", "path", "root_path")
+
+    method: str
+    path: str
+    root_path: str
+    _cookies: list[tuple[str, str]]
+
+    @property
+    @abstractmethod
+    def scheme(self) -> str:
+        """``https`` and so on, as the server knows it (through a proxy that it trusts)."""
+
+    @property
+    @abstractmethod
+    def raw_path(self) -> str:
+        """The path as it was sent, mount included, where the server tells it."""
+
+    @property
+    @abstractmethod
+    def query(self) -> str:
+        """The query as it was sent."""
+
+    @property
+    @abstractmethod
+    def address(self) -> str:
+        """The client's address, where the server tells it."""
+
+    @abstractmethod
+    def header(self, name: str) -> str | None:
+        """A header by its name in lower case; the lines of one name joined."""
+
+    @property
+    def host(self) -> str:
+        """The Host header."""
+        return self.header("host") or ""
+
+    @property
+    def cookies(self) -> Sequence[tuple[str, str]]:
+        """Every name and value, duplicates included: which one counts is not for here."""
+        try:
+            return self._cookies
+        except AttributeError:
+            parts = (self.header("cookie") or "").split(";", _MOST_COOKIES)[:_MOST_COOKIES]
+            pairs = (part.partition("=") for part in parts)
+            self._cookies = [(name.strip(), value.strip()) for name, _, value in pairs]
+            return self._cookies
+
+    @property
+    def url(self) -> str:
+        """The path and query that a browser would come back to."""
+        path = self.root_path + self.path
+        if unquote(self.raw_path) == path:
+            path = self.raw_path
+        else:
+            path = quote(path, safe="/:@!$&'()*+,;=~")
+        return f"{path}?{self.query}" if self.query else path
+
+    def parameters(self) -> list[tuple[str, str]]:
+        """The query's names and values; none if there are too many or they are not UTF-8."""
+        try:
+            return parse_qsl(self.query, keep_blank_values=True, errors="strict", max_num_fields=20)
+        except ValueError:
+            return []
+
+    @property
+    def is_navigation(self) -> bool:
+        """Whether a person's browser asks for a page."""
+        mode = self.header("sec-fetch-mode")
+        if self.method not in ("GET", "HEAD") or self.header("hx-request"):
+            return False
+        if mode is not None and mode != "navigate":
+            return False
+        return mode == "navigate" or "text/html" in (self.header("accept") or "")
+
+    def is_cross_site(self, own_hosts: Sequence[str], *, websocket: bool = False) -> bool:
+        """Whether another site made the browser send this state change (RFC 9700 §4.7).
+
+        Args:
+            own_hosts: host names, with their ports, that are this site beside ``Host``.
+            websocket: a WebSocket counts as a state change although it is a GET.
+        """
+        if self.method in _SAFE_METHODS and not websocket:
+            return False
+        site = self.header("sec-fetch-site")
+        if site is not None and not websocket:
+            return site not in ("same-origin", "none")
+        origin = self.header("origin")
+        if origin is None:
+            return False
+        try:
+            host = urlsplit(origin).netloc.lower()
+        except ValueError:
+            return True
+        return host != self.host.lower() and host not in own_hosts
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A response that the flow gives instead of the application's."""
+
+    status: int
+    headers: Headers
+    body: bytes = b""
+
+
+@dataclass(slots=True)
+class Access:
+    """Leave to pass on to the application, and what to add to its response."""
+
+    session: Session | None
+    headers: Headers = field(default_factory=list)
+
+
+def redirect(status: int, location: str, *headers: tuple[str, str]) -> Answer:
+    """Send the browser elsewhere."""
+    return Answer(status, [("Location", location), *headers, NO_STORE])
+
+
+def problem(status: int, title: str, *headers: tuple[str, str], **members: Any) -> Answer:
+    """Tell a program what is wrong (RFC 9457)."""
+    body = {"type": "about:blank", "title": title, "status": status, **members}
+    return json_answer(status, body, *headers, content_type="application/problem+json")
+
+
+def not_allowed(allowed: str) -> Answer:
+    """Refuse a method (RFC 9110 §15.5.6)."""
+    return problem(405, "Method not allowed", ("Allow", allowed))
+
+
+def error_page(
+    status: int, title: str, text: str, *headers: tuple[str, str], link: tuple[str, str]
+) -> Answer:
+    """Tell a person what is wrong, and what to do about it."""
+    return page_answer(status, page(title, text, link=link), *headers)
+
+
+def failure(
+    request: Request,
+    status: int,
+    title: str,
+    text: str,
+    *headers: tuple[str, str],
+    link: tuple[str, str] | None = None,
+) -> Answer:
+    """A page for a person, a problem for a program.
+
+    Args:
+        link: where to try again and what to call it; the same URL if it is not given.
+    """
+    if request.is_navigation:
+        return error_page(status, title, text, *headers, link=link or (request.url, "Try again"))
+    members = {"login_url": link[0]} if link else {}
+    return problem(status, title, *headers, detail=text, **members)
+
+
+def page_answer(status: int, body: bytes, *headers: tuple[str, str]) -> Answer:
+    """Send a page."""
+    return Answer(status, [*PAGE_HEADERS, NO_STORE, *headers], body)
+
+
+def json_answer(
+    status: int, content: Any, *headers: tuple[str, str], content_type: str = "application/json"
+) -> Answer:
+    """Send JSON."""
+    return Answer(status, [("Content-Type", content_type), NO_STORE, *headers], _dumps(content))
+
+
+def _dumps(content: Any) -> bytes:
+    return dumps(content).encode()

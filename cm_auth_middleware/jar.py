@@ -1,0 +1,116 @@
+"""The cookies of one site: what they are called, and how they are found, set and cleared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from .config import CMAuthConfig, seconds
+from .cookies import LOGIN_LIFETIME, LoginCookie, Ticket, TicketCookie
+from .http import Headers, Request
+
+_MOST_LOGINS = 12  # pending logins that one browser may have
+_MOST_LOGIN_BYTES = 6_000  # of their cookies together: servers refuse headers beyond 8 kB
+_MOST_CANDIDATES = 4  # session cookies of our name that are looked at
+_JUST = 60  # seconds after a login in which a missing session means that cookies do not stick
+_CLOCK_SKEW = 300  # seconds that two servers' clocks may differ
+
+
+class CookieJar:
+    """Reads and writes the session cookie, the login cookies and the mark of a recent login.
+
+    A login leaves a mark for a minute: a browser that has it but no session does not keep our
+    cookies, and sending it to log in again would never end.
+    """
+
+    def __init__(self, config: CMAuthConfig, clock: Callable[[], float]) -> None:
+        self._config = config
+        self._clock = clock
+        self._ticket = TicketCookie(tuple(config.secret_key))
+        plain, secure = (config.cookie_name,) * 2 if config.cookie_name else _NAMES
+        self._plain, self._secure = plain, secure
+        self._logins = {
+            name: LoginCookie(tuple(config.secret_key), name) for name in (plain, secure)
+        }
+
+    def tickets(self, request: Request) -> list[tuple[Ticket, bool]]:
+        """The tickets that a request brought, and whether each was signed with an old key.
+
+        Several: a neighbouring host can set a cookie of our name, so the first need not be ours.
+        """
+        name = self._name(request)
+        values = [value for key, value in request.cookies if key == name]
+        found = (self._ticket.load(value.strip('"')) for value in values[:_MOST_CANDIDATES])
+        return [ticket for ticket in found if ticket is not None]
+
+    def session(self, request: Request, ticket: Ticket, logged_in_at: float) -> tuple[str, str]:
+        """Set the session cookie, for as long as the session may live."""
+        left = logged_in_at + seconds(self._config.absolute_timeout) - self._clock()
+        return self._set(request, self._name(request), self._ticket.dump(ticket), int(left))
+
+    def forget(self, request: Request) -> Headers:
+        """Clear the session cookie and the mark of its login."""
+        return [self._clear(request, self._name(request)), self.unmark(request)]
+
+    def login(self, request: Request) -> LoginCookie:
+        """The signer of pending logins for this request's scheme."""
+        return self._logins[self._name(request)]
+
+    def add_login(self, request: Request, name: str, value: str) -> Headers:
+        """Set a pending login; drop the oldest ones, and what is none, so that none pile up."""
+        cookie = self.login(request)
+        found = {n: v for n, v in request.cookies if n.startswith(cookie.prefix)}
+        loaded = {n: cookie.load(v) for n, v in found.items()}
+        youngest_first = sorted(
+            found, key=lambda n: login.started_at if (login := loaded[n]) else 0, reverse=True
+        )
+        total, dropped = len(value), []
+        for count, old in enumerate(youngest_first, start=2):
+            total += len(found[old])
+            if count > _MOST_LOGINS or total > _MOST_LOGIN_BYTES or loaded[old] is None:
+                dropped.append(old)
+        return [
+            self._set(request, name, value, LOGIN_LIFETIME),
+            *(self._clear(request, old) for old in dropped[:_MOST_LOGINS]),
+        ]
+
+    def drop_login(self, request: Request, name: str) -> Headers:
+        """Clear a pending login: each works once."""
+        return [self._clear(request, name)]
+
+    def mark(self, request: Request) -> tuple[str, str]:
+        """Remember for a minute that this browser has just logged in."""
+        return self._set(request, self._mark(request), str(int(self._clock())), _JUST)
+
+    def unmark(self, request: Request) -> tuple[str, str]:
+        """Forget that this browser has just logged in."""
+        return self._clear(request, self._mark(request))
+
+    def is_marked(self, request: Request) -> bool:
+        """Whether this browser logged in within the last minute."""
+        name, now = self._mark(request), self._clock()
+        stamps = [value for key, value in request.cookies if key == name]
+        return any(v.isdecimal() and -_CLOCK_SKEW <= now - int(v[:12]) < _JUST for v in stamps)
+
+    def _is_secure(self, request: Request) -> bool:
+        forced = self._config.cookie_secure
+        return request.scheme == "https" if forced is None else forced
+
+    def _name(self, request: Request) -> str:
+        return self._secure if self._is_secure(request) else self._plain
+
+    def _mark(self, request: Request) -> str:
+        return f"{self._name(request)}_in"
+
+    def _set(self, request: Request, name: str, value: str, age: int) -> tuple[str, str]:
+        secure = "; Secure" if self._is_secure(request) else ""
+        return (
+            "Set-Cookie",
+            f"{name}={value}; Max-Age={age}; Path=/; HttpOnly; SameSite=Lax{secure}",
+        )
+
+    def _clear(self, request: Request, name: str) -> tuple[str, str]:
+        return self._set(request, name, "", 0)
+
+
+# On https the browser itself keeps other hosts from setting it (RFC 6265bis §4.1.3.2).
+_NAMES = ("cm_auth", "__Host-cm_auth")

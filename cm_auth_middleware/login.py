@@ -1,0 +1,229 @@
+"""A login: to CameraManager with the browser, and back with a session."""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, urlsplit
+
+from .config import CMAuthConfig
+from .cookies import PendingLogin, Ticket
+from .errors import CMAuthError, OperatorError, UnavailableError
+from .http import Answer, Headers, Request, failure, not_allowed, redirect
+from .paths import safe_target
+from .session import Record, Session, Tokens, dumps
+
+if TYPE_CHECKING:
+    from .jar import CookieJar
+    from .oauth import CameraManager
+    from .ports import Ports
+    from .tokens import TokenKeeper
+    from .vault import SessionVault
+
+log = logging.getLogger(__package__)
+
+_USED_STATES = 4096  # login attempts that a process remembers as used
+_MOST_CODE = 1024  # characters; CameraManager's have six
+_MOST_QUERY = 8192  # characters of a callback's query that are looked at
+
+Find = Callable[[Request], Awaitable[tuple[Session | None, Headers]]]
+
+
+class Login:
+    """The routes ``login`` and ``callback``. Nothing is stored for a visitor in between."""
+
+    def __init__(
+        self,
+        config: CMAuthConfig,
+        ports: Ports,
+        vault: SessionVault,
+        keeper: TokenKeeper,
+        server: CameraManager,
+        jar: CookieJar,
+    ) -> None:
+        self._config = config
+        self._ports = ports
+        self._vault = vault
+        self._keeper = keeper
+        self._server = server
+        self._jar = jar
+        self._hosts = frozenset(host.lower() for host in config.allowed_hosts)
+        self._used: OrderedDict[str, None] = OrderedDict()
+
+    # -- out -------------------------------------------------------------------------------
+
+    async def login(self, request: Request) -> Answer:
+        """Answer ``login?next=/path``."""
+        if request.method not in ("GET", "HEAD"):
+            return not_allowed("GET, HEAD")
+        return self.start(request, dict(request.parameters()).get("next"))
+
+    def start(self, request: Request, target: str | None) -> Answer:
+        """Send the browser to CameraManager; it comes back to `target`."""
+        redirect_uri = self._redirect_uri(request)
+        if redirect_uri is None:
+            return failure(
+                request,
+                400,
+                "This host name is not configured",
+                "Add it to allowed_hosts, or give redirect_uri.",
+            )
+        safe = safe_target(target, request.root_path)
+        if urlsplit(safe).path.startswith(f"{request.root_path}{self._config.prefix}/"):
+            safe = f"{request.root_path}/"  # a login never ends at a login
+        cookie = self._jar.login(request)
+        login, value = cookie.start(redirect_uri, safe, self._ports.clock())
+        location = self._server.authorization_url(
+            redirect_uri, login.state, cookie.code_verifier(login.state)
+        )
+        return redirect(
+            302, location, *self._jar.add_login(request, cookie.name(login.state), value)
+        )
+
+    def url(self, request: Request, target: str | None) -> str:
+        """Where to start a login again."""
+        url = f"{request.root_path}{self._config.prefix}/login"
+        return f"{url}?next={quote(target, safe='/')}" if target else url
+
+    def _redirect_uri(self, request: Request) -> str | None:
+        if self._config.redirect_uri:
+            return self._config.redirect_uri
+        try:
+            parts = urlsplit(f"//{request.host}")
+            host, _ = (parts.hostname or "").lower(), parts.port
+        except ValueError:
+            return None
+        if ":" in host:
+            host = f"[{host}]"
+        if host not in self._hosts or parts.username is not None or parts.path:
+            return None
+        path = f"{request.root_path}{self._config.prefix}/callback"
+        return f"{request.scheme}://{request.host}{quote(path)}"
+
+    # -- and back --------------------------------------------------------------------------
+
+    async def callback(self, request: Request, find: Find) -> Answer:
+        """Answer ``callback``: match the state, trade the code, open a session.
+
+        Args:
+            find: finds the session that the browser already has.
+        """
+        if request.method != "GET":
+            return not_allowed("GET")
+        pairs = request.parameters()
+        query = dict(pairs)
+        if len(query) != len(pairs) or len(request.query) > _MOST_QUERY:
+            return self._failed(request, 400, None)
+        state, cookie = query.get("state", ""), self._jar.login(request)
+        name = cookie.name(state)
+        found = [value for key, value in request.cookies if key == name]
+        matches = (cookie.match(value, state, self._ports.clock()) for value in found[:2])
+        login = next((match for match in matches if match), None)
+        if login is None or login.state in self._used:
+            return await self._stale(request, login, find)
+        forget = self._jar.drop_login(request, name)
+        self._use_up(login.state)
+        if "error" in query:
+            log.info("login_refused denied=%s", query["error"] == "access_denied")
+            return self._failed(request, 403, login, forget)
+        code = query.get("code", "")
+        if not 0 < len(code) <= _MOST_CODE or not code.isascii() or not code.isprintable():
+            return self._failed(request, 400, login, forget)
+        return await self._finish(request, login, code, forget, find)
+
+    async def _finish(
+        self, request: Request, login: PendingLogin, code: str, forget: Headers, find: Find
+    ) -> Answer:
+        verifier = self._jar.login(request).code_verifier(login.state)
+        try:
+            tokens = await self._server.exchange(code, login.redirect_uri, verifier)
+            user = await self._server.user(tokens.access_token)
+        except CMAuthError as error:
+            if isinstance(error, OperatorError):
+                log.error(
+                    "api_key_refused error=%s: check client_id and client_secret", error.error
+                )
+            log.warning("login_failed reason=%s", error)
+            # Not revoked: another browser of this user may live on the very same tokens.
+            ours = isinstance(error, UnavailableError | OperatorError)
+            return self._failed(request, 502 if ours else 400, login, forget)
+        if self._config.allow and not await self._ports.ask(self._config.allow, user):
+            await self._keeper.revoke(tokens.access_token)
+            log.info("login_denied by=allow")
+            return failure(
+                request,
+                403,
+                "You have no access",
+                "Your CameraManager account is not allowed to use this application.",
+                *forget,
+                link=(self.url(request, login.target), "Use another account"),
+            )
+        try:
+            return await self._open(request, login, tokens, user, forget, find)
+        except UnavailableError as error:
+            log.warning("login_failed reason=%s", error)
+            return self._failed(request, 503, login, forget)
+
+    async def _open(
+        self,
+        request: Request,
+        login: PendingLogin,
+        tokens: Tokens,
+        user: dict[str, Any],
+        forget: Headers,
+        find: Find,
+    ) -> Answer:
+        now = self._ports.clock()
+        previous, _ = await find(request)
+        ticket = Ticket.new()
+        await self._keeper.welcome(tokens)
+        record = Record(tokens, dumps(user), now, now, address=request.address[:64])
+        session = await self._vault.create(ticket, record)
+        if previous is not None:
+            await self._vault.remove(previous)
+        log.info("login session=%s", session.reference)
+        await self._ports.call_hook("on_login", self._config.on_login, session)
+        await self._vault.save(session)
+        return redirect(
+            302,
+            login.target,
+            self._jar.session(request, ticket, session.logged_in_at),
+            self._jar.mark(request),
+            *forget,
+        )
+
+    async def _stale(self, request: Request, login: PendingLogin | None, find: Find) -> Answer:
+        session, _ = await find(request)
+        if session is not None:
+            return redirect(302, login.target if login else f"{request.root_path}/")
+        log.info("login_stale")
+        return failure(
+            request,
+            400,
+            "This login is no longer valid",
+            "It was used already, took longer than ten minutes, or was started in another "
+            "browser. Cookies have to be allowed for this site.",
+            link=(self.url(request, login.target if login else None), "Start again"),
+        )
+
+    def _failed(
+        self,
+        request: Request,
+        status: int,
+        login: PendingLogin | None,
+        forget: Headers | None = None,
+    ) -> Answer:
+        title, text = {
+            403: ("Login was cancelled", "CameraManager did not grant access."),
+            502: ("Login did not work", "CameraManager could not complete the login just now."),
+            503: ("Login did not work", "This application cannot keep logins just now."),
+        }.get(status, ("Login did not work", "CameraManager's answer was not valid."))
+        link = (self.url(request, login.target if login else None), "Try again")
+        return failure(request, status, title, text, *(forget or []), link=link)
+
+    def _use_up(self, state: str) -> None:
+        self._used[state] = None
+        while len(self._used) > _USED_STATES:
+            self._used.popitem(last=False)

@@ -1,0 +1,173 @@
+"""Encryption at rest: records that open only with the user's own cookie."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from .errors import SessionDataError
+from .session import Record, Tokens
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+MAX_RECORD = 1_000_000  # bytes; a larger one is nobody's session
+_NONCE_BYTES = 12
+_TAG_BYTES = 16
+_SESSION, _GRANT = b"\x01", b"\x02"  # the first byte of a stored value: its kind and version
+_FIXED = struct.Struct(f">c{_TAG_BYTES}sdB")  # kind, user tag, last seen, length of the place
+
+
+@dataclass(frozen=True, slots=True)
+class SessionInfo:
+    """One session of a user, as an administrator sees it. Times are epoch seconds.
+
+    Attributes:
+        reference: the short hash that logs name the session by.
+        address: where the user logged in from, as the server saw it.
+    """
+
+    reference: str
+    logged_in_at: float
+    last_seen_at: float
+    address: str
+
+
+class Sealer:
+    """Encrypts records with keys of which one half is only in the user's cookie.
+
+    AES-256-GCM under HKDF-SHA256 (RFC 5869) over a half key and the application's secret key.
+    The record's own name in the store is associated data, so one moved to another name does not
+    open. A session's value begins with what may be read without its cookie:
+
+    - a tag, the keyed hash of the user's id: equal for sessions of one user, and found by
+      whoever knows the id and the secret key;
+    - when the session was last used, which its time to live tells anyhow;
+    - when and from where the user logged in, sealed under the user's id and the secret key.
+    """
+
+    def __init__(self, secret_keys: Sequence[str]) -> None:
+        self._secrets = [hashlib.sha256(key.encode()).digest() for key in reversed(secret_keys)]
+
+    # -- sessions --------------------------------------------------------------------------
+
+    def seal_session(self, name: str, half_key: bytes, record: Record) -> bytes:
+        """Encrypt a session for the store.
+
+        Raises:
+            SessionDataError: the application's data make the record too large.
+        """
+        user = _user_key(self._secrets[0], record.user_id)
+        place = _aead(user).encrypt(
+            _place_nonce(name),
+            struct.pack(">d", record.logged_in_at) + record.address.encode(),
+            None,
+        )
+        header = _FIXED.pack(_SESSION, _tag(user), record.last_seen_at, len(place)) + place
+        sealed = header + self._seal(name, half_key, header, record.encode())
+        if len(sealed) > MAX_RECORD:
+            raise SessionDataError(
+                f"session.data is too large: a session is at most {MAX_RECORD} bytes; keep large "
+                "values in a store of your own"
+            )
+        return sealed
+
+    def open_session(self, name: str, half_key: bytes, sealed: bytes) -> Record | None:
+        """Decrypt a session; None for one that is corrupt, foreign or moved."""
+        if sealed[:1] != _SESSION or not _FIXED.size < len(sealed) <= MAX_RECORD:
+            return None
+        *_, last_seen_at, length = _FIXED.unpack_from(sealed)
+        size = _FIXED.size + length
+        plain = self._open(name, half_key, sealed[:size], sealed[size:])
+        return None if plain is None else Record.decode(plain, last_seen_at)
+
+    def user_prefixes(self, user_id: str) -> list[bytes]:
+        """What the stored values of a user's sessions begin with, one for each secret key."""
+        return [_SESSION + _tag(_user_key(secret, user_id)) for secret in self._secrets]
+
+    def describe(self, name: str, sealed: bytes, user_id: str) -> SessionInfo | None:
+        """When and from where a session of this user began, without opening it."""
+        if len(sealed) <= _FIXED.size:
+            return None
+        _, tag, last_seen_at, length = _FIXED.unpack_from(sealed)
+        place = sealed[_FIXED.size : _FIXED.size + length]
+        for secret in self._secrets:
+            user = _user_key(secret, user_id)
+            plain = _decrypt(user, _place_nonce(name), place, None)
+            if plain is not None and hmac.compare_digest(tag, _tag(user)):
+                (logged_in_at,) = struct.unpack_from(">d", plain)
+                return SessionInfo(name[:8], logged_in_at, last_seen_at, plain[8:].decode())
+        return None
+
+    # -- grants ----------------------------------------------------------------------------
+
+    def seal_grant(self, name: str, half_key: bytes, tokens: Tokens) -> bytes:
+        """Encrypt the newest tokens of a grant."""
+        return _GRANT + self._seal(name, half_key, _GRANT, tokens.encode())
+
+    def open_grant(self, name: str, half_key: bytes, sealed: bytes) -> Tokens | None:
+        """Decrypt the newest tokens of a grant; None for anything else."""
+        if sealed[:1] != _GRANT or len(sealed) > MAX_RECORD:
+            return None
+        plain = self._open(name, half_key, _GRANT, sealed[1:])
+        return None if plain is None else Tokens.decode(plain)
+
+    # -- both ------------------------------------------------------------------------------
+
+    def _seal(self, name: str, half_key: bytes, header: bytes, plain: bytes) -> bytes:
+        nonce = secrets.token_bytes(_NONCE_BYTES)
+        key = _derive(self._secrets[0], half_key, b"record")
+        return nonce + _aead(key).encrypt(nonce, plain, name.encode() + header)
+
+    def _open(self, name: str, half_key: bytes, header: bytes, body: bytes) -> bytes | None:
+        nonce, ciphertext = body[:_NONCE_BYTES], body[_NONCE_BYTES:]
+        for secret in self._secrets:
+            key = _derive(secret, half_key, b"record")
+            plain = _decrypt(key, nonce, ciphertext, name.encode() + header)
+            if plain is not None:
+                return plain
+        return None
+
+
+def _decrypt(key: bytes, nonce: bytes, ciphertext: bytes, associated: bytes | None) -> bytes | None:
+    from cryptography.exceptions import InvalidTag  # with the rest of it, when first needed
+
+    if len(nonce) != _NONCE_BYTES:
+        return None
+    try:
+        return _aead(key).decrypt(nonce, ciphertext, associated)
+    except InvalidTag:
+        return None
+
+
+def _aead(key: bytes) -> AESGCM:
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM  # 20 ms: when first needed
+
+    return AESGCM(key)
+
+
+def _derive(secret: bytes, half_key: bytes, purpose: bytes) -> bytes:
+    from cryptography.hazmat.primitives.hashes import SHA256
+    from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+    info = b"cm_auth_middleware " + purpose
+    return HKDF(SHA256(), 32, salt=secret, info=info).derive(half_key)
+
+
+def _user_key(secret: bytes, user_id: str) -> bytes:
+    return _derive(secret, user_id.encode(), b"user")
+
+
+def _tag(user_key: bytes) -> bytes:
+    return hmac.digest(user_key, b"tag", "sha256")[:_TAG_BYTES]
+
+
+def _place_nonce(name: str) -> bytes:
+    # What is sealed under a user's key and a session's name never changes, so its nonce may be
+    # fixed by the name: the same bytes are sealed to the same bytes.
+    return hashlib.sha256(b"place:" + name.encode()).digest()[:_NONCE_BYTES]

@@ -1,0 +1,202 @@
+"""redis-py clients: one for each event loop and one for threads, in each process."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import os
+import re
+import threading
+import weakref
+from collections.abc import Awaitable, Callable
+from typing import Any, Generic, TypeVar
+
+import anyio.to_thread
+from redis import exceptions
+
+from ..errors import StoreError
+from .redis_target import Target
+
+Call = Callable[[Any], Any]  # a client -> an answer, or something to await for it
+
+_QUEUE = 5.0  # seconds that a request waits for one of the connections
+_ERRORS = (exceptions.RedisError, exceptions.RedisClusterException, OSError, EOFError)
+# Connection errors after which nothing is gained by asking again at once.
+_FINAL = (
+    exceptions.AuthenticationError,
+    exceptions.AuthorizationError,
+    exceptions.BusyLoadingError,
+    exceptions.MaxConnectionsError,
+)
+_SENTENCES: tuple[tuple[type[Exception], str], ...] = (
+    (exceptions.AuthenticationError, "refuses the user or the password"),
+    (exceptions.AuthorizationError, "refuses the user or the password"),
+    (exceptions.NoPermissionError, "does not permit the user what a store needs"),
+    (exceptions.BusyLoadingError, "is still loading its data"),
+    (exceptions.ReadOnlyError, "is a replica that cannot be written: name the primary"),
+    (exceptions.OutOfMemoryError, "is out of memory: raise its maxmemory"),
+    (exceptions.TimeoutError, "did not answer in time"),
+    (TimeoutError, "did not answer in time"),
+    (exceptions.ConnectionError, "cannot be reached"),
+    (OSError, "cannot be reached"),
+    (EOFError, "cannot be reached"),
+)
+
+_inherited: list[Any] = []  # clients of a parent process, which closing would disturb
+
+G = TypeVar("G")
+
+
+class _Link(Generic[G]):
+    """A client and the gate that bounds how many use it at a time."""
+
+    def __init__(self, client: Any, gate: G) -> None:
+        self.client = client
+        self.gate = gate
+
+
+class BlockingClients:
+    """The client of this process for threads."""
+
+    def __init__(self, target: Target) -> None:
+        self._target = target
+        self._links: dict[int, _Link[threading.Semaphore]] = {}
+
+    async def run(self, call: Call, again: Call | None) -> Any:
+        """Call with a client, and once more with `again` if the connection breaks."""
+        return await _attempt(self._target, self._call, call, again)
+
+    async def close(self) -> None:
+        """Close the connections of this process."""
+        link = self._links.pop(os.getpid(), None)
+        if link is not None:
+            link.client.close()
+
+    async def _call(self, call: Call) -> Any:
+        link = self._link()
+        if not link.gate.acquire(timeout=_QUEUE):
+            raise _queued(self._target)
+        try:
+            return await outcome(call(link.client))
+        finally:
+            link.gate.release()
+
+    def _link(self) -> _Link[threading.Semaphore]:
+        pid = os.getpid()
+        link = self._links.get(pid)
+        if link is None:
+            client = self._target.client("redis")
+            # Without a lock, which a fork could leave locked: of two threads one client is kept.
+            link = self._links.setdefault(
+                pid, _Link(client, threading.Semaphore(self._target.connections))
+            )
+        return link
+
+
+class AsyncClients:
+    """The clients of this process for event loops: asyncio's own, threads under trio."""
+
+    def __init__(self, target: Target, blocking: BlockingClients) -> None:
+        self._target = target
+        self._blocking = blocking
+        self._pid = os.getpid()
+        self._links: weakref.WeakKeyDictionary[Any, _Link[asyncio.Semaphore]]
+        self._links = weakref.WeakKeyDictionary()
+
+    async def run(self, call: Call, again: Call | None) -> Any:
+        """Call with a client, and once more with `again` if the connection breaks."""
+        loop = _asyncio_loop()
+        if loop is None:
+            blocking = self._blocking.run
+            return await anyio.to_thread.run_sync(lambda: _drive(blocking(call, again)))
+        link = self._link(loop)
+        return await _attempt(self._target, lambda c: self._call(link, c), call, again)
+
+    async def close(self) -> None:
+        """Close the connections of this event loop."""
+        loop = _asyncio_loop()
+        if loop is None:
+            await anyio.to_thread.run_sync(lambda: _drive(self._blocking.close()))
+            return
+        link = self._links.pop(loop, None) if os.getpid() == self._pid else None
+        if link is not None:
+            await link.client.aclose()
+
+    async def _call(self, link: _Link[asyncio.Semaphore], call: Call) -> Any:
+        gate = link.gate
+        if gate.locked():
+            try:
+                async with asyncio.timeout(_QUEUE):
+                    await gate.acquire()
+            except TimeoutError:
+                raise _queued(self._target) from None
+        else:
+            await gate.acquire()
+        try:
+            return await outcome(call(link.client))
+        finally:
+            gate.release()
+
+    def _link(self, loop: asyncio.AbstractEventLoop) -> _Link[asyncio.Semaphore]:
+        if os.getpid() != self._pid:
+            _inherited.append(self._links)
+            self._links = weakref.WeakKeyDictionary()
+            self._pid = os.getpid()
+        link = self._links.get(loop)
+        if link is None:
+            for other in [other for other in self._links if other.is_closed()]:
+                del self._links[other]  # its client refers to it, so it would stay for ever
+            link = _Link(
+                self._target.client("redis.asyncio"), asyncio.Semaphore(self._target.connections)
+            )
+            self._links[loop] = link
+        return link
+
+
+async def outcome(answer: Any) -> Any:
+    """Return what redis-py answers, now (`redis`) or when awaited (`redis.asyncio`)."""
+    return await answer if inspect.isawaitable(answer) else answer
+
+
+async def _attempt(
+    target: Target, run: Callable[[Call], Awaitable[Any]], call: Call, again: Call | None
+) -> Any:
+    failure = StoreError(f"{target} cannot be used")
+    for attempt in (call, again):
+        if attempt is None:
+            break
+        try:
+            return await run(attempt)
+        except _ERRORS as error:
+            failure = StoreError(f"{target} {_sentence(error)}")
+            if not isinstance(error, exceptions.ConnectionError) or isinstance(error, _FINAL):
+                break
+    raise failure  # out of the clause above: what redis-py raised may quote keys and values
+
+
+def _sentence(error: Exception) -> str:
+    for kind, sentence in _SENTENCES:
+        if isinstance(error, kind):
+            return sentence
+    code = re.match(r"-?([A-Z]{2,16})\b", str(error))  # BUSY, MISCONF, CLUSTERDOWN …
+    return f"refused a command ({code[1] if code else type(error).__name__})"
+
+
+def _queued(target: Target) -> StoreError:
+    return StoreError(f"{target} is too slow: requests wait for a connection")
+
+
+def _asyncio_loop() -> asyncio.AbstractEventLoop | None:
+    with contextlib.suppress(RuntimeError):
+        return asyncio.get_running_loop()
+    return None
+
+
+def _drive(coroutine: Any) -> Any:
+    """Run a coroutine of the blocking side, which never suspends."""
+    try:
+        coroutine.send(None)
+    except StopIteration as stop:
+        return stop.value
+    raise RuntimeError("a blocking client suspended")

@@ -1,0 +1,154 @@
+"""Which Redis a URL means, and the making of redis-py clients for it."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from dataclasses import dataclass
+from typing import Any, Self
+from urllib.parse import SplitResult, unquote, urlsplit
+
+from ..errors import ConfigError
+
+try:
+    import redis
+    import redis.asyncio
+    import redis.backoff
+except ImportError:
+    raise ConfigError(
+        "store redis:// needs redis-py: pip install 'cm_auth_middleware[redis]'"
+    ) from None
+
+_TIMEOUT = 5.0  # seconds to connect, and to wait for an answer
+_CONNECTIONS = 50
+_PORTS = {"sentinel": 26379, "cluster": 6379}
+_EXAMPLE = "redis://user:password@host:6379/0, special characters of the password as %XX"
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Target:
+    """One server, a group watched by Sentinel, or a cluster.
+
+    Attributes:
+        label: the URL without user, password and options.
+        url: what redis-py's own parser reads of it.
+        kind: ``""``, ``"sentinel"`` or ``"cluster"``.
+        nodes: of the sentinels or the cluster.
+        service: the name by which sentinels know the primary.
+        connections: at most so many at a time.
+    """
+
+    label: str
+    url: str
+    kind: str
+    nodes: tuple[tuple[str, int], ...]
+    service: str
+    connections: int
+
+    @classmethod
+    def parse(cls, url: str) -> Self:
+        """Read a URL.
+
+        Raises:
+            ConfigError: it is wrong. Neither the message nor what
+                is chained to it holds a part of the URL that may be of a password.
+        """
+        problem = "is not a URL of Redis"
+        try:
+            return cls._parse(url)
+        except ConfigError:
+            raise
+        except (TypeError, ValueError) as error:
+            # redis-py names the option it does not know and quotes no value.
+            unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+            if unknown:
+                problem = f"has the unknown option {unknown[1]}"
+        raise ConfigError(f"store {problem}; give {_EXAMPLE}")
+
+    @classmethod
+    def _parse(cls, url: str) -> Self:
+        parts = urlsplit(url)
+        scheme, _, kind = parts.scheme.partition("+")
+        userinfo, at, hosts = parts.netloc.rpartition("@")
+        if scheme not in ("redis", "rediss", "unix") or kind not in ("", *_PORTS) or parts.fragment:
+            raise ValueError
+        nodes: tuple[tuple[str, int], ...] = ()
+        service = ""
+        if not kind:
+            _ = parts.port  # raises if it is no number
+            label = f"{scheme}://{hosts}{parts.path}"
+        else:
+            nodes = tuple(_node(host, _PORTS[kind]) for host in hosts.split(","))
+            service = unquote(parts.path.strip("/")) if kind == "sentinel" else ""
+            if kind == "sentinel" and not service:
+                raise ConfigError(
+                    "store redis+sentinel:// needs the name of the primary as its path: "
+                    "redis+sentinel://host:26379/mymaster"
+                )
+            label = f"{parts.scheme}://{hosts}{parts.path}"
+            url = SplitResult(scheme, f"{userinfo}{at}localhost", "", parts.query, "").geturl()
+        target = cls(label, url, kind, nodes, service, 0)
+        options = target._options("redis")
+        # Unknown options would otherwise show at the first request.
+        options["connection_class"](**_without(options, "connection_class", *_OURS))
+        connections = options.get("max_connections", _CONNECTIONS)
+        if connections < 1 or (kind == "cluster" and options.get("db")):
+            raise ValueError
+        return cls(label, url, kind, nodes, service, connections)
+
+    def client(self, package: str) -> Any:
+        """Make a client of `redis` or `redis.asyncio`; a cluster's of `redis` connects at once."""
+        options = self._options(package)
+        ours = {name: options.get(name) for name in _OURS}
+        options = _without(options, *_OURS)
+        if not self.kind:
+            side = importlib.import_module(package)
+            return side.Redis.from_pool(side.ConnectionPool(**options))
+        options = _without(options, "connection_class", "host", "port")
+        if self.url.startswith("rediss"):
+            options["ssl"] = True
+        if self.kind == "cluster":
+            cluster = importlib.import_module(f"{package}.cluster")
+            nodes = [cluster.ClusterNode(host, port) for host, port in self.nodes]
+            return cluster.RedisCluster(startup_nodes=nodes, **options)
+        watching = {
+            "username": ours["sentinel_username"],
+            "password": ours["sentinel_password"],
+            **_without(options, "username", "password", "db"),
+        }
+        sentinel = importlib.import_module(f"{package}.sentinel")
+        watchers = sentinel.Sentinel(list(self.nodes), sentinel_kwargs=watching, **options)
+        return watchers.master_for(self.service)
+
+    def _options(self, package: str) -> dict[str, Any]:
+        """Return what the URL says, and what it does not say, as arguments of connections."""
+        connection = importlib.import_module(f"{package}.connection")
+        retry = importlib.import_module(f"{package}.retry")
+        options: dict[str, Any] = connection.parse_url(self.url)
+        options.setdefault("connection_class", connection.Connection)
+        options.setdefault("socket_timeout", _TIMEOUT)
+        options.setdefault("socket_connect_timeout", _TIMEOUT)
+        options.setdefault("protocol", 2)  # one round trip fewer for each connection
+        if "path" not in options:
+            options.setdefault("socket_keepalive", True)
+        # redis-py's own repetition waits for seconds, and repeats what must not be repeated.
+        options["retry"] = retry.Retry(redis.backoff.NoBackoff(), 0)
+        options["decode_responses"] = False
+        return options
+
+    def __repr__(self) -> str:
+        return self.label
+
+
+_OURS = ("max_connections", "sentinel_username", "sentinel_password")
+
+
+def _without(options: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if name not in names}
+
+
+def _node(host: str, port: int) -> tuple[str, int]:
+    parts = urlsplit(f"//{host}")
+    if not parts.hostname:
+        raise ValueError
+    return parts.hostname, parts.port or port

@@ -1,0 +1,193 @@
+"""Sessions in a SQLite file: they survive restarts and serve every process of one machine."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import os
+import random
+import sqlite3
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import anyio
+
+from ..errors import StoreError
+from .sqlite_file import SQLiteFile, explain, is_busy
+
+T = TypeVar("T")
+
+_PATIENCE = 2.0  # seconds that a write waits for another process's lock
+_BACKOFF = (0.001, 0.02)  # seconds between two attempts: from, to
+_PURGE_BATCH = 100  # expired records that one write removes: a few ms
+_PURGE_EVERY = 30.0  # seconds between looking for expired records when there were few
+
+_GET = "SELECT value FROM records WHERE key = ? AND expires > ?"
+_PUT = (
+    "INSERT INTO records (key, value, expires) VALUES (?, ?, ?) ON CONFLICT (key) "
+    "DO UPDATE SET value = excluded.value, expires = excluded.expires"
+)
+_REPLACE = "UPDATE records SET value = ?, expires = ? WHERE key = ? AND value = ? AND expires > ?"
+_READ = "SELECT value, expires FROM records WHERE key = ?"
+_DELETE = "DELETE FROM records WHERE key = ? AND value = ?"
+_ACQUIRE = (
+    "INSERT INTO leases (key, owner, expires) VALUES (?, ?, ?) ON CONFLICT (key) "
+    "DO UPDATE SET owner = excluded.owner, expires = excluded.expires "
+    "WHERE owner = excluded.owner OR expires <= ?"
+)
+_RELEASE = "DELETE FROM leases WHERE key = ? AND owner = ?"
+_COUNT = "SELECT count(*) FROM records WHERE expires > ?"
+# The expression is the indexed one, to the letter: see the schema.
+_FIND = "SELECT key, value FROM records WHERE substr(value, 1, 17) >= ? AND expires > ?"
+_FIND_BELOW = f"{_FIND} AND substr(value, 1, 17) < ?"
+_PURGE = (
+    "DELETE FROM records WHERE rowid IN "
+    "(SELECT rowid FROM records WHERE expires <= ? ORDER BY expires LIMIT ?)"
+)
+_PURGE_LEASES = (
+    "DELETE FROM leases WHERE key IN (SELECT key FROM leases WHERE expires <= ? LIMIT ?)"
+)
+
+
+class SQLiteStore:
+    """A store in one SQLite file in WAL mode, shared by the threads and processes of a machine.
+
+    Statements run inline: a read takes 10 µs and waits for nobody. A write that finds the file
+    locked by another process sleeps and tries again for two seconds; an event loop goes on
+    meanwhile. Writes remove expired records in small batches.
+
+    Args:
+        path: the file, on a local file system; it is created with mode 0600.
+        clock: epoch seconds.
+
+    Raises:
+        StoreError: by every method, if the file cannot be used; once it can, they work again.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], *, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._file = SQLiteFile(path)
+        self._clock = clock
+        self._sleep: Callable[[float], Awaitable[None]] = anyio.sleep
+        self._purge_at = 0.0
+
+    def blocking(self) -> SQLiteStore:
+        """Return a twin for threads: it shares the connections, and sleeps by blocking."""
+        twin = copy.copy(self)
+        twin._sleep = _block
+        return twin
+
+    async def get(self, key: str) -> bytes | None:
+        """Return the value, or None."""
+        parameters = (key, self._clock())
+        try:
+            rows = self._file.fetch(_GET, parameters)  # the hot path, without a second coroutine
+        except sqlite3.Error:
+            rows = await self._fetch(_GET, parameters)
+        return rows[0][0] if rows else None
+
+    async def put(self, key: str, value: bytes, ttl: float) -> None:
+        """Set the value."""
+        await self._change(_PUT, (key, value, self._clock() + ttl))
+        self._purge_some()
+
+    async def replace(self, key: str, old: bytes, new: bytes, ttl: float) -> bool:
+        """Set `new` if the value is `old`."""
+        now = self._clock()
+        replaced = await self._change(_REPLACE, (new, now + ttl, key, old, now))
+        self._purge_some()
+        return replaced == 1
+
+    async def delete(self, key: str) -> bytes | None:
+        """Remove the value and return it."""
+        # Not DELETE … RETURNING: SQLite 3.34 of RHEL 9 lacks it. Who removes what he read got it.
+        while True:
+            rows = await self._fetch(_READ, (key,))
+            if not rows:
+                return None
+            value, expires = rows[0]
+            if await self._change(_DELETE, (key, value)):
+                return bytes(value) if expires > self._clock() else None
+
+    async def acquire(self, key: str, owner: str, ttl: float) -> bool:
+        """Take or extend a lease."""
+        now = self._clock()
+        return await self._change(_ACQUIRE, (key, owner, now + ttl, now)) == 1
+
+    async def release(self, key: str, owner: str) -> None:
+        """Give a lease back."""
+        await self._change(_RELEASE, (key, owner))
+
+    async def purge(self) -> int:
+        """Remove everything that has expired, batch by batch."""
+        removed = 0
+        while True:
+            batch = await self._change(_PURGE, (self._clock(), _PURGE_BATCH))
+            removed += batch
+            if batch < _PURGE_BATCH:
+                return removed
+
+    async def find(self, prefix: bytes) -> list[tuple[str, bytes]]:
+        """Return what begins with `prefix`, by an index of the first 17 bytes."""
+        parameters: tuple[bytes | float, ...] = (prefix[:17], self._clock())
+        # What begins with b"ab" is from b"ab" to below b"ac"; nothing is above b"\xff".
+        above = prefix[:17].rstrip(b"\xff")
+        query = _FIND
+        if above:
+            parameters += (above[:-1] + bytes([above[-1] + 1]),)
+            query = _FIND_BELOW
+        rows = await self._fetch(query, parameters)
+        return [(key, value) for key, value in rows if value.startswith(prefix)]
+
+    async def count(self) -> int:
+        """Count the live records."""
+        now = self._clock()
+        rows = await self._fetch(_COUNT, (now,))
+        return int(rows[0][0])
+
+    async def ping(self) -> None:
+        """Write nothing, which needs all that writing needs but space."""
+        await self._change(_RELEASE, ("", ""))
+
+    async def close(self) -> None:
+        """Close the connections that are not in use, the twin's too."""
+        self._file.close()
+
+    def __repr__(self) -> str:
+        return f"<SQLiteStore {self._file.path}>"
+
+    async def _fetch(self, query: str, parameters: tuple[Any, ...]) -> list[Any]:
+        return await self._patiently(lambda: self._file.fetch(query, parameters))
+
+    async def _change(self, statement: str, parameters: tuple[Any, ...]) -> int:
+        return await self._patiently(lambda: self._file.change(statement, parameters))
+
+    async def _patiently(self, work: Callable[[], T]) -> T:
+        """Do `work`, again and again while another process has the lock."""
+        deadline = time.monotonic() + _PATIENCE
+        while True:
+            try:
+                return work()
+            except sqlite3.Error as error:
+                if not is_busy(error) or time.monotonic() > deadline:
+                    raise StoreError(explain(self._file.path, error)) from error
+            # Jitter: processes that collided once would meet again.
+            await self._sleep(random.uniform(*_BACKOFF))  # noqa: S311
+
+    def _purge_some(self) -> None:
+        """Remove a batch of what has expired, if it is time to and nobody else is writing."""
+        now = self._clock()
+        if now < self._purge_at:
+            return
+        self._purge_at = now + _PURGE_EVERY
+        with contextlib.suppress(sqlite3.Error):  # the write before it succeeded; that counts
+            found = self._file.change(_PURGE, (now, _PURGE_BATCH))
+            found = max(found, self._file.change(_PURGE_LEASES, (now, _PURGE_BATCH)))
+            if found == _PURGE_BATCH:
+                self._purge_at = now  # there is more: go on at the next write
+
+
+async def _block(seconds: float) -> None:
+    time.sleep(seconds)  # noqa: ASYNC251 - the twin for threads; no event loop runs it

@@ -1,0 +1,261 @@
+"""The SQLite file of a store: created once, opened by connections that threads and forks share."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+import time
+import weakref
+from pathlib import Path
+from typing import Any
+
+from ..errors import ConfigError, StoreError
+
+_APPLICATION = 0x434D4175  # "CMAu", in the file's header: it is ours
+_VERSION = 1
+_SCHEMA = (
+    "CREATE TABLE IF NOT EXISTS records "
+    "(key TEXT NOT NULL PRIMARY KEY, value BLOB NOT NULL, expires REAL NOT NULL)",
+    "CREATE INDEX IF NOT EXISTS records_by_expiry ON records (expires)",
+    "CREATE INDEX IF NOT EXISTS records_by_prefix ON records (substr(value, 1, 17))",
+    "CREATE TABLE IF NOT EXISTS leases "
+    "(key TEXT NOT NULL PRIMARY KEY, owner TEXT NOT NULL, expires REAL NOT NULL) WITHOUT ROWID",
+    f"PRAGMA application_id = {_APPLICATION}",
+    f"PRAGMA user_version = {_VERSION}",
+)
+_LOOK_EVERY = 1.0  # seconds between looking whether the file is still the one that was opened
+_FORK_PATIENCE = 1.0  # seconds that a fork waits for other threads' statements
+
+_BUSY = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL}
+# After these a connection is as good as before; after others the file may have to be opened anew.
+_HARMLESS = _BUSY | {sqlite3.SQLITE_FULL, sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_TOOBIG}
+_SENTENCES = {
+    sqlite3.SQLITE_BUSY: "is locked by another process for too long",
+    sqlite3.SQLITE_LOCKED: "is locked by another process for too long",
+    sqlite3.SQLITE_FULL: "cannot grow: its disk is full",
+    sqlite3.SQLITE_READONLY: "cannot be written: the file or its directory is read-only",
+    sqlite3.SQLITE_CANTOPEN: "cannot be opened: are it and its directory there and accessible",
+    sqlite3.SQLITE_PERM: "cannot be opened: its permissions forbid it",
+    sqlite3.SQLITE_CORRUPT: "is damaged: put a backup in its place, or remove it",
+    sqlite3.SQLITE_NOTADB: "is not a SQLite database: name another file, or remove it",
+    sqlite3.SQLITE_IOERR: "cannot be read or written: is its disk full, or broken",
+}
+
+_files: weakref.WeakSet[SQLiteFile] = weakref.WeakSet()
+_opening = threading.Lock()  # one for all files, so that two forks cannot wait for each other
+_inherited: list[Any] = []  # connections of a parent process, which closing would disturb
+
+
+class SQLiteFile:
+    """Runs statements on one file, each a transaction of its own, with connections kept open.
+
+    A connection serves one statement at a time and then waits in a list for the next, of any
+    thread. None crosses a fork: SQLite keeps account of its locks in the process's memory, and a
+    child that inherits the account without the locks loses writes
+    (https://www.sqlite.org/howtocorrupt.html#_carrying_an_open_database_connection_across_a_fork_).
+
+    Args:
+        path: the file; it and its journal are created with mode 0600.
+
+    Raises:
+        ConfigError: the path names no file.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        name = os.fspath(path)
+        if not name or name == ":memory:" or "\0" in name:
+            raise ConfigError("store sqlite:// needs the path of a file; in memory is memory://")
+        self.path = Path(name).absolute()
+        self._idle: list[_Connection] = []
+        self._open: set[_Connection] = set()
+        self._generation = 0
+        self._identity: tuple[int, int] | None = None
+        self._look_at = 0.0
+        self._pid = os.getpid()
+        _files.add(self)
+
+    def fetch(self, statement: str, parameters: tuple[Any, ...]) -> list[Any]:
+        """Run a query and return its rows."""
+        connection = self._take()
+        try:
+            rows = connection.execute(statement, parameters).fetchall()
+        except BaseException as error:
+            self._failed(connection, error)
+            raise
+        self._give(connection)
+        return rows
+
+    def change(self, statement: str, parameters: tuple[Any, ...]) -> int:
+        """Run a statement that writes and return how many rows it changed."""
+        connection = self._take()
+        try:
+            count = connection.execute(statement, parameters).rowcount
+        except BaseException as error:
+            self._failed(connection, error)
+            raise
+        self._give(connection)
+        return count
+
+    def close(self) -> None:
+        """Close what is idle now, and what is in use when it comes back."""
+        self._generation += 1
+        while self._idle:
+            try:
+                connection = self._idle.pop()
+            except IndexError:  # another thread took it
+                break
+            self._close(connection)
+
+    def before_fork(self, deadline: float) -> None:
+        """Close every connection, waiting for those that other threads are using."""
+        while True:
+            self.close()
+            if not self._open or time.monotonic() > deadline:
+                return
+            time.sleep(0.001)
+
+    def after_fork(self) -> None:
+        """Forget what could not be closed before this process was forked."""
+        _inherited.append((self._idle, self._open))
+        self._idle, self._open = [], set()
+        self._pid = os.getpid()
+
+    def _take(self) -> _Connection:
+        if os.getpid() != self._pid:  # a server in C forked, and Python was not told
+            self.after_fork()
+        if time.monotonic() >= self._look_at:
+            self._look()
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return self._connect()
+
+    def _give(self, connection: _Connection) -> None:
+        if connection.generation == self._generation:
+            self._idle.append(connection)
+        else:
+            self._close(connection)
+
+    def _failed(self, connection: _Connection, error: BaseException) -> None:
+        if _code(error) not in _HARMLESS:
+            self.close()
+        self._give(connection)
+
+    def _close(self, connection: _Connection) -> None:
+        self._open.discard(connection)
+        connection.close()
+
+    def _look(self) -> None:
+        """Leave the file that was opened if another is in its place, or none."""
+        self._look_at = time.monotonic() + _LOOK_EVERY
+        try:
+            status = self.path.stat()
+            identity = (status.st_dev, status.st_ino)
+        except OSError:
+            identity = None
+        if identity != self._identity:
+            self.close()
+            self._identity = identity
+
+    def _connect(self) -> _Connection:
+        with _opening:
+            self._create()
+            generation = self._generation
+            connection = sqlite3.connect(
+                self.path,
+                timeout=0,  # waiting is the caller's: an event loop must not
+                isolation_level=None,
+                check_same_thread=False,
+                factory=_Connection,
+            )
+            connection.generation = generation
+            try:
+                self._prepare(connection)
+            except BaseException:
+                connection.close()
+                raise
+            self._open.add(connection)
+            return connection
+
+    def _create(self) -> None:
+        try:
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        except FileExistsError:
+            # Not to be opened here: closing it would drop the locks of this process's connections
+            # (POSIX; howtocorrupt.html §2.2).
+            return
+        except OSError as error:
+            raise StoreError(
+                f"{self.path} cannot be created: {error.strerror}; is its directory there and "
+                "writable"
+            ) from error
+        os.close(descriptor)
+        status = self.path.stat()
+        self._identity = (status.st_dev, status.st_ino)
+
+    def _prepare(self, connection: _Connection) -> None:
+        def number(query: str) -> int:
+            return int(connection.execute(query).fetchone()[0])
+
+        # In this order: another process may commit the schema, all at once, between two of them.
+        tables = number("SELECT count(*) FROM sqlite_master")
+        version = number("PRAGMA user_version")
+        if number("PRAGMA application_id") != _APPLICATION and (tables or version):
+            raise StoreError(f"{self.path} is another program's database: name another file")
+        if version > _VERSION:
+            raise StoreError(
+                f"{self.path} was written by a newer version of cm_auth_middleware: upgrade this "
+                "one, or name another file"
+            )
+        connection.execute("PRAGMA synchronous = NORMAL")
+        mode = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
+        if mode != "wal":
+            raise StoreError(f"{self.path} has to be on a local file system: WAL is impossible")
+        if version < _VERSION:
+            connection.execute("BEGIN IMMEDIATE")
+            for statement in _SCHEMA:
+                connection.execute(statement)
+            connection.execute("COMMIT")
+
+
+class _Connection(sqlite3.Connection):
+    generation = 0
+
+
+def is_busy(error: sqlite3.Error) -> bool:
+    """Say whether it may work in a moment, when another process has finished."""
+    return _code(error) in _BUSY
+
+
+def explain(path: Path, error: sqlite3.Error) -> str:
+    """Say in a sentence what is the matter with the file."""
+    sentence = _SENTENCES.get(_code(error), "cannot be used")
+    return f"{path} {sentence} ({getattr(error, 'sqlite_errorname', error)})"
+
+
+def _code(error: BaseException) -> int:
+    """Return SQLite's primary result code; extended ones have more in the upper bits."""
+    code: int = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
+    return code & 0xFF
+
+
+def _before_fork() -> None:
+    _opening.acquire()
+    deadline = time.monotonic() + _FORK_PATIENCE
+    for file in list(_files):
+        file.before_fork(deadline)
+
+
+def _after_fork_in_child() -> None:
+    for file in list(_files):
+        file.after_fork()
+    _opening.release()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(
+        before=_before_fork,
+        after_in_parent=_opening.release,
+        after_in_child=_after_fork_in_child,
+    )

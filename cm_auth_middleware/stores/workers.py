@@ -1,0 +1,90 @@
+"""How many processes serve this application, as far as one of them can tell."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import PurePath
+
+_logger = logging.getLogger("cm_auth_middleware")
+
+# The variables from which each server takes the number that its command line does not give.
+_SERVERS = {
+    "uvicorn": ("UVICORN_WORKERS", "WEB_CONCURRENCY"),
+    "gunicorn": ("WEB_CONCURRENCY",),
+    "fastapi": ("WEB_CONCURRENCY",),
+    "granian": ("GRANIAN_WORKERS",),
+    "hypercorn": (),
+}
+_OPTION = re.compile(r"(?:--workers=?|-w=?)(\d*)\Z")
+
+_warned = False
+
+
+def warn_if_several_workers() -> None:
+    """Log a warning, once in this process, if the server evidently runs several workers."""
+    global _warned
+    workers = server_workers()
+    if workers > 1 and not _warned:
+        _warned = True
+        _logger.warning(
+            "memory_store_multiprocess workers=%d: each worker has sessions of its own, so "
+            "users are logged out at random; set store to sqlite:///path or redis://host, or "
+            "run one worker",
+            workers,
+        )
+
+
+def server_workers() -> int:
+    """Return the number of workers that the server was told to run; 1 if nothing is known.
+
+    Workers that were spawned keep the server's ``sys.argv`` (multiprocessing sees to it), and
+    those that were forked have it anyway.
+    """
+    server = _server_name()
+    if server is None:
+        return 1
+    arguments = sys.argv[1:]
+    if "--reload" in arguments or (server == "fastapi" and "dev" in arguments[:1]):
+        return 1  # the two processes are one worker and its watcher
+    stated = next(_stated(arguments), None)
+    if stated is None and server == "gunicorn":
+        # Its configuration file is read by Python and may say anything, so ask the siblings.
+        stated = _gunicorn_siblings() or next(
+            _stated(shlex.split(os.environ.get("GUNICORN_CMD_ARGS", ""))), None
+        )
+    if stated is None:
+        values = [os.environ.get(name, "") for name in _SERVERS[server]]
+        stated = next((int(value) for value in values if value.isdecimal()), None)
+    return stated or 1
+
+
+def _server_name() -> str | None:
+    """Return the server that this process was started as: ``uvicorn``, ``python -m uvicorn``."""
+    path = PurePath(sys.argv[0]) if sys.argv else PurePath()
+    name = path.parent.name if path.stem == "__main__" else path.stem
+    return name if name in _SERVERS else None
+
+
+def _stated(arguments: Sequence[str]) -> Iterator[int]:
+    """Yield each number that ``--workers N``, ``--workers=N``, ``-w N`` or ``-wN`` gives."""
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        match = _OPTION.match(argument)
+        if match:
+            value = match[1] or following
+            if value.isdecimal():
+                yield int(value)
+
+
+def _gunicorn_siblings() -> int | None:
+    """Return the number of workers by what gunicorn's arbiter left in a forked worker.
+
+    Only those forked before this one are in it, so the first worker learns nothing.
+    """
+    arbiter = getattr(sys.modules.get("gunicorn.arbiter"), "Arbiter", None)
+    siblings = list(getattr(arbiter, "WORKERS", {}).values())
+    return max((worker.cfg.workers for worker in siblings), default=None)

@@ -1,0 +1,161 @@
+"""Sealed session records in a store: read, write, and change without losing a change."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from .config import CMAuthConfig, seconds
+from .errors import StoreError, UnavailableError
+from .memo import remember
+from .sealing import Sealer, SessionInfo
+from .session import Record, Session
+
+if TYPE_CHECKING:
+    from .cookies import Ticket
+    from .ports import Ports
+    from .stores import SessionStore
+
+log = logging.getLogger(__package__)
+
+_TOUCH = 60.0  # seconds between two writes of "last seen"
+_Opened = tuple[bytes, bytes, Record, float]  # half key, stored value, record, when to look again
+
+
+class SessionVault:
+    """The sessions of a store, as those who hold the tickets see them."""
+
+    def __init__(self, config: CMAuthConfig, ports: Ports, store: SessionStore) -> None:
+        self._ports = ports
+        self._idle = seconds(config.idle_timeout)
+        self._absolute = seconds(config.absolute_timeout)
+        self.store = store
+        self.sealer = Sealer(tuple(config.secret_key))
+        # Records by the very bytes they were opened from, so none can outlive a change or a
+        # logout: the store is asked every time.
+        self._opened: dict[str, _Opened] = {}
+
+    async def read(self, ticket: Ticket) -> Session | None:
+        """Return the live session of a ticket, or None; note once a minute that it is used."""
+        key, half_key = ticket.store_key, ticket.half_key
+        sealed = await self.store.get(key)
+        if sealed is None:
+            return None
+        known = self._opened.get(key)
+        if known is None or known[1] != sealed or known[0] != half_key:
+            record = self.sealer.open_session(key, half_key, sealed)
+            if record is None:
+                log.warning("session_unreadable session=%s", key[:8])
+                await self.store.delete(key)
+                return None
+            known = self._keep_opened(key, half_key, sealed, record)
+        session = Session(key, half_key, known[2])
+        if self._ports.clock() >= known[3]:
+            return await self._look_again(session)
+        return session
+
+    async def _look_again(self, session: Session) -> Session | None:
+        """End a session whose time is over; note that any other one is used."""
+        if self.ttl(session.record) <= 0:
+            await self.store.delete(session.key)
+            return None
+        try:
+            await self.touch(session)
+        except StoreError as error:  # reads work, writes do not: the user need not notice
+            log.warning("touch_failed session=%s reason=%s", session.reference, error)
+        return session
+
+    async def touch(self, session: Session) -> None:
+        """Note that a session is used; this also seals it with the newest secret key."""
+        now = self._ports.clock()
+        await self.update(session, lambda record: record.seen(now))
+
+    async def reread(self, session: Session) -> bool:
+        """Bring a session up to date with the store; False if it is not there any more."""
+        sealed = await self.store.get(session.key)
+        record = self.sealer.open_session(session.key, session.half_key, sealed) if sealed else None
+        if record is None:
+            return False
+        session.record = record
+        return True
+
+    async def create(self, ticket: Ticket, record: Record) -> Session:
+        """Store a new session."""
+        sealed = self.sealer.seal_session(ticket.store_key, ticket.half_key, record)
+        await self.store.put(ticket.store_key, sealed, self.ttl(record))
+        return Session(ticket.store_key, ticket.half_key, record)
+
+    async def update(self, session: Session, change: Callable[[Record], Record]) -> bool:
+        """Apply `change` to the stored record; False if the session is not there any more.
+
+        A logout, or another change, may come in between: nothing is written but over the very
+        value that was read.
+        """
+        key, half_key = session.key, session.half_key
+        while True:
+            old = await self.store.get(key)
+            record = self.sealer.open_session(key, half_key, old) if old is not None else None
+            if old is None or record is None:
+                return False
+            changed = change(record)
+            if changed != record:
+                new = self.sealer.seal_session(key, half_key, changed)
+                if not await self.store.replace(key, old, new, self.ttl(changed)):
+                    continue
+                self._keep_opened(key, half_key, new, changed)
+            session.record = changed
+            return True
+
+    async def save(self, session: Session) -> None:
+        """Write back what a handler changed in ``session.data``; nothing if nothing changed."""
+        changes = session.changes()
+        if changes is not None:
+            await self.update(session, lambda record: record.with_changes(changes))
+            session.saved()
+
+    async def remove(self, session: Session) -> Record:
+        """Take the session out of the store; return its newest record."""
+        sealed = await self.store.delete(session.key)
+        self._opened.pop(session.key, None)
+        session.ended = True
+        if sealed is None:
+            return session.record
+        record = self.sealer.open_session(session.key, session.half_key, sealed)
+        return record or session.record
+
+    def ttl(self, record: Record) -> float:
+        """Seconds that a record has left, of both timeouts."""
+        return self._ends_at(record) - self._ports.clock()
+
+    # -- for an administrator --------------------------------------------------------------
+
+    async def sessions_of(self, user_id: str) -> list[tuple[str, SessionInfo]]:
+        """A user's sessions, by their keys, without opening any."""
+        find = getattr(self.store, "find", None)
+        if find is None:
+            raise UnavailableError("this store cannot list sessions: it has no find()")
+        found = []
+        for prefix in self.sealer.user_prefixes(user_id):
+            for key, sealed in await find(prefix):
+                info = self.sealer.describe(key, sealed, user_id)
+                if info is not None:
+                    found.append((key, info))
+        return sorted(found, key=lambda entry: entry[1].last_seen_at, reverse=True)
+
+    async def remove_all(self, user_id: str) -> int:
+        """End a user's sessions; return how many there were."""
+        ended = 0
+        for key, _ in await self.sessions_of(user_id):
+            if await self.store.delete(key) is not None:
+                ended += 1
+        return ended
+
+    # -- inside ----------------------------------------------------------------------------
+
+    def _ends_at(self, record: Record) -> float:
+        return min(record.last_seen_at + self._idle, record.logged_in_at + self._absolute)
+
+    def _keep_opened(self, key: str, half_key: bytes, sealed: bytes, record: Record) -> _Opened:
+        due = min(self._ends_at(record), record.last_seen_at + _TOUCH)
+        return remember(self._opened, key, (half_key, sealed, record, due))

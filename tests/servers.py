@@ -1,0 +1,122 @@
+"""Real servers for tests, started on free ports of this machine and stopped by their own pid."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+_START_TIMEOUT = 20.0
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def require_redis() -> str:
+    """Return the path of redis-server; without it the test is skipped, or fails where CI says so.
+
+    Set CM_AUTH_REQUIRE_REDIS=1 where a skip would go unnoticed.
+    """
+    found = shutil.which("redis-server") or shutil.which("valkey-server")
+    if found is None:
+        message = "NOT TESTED: neither redis-server nor valkey-server is installed"
+        if os.environ.get("CM_AUTH_REQUIRE_REDIS") == "1":
+            pytest.fail(message)
+        pytest.skip(message)
+    return found
+
+
+class RedisServer:
+    """A redis-server process; it can be stopped, started again, paused and resumed.
+
+    Args:
+        directory: for its data and socket; what is saved there survives `stop` and `start`.
+        options: more lines of its configuration, such as ``["--requirepass", "x"]``.
+        port: 0 for none (only the socket, or TLS).
+    """
+
+    def __init__(self, directory: Path, options: list[str], port: int | None = None) -> None:
+        self.directory = directory
+        self.options = options
+        self.port = free_port() if port is None else port
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self.socket = directory / "s"
+        self._program = require_redis()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def start(self) -> None:
+        """Start, and return when it answers on its socket."""
+        log = self.directory / "log"
+        self._process = subprocess.Popen(
+            [
+                self._program,
+                *("--port", str(self.port), "--bind", "127.0.0.1"),
+                *("--unixsocket", str(self.socket), "--dir", str(self.directory)),
+                *("--save", "", "--appendonly", "no", "--logfile", str(log)),
+                *self.options,
+            ]
+        )
+        deadline = time.monotonic() + _START_TIMEOUT
+        while not self._answers():
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                pytest.fail(f"redis-server did not start:\n{log.read_text()}")
+            time.sleep(0.01)
+
+    def stop(self) -> None:
+        """Kill it: nothing is saved that was not."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+        self.socket.unlink(missing_ok=True)
+
+    def pause(self) -> None:
+        """Freeze it: connections stay open and nobody answers."""
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        os.kill(self.pid, signal.SIGCONT)
+
+    def command(self, *words: str) -> bytes:
+        """Send one command by the socket and return the first part of the raw answer."""
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(_START_TIMEOUT)
+            connection.connect(str(self.socket))
+            parts = [f"${len(word)}\r\n{word}\r\n" for word in words]
+            connection.sendall(f"*{len(words)}\r\n{''.join(parts)}".encode())
+            return connection.recv(65536)
+
+    def _answers(self) -> bool:
+        with contextlib.suppress(OSError):
+            return not self.command("PING").startswith(b"-LOADING")
+        return False
+
+
+@contextlib.contextmanager
+def redis_server(*options: str, port: int | None = None) -> Iterator[RedisServer]:
+    """Run a redis-server for as long as the `with` lasts."""
+    # A short path: that of a socket has 108 characters at most.
+    with tempfile.TemporaryDirectory(prefix="r", dir="/tmp") as directory:
+        server = RedisServer(Path(directory), list(options), port)
+        server.start()
+        try:
+            yield server
+        finally:
+            server.stop()
