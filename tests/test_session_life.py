@@ -43,6 +43,7 @@ async def test_inside_the_leeway_one_refresh_goes_on_beside_the_requests(world: 
     world.clock.tick(43199 - 30)
     for _ in range(3):
         assert (await browser.get("/cameras")).status_code == 200
+    await world.close()  # what goes on beside comes home
     assert len(world.sim.token_calls("refresh_token")) == 1
 
 
