@@ -12,7 +12,8 @@ from starlette.routing import Mount
 from cm_auth_middleware import CMAuthMiddleware, asgi
 from cm_auth_middleware.fastapi import CMClient, CMSession
 
-from .support import HTML, World, make_app
+from .apps import make_app
+from .support import HTML, World
 
 pytestmark = pytest.mark.anyio
 
