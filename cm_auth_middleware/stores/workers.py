@@ -72,7 +72,7 @@ def _server_name() -> str | None:
 
 def _stated(arguments: Sequence[str]) -> Iterator[int]:
     """Yield each number that ``--workers N``, ``--workers=N``, ``-w N`` or ``-wN`` gives."""
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=False):
         match = _OPTION.match(argument)
         if match:
             value = match[1] or following
