@@ -96,6 +96,8 @@ class Flow:
             await self._keeper.freshen(session)
         except SessionExpiredError:
             return self.unauthenticated(request)
+        if self._jar.is_marked(request):
+            headers = [*headers, self._jar.unmark(request)]  # it did stick
         return Access(session, headers)
 
     async def _find(self, request: Request) -> tuple[Session | None, Headers]:

@@ -146,7 +146,8 @@ class Access:
 
 def redirect(status: int, location: str, *headers: tuple[str, str]) -> Answer:
     """Send the browser elsewhere."""
-    return Answer(status, [("Location", location), *headers, NO_STORE])
+    plain = ("Content-Type", "text/plain; charset=utf-8")  # WSGI wants one even for nothing
+    return Answer(status, [("Location", location), plain, *headers, NO_STORE])
 
 
 def problem(status: int, title: str, *headers: tuple[str, str], **members: Any) -> Answer:

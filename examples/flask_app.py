@@ -4,8 +4,9 @@ export CM_AUTH_CLIENT_ID=… CM_AUTH_CLIENT_SECRET=… CM_AUTH_SECRET_KEY=…
 flask --app examples/flask_app.py run
 """
 
-from cm_auth_middleware.flask import CMAuth, cm, cm_session
 from flask import Flask, Response, render_template_string
+
+from cm_auth_middleware.flask import CMAuth, cm, cm_session
 
 app = Flask(__name__)
 CMAuth(app, exempt=["/health"])

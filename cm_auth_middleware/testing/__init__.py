@@ -1,7 +1,8 @@
-"""Offer a CameraManager to test against: a simulator, and servers that run it or an application."""
+"""Test with a simulated CameraManager on a real socket, and test a session store of one's own."""
 
 from __future__ import annotations
 
+from cm_auth_middleware.testing.conformance import StoreConformance
 from cm_auth_middleware.testing.server import AppServer, SimulatorServer
 from cm_auth_middleware.testing.simulator import (
     RecordedRequest,
@@ -19,4 +20,5 @@ __all__ = [
     "SimulatedUser",
     "Simulator",
     "SimulatorServer",
+    "StoreConformance",
 ]

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from cm_auth_middleware.flask import CMAuth, cm, cm_session
 from flask import Flask, Response, jsonify, request
 from werkzeug.exceptions import NotFound
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
+
+from cm_auth_middleware.flask import CMAuth, cm, cm_session
 
 app = Flask(__name__)
 CMAuth(app)
