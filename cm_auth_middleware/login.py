@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+import secrets
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
 from .config import CMAuthConfig
-from .cookies import PendingLogin, Ticket
+from .cookies import LOGIN_LIFETIME, PendingLogin, Ticket
 from .errors import CMAuthError, OperatorError, UnavailableError
 from .http import Answer, Headers, Request, failure, not_allowed, redirect
 from .paths import safe_target
@@ -131,6 +132,15 @@ class Login:
         code = query.get("code", "")
         if not 0 < len(code) <= _MOST_CODE or not code.isascii() or not code.isprintable():
             return self._failed(request, 400, login, forget)
+        try:
+            # A double click may reach two processes; a code that is sent twice may cost the
+            # tokens that came for the first (RFC 6749 §4.1.2).
+            is_first = await self._vault.store.acquire(name, secrets.token_hex(8), LOGIN_LIFETIME)
+        except UnavailableError as error:
+            log.warning("login_failed reason=%s", error)
+            return self._failed(request, 503, login, forget)
+        if not is_first:
+            return await self._stale(request, login, find)
         return await self._finish(request, login, code, forget, find)
 
     async def _finish(
