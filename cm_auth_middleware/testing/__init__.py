@@ -1,4 +1,4 @@
-"""Offer a CameraManager to test against: a simulator, servers that run it, and a browser.
+"""Test with a simulated CameraManager, and test a session store of one's own.
 
 Everything is imported when first asked for: pytest imports this package at its every start.
 """
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cm_auth_middleware.testing.browser import Browser, LoginFailed
+    from cm_auth_middleware.testing.conformance import StoreConformance
     from cm_auth_middleware.testing.harness import CMLogin, CMServer, CMTime
     from cm_auth_middleware.testing.network import Network
     from cm_auth_middleware.testing.server import AppServer, SimulatorServer
@@ -35,6 +36,7 @@ __all__ = [
     "SimulatedUser",
     "Simulator",
     "SimulatorServer",
+    "StoreConformance",
 ]
 
 _HOMES = {
@@ -46,6 +48,7 @@ _HOMES = {
     "LoginFailed": "browser",
     "Network": "network",
     "SimulatorServer": "server",
+    "StoreConformance": "conformance",
 }
 
 
