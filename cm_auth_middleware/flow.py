@@ -108,7 +108,7 @@ class Flow:
                 continue
             if not is_old:
                 return session, []
-            await self._vault.touch(session)  # seals it anew, too, before the old key goes
+            await self._vault.reseal(session)  # before the old key goes
             return session, [self._jar.session(request, ticket, session.logged_in_at)]
         return None, []
 
