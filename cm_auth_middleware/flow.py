@@ -159,7 +159,7 @@ class Flow:
     async def _logout(self, request: Request) -> Answer:
         target = safe_target(dict(request.parameters()).get("next"), request.root_path)
         if request.method in ("GET", "HEAD"):
-            action = f"{request.root_path}{self._config.prefix}/logout?next={quote(target)}"
+            action = f"{request.mount}{self._config.prefix}/logout?next={quote(target)}"
             text = "You will be logged out here and at CameraManager."
             return page_answer(200, page("Log out?", text, form=action))
         if request.method != "POST":

@@ -10,6 +10,7 @@ from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 from .pages import HEADERS as PAGE_HEADERS
 from .pages import page
+from .paths import mount_url, safe_target
 from .session import dumps
 
 if TYPE_CHECKING:
@@ -80,13 +81,19 @@ class Request(ABC):
 
     @property
     def url(self) -> str:
-        """The path and query that a browser would come back to."""
+        """The path and query that a browser would come back to; the root if it would not."""
         path = self.root_path + self.path
         if unquote(self.raw_path) == path:
             path = self.raw_path
         else:
             path = quote(path, safe="/:@!$&'()*+,;=~")
-        return f"{path}?{self.query}" if self.query else path
+        # A request for "//evil" is one that browsers send, and a link to it is not to here.
+        return safe_target(f"{path}?{self.query}" if self.query else path, self.root_path)
+
+    @property
+    def mount(self) -> str:
+        """The `root_path` as it stands in a URL."""
+        return mount_url(self.root_path)
 
     def parameters(self) -> list[tuple[str, str]]:
         """The query's names and values; none if there are too many or they are not UTF-8."""
