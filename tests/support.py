@@ -48,7 +48,13 @@ class Net(httpx2.AsyncBaseTransport, httpx2.BaseTransport):
 
     def add_wsgi(self, origin: str, app: Any) -> None:
         """Put a WSGI app on the network; each of its requests runs in a thread, as on a server."""
-        transport = httpx2.WSGITransport(app, remote_addr="127.0.0.1")
+
+        def as_servers_do(environ: dict[str, Any], start_response: Any) -> Any:
+            # The bytes of the path as Latin-1 (PEP 3333), which httpx2's transport forgets.
+            environ["PATH_INFO"] = environ["PATH_INFO"].encode().decode("latin-1")
+            return app(environ, start_response)
+
+        transport = httpx2.WSGITransport(as_servers_do, remote_addr="127.0.0.1")
 
         def respond(request: httpx2.Request) -> httpx2.Response:
             answer = transport.handle_request(request)
