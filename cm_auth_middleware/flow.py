@@ -72,7 +72,7 @@ class Flow:
             route = None if websocket else self._routes.get(request.path)
             if route is not None:
                 return await route(request)
-            if request.path in self._exempt:
+            if request.path in self._exempt and not request.is_ambiguous:
                 return await self._pass_exempt(request)
             return await self._protect(request, websocket)
         except UnavailableError as error:
@@ -96,6 +96,8 @@ class Flow:
             await self._keeper.freshen(session)
         except SessionExpiredError:
             return self.unauthenticated(request)
+        if self._jar.is_marked(request):
+            headers = [*headers, self._jar.unmark(request)]  # it did stick
         return Access(session, headers)
 
     async def _find(self, request: Request) -> tuple[Session | None, Headers]:

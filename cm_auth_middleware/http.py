@@ -50,6 +50,11 @@ class Request(ABC):
         """The path as it was sent, mount included, where the server tells it."""
 
     @property
+    def is_ambiguous(self) -> bool:
+        """Whether some frameworks route the request as something else than `path`."""
+        return False
+
+    @property
     @abstractmethod
     def query(self) -> str:
         """The query as it was sent."""
@@ -153,7 +158,8 @@ class Access:
 
 def redirect(status: int, location: str, *headers: tuple[str, str]) -> Answer:
     """Send the browser elsewhere."""
-    return Answer(status, [("Location", location), *headers, NO_STORE])
+    plain = ("Content-Type", "text/plain; charset=utf-8")  # WSGI wants one even for nothing
+    return Answer(status, [("Location", location), plain, *headers, NO_STORE])
 
 
 def problem(status: int, title: str, *headers: tuple[str, str], **members: Any) -> Answer:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote, urlsplit
 
 from .config import CMAuthConfig
-from .cookies import LOGIN_LIFETIME, PendingLogin, Ticket
+from .cookies import PendingLogin, Ticket
 from .errors import CMAuthError, OperatorError, UnavailableError
 from .http import Answer, Headers, Request, failure, not_allowed, redirect
 from .paths import safe_target
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__package__)
 
 _USED_STATES = 4096  # login attempts that a process remembers as used
+_DOUBLE_CLICK = 60.0  # seconds in which the same callback may come again, by any process
 _MOST_CODE = 1024  # characters; CameraManager's have six
 _MOST_QUERY = 8192  # characters of a callback's query that are looked at
 
@@ -128,10 +129,11 @@ class Login:
         code = query.get("code", "")
         if not 0 < len(code) <= _MOST_CODE or not code.isascii() or not code.isprintable():
             return self._failed(request, 400, login, forget)
+        owner, ttl = secrets.token_hex(8), 2 * self._ports.timeout + _DOUBLE_CLICK
         try:
             # A double click may reach two processes; a code that is sent twice may cost the
             # tokens that came for the first (RFC 6749 §4.1.2).
-            is_first = await self._vault.store.acquire(name, secrets.token_hex(8), LOGIN_LIFETIME)
+            is_first = await self._vault.store.acquire(name, owner, ttl)
         except UnavailableError as error:
             log.warning("login_failed reason=%s", error)
             return self._failed(request, 503, login, forget)

@@ -282,8 +282,16 @@ async def test_redirect_uri_is_taken_as_given(make_world) -> None:
     assert location(response)["redirect_uri"] == f"{APP}/auth/callback"
 
 
-async def test_a_login_that_does_not_stick_stops_after_one_round(world: World) -> None:
+async def test_a_session_that_ends_soon_after_its_login_is_no_loop(world: World) -> None:
     browser = await world.login()
+    world.sim.revoke_user("anna@example.com")
+    assert (await browser.get("/cameras")).status_code == 302
+
+
+async def test_a_login_that_does_not_stick_stops_after_one_round(world: World) -> None:
+    browser = world.browser()
+    start = await browser.get("/")
+    await browser.get(browser.callback_url(start.headers["location"]))
     browser.cookies.delete("cm_auth")
     response = await browser.get("/")
     assert response.status_code == 400

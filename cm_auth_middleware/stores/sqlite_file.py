@@ -143,8 +143,8 @@ class SQLiteFile:
         self._give(connection)
 
     def _close(self, connection: _Connection) -> None:
-        self._open.discard(connection)
         connection.close()
+        self._open.discard(connection)  # last: a fork waits until all are closed
 
     def _look(self) -> None:
         """Leave the file that was opened if another is in its place, or none."""

@@ -8,6 +8,7 @@ import re
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import PurePath
 
 _logger = logging.getLogger("cm_auth_middleware")
@@ -72,7 +73,7 @@ def _server_name() -> str | None:
 
 def _stated(arguments: Sequence[str]) -> Iterator[int]:
     """Yield each number that ``--workers N``, ``--workers=N``, ``-w N`` or ``-wN`` gives."""
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for argument, following in pairwise([*arguments, ""]):
         match = _OPTION.match(argument)
         if match:
             value = match[1] or following

@@ -1,0 +1,456 @@
+"""Check a session store of one's own against every sentence of the protocol."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from functools import partial
+from typing import Any, NoReturn, TypeVar
+
+import anyio
+
+from cm_auth_middleware.stores import (
+    CountsRecords,
+    FindsByPrefix,
+    HasBlockingTwin,
+    SessionStore,
+)
+
+T = TypeVar("T")
+Check = Callable[[SessionStore], Awaitable[None]]
+
+_CROWD = 20
+_LONG = 60.0  # seconds that no check takes
+_KEYS = (
+    *("'", '"', "`", "';--", "%", "_", "*", "?", "[a]", "\\", "a", "A", "a*", "a%", "a_"),
+    *("..", "../a", "/", "a/b", " ", "a ", "\n", "\0", "a\0b", "a\0c", "{a}", "{}:a", "k" * 200),
+)
+_VALUES = (b"", b"\0", b"0", b"\xff" * 17, bytes(range(256)), b"NULL", secrets.token_bytes(10**6))
+
+
+class StoreConformance:
+    """Tests of a `SessionStore`: subclass it in a test module, and pytest runs them.
+
+        class TestMyStore(StoreConformance):
+            def make_store(self):
+                return MyStore("…")
+
+        class TestMyStoreForThreads(TestMyStore):
+            blocking = True
+
+            def make_store(self):
+                return super().make_store().blocking()
+
+    Each check makes a store and closes it. The storage may be shared and need not be empty:
+    the checks use keys of their own. Optional methods are checked where the store has them.
+
+    Attributes:
+        blocking: True if the methods block and never suspend; they are then run without an
+            event loop, and a suspension is a failure.
+        backend: anyio's name of the event loop, ``"asyncio"`` or ``"trio"``.
+        short: a time to live, in seconds, that the checks wait for.
+    """
+
+    blocking = False
+    backend = "asyncio"
+    short = 0.25
+
+    def make_store(self) -> SessionStore:
+        """Return the store to check; fixtures may have put on `self` what this needs."""
+        raise NotImplementedError("make_store has to return the store to check")
+
+    def wait(self, seconds: float) -> None:
+        """Let time pass; override it if your store takes its time from a clock that you move."""
+        time.sleep(seconds)
+
+    # Values
+
+    def test_it_has_the_methods_of_the_protocol(self) -> None:
+        assert isinstance(self.make_store(), SessionStore), "a method of SessionStore is missing"
+
+    def test_what_was_never_put_is_not_there(self) -> None:
+        async def check(store: SessionStore) -> None:
+            assert await store.get(_key()) is None, "get of an unknown key is None"
+            assert await store.delete(_key()) is None, "delete of an unknown key is None"
+            assert not await store.replace(_key(), b"", b"new", _LONG), "nothing to replace"
+
+        self._run(check)
+
+    def test_what_is_put_is_there_and_a_second_put_overwrites(self) -> None:
+        async def check(store: SessionStore) -> None:
+            key, other = _key(), _key()
+            await store.put(other, b"other", _LONG)
+            for value in (b"first", b"second, and longer", b"3"):
+                await store.put(key, value, _LONG)
+                assert await store.get(key) == value, "get returns what was put last"
+            assert await store.get(other) == b"other", "put changes one key only"
+
+        self._run(check)
+
+    def test_every_key_is_a_key_of_its_own(self) -> None:
+        async def check(store: SessionStore) -> None:
+            for number, key in enumerate(_KEYS):
+                await store.put(key, b"%d" % number, _LONG)
+            for number, key in enumerate(_KEYS):
+                assert await store.get(key) == b"%d" % number, f"{key!r} is mixed up with another"
+            for number, key in enumerate(_KEYS):
+                assert await store.replace(key, b"%d" % number, b"new", _LONG), f"replace {key!r}"
+                assert await store.delete(key) == b"new", f"delete {key!r}"
+                assert await store.acquire(key, "owner", _LONG), f"acquire {key!r}"
+                await store.release(key, "owner")
+
+        self._run(check)
+
+    def test_any_bytes_are_kept_as_they_are(self) -> None:
+        async def check(store: SessionStore) -> None:
+            key = _key()
+            for value in _VALUES:
+                await store.put(key, value, _LONG)
+                kept = await store.get(key)
+                assert kept == value, f"{len(value)} bytes came back changed"
+                assert isinstance(kept, bytes), "a value is bytes"
+                assert await store.replace(key, value, value + b"!", _LONG), "replace compares"
+                assert await store.delete(key) == value + b"!", "delete returns the value"
+
+        self._run(check)
+
+    # Time
+
+    def test_what_is_put_runs_out(self) -> None:
+        async def check(store: SessionStore) -> None:
+            short, long, again = _key(), _key(), _key()
+            start = time.monotonic()
+            await store.put(long, b"short-lived", self.short)
+            await store.put(long, b"v", _LONG)
+            await store.put(again, b"long-lived", _LONG)
+            await store.put(again, b"v", self.short)
+            await store.put(short, b"v", self.short)
+            value = await store.get(short)
+            if time.monotonic() - start < self.short:  # a slow machine proves nothing
+                assert value == b"v", "it is there until its time is over"
+            self._outlive()
+            assert await store.get(short) is None, "its time is over, so get is None"
+            assert not await store.replace(short, b"v", b"new", _LONG), "replace does not revive"
+            assert await store.get(short) is None, "replace does not revive"
+            assert await store.delete(short) is None, "its time is over, so delete is None"
+            assert await store.get(long) == b"v", "the last put's ttl counts"
+            assert await store.get(again) is None, "the last put's ttl counts"
+
+        self._run(check)
+
+    def test_replace_sets_the_time_anew(self) -> None:
+        async def check(store: SessionStore) -> None:
+            longer, shorter = _key(), _key()
+            await store.put(longer, b"old", self.short)
+            replaced = await store.replace(longer, b"old", b"new", _LONG)
+            await store.put(shorter, b"old", _LONG)
+            assert await store.replace(shorter, b"old", b"new", self.short)
+            self._outlive()
+            if replaced:  # else the machine was so slow that its time was over before
+                assert await store.get(longer) == b"new", "replace sets the ttl"
+            assert await store.get(shorter) is None, "replace sets the ttl"
+
+        self._run(check)
+
+    def test_purge_removes_what_is_over_and_nothing_else(self) -> None:
+        async def check(store: SessionStore) -> None:
+            short, long = _key(), _key()
+            await store.put(short, b"v", self.short)
+            await store.put(long, b"v", _LONG)
+            assert await store.acquire(long, "owner", _LONG)
+            self._outlive()
+            assert await store.purge() >= 0, "purge returns a number"
+            assert await store.get(short) is None
+            assert await store.get(long) == b"v", "purge keeps what lives"
+            assert not await store.acquire(long, "other", _LONG), "purge keeps leases that run"
+            assert await store.purge() == 0, "the second purge finds nothing"
+
+        self._run(check)
+
+    # Replace and delete
+
+    def test_replace_needs_the_value_that_is_there(self) -> None:
+        async def check(store: SessionStore) -> None:
+            key = _key()
+            await store.put(key, b"one", _LONG)
+            for wrong in (b"", b"on", b"one ", b"ONE", b"two"):
+                assert not await store.replace(key, wrong, b"no", _LONG), f"{wrong!r} is not it"
+                assert await store.get(key) == b"one", "a replace that says False changes nothing"
+            assert await store.replace(key, b"one", b"two", _LONG)
+            assert await store.get(key) == b"two", "a replace that says True has replaced"
+            assert not await store.replace(key, b"one", b"three", _LONG), "the value was replaced"
+            assert await store.replace(key, b"two", b"two", _LONG), "the same value is allowed"
+
+        self._run(check)
+
+    def test_replace_does_not_bring_back_what_was_deleted(self) -> None:
+        async def check(store: SessionStore) -> None:
+            key = _key()
+            await store.put(key, b"v", _LONG)
+            assert await store.delete(key) == b"v"
+            assert not await store.replace(key, b"v", b"new", _LONG)
+            assert await store.get(key) is None, "replace brought a deleted record back"
+
+        self._run(check)
+
+    def test_delete_returns_the_value_once(self) -> None:
+        async def check(store: SessionStore) -> None:
+            key, other = _key(), _key()
+            await store.put(key, b"v", _LONG)
+            await store.put(other, b"other", _LONG)
+            assert await store.delete(key) == b"v", "delete returns the value"
+            assert await store.delete(key) is None, "a second delete returns None"
+            assert await store.get(key) is None, "what is deleted is gone"
+            assert await store.get(other) == b"other", "delete removes one key only"
+
+        self._run(check)
+
+    def test_of_many_replaces_at_once_one_wins(self) -> None:
+        async def check(store: SessionStore) -> None:
+            key = _key()
+            await store.put(key, b"old", _LONG)
+            won = await self._together(
+                [partial(store.replace, key, b"old", b"%d" % n, _LONG) for n in range(_CROWD)]
+            )
+            assert won.count(True) == 1, f"{won.count(True)} of {_CROWD} replaces said True"
+            assert await store.get(key) == b"%d" % won.index(True), "another's value is there"
+
+        self._run(check)
+
+    def test_no_increment_is_lost(self) -> None:
+        async def check(store: SessionStore) -> None:
+            key = _key()
+
+            async def increment() -> None:
+                for _ in range(5):
+                    while True:
+                        value = await store.get(key)
+                        assert value is not None
+                        if await store.replace(key, value, b"%d" % (int(value) + 1), _LONG):
+                            break
+
+            await store.put(key, b"0", _LONG)
+            await self._together([increment] * 5)
+            assert await store.get(key) == b"25", "replace lost an increment"
+
+        self._run(check)
+
+    def test_of_many_deletes_at_once_one_gets_the_value(self) -> None:
+        async def check(store: SessionStore) -> None:
+            key = _key()
+            await store.put(key, b"v", _LONG)
+            got = await self._together([partial(store.delete, key)] * _CROWD)
+            assert got.count(b"v") == 1, f"{got.count(b'v')} of {_CROWD} deletes got the value"
+            assert got.count(None) == _CROWD - 1
+
+        self._run(check)
+
+    # Leases
+
+    def test_a_lease_has_one_owner_who_may_extend_it(self) -> None:
+        async def check(store: SessionStore) -> None:
+            key = _key()
+            assert await store.acquire(key, "one", _LONG), "a free lease is to be had"
+            assert not await store.acquire(key, "two", _LONG), "a lease has one owner"
+            assert await store.acquire(key, "one", _LONG), "its owner may extend it"
+            await store.release(key, "two")
+            assert not await store.acquire(key, "two", _LONG), "another cannot release it"
+            await store.release(key, "one")
+            await store.release(key, "one")
+            await store.release(_key(), "one")
+            assert await store.acquire(key, "two", _LONG), "a released lease is to be had"
+
+        self._run(check)
+
+    def test_a_lease_runs_out_unless_it_is_extended(self) -> None:
+        async def check(store: SessionStore) -> None:
+            short, extended = _key(), _key()
+            await store.acquire(extended, "one", self.short)
+            assert await store.acquire(extended, "one", _LONG), "its owner may extend it"
+            await store.acquire(short, "one", self.short)
+            self._outlive()
+            assert await store.acquire(short, "two", _LONG), "a lease that ran out is to be had"
+            assert not await store.acquire(short, "one", _LONG), "its owner lost it"
+            await store.release(short, "one")
+            assert not await store.acquire(short, "one", _LONG), "who lost it cannot release it"
+            assert not await store.acquire(extended, "two", _LONG), "an extended lease is held"
+
+        self._run(check)
+
+    def test_of_many_who_want_a_lease_one_gets_it(self) -> None:
+        async def check(store: SessionStore) -> None:
+            key = _key()
+            got = await self._together(
+                [partial(store.acquire, key, f"owner {n}", _LONG) for n in range(_CROWD)]
+            )
+            assert got.count(True) == 1, f"{got.count(True)} of {_CROWD} got the lease"
+
+        self._run(check)
+
+    def test_leases_and_records_of_one_key_are_apart(self) -> None:
+        async def check(store: SessionStore) -> None:
+            key = _key()
+            assert await store.acquire(key, "one", _LONG)
+            assert await store.get(key) is None, "a lease is no record"
+            await store.put(key, b"v", _LONG)
+            assert not await store.acquire(key, "two", _LONG), "put took the lease away"
+            await store.release(key, "one")
+            assert await store.get(key) == b"v", "release removed the record"
+            assert await store.acquire(key, "one", _LONG)
+            assert await store.delete(key) == b"v"
+            assert not await store.acquire(key, "two", _LONG), "delete took the lease away"
+
+        self._run(check)
+
+    # Life
+
+    def test_ping_and_close_and_use_again(self) -> None:
+        async def check(store: SessionStore) -> None:
+            await store.ping()
+            await store.put(_key(), b"v", _LONG)
+            await store.close()
+            await store.close()
+            await store.ping()
+            key = _key()
+            await store.put(key, b"v", _LONG)
+            assert await store.get(key) == b"v", "a closed store may be used again"
+
+        self._run(check)
+
+    # Optional methods
+
+    def test_find_returns_what_begins_with_the_prefix(self) -> None:
+        async def check(store: SessionStore) -> None:
+            if not isinstance(store, FindsByPrefix):
+                _skip("the store has no find()")
+            user = secrets.token_bytes(15) + b"\xff\xff"  # 17 bytes
+            keys = [_key() for _ in range(6)]
+            await store.put(keys[0], user + b" and more", _LONG)
+            await store.put(keys[1], b"this changes", _LONG)
+            await store.put(keys[1], user, _LONG)
+            await store.put(keys[2], user[:-1] + b"\xfe", _LONG)
+            await store.put(keys[3], b"x" + user, _LONG)
+            await store.put(keys[4], user, _LONG)
+            await store.put(keys[4], b"this changed", _LONG)
+            await store.put(keys[5], user + b" deleted", _LONG)
+            await store.delete(keys[5])
+            await store.acquire(_key(), user.hex(), _LONG)
+            mine = [(keys[0], user + b" and more"), (keys[1], user)]
+            assert sorted(await store.find(user)) == sorted(mine), "a prefix of 17 bytes"
+            assert await store.find(user + b" a") == mine[:1], "a longer prefix"
+            all_three = [*mine, (keys[2], user[:-1] + b"\xfe")]
+            assert sorted(await store.find(user[:10])) == sorted(all_three), "a shorter prefix"
+            assert await store.find(secrets.token_bytes(17)) == [], "an unknown prefix"
+            assert set(all_three) <= set(await store.find(b"")), "no prefix: all"
+            await store.put(keys[0], user, self.short)
+            self._outlive()
+            assert await store.find(user) == mine[1:], "find returns live records only"
+
+        self._run(check)
+
+    def test_count_counts_live_records(self) -> None:
+        async def check(store: SessionStore) -> None:
+            if not isinstance(store, CountsRecords):
+                _skip("the store has no count()")
+            await self._purged(store)
+            before = await store.count()
+            keys = [_key() for _ in range(5)]
+            for key in keys:
+                await store.put(key, b"v", _LONG)
+                await store.put(key, b"w", _LONG)
+                await store.acquire(key, "owner", _LONG)
+            assert await store.count() - before == 5, "each key counts once, leases do not"
+            await store.delete(keys[0])
+            await store.put(keys[1], b"v", self.short)
+            self._outlive()
+            assert await store.count() - before == 3, "what is over or deleted does not count"
+
+        self._run(check)
+
+    def test_a_blocking_twin_sees_the_same_records_and_never_suspends(self) -> None:
+        async def check(store: SessionStore) -> None:
+            if not isinstance(store, HasBlockingTwin):
+                _skip("the store has no blocking()")
+            twin = store.blocking()
+            assert isinstance(twin, SessionStore), "a twin is a store"
+            key, lease = _key(), _key()
+            await store.put(key, b"v", _LONG)
+            assert _drive(twin.get(key)) == b"v", "the twin sees what was put"
+            assert _drive(twin.replace(key, b"v", b"w", _LONG)), "the twin replaces"
+            assert await store.get(key) == b"w", "the store sees what the twin put"
+            assert _drive(twin.acquire(lease, "twin", _LONG))
+            assert not await store.acquire(lease, "store", _LONG), "leases are shared"
+            _drive(twin.close())
+
+        self._run(check)
+
+    # How they are run
+
+    def _run(self, check: Check) -> None:
+        """Run a check on a new store, in an event loop or, for a blocking store, without."""
+
+        async def run() -> None:
+            store = self.make_store()
+            try:
+                await check(store)
+            finally:
+                await store.close()
+
+        if self.blocking:
+            _drive(run())
+        else:
+            anyio.run(run, backend=self.backend)
+
+    def _outlive(self) -> None:
+        """Wait until what was put for the short time is over, with a margin for coarse clocks."""
+        self.wait(self.short + 0.1)
+
+    async def _purged(self, store: SessionStore) -> None:
+        """Let what earlier checks left in shared storage for the short time run out."""
+        self._outlive()
+        await store.purge()
+
+    async def _together(self, functions: Sequence[Callable[[], Awaitable[T]]]) -> list[T]:
+        """Run all at once, in tasks or threads, and return their results in order."""
+        results: dict[int, T] = {}
+
+        async def run(number: int) -> None:
+            results[number] = await functions[number]()
+
+        if self.blocking:
+            threads = [
+                threading.Thread(target=lambda n=n: _drive(run(n))) for n in range(len(functions))
+            ]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        else:
+            async with anyio.create_task_group() as group:
+                for number in range(len(functions)):
+                    group.start_soon(run, number)
+        assert len(results) == len(functions), "a call failed in a thread; its error is above"
+        return [results[number] for number in range(len(functions))]
+
+
+def _key() -> str:
+    return secrets.token_hex(32)
+
+
+def _drive(coroutine: Coroutine[Any, Any, T] | Awaitable[T]) -> T:
+    """Run a coroutine that must not suspend to its end."""
+    steps = coroutine.__await__()
+    try:
+        next(steps)
+    except StopIteration as stop:
+        result: T = stop.value
+        return result
+    raise AssertionError("a method of a blocking store suspended")
+
+
+def _skip(reason: str) -> NoReturn:
+    import pytest  # who runs this has it; who only imports the simulator may not
+
+    pytest.skip(reason)
