@@ -117,11 +117,11 @@ class Request(ABC):
             return False
         return mode == "navigate" or "text/html" in (self.header("accept") or "")
 
-    def is_cross_site(self, own_hosts: Sequence[str], *, websocket: bool = False) -> bool:
+    def is_cross_site(self, own_origin: str = "", *, websocket: bool = False) -> bool:
         """Whether another site made the browser send this state change (RFC 9700 §4.7).
 
         Args:
-            own_hosts: host names, with their ports, that are this site beside ``Host``.
+            own_origin: the origin that is this site, whatever ``Host`` says.
             websocket: a WebSocket counts as a state change although it is a GET.
         """
         if self.method in _SAFE_METHODS and not websocket:
@@ -133,10 +133,17 @@ class Request(ABC):
         if origin is None:
             return False
         try:
-            host = urlsplit(origin).netloc.lower()
+            sent, own = urlsplit(origin.lower()), urlsplit(own_origin)
         except ValueError:
             return True
-        return host != self.host.lower() and host not in own_hosts
+        if not sent.netloc:
+            return True  # "null"
+        if sent.netloc == own.netloc:
+            return sent.scheme != own.scheme
+        # Anybody on the way can be http://host. A server that does not know it is https cannot
+        # tell; the other way round, the origin is not ours.
+        is_downgraded = sent.scheme == "http" and self.scheme == "https"
+        return sent.netloc != self.host.lower() or is_downgraded
 
 
 @dataclass(frozen=True, slots=True)
