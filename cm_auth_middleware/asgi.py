@@ -143,6 +143,11 @@ class ASGIRequest(Request):
         return self.root_path != "" and self.root_path in self.path and not is_stripped
 
     @property
+    def is_navigation(self) -> bool:
+        # A WebSocket is denied with 401, whatever its handshake accepts.
+        return self._scope["type"] == "http" and super().is_navigation
+
+    @property
     def query(self) -> str:
         query: bytes = self._scope.get("query_string", b"")
         return query.decode("latin-1")
