@@ -54,9 +54,8 @@ class Flow:
         self._jar = CookieJar(config, ports.clock)
         self._login = Login(config, ports, vault, keeper, server, self._jar)
         self._exempt = ExemptPaths(config.exempt)
-        self._own_hosts = (
-            [urlsplit(config.redirect_uri).netloc.lower()] if config.redirect_uri else []
-        )
+        callback = urlsplit((config.redirect_uri or "").lower())
+        self._own_origin = f"{callback.scheme}://{callback.netloc}" if callback.netloc else ""
         self._routes = {
             f"{config.prefix}/login": self._login.login,
             f"{config.prefix}/callback": self._callback,
@@ -73,12 +72,14 @@ class Flow:
             if route is not None:
                 return await route(request)
             if request.path in self._exempt and not request.is_ambiguous:
-                return await self._pass_exempt(request)
+                return await self._pass_exempt(request, websocket)
             return await self._protect(request, websocket)
         except UnavailableError as error:
             return self.unavailable(request, error)
 
-    async def _pass_exempt(self, request: Request) -> Access:
+    async def _pass_exempt(self, request: Request, websocket: bool) -> Access:
+        if self._is_cross_site(request, websocket):
+            return Access(None)  # open to everybody, but not with the cookie of whoever was lured
         try:
             return Access(*await self._find(request))
         except UnavailableError:
@@ -88,9 +89,7 @@ class Flow:
         session, headers = await self._find(request)
         if session is None:
             return self.unauthenticated(request)
-        if self._config.cross_site_check and request.is_cross_site(
-            self._own_hosts, websocket=websocket
-        ):
+        if self._is_cross_site(request, websocket):
             return problem(403, "Cross-site request refused")
         try:
             await self._keeper.freshen(session)
@@ -99,6 +98,11 @@ class Flow:
         if self._jar.is_marked(request):
             headers = [*headers, self._jar.unmark(request)]  # it did stick
         return Access(session, headers)
+
+    def _is_cross_site(self, request: Request, websocket: bool) -> bool:
+        return self._config.cross_site_check and request.is_cross_site(
+            self._own_origin, websocket=websocket
+        )
 
     async def _find(self, request: Request) -> tuple[Session | None, Headers]:
         """The session that the request's cookies open, and a cookie to set, if any."""
@@ -161,12 +165,12 @@ class Flow:
     async def _logout(self, request: Request) -> Answer:
         target = safe_target(dict(request.parameters()).get("next"), request.root_path)
         if request.method in ("GET", "HEAD"):
-            action = f"{request.root_path}{self._config.prefix}/logout?next={quote(target)}"
+            action = f"{request.mount}{self._config.prefix}/logout?next={quote(target)}"
             text = "You will be logged out here and at CameraManager."
             return page_answer(200, page("Log out?", text, form=action))
         if request.method != "POST":
             return not_allowed("GET, HEAD, POST")
-        if request.is_cross_site(self._own_hosts):
+        if request.is_cross_site(self._own_origin):
             return problem(403, "Cross-site request refused")
         session, _ = await self._find(request)
         if session is not None:
