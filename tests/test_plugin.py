@@ -179,7 +179,7 @@ def test_a_test_client_with_the_standard_librarys_cookies_is_logged_in(cm_login:
 
     app = make_flask_app()
     cookie = cm_login(app, client=Client()).cookies["cm_auth"].OutputString()
-    answer = app.test_client().get("/", headers={"Cookie": cookie})
+    answer = app.test_client(use_cookies=False).get("/", headers={"Cookie": cookie})
     assert answer.json == {"email": "anna@example.com"}
 
 
