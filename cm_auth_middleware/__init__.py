@@ -15,6 +15,7 @@ from .errors import (
     StoreError,
     UnavailableError,
 )
+from .pages import ErrorPage
 from .sealing import SessionInfo
 from .session import Session
 from .stores import MemoryStore, SessionStore
@@ -28,6 +29,7 @@ __all__ = [
     "CMAuthWSGIMiddleware",
     "CMState",
     "ConfigError",
+    "ErrorPage",
     "MemoryStore",
     "OAuthError",
     "OperatorError",
