@@ -138,6 +138,12 @@ class ASGIRequest(Request):
         return raw.decode("latin-1")
 
     @property
+    def is_ambiguous(self) -> bool:
+        # Litestar routes what comes after the mount's path, wherever in the path that is.
+        is_stripped = self.path != self._scope["path"]
+        return self.root_path != "" and self.root_path in self.path and not is_stripped
+
+    @property
     def query(self) -> str:
         query: bytes = self._scope.get("query_string", b"")
         return query.decode("latin-1")

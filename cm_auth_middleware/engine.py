@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ from .oauth import CameraManager
 from .ports import AsyncPorts, Ports, ThreadPorts, has_event_loop, run_sync
 from .sealing import SessionInfo
 from .stores import SessionStore, open_store
+from .surroundings import SURROUNDINGS
 from .tokens import TokenKeeper
 from .vault import SessionVault
 
@@ -62,7 +62,7 @@ class AuthEngine:
         config: CMAuthConfig | None = None,
         *,
         transport: httpx2.AsyncBaseTransport | httpx2.BaseTransport | None = None,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = SURROUNDINGS.clock,
         **options: Any,
     ) -> None:
         self.config = CMAuthConfig.build(config, options)

@@ -62,7 +62,7 @@ class Flow:
             route = None if websocket else self._routes.get(request.path)
             if route is not None:
                 return await route(request)
-            if request.path in self._exempt:
+            if request.path in self._exempt and not request.is_ambiguous:
                 return await self._pass_exempt(request)
             return await self._protect(request, websocket)
         except UnavailableError as error:

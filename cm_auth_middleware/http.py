@@ -47,6 +47,11 @@ class Request(ABC):
         """The path as it was sent, mount included, where the server tells it."""
 
     @property
+    def is_ambiguous(self) -> bool:
+        """Whether some frameworks route the request as something else than `path`."""
+        return False
+
+    @property
     @abstractmethod
     def query(self) -> str:
         """The query as it was sent."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import secrets
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__package__)
 
 _USED_STATES = 4096  # login attempts that a process remembers as used
+_DOUBLE_CLICK = 60.0  # seconds in which the same callback may come again, by any process
 _MOST_CODE = 1024  # characters; CameraManager's have six
 _MOST_QUERY = 8192  # characters of a callback's query that are looked at
 _FAILURES = {403: "login_cancelled", 502: "login_unavailable", 503: "login_not_kept"}
@@ -130,6 +132,16 @@ class Login:
         code = query.get("code", "")
         if not 0 < len(code) <= _MOST_CODE or not code.isascii() or not code.isprintable():
             return await self._failed(request, 400, login, forget)
+        owner, ttl = secrets.token_hex(8), 2 * self._ports.timeout + _DOUBLE_CLICK
+        try:
+            # A double click may reach two processes; a code that is sent twice may cost the
+            # tokens that came for the first (RFC 6749 §4.1.2).
+            is_first = await self._vault.store.acquire(name, owner, ttl)
+        except UnavailableError as error:
+            log.warning("login_failed reason=%s", error)
+            return await self._failed(request, 503, login, forget)
+        if not is_first:
+            return await self._stale(request, login, find)
         return await self._finish(request, login, code, forget, find)
 
     async def _finish(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+import httpx2
 import pytest
 from fastapi import FastAPI
 from starlette.applications import Starlette
@@ -12,7 +13,8 @@ from starlette.routing import Mount
 from cm_auth_middleware import CMAuthMiddleware, asgi
 from cm_auth_middleware.fastapi import CMClient, CMSession
 
-from .support import HTML, World, make_app
+from .apps import make_app
+from .support import APP, HTML, World
 
 pytestmark = pytest.mark.anyio
 
@@ -96,6 +98,23 @@ async def test_an_open_websocket_closes_after_a_logout(world: World, monkeypatch
     sent = await Socket(world, headers).run()
     world.app.app = inner
     assert sent == [{"type": "websocket.accept"}, {"type": "websocket.close", "code": 4401}]
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/ui/static/x", 200),
+        ("/static/x", 200),  # a server or proxy that took the mount off
+        ("/ui/static/ui/x", 200),
+        ("/static/ui/data", 401),  # Litestar routes /data
+        ("/static/uidata", 401),
+    ],
+)
+async def test_a_mount_in_the_middle_of_a_path_exempts_nothing(path: str, status: int) -> None:
+    world = World(exempt=["/static/*"])
+    transport = httpx2.ASGITransport(world.app, root_path="/ui")
+    async with httpx2.AsyncClient(transport=transport, base_url=APP) as client:
+        assert (await client.get(path)).status_code == status
 
 
 async def test_a_mounted_app_logs_in_under_its_root_path() -> None:

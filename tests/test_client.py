@@ -8,7 +8,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from .support import CM, World, make_app
+from .apps import make_app
+from .support import CM, World
 
 pytestmark = pytest.mark.anyio
 

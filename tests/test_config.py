@@ -9,7 +9,8 @@ import pytest
 
 from cm_auth_middleware import AuthEngine, CMAuthConfig, CMAuthMiddleware, ConfigError
 
-from .support import SECRET_KEY, make_app
+from .apps import make_app
+from .support import SECRET_KEY
 
 GOOD = {"client_id": "id", "client_secret": "secret", "secret_key": SECRET_KEY}
 

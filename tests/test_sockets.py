@@ -1,4 +1,4 @@
-"""The same over real sockets: uvicorn in a thread for the app and for CameraManager."""
+"""The same over real sockets: a server in a thread for the app, and one for CameraManager."""
 
 from __future__ import annotations
 
@@ -7,17 +7,22 @@ import re
 import threading
 from collections.abc import Iterator
 from contextlib import closing
+from typing import Any
 
 import httpx2
 import pytest
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from werkzeug.serving import make_server
 
 from cm_auth_middleware import CMAuthMiddleware
+from cm_auth_middleware.flask import CMAuth
+from cm_auth_middleware.flask import cm as client
 from cm_auth_middleware.testing import AppServer, SimulatorServer
 
-from .support import HTML, SECRET_KEY, make_app
+from .apps import make_app, make_wsgi_app
+from .support import HTML, SECRET_KEY
 
 
 async def digest(request: Request) -> Response:
@@ -30,28 +35,64 @@ async def digest(request: Request) -> Response:
     return JSONResponse({"size": size, "sha256": seen.hexdigest()})
 
 
+def blocking_digest() -> Any:
+    """The same in Flask."""
+    seen, size = hashlib.sha256(), 0
+    with client.stream("GET", "/rest/v2.4/big?bytes=20000000") as answer:
+        for chunk in answer.iter_bytes():
+            seen.update(chunk)
+            size += len(chunk)
+    return {"size": size, "sha256": seen.hexdigest()}
+
+
 @pytest.fixture
 def cm() -> Iterator[SimulatorServer]:
     with SimulatorServer() as server:
         yield server
 
 
+class WSGIServer:
+    """A WSGI app behind werkzeug's threaded server; see `AppServer`."""
+
+    def __init__(self, app: Any) -> None:
+        self._server = make_server("127.0.0.1", 0, app, threaded=True)
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+
+    def __enter__(self) -> WSGIServer:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+
 @pytest.fixture
-def site(cm: SimulatorServer) -> Iterator[AppServer]:
-    app = make_app([Route("/digest", digest)])
-    app.add_middleware(
-        CMAuthMiddleware,
-        client_id=cm.client_id,
-        client_secret=cm.client_secret,
-        secret_key=SECRET_KEY,
-        base_url=cm.url,
-        timeout=2,
-    )
-    with AppServer(app) as server:
-        yield server
+def site(cm: SimulatorServer, shell: str) -> Iterator[AppServer | WSGIServer]:
+    options: dict[str, Any] = {
+        "client_id": cm.client_id,
+        "client_secret": cm.client_secret,
+        "secret_key": SECRET_KEY,
+        "base_url": cm.url,
+        "timeout": 2,
+    }
+    if shell == "asgi":
+        app = make_app([Route("/digest", digest)])
+        app.add_middleware(CMAuthMiddleware, **options)
+        with AppServer(app) as server:
+            yield server
+    else:
+        flask_app = make_wsgi_app()
+        flask_app.add_url_rule("/digest", view_func=blocking_digest)
+        CMAuth(flask_app, **options)
+        with WSGIServer(flask_app) as wsgi_server:
+            yield wsgi_server
+        flask_app.extensions["cm_auth"].close()
 
 
-def log_in(site: AppServer, path: str = "/") -> httpx2.Client:
+def log_in(site: AppServer | WSGIServer, path: str = "/") -> httpx2.Client:
     """Walk through CameraManager's real forms, as a person does."""
     browser = httpx2.Client(base_url=site.url, headers=HTML, follow_redirects=True)
     page = browser.get(path)

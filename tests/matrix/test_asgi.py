@@ -62,3 +62,5 @@ def test_asgi_runtime(
             visitor.enter("/")
             told = visitor.fetch("/runtime").json()
     assert told == {"library": library, "started": started}
+    if started:  # the lifespan's end closed the connections to CameraManager
+        assert "ResourceWarning" not in site.log.read_text()

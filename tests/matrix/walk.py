@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ssl
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, quote, urlsplit
 
 import httpx2
 import pytest
@@ -12,7 +12,6 @@ from .servers import CLOSES, DENIES_ITSELF, Simulated, Site
 from .visitor import ANNA, BOB, CAMERAS, Visitor
 
 QUERY = "camera=front%20gate&back=%2Fa%2Fb&x=1+2"
-ROOM = f"/rooms/Caf%C3%A9?{QUERY}"
 
 
 def walk(
@@ -22,6 +21,7 @@ def walk(
     websockets: bool = False,
     transport: httpx2.BaseTransport | None = None,
     tls: ssl.SSLContext | None = None,
+    room: str = "Café",
 ) -> None:
     """Use the site as visitors do, from the first request to after the logout.
 
@@ -31,10 +31,11 @@ def walk(
         websockets: it has one.
         transport: how to reach it; directly by default.
         tls: trusts the site's certificate authority, for WebSockets.
+        room: the name of the room that is asked for first.
     """
     with Visitor(site.origin, transport) as visitor:
         refuse_without_a_session(visitor, site, simulator)
-        log_in(visitor, site, simulator)
+        log_in(visitor, site, simulator, room)
         use(visitor, site)
         if websockets:
             talk(visitor, site, tls)
@@ -64,16 +65,17 @@ def refuse_without_a_session(visitor: Visitor, site: Site, simulator: Simulated)
     assert simulator.count("POST", "/oauth/token") == 0
 
 
-def log_in(visitor: Visitor, site: Site, simulator: Simulated) -> None:
-    sent = visitor.navigate(site.mount + ROOM)
+def log_in(visitor: Visitor, site: Site, simulator: Simulated, room: str) -> None:
+    path = f"{site.mount}/rooms/{quote(room)}?{QUERY}"
+    sent = visitor.navigate(path)
     assert sent.status_code == 302
     assert sent.headers["location"].startswith(f"{simulator.url}/oauth/authorize?")
     redirect_uri = parse_qs(urlsplit(sent.headers["location"]).query)["redirect_uri"]
     assert redirect_uri == [f"{site.origin}{site.mount}/auth/callback"]
     arrived = visitor.log_in(sent.headers["location"])
     assert arrived.status_code == 200, arrived.text
-    assert str(arrived.url) == f"{site.origin}{site.mount}{ROOM}"
-    assert arrived.json() == {"room": "Café", "query": QUERY}
+    assert str(arrived.url) == f"{site.origin}{path}"
+    assert arrived.json() == {"room": room, "query": QUERY}
     assert arrived.headers["cache-control"] == "no-store"
     secure = site.origin.startswith("https:")
     name = "__Host-cm_auth=" if secure else "cm_auth="
