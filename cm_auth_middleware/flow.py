@@ -102,6 +102,14 @@ class Flow:
             return session, [self._jar.session(request, ticket, session.logged_in_at)]
         return None, []
 
+    async def _peek(self, request: Request) -> Session | None:
+        """The session of a request, which is not noted as a use of it."""
+        for ticket, _ in self._jar.tickets(request):
+            session = await self._vault.peek(ticket.store_key, ticket.half_key)
+            if session is not None:
+                return session
+        return None
+
     # -- answers ---------------------------------------------------------------------------
 
     async def answer_to(self, request: Request, error: BaseException | None) -> Answer | None:
@@ -167,12 +175,13 @@ class Flow:
     async def _session_info(self, request: Request) -> Answer:
         if request.method not in ("GET", "HEAD"):
             return not_allowed("GET, HEAD")
-        session, headers = await self._find(request)
+        # A page that asks again and again, to warn in time, must not keep the session alive.
+        session = await self._peek(request)
         info: dict[str, Any] = {"authenticated": False, "user": None, "expires_in": 0}
         if session is not None:
             left = int(self._vault.ttl(session.record))
             info = {"authenticated": True, "user": session.user, "expires_in": left}
-        return json_answer(200, info, *headers, ("Vary", "Cookie"))
+        return json_answer(200, info, ("Vary", "Cookie"))
 
     # -- a session's own -------------------------------------------------------------------
 
