@@ -98,6 +98,17 @@ class Request(ABC):
         """The `root_path` as it stands in a URL."""
         return mount_url(self.root_path)
 
+    @property
+    def htmx_page(self) -> str | None:
+        """The page of ours that an htmx request came from."""
+        try:
+            parts = urlsplit(self.header("hx-current-url") or "")
+        except ValueError:
+            return None
+        if parts.netloc.lower() != self.host.lower():
+            return None
+        return f"{parts.path}?{parts.query}" if parts.query else parts.path
+
     def parameters(self) -> list[tuple[str, str]]:
         """The query's names and values; none if there are too many or they are not UTF-8."""
         try:

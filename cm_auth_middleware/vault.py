@@ -30,6 +30,7 @@ class SessionVault:
         self._ports = ports
         self._idle = seconds(config.idle_timeout)
         self._absolute = seconds(config.absolute_timeout)
+        self._touch_every = min(_TOUCH, self._idle / 10)
         self.store = store
         self.sealer = Sealer(tuple(config.secret_key))
         # Records by the very bytes they were opened from, so none can outlive a change or a
@@ -69,8 +70,9 @@ class SessionVault:
     async def touch(self, session: Session) -> None:
         """Note that a session is used, unless another request just did."""
         now = self._ports.clock()
+        due = now - self._touch_every
         await self.update(
-            session, lambda record: record.seen(now) if _is_due(record, now) else record
+            session, lambda record: record if record.last_seen_at > due else record.seen(now)
         )
 
     async def reseal(self, session: Session) -> None:
@@ -180,10 +182,5 @@ class SessionVault:
         return min(record.last_seen_at + self._idle, record.logged_in_at + self._absolute)
 
     def _keep_opened(self, key: str, half_key: bytes, sealed: bytes, record: Record) -> _Opened:
-        due = min(self._ends_at(record), record.last_seen_at + _TOUCH)
+        due = min(self._ends_at(record), record.last_seen_at + self._touch_every)
         return remember(self._opened, key, (half_key, sealed, record, due))
-
-
-def _is_due(record: Record, now: float) -> bool:
-    """Whether "last seen" is to be written again."""
-    return now >= record.last_seen_at + _TOUCH

@@ -143,7 +143,7 @@ class _Response:
         session = self._access.session
         if session is None:
             return None
-        if session.trouble is not None and status >= 500:
+        if session.trouble is not None and status == 500:
             # The framework caught our error on its way and made a 500 of it.
             return run_sync(self._flow.answer_to(self._request, session.trouble))
         try:

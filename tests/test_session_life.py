@@ -330,3 +330,13 @@ async def test_a_use_of_the_session_is_seen_by_who_asks_for_it(make_world) -> No
     world.clock.tick(900)
     await browser.get("/")
     assert (await browser.get("/auth/session")).json()["expires_in"] == 1000
+
+
+async def test_a_short_idle_timeout_does_not_end_a_session_that_is_used(make_world) -> None:
+    world = make_world(idle_timeout=20)
+    browser = await world.login()
+    for _ in range(10):
+        world.clock.tick(10)
+        assert (await browser.get("/")).status_code == 200
+    world.clock.tick(21)
+    assert (await browser.get("/")).status_code == 302
