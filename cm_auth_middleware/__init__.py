@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from .asgi import CMAuthMiddleware, CMState
-from .config import CMAuthConfig
-from .engine import AuthEngine
-from .errors import (
-    CMAuthError,
-    ConfigError,
-    OAuthError,
-    OperatorError,
-    SessionDataError,
-    SessionExpiredError,
-    StoreError,
-    UnavailableError,
-)
-from .sealing import SessionInfo
-from .session import Session
-from .stores import MemoryStore, SessionStore
-from .wsgi import CMAuthWSGIMiddleware
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .asgi import CMAuthMiddleware, CMState
+    from .config import CMAuthConfig
+    from .engine import AuthEngine
+    from .errors import (
+        CMAuthError,
+        ConfigError,
+        OAuthError,
+        OperatorError,
+        SessionDataError,
+        SessionExpiredError,
+        StoreError,
+        UnavailableError,
+    )
+    from .pages import ErrorPage
+    from .sealing import SessionInfo
+    from .session import Session
+    from .stores import MemoryStore, SessionStore
+    from .wsgi import CMAuthWSGIMiddleware
 
 __all__ = [
     "AuthEngine",
@@ -28,6 +33,7 @@ __all__ = [
     "CMAuthWSGIMiddleware",
     "CMState",
     "ConfigError",
+    "ErrorPage",
     "MemoryStore",
     "OAuthError",
     "OperatorError",
@@ -41,3 +47,30 @@ __all__ = [
 ]
 
 __version__ = "0.1.0"
+
+# Imported when first asked for: the pytest plugin and the command line live in this package, and
+# neither should make everybody else wait 0.4 s for HTTP, ASGI and cryptography.
+_HOMES = {
+    "AuthEngine": "engine",
+    "CMAuthConfig": "config",
+    "CMAuthMiddleware": "asgi",
+    "CMAuthWSGIMiddleware": "wsgi",
+    "CMState": "asgi",
+    "ErrorPage": "pages",
+    "MemoryStore": "stores",
+    "Session": "session",
+    "SessionInfo": "sealing",
+    "SessionStore": "stores",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_HOMES.get(name, 'errors')}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -22,6 +22,7 @@ import anyio
 
 from .config import CMAuthConfig, seconds
 from .errors import UnavailableError
+from .surroundings import SURROUNDINGS
 from .transports import AsyncBounded, Bounded, Watchdog, async_pool, pool, tls_context
 
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ class AsyncPorts(_Hooks):
     ) -> None:
         self.clock = clock
         self.timeout = seconds(config.timeout)
+        self._base_url = config.base_url
         self._given = transport
         self._tls: ssl.SSLContext | None = None
         self._pools: weakref.WeakKeyDictionary[Any, tuple[int, httpx2.AsyncBaseTransport]]
@@ -89,8 +91,9 @@ class AsyncPorts(_Hooks):
 
     def transport(self) -> httpx2.AsyncBaseTransport:
         """The connection pool of this event loop in this process: a socket outlives neither."""
-        if self._given is not None:
-            return self._given
+        standing_in = self._given or SURROUNDINGS.transport(self._base_url)
+        if standing_in is not None:
+            return standing_in
         loop = _loop()
         pid, found = self._pools.get(loop, (0, None))
         if found is None or pid != os.getpid():
@@ -214,6 +217,7 @@ class ThreadPorts(_Hooks):
     ) -> None:
         self.clock = clock
         self.timeout = seconds(config.timeout)
+        self._base_url = config.base_url
         self._given = transport
         self._tls: ssl.SSLContext | None = None
         self._after_fork()
@@ -227,8 +231,9 @@ class ThreadPorts(_Hooks):
 
     def transport(self) -> httpx2.BaseTransport:
         """The connection pool of this process, for all its threads."""
-        if self._given is not None:
-            return self._given
+        standing_in = self._given or SURROUNDINGS.transport(self._base_url)
+        if standing_in is not None:
+            return standing_in
         if self._pool is None:
             with self._lock:
                 if self._pool is None:
@@ -259,13 +264,14 @@ class ThreadPorts(_Hooks):
     @contextmanager
     def _one_call(self) -> Iterator[Bounded]:
         """A connection of its own, which the watchdog may cut without harm to anybody else."""
+        standing_in = self._given or SURROUNDINGS.transport(self._base_url)
         self._tls = self._tls or tls_context()
-        own = self._given or pool(self._tls)
+        own = standing_in or pool(self._tls)
         try:
             with Watchdog(self.timeout) as dog:
                 yield Bounded(own, dog)
         finally:
-            if own is not self._given:
+            if own is not standing_in:
                 own.close()
 
     async def sleep(self, seconds: float) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import hashlib
 import hmac
 import secrets
@@ -20,6 +22,8 @@ MAX_RECORD = 1_000_000  # bytes; a larger one is nobody's session
 _NONCE_BYTES = 12
 _TAG_BYTES = 16
 _SESSION, _GRANT = b"\x01", b"\x02"  # the first byte of a stored value: its kind and version
+_HANDLE = "cmauth1."  # what a handle begins with: its kind and version
+_HANDLE_LENGTH = len(_HANDLE) + -(-(_NONCE_BYTES + 64 + _TAG_BYTES) * 4 // 3)  # in base64url
 _FIXED = struct.Struct(f">c{_TAG_BYTES}sdB")  # kind, user tag, last seen, length of the place
 
 
@@ -120,6 +124,36 @@ class Sealer:
         plain = self._open(name, half_key, _GRANT, sealed[1:], self._secrets)
         return None if plain is None else Tokens.decode(plain)
 
+    # -- handles ---------------------------------------------------------------------------
+
+    def seal_handle(self, name: str, half_key: bytes) -> str:
+        """Encrypt what opens a session, for an application to keep.
+
+        It holds the session's name in the store, which is a hash of the id in the cookie: no
+        handle, opened or not, makes a cookie.
+        """
+        nonce = secrets.token_bytes(_NONCE_BYTES)
+        plain = bytes.fromhex(name) + half_key
+        sealed = nonce + _aead(_handle_key(self._secrets[0])).encrypt(nonce, plain, None)
+        return _HANDLE + base64.urlsafe_b64encode(sealed).rstrip(b"=").decode()
+
+    def open_handle(self, handle: str) -> tuple[str, bytes] | None:
+        """Return a session's name and half key; None for what `seal_handle` did not make."""
+        if len(handle) != _HANDLE_LENGTH or not handle.startswith(_HANDLE) or not handle.isascii():
+            return None
+        try:
+            encoded = handle.removeprefix(_HANDLE) + "="
+            sealed = base64.b64decode(encoded, altchars=b"-_", validate=True)
+        except binascii.Error:
+            return None
+        for secret in self._secrets:
+            plain = _decrypt(
+                _handle_key(secret), sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], None
+            )
+            if plain is not None:
+                return plain[:32].hex(), plain[32:]
+        return None
+
     # -- both ------------------------------------------------------------------------------
 
     def _seal(self, name: str, half_key: bytes, header: bytes, plain: bytes) -> bytes:
@@ -168,6 +202,10 @@ def _derive(secret: bytes, half_key: bytes, purpose: bytes) -> bytes:
 
     info = b"cm_auth_middleware " + purpose
     return HKDF(SHA256(), 32, salt=secret, info=info).derive(half_key)
+
+
+def _handle_key(secret: bytes) -> bytes:
+    return _derive(b"", secret, b"handle")
 
 
 def _user_key(secret: bytes, user_id: str) -> bytes:

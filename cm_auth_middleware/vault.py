@@ -50,7 +50,7 @@ class SessionVault:
                 await self.store.delete(key)
                 return None
             known = self._keep_opened(key, half_key, sealed, record)
-        session = Session(key, half_key, known[2])
+        session = Session(key, half_key, known[2], self.sealer)
         if self._ports.clock() >= known[3]:
             return await self._look_again(session)
         return session
@@ -86,6 +86,14 @@ class SessionVault:
                 self._keep_opened(key, half_key, new, record)
                 return
 
+    async def peek(self, key: str, half_key: bytes) -> Session | None:
+        """Return the live session of a key without noting that it is used."""
+        sealed = await self.store.get(key)
+        record = self.sealer.open_session(key, half_key, sealed) if sealed else None
+        if record is None or self.ttl(record) <= 0:
+            return None
+        return Session(key, half_key, record, self.sealer)
+
     async def reread(self, session: Session) -> bool:
         """Bring a session up to date with the store; False if it is not there any more."""
         sealed = await self.store.get(session.key)
@@ -99,7 +107,7 @@ class SessionVault:
         """Store a new session."""
         sealed = self.sealer.seal_session(ticket.store_key, ticket.half_key, record)
         await self.store.put(ticket.store_key, sealed, self.ttl(record))
-        return Session(ticket.store_key, ticket.half_key, record)
+        return Session(ticket.store_key, ticket.half_key, record, self.sealer)
 
     async def update(self, session: Session, change: Callable[[Record], Record]) -> bool:
         """Apply `change` to the stored record; False if the session is not there any more.

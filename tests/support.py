@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -11,7 +9,7 @@ import anyio.to_thread
 import httpx2
 
 from cm_auth_middleware import AuthEngine, CMAuthMiddleware, CMAuthWSGIMiddleware
-from cm_auth_middleware.testing import Settings, Simulator
+from cm_auth_middleware.testing import Network, Settings, Simulator
 
 from .apps import make_app, make_wsgi_app
 
@@ -37,59 +35,11 @@ class Clock:
         self.now += seconds
 
 
-class Net(httpx2.AsyncBaseTransport, httpx2.BaseTransport):
-    """A network of ASGI and WSGI apps by origin, in process, for callers of both kinds."""
-
-    def __init__(self) -> None:
-        self.apps: dict[str, Callable[[httpx2.Request], Any]] = {}
-        self.seen: list[httpx2.Request] = []
-
-    def add(self, origin: str, app: Any) -> None:
-        """Put an ASGI app on the network."""
-        self.apps[origin] = httpx2.ASGITransport(app).handle_async_request
+class Net(Network):
+    """The network, for tests that say which kind of app they add."""
 
     def add_wsgi(self, origin: str, app: Any) -> None:
-        """Put a WSGI app on the network; each of its requests runs in a thread, as on a server."""
-        transport = httpx2.WSGITransport(app, remote_addr="127.0.0.1")
-
-        def respond(request: httpx2.Request) -> httpx2.Response:
-            answer = transport.handle_request(request)
-            try:
-                body = b"".join(answer.stream)
-            finally:
-                answer.stream.close()
-            return httpx2.Response(answer.status_code, headers=answer.headers, content=body)
-
-        async def handle(request: httpx2.Request) -> httpx2.Response:
-            return await anyio.to_thread.run_sync(respond, _whole(request, await request.aread()))
-
-        self.apps[origin] = handle
-
-    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        self.seen.append(request)
-        origin = f"{request.url.scheme}://{request.url.netloc.decode()}"
-        if origin not in self.apps:
-            raise httpx2.ConnectError(f"nobody listens at {origin}")
-        return await self.apps[origin](request)
-
-    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
-        async def handle() -> httpx2.Response:
-            body = b"".join(request.stream)
-            twin = httpx2.Request(
-                request.method, request.url, headers=request.headers, content=body
-            )
-            answer = await self.handle_async_request(twin)
-            return httpx2.Response(
-                answer.status_code, headers=answer.headers, content=await answer.aread()
-            )
-
-        return asyncio.run(handle())
-
-
-def _whole(request: httpx2.Request, body: bytes) -> httpx2.Request:
-    """The request with its body in memory."""
-    headers = [(k, v) for k, v in request.headers.raw if k.lower() != b"transfer-encoding"]
-    return httpx2.Request(request.method, request.url, headers=headers, content=body)
+        self.add(origin, app, "wsgi")
 
 
 class World:
@@ -118,10 +68,9 @@ class World:
         self.engine = AuthEngine(transport=self.net, clock=self.clock, **options)
         if shell == "asgi":
             self.app: Any = CMAuthMiddleware(app or make_app(), engine=self.engine)
-            self.net.add(APP, self.app)
         else:
             self.app = CMAuthWSGIMiddleware(app or make_wsgi_app(), engine=self.engine)
-            self.net.add_wsgi(APP, self.app)
+        self.net.add(APP, self.app)
 
     async def close(self) -> None:
         """Let refreshes that go on beside requests come home."""
@@ -129,6 +78,7 @@ class World:
             await self.engine.close()
         else:
             await anyio.to_thread.run_sync(self.engine.close)
+        self.net.shut_down()
 
     def browser(self, **headers: str) -> Browser:
         return Browser(self, {**HTML, **headers})

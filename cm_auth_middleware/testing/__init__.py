@@ -1,19 +1,35 @@
-"""Test with a simulated CameraManager on a real socket, and test a session store of one's own."""
+"""Test with a simulated CameraManager, and test a session store of one's own.
+
+Everything is imported when first asked for: pytest imports this package at its every start.
+"""
 
 from __future__ import annotations
 
-from cm_auth_middleware.testing.conformance import StoreConformance
-from cm_auth_middleware.testing.server import AppServer, SimulatorServer
-from cm_auth_middleware.testing.simulator import (
-    RecordedRequest,
-    Settings,
-    SimulatedCamera,
-    SimulatedUser,
-    Simulator,
-)
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cm_auth_middleware.testing.browser import Browser, LoginFailed
+    from cm_auth_middleware.testing.conformance import StoreConformance
+    from cm_auth_middleware.testing.harness import CMLogin, CMServer, CMTime
+    from cm_auth_middleware.testing.network import Network
+    from cm_auth_middleware.testing.server import AppServer, SimulatorServer
+    from cm_auth_middleware.testing.simulator import (
+        RecordedRequest,
+        Settings,
+        SimulatedCamera,
+        SimulatedUser,
+        Simulator,
+    )
 
 __all__ = [
     "AppServer",
+    "Browser",
+    "CMLogin",
+    "CMServer",
+    "CMTime",
+    "LoginFailed",
+    "Network",
     "RecordedRequest",
     "Settings",
     "SimulatedCamera",
@@ -22,3 +38,23 @@ __all__ = [
     "SimulatorServer",
     "StoreConformance",
 ]
+
+_HOMES = {
+    "AppServer": "server",
+    "Browser": "browser",
+    "CMLogin": "harness",
+    "CMServer": "harness",
+    "CMTime": "harness",
+    "LoginFailed": "browser",
+    "Network": "network",
+    "SimulatorServer": "server",
+    "StoreConformance": "conformance",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_HOMES.get(name, 'simulator')}", __name__), name)
+    globals()[name] = value
+    return value

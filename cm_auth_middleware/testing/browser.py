@@ -1,0 +1,128 @@
+"""A synchronous browser for tests, and its login at the simulator, through the forms."""
+
+from __future__ import annotations
+
+import html
+import re
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import httpx2
+
+from cm_auth_middleware.testing.network import origin_of
+
+_TITLE = re.compile(r"<title>(.*?)</title>", re.DOTALL)
+_HTML = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"
+
+
+class LoginFailed(AssertionError):  # noqa: N818 - a test reads better so
+    """A login did not come to a session.
+
+    Attributes:
+        response: the last answer: the application's, or the simulator's.
+    """
+
+    def __init__(self, message: str, response: httpx2.Response) -> None:
+        super().__init__(message)
+        self.response = response
+
+
+class Browser(httpx2.Client):
+    """An `httpx2.Client` that asks for pages, keeps cookies, and reaches an app in process.
+
+    It follows redirects only where ``follow_redirects=True`` is given, so that a test sees them.
+
+    Args:
+        sites: the transport of each origin.
+        base_url: where the application lives.
+        options: as of `httpx2.Client`.
+    """
+
+    def __init__(
+        self, sites: dict[str, httpx2.BaseTransport], base_url: str, **options: Any
+    ) -> None:
+        self.sites = sites
+        super().__init__(
+            transport=_Sites(sites),
+            base_url=base_url,
+            headers={"Accept": _HTML},
+            timeout=30,
+            **options,
+        )
+
+
+def log_in(
+    browser: Browser, simulator: httpx2.BaseTransport, prefix: str, email: str, password: str
+) -> None:
+    """Log a browser in: to the application's login, through CameraManager's forms, and back.
+
+    Args:
+        browser: who logs in; if the application says that it lives elsewhere (`redirect_uri`),
+            the browser goes there.
+        simulator: stands in for the server that the application sends the browser to.
+        prefix: the middleware's option.
+        email: of the user.
+        password: of the user.
+
+    Raises:
+        LoginFailed: the application, or the simulator, did not let the user in.
+    """
+    authorize = _start(browser, prefix)
+    home = origin_of(parse_qs(authorize.query.decode())["redirect_uri"][0])
+    if home != origin_of(browser.base_url):
+        browser.sites[home] = browser.sites[origin_of(browser.base_url)]
+        browser.base_url = httpx2.URL(home)
+        browser.cookies.clear()
+        authorize = _start(browser, prefix)
+    browser.sites[origin_of(authorize)] = simulator
+    page = browser.post(authorize, data={"email": email, "password": password})
+    page = browser.get(_target(page))
+    if not page.is_redirect:
+        page = browser.post(page.url, data={"decision": "allow"})
+    answer = browser.get(_target(page))
+    if not answer.is_redirect:
+        raise LoginFailed(f"the application answered {_describe(answer)}", answer)
+    # What marks a login of the last minute; a test's browser came in longer ago.
+    for mark in [f"{name}_in" for name in browser.cookies]:
+        if mark in browser.cookies:
+            browser.cookies.delete(mark)
+
+
+def _start(browser: Browser, prefix: str) -> httpx2.URL:
+    answer = browser.get(f"{prefix}/login")
+    target = httpx2.URL(answer.headers.get("Location", ""))
+    if not answer.is_redirect or not target.path.endswith("/oauth/authorize"):
+        raise LoginFailed(
+            f"{answer.url} answered {_describe(answer)} and not a redirect to CameraManager: is "
+            "the app behind the middleware, and is its prefix the one that cm_login knows?",
+            answer,
+        )
+    return target
+
+
+def _target(page: httpx2.Response) -> httpx2.URL:
+    if not page.is_redirect:
+        raise LoginFailed(f"CameraManager's simulator answered {_describe(page)}", page)
+    return page.url.join(page.headers["Location"])
+
+
+def _describe(answer: httpx2.Response) -> str:
+    title = _TITLE.search(answer.text)
+    if title:
+        return f"{answer.status_code} “{html.unescape(title[1])}”"
+    return f"{answer.status_code} {answer.text[:200]}".strip()
+
+
+class _Sites(httpx2.BaseTransport):
+    """Sends each request to the transport of its origin."""
+
+    def __init__(self, sites: dict[str, httpx2.BaseTransport]) -> None:
+        self._sites = sites
+
+    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+        origin = origin_of(request.url)
+        if origin not in self._sites:
+            raise httpx2.ConnectError(
+                f"{urlsplit(origin).netloc} is not part of this test", request=request
+            )
+        return self._sites[origin].handle_request(request)

@@ -1,0 +1,313 @@
+"""What the pytest fixtures hand out: a CameraManager, logins, and time."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterable
+from copy import deepcopy
+from typing import Any, TypeVar, overload
+
+import httpx2
+
+from cm_auth_middleware.surroundings import SURROUNDINGS
+from cm_auth_middleware.testing.bridge import ASGIBridge, Lifespan
+from cm_auth_middleware.testing.browser import Browser, log_in
+from cm_auth_middleware.testing.loop import LoopThread
+from cm_auth_middleware.testing.network import (
+    Interface,
+    Network,
+    Sockets,
+    interface_of,
+    origin_of,
+    wsgi_transport,
+)
+from cm_auth_middleware.testing.simulator import (
+    RecordedRequest,
+    Settings,
+    SimulatedCamera,
+    SimulatedUser,
+    Simulator,
+    What,
+)
+
+IN_PROCESS_URL = "https://cameramanager.test"  # a name that never resolves (RFC 6761 §6.2)
+_APP_URL = "http://localhost:8000"
+
+T = TypeVar("T")
+
+
+def make_simulator() -> Simulator:
+    """A simulator whose time can be moved, and which takes the API key of any application."""
+    return Simulator(Settings(any_key=True), clock=SURROUNDINGS.clock)
+
+
+class CMServer:
+    """A simulated CameraManager, as the fixtures ``cm_server`` and ``cm_simulator`` give it.
+
+    While a test uses one, every engine of this process talks to it, wherever its ``base_url``
+    points, unless it was given a transport of its own: no test reaches the real one.
+
+    Attributes:
+        url: the ``base_url``.
+        secret_key: a good one, for the application under test.
+        simulator: for all that is not here.
+    """
+
+    def __init__(self, simulator: Simulator, url: str = IN_PROCESS_URL) -> None:
+        self.simulator = simulator
+        self.url = url
+        self.secret_key = secrets.token_urlsafe(48)
+        self._sockets = None if url == IN_PROCESS_URL else Sockets()
+        self._networks: dict[str, Network] = {}
+
+    @property
+    def client_id(self) -> str:
+        """The ID of the API key."""
+        return self.simulator.client_id
+
+    @property
+    def client_secret(self) -> str:
+        """The SECRET of the API key."""
+        return self.simulator.client_secret
+
+    @property
+    def env(self) -> dict[str, str]:
+        """The environment of an application that uses this server; for a process of its own."""
+        return {
+            "CM_AUTH_BASE_URL": self.url,
+            "CM_AUTH_CLIENT_ID": self.client_id,
+            "CM_AUTH_CLIENT_SECRET": self.client_secret,
+            "CM_AUTH_SECRET_KEY": self.secret_key,
+        }
+
+    @property
+    def settings(self) -> Settings:
+        """Every knob of the simulator, to turn at any time."""
+        return self.simulator.settings
+
+    @property
+    def requests(self) -> list[RecordedRequest]:
+        """The requests so far, oldest first."""
+        return self.simulator.requests
+
+    def calls(self, path: str, method: str | None = None) -> list[RecordedRequest]:
+        """The requests to `path`, which may contain `*`."""
+        return self.simulator.calls(path, method)
+
+    def add_user(self, email: str, cameras: Iterable[str] = ()) -> SimulatedUser:
+        """Add somebody who can log in, with cameras of these names."""
+        number = 20_000 + 100 * len(self.simulator.users)
+        user = SimulatedUser(
+            email=email,
+            password="cameras",  # noqa: S106 - of a simulator
+            first_name=email.partition("@")[0].capitalize(),
+            last_name="Test",
+            user_id=number,
+            account_id=number,
+            cameras=[SimulatedCamera(number + n, name) for n, name in enumerate(cameras, 1)],
+        )
+        self.simulator.users.append(user)
+        return user
+
+    def fail_token(self, what: What, times: int = 1) -> None:
+        """Let the next calls to the token endpoint fail; see `Simulator.fail_token`."""
+        self.simulator.fail_token(what, times)
+
+    def fail_api(self, what: What, times: int = 1, path: str | None = None) -> None:
+        """Let the next calls below ``/rest/`` fail; see `Simulator.fail_api`."""
+        self.simulator.fail_api(what, times, path)
+
+    def revoke(self, user: str | SimulatedUser | None = None) -> None:
+        """End a user's tokens at CameraManager, or everybody's: the next call notices."""
+        emails = [user.email for user in self.simulator.users] if user is None else [_email(user)]
+        for email in emails:
+            self.simulator.revoke_user(email)
+
+    def slow(self, seconds: float = 1.0) -> None:
+        """Let every answer take so long."""
+        self.simulator.settings.latency = seconds
+
+    # -- for the fixtures ------------------------------------------------------------------
+
+    def open(self) -> None:
+        """Begin a test, an hour after the last one.
+
+        An engine that an application made at its import serves every test; it may be waiting
+        for a server that failed in the last one.
+        """
+        SURROUNDINGS.ahead += 3600
+        self._users = deepcopy(self.simulator.users)
+        SURROUNDINGS.network = self._stand_in
+
+    def close(self) -> None:
+        """End a test: forget what it did, and give back the network."""
+        SURROUNDINGS.network = None
+        for network in self._networks.values():
+            network.shut_down()
+        self.simulator.users[:] = self._users
+        self.simulator.reset()
+
+    def _stand_in(self, base_url: str) -> Network | Sockets:
+        if self._sockets is not None and base_url == self.url:
+            return self._sockets
+        network = self._networks.get(base_url)
+        if network is None:
+            network = Network()
+            network.add(origin_of(base_url), self.simulator)
+            self._networks[base_url] = network
+        return network
+
+
+class CMLogin:
+    """Logs users in to an application: ``cm_login(app)``."""
+
+    def __init__(self, server: CMServer) -> None:
+        self.server = server
+        self._logins: list[tuple[Browser, str]] = []
+        self._loop = LoopThread()
+        self._lifespans: dict[int, Lifespan] = {}
+
+    @overload
+    def __call__(
+        self,
+        app: Any,
+        user: str | SimulatedUser = ...,
+        *,
+        client: None = ...,
+        base_url: str = ...,
+        prefix: str | None = ...,
+        interface: Interface | None = ...,
+        raise_app_exceptions: bool = ...,
+    ) -> Browser: ...
+
+    @overload
+    def __call__(
+        self,
+        app: Any,
+        user: str | SimulatedUser = ...,
+        *,
+        client: T,
+        base_url: str = ...,
+        prefix: str | None = ...,
+        interface: Interface | None = ...,
+        raise_app_exceptions: bool = ...,
+    ) -> T: ...
+
+    def __call__(
+        self,
+        app: Any,
+        user: str | SimulatedUser = "anna@example.com",
+        *,
+        client: Any = None,
+        base_url: str = _APP_URL,
+        prefix: str | None = None,
+        interface: Interface | None = None,
+        raise_app_exceptions: bool = True,
+    ) -> Any:
+        """Log in, and return a browser that has the session.
+
+        Args:
+            app: the application behind the middleware, ASGI or WSGI.
+            user: who logs in: an e-mail address that the simulator knows, or a user.
+            client: a framework's own test client, which is given the session and returned.
+            base_url: where the application lives; what its `redirect_uri` says counts more.
+            prefix: the middleware's option; read from ``CM_AUTH_PREFIX`` if not given.
+            interface: "asgi" or "wsgi", where it cannot be seen from the application.
+            raise_app_exceptions: raise what the application raises, rather than see its 500.
+
+        Raises:
+            LoginFailed: the application did not let the user in; its answer is in ``response``.
+            LookupError: the simulator has no such user.
+        """
+        prefix = prefix or os.environ.get("CM_AUTH_PREFIX") or "/auth"
+        somebody = self._user(user)
+        site = self._site(app, interface, raise_app_exceptions)
+        browser = Browser({origin_of(base_url): site}, base_url)
+        self._logins.append((browser, f"{prefix}/session"))
+        simulator = ASGIBridge(self.server.simulator, self._loop)
+        log_in(browser, simulator, prefix, somebody.email, somebody.password)
+        if client is None:
+            return browser
+        _give_cookies(client, browser)
+        return client
+
+    def seconds_left(self) -> float:
+        """How long the session that lives longest goes on if nobody uses it; 0 without any."""
+        left = [browser.get(session).json()["expires_in"] for browser, session in self._logins]
+        return float(max(left, default=0))
+
+    def close(self) -> None:
+        """Shut the applications and the browsers down."""
+        for browser, _ in self._logins:
+            browser.close()
+        for lifespan in self._lifespans.values():
+            lifespan.stop()
+        self._loop.close()
+
+    def _user(self, user: str | SimulatedUser) -> SimulatedUser:
+        known = self.server.simulator.users
+        if isinstance(user, SimulatedUser) and user not in known:
+            known.append(user)
+        for somebody in known:
+            if somebody.email == _email(user):
+                return somebody
+        emails = ", ".join(somebody.email for somebody in known)
+        raise LookupError(
+            f"the simulator has no user {user}: its users are {emails}; add one by "
+            "cm_server.add_user(email)"
+        )
+
+    def _site(
+        self, app: Any, interface: Interface | None, raise_app_exceptions: bool
+    ) -> httpx2.BaseTransport:
+        if (interface or interface_of(app)) == "wsgi":
+            return wsgi_transport(app, raise_app_exceptions=raise_app_exceptions)
+        key = id(app)
+        if key not in self._lifespans:
+            lifespan = Lifespan(app, self._loop)
+            lifespan.start()
+            self._lifespans[key] = lifespan  # which keeps the app, so that its id stays its own
+        bridge = ASGIBridge(app, self._loop, raise_app_exceptions=raise_app_exceptions)
+        bridge.state = self._lifespans[key].state
+        return bridge
+
+
+class CMTime:
+    """Moves the time of the middleware and of the simulator, in this process.
+
+    It never goes back: an engine that outlives a test would not understand that.
+    """
+
+    def __init__(self, login: CMLogin) -> None:
+        self._login = login
+
+    def tick(self, seconds: float) -> None:
+        """Let time pass.
+
+        Args:
+            seconds: how much.
+        """
+        SURROUNDINGS.ahead += seconds
+
+    def expire_access_token(self) -> None:
+        """Let just so much time pass that every access token given until now has expired."""
+        self.tick(self._login.server.settings.access_token_lifetime + 1)
+
+    def idle_out(self) -> None:
+        """Let just so much time pass that the sessions of this test's browsers are over."""
+        self.tick(self._login.seconds_left() + 1)
+
+
+def _email(user: str | SimulatedUser) -> str:
+    return user if isinstance(user, str) else user.email
+
+
+def _give_cookies(client: Any, browser: Browser) -> None:
+    """Put the session into a test client of werkzeug, Starlette, Django or httpx."""
+    sent = browser.build_request("GET", "/").headers["Cookie"]
+    for name, _, value in (pair.partition("=") for pair in sent.split("; ")):
+        if hasattr(client, "set_cookie"):
+            client.set_cookie(name, value)
+        else:
+            client.cookies[name] = value

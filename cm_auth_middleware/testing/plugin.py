@@ -1,0 +1,102 @@
+"""The pytest plugin: a CameraManager, logins and time as fixtures.
+
+It is on wherever this package is installed, and imports nothing before a fixture is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from cm_auth_middleware.testing.harness import CMLogin, CMServer, CMTime
+    from cm_auth_middleware.testing.simulator import Simulator
+
+
+@pytest.fixture(scope="session")
+def _cm_simulator() -> Simulator:
+    from cm_auth_middleware.testing.harness import make_simulator
+
+    return make_simulator()
+
+
+@pytest.fixture(scope="session")
+def _cm_url(_cm_simulator: Simulator) -> Iterator[str]:
+    try:
+        from cm_auth_middleware.testing.server import SimulatorServer
+    except ModuleNotFoundError as error:  # pragma: no cover - proven by the packaging test
+        pytest.fail(f"cm_server needs {error.name}: pip install 'cm_auth_middleware[testing]'")
+
+    with SimulatorServer(_cm_simulator) as server:
+        yield server.url
+
+
+@pytest.fixture(scope="session")
+def _cm_servers() -> dict[str, CMServer]:
+    return {}  # by URL: an application made once keeps its secret key from test to test
+
+
+@pytest.fixture
+def cm_simulator(
+    _cm_simulator: Simulator, _cm_servers: dict[str, CMServer], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[CMServer]:
+    """A simulated CameraManager in this process, without a socket; see `cm_server`."""
+    from cm_auth_middleware.testing.harness import IN_PROCESS_URL
+
+    yield from _serve(IN_PROCESS_URL, _cm_simulator, _cm_servers, monkeypatch)
+
+
+@pytest.fixture
+def cm_server(
+    _cm_url: str,
+    _cm_simulator: Simulator,
+    _cm_servers: dict[str, CMServer],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[CMServer]:
+    """A simulated CameraManager on a real port of this machine.
+
+    Has ``url``, ``client_id``, ``client_secret`` and ``secret_key``, which are also in the
+    environment (``CM_AUTH_BASE_URL`` and so on) while the test runs; ``requests``; and
+    ``fail_token(503)``, ``fail_api(…)``, ``revoke()``, ``slow()`` to make things go wrong.
+    """
+    yield from _serve(_cm_url, _cm_simulator, _cm_servers, monkeypatch)
+
+
+@pytest.fixture
+def cm_login(request: pytest.FixtureRequest) -> Iterator[CMLogin]:
+    """Log in to your application: ``browser = cm_login(app, user="bob@example.com")``.
+
+    Uses ``cm_server`` if the test does, else ``cm_simulator``.
+    """
+    from cm_auth_middleware.testing.harness import CMLogin
+
+    name = "cm_server" if "cm_server" in request.fixturenames else "cm_simulator"
+    login = CMLogin(request.getfixturevalue(name))
+    yield login
+    login.close()
+
+
+@pytest.fixture
+def cm_time(cm_login: CMLogin) -> CMTime:
+    """Move time: ``expire_access_token()``, ``idle_out()``, ``tick(seconds)``."""
+    from cm_auth_middleware.testing.harness import CMTime
+
+    return CMTime(cm_login)
+
+
+def _serve(
+    url: str,
+    simulator: Simulator,
+    servers: dict[str, CMServer],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[CMServer]:
+    from cm_auth_middleware.testing.harness import CMServer
+
+    server = servers.setdefault(url, CMServer(simulator, url))
+    for name, value in server.env.items():
+        monkeypatch.setenv(name, value)
+    server.open()
+    yield server
+    server.close()
