@@ -27,7 +27,7 @@ def make_app(routes: list[Any] | None = None) -> Starlette:
             Route("/api/{path:path}", relay),
             Route("/data", data, methods=["GET", "POST"]),
             Route("/state", state),
-            Route("/health", health),
+            Route("/health", health, methods=["GET", "POST"]),
             Route("/static/{rest:path}", health),
             WebSocketRoute("/ws", websocket),
             *(routes or []),
@@ -149,7 +149,7 @@ def make_wsgi_app() -> flask.Flask:
             "expires_at": cm_session.access_token_expires_at,
         }
 
-    @app.get("/health")
+    @app.route("/health", methods=["GET", "POST"])
     @app.get("/static/<path:rest>")
     def health(rest: str = "") -> Any:
         return _text(cm_session.user["email"] if cm_session else "nobody")
