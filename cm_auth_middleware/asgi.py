@@ -86,7 +86,7 @@ class CMAuthMiddleware:
         try:
             await self.app(scope, receive, response.send)
         except Exception as error:
-            answer = None if response.started else self._flow.answer_to(request, error)
+            answer = None if response.started else await self._flow.answer_to(request, error)
             if answer is None:
                 raise
             await response.answer(answer)
@@ -200,11 +200,11 @@ class _Response:
             return None
         if session.trouble is not None and message["status"] >= 500:
             # The framework caught our error on its way and made a 500 of it.
-            return self._flow.answer_to(self._request, session.trouble)
+            return await self._flow.answer_to(self._request, session.trouble)
         try:
             await self._flow.save(session)
         except UnavailableError as error:
-            return self._flow.unavailable(self._request, error)
+            return await self._flow.unavailable(self._request, error)
         headers = MutableHeaders(scope=message)
         if must_not_be_cached(headers.getlist("cache-control"), self._access.headers):
             headers["cache-control"] = "no-store"

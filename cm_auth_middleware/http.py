@@ -1,4 +1,4 @@
-"""A request and an answer as the flow sees them, and the answers that each part of it gives."""
+"""A request and an answer as the flow sees them, and the answers that are no pages."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
-from .pages import HEADERS as PAGE_HEADERS
-from .pages import page
 from .paths import mount_url, safe_target
 from .session import dumps
 
@@ -191,37 +189,6 @@ def problem(status: int, title: str, *headers: tuple[str, str], **members: Any) 
 def not_allowed(allowed: str) -> Answer:
     """Refuse a method (RFC 9110 §15.5.6)."""
     return problem(405, "Method not allowed", ("Allow", allowed))
-
-
-def error_page(
-    status: int, title: str, text: str, *headers: tuple[str, str], link: tuple[str, str]
-) -> Answer:
-    """Tell a person what is wrong, and what to do about it."""
-    return page_answer(status, page(title, text, link=link), *headers)
-
-
-def failure(
-    request: Request,
-    status: int,
-    title: str,
-    text: str,
-    *headers: tuple[str, str],
-    link: tuple[str, str] | None = None,
-) -> Answer:
-    """A page for a person, a problem for a program.
-
-    Args:
-        link: where to try again and what to call it; the same URL if it is not given.
-    """
-    if request.is_navigation:
-        return error_page(status, title, text, *headers, link=link or (request.url, "Try again"))
-    members = {"login_url": link[0]} if link else {}
-    return problem(status, title, *headers, detail=text, **members)
-
-
-def page_answer(status: int, body: bytes, *headers: tuple[str, str]) -> Answer:
-    """Send a page."""
-    return Answer(status, [*PAGE_HEADERS, NO_STORE, *headers], body)
 
 
 def json_answer(

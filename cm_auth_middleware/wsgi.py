@@ -132,7 +132,9 @@ class _Response:
 
     def answer_to(self, error: Exception) -> Iterable[bytes]:
         """Send the answer to an error of ours; raise any other one, and any that comes late."""
-        answer = None if self.started else self._flow.answer_to(self._request, error)
+        answer = None
+        if not self.started:
+            answer = run_sync(self._flow.answer_to(self._request, error))
         if answer is None:
             raise error
         self.started = True
@@ -144,11 +146,11 @@ class _Response:
             return None
         if session.trouble is not None and status >= 500:
             # The framework caught our error on its way and made a 500 of it.
-            return self._flow.answer_to(self._request, session.trouble)
+            return run_sync(self._flow.answer_to(self._request, session.trouble))
         try:
             run_sync(self._flow.save(session))
         except UnavailableError as error:
-            return self._flow.unavailable(self._request, error)
+            return run_sync(self._flow.unavailable(self._request, error))
         view = Headers(headers)  # of the very list
         if must_not_be_cached(view.get_all("Cache-Control"), self._access.headers):
             view["Cache-Control"] = "no-store"
@@ -215,4 +217,7 @@ def _close(body: Iterable[bytes]) -> None:
 
 def _text(value: str) -> str:
     """Decode a path: WSGI hands its bytes on as Latin-1 (PEP 3333)."""
-    return value.encode("latin-1").decode("utf-8", "replace")
+    try:
+        return value.encode("latin-1").decode("utf-8", "replace")
+    except UnicodeEncodeError:  # somebody decoded it already, as Bottle's mount does
+        return value
