@@ -10,7 +10,7 @@ from starlette.datastructures import MutableHeaders
 
 from .engine import AuthEngine
 from .errors import ConfigError, UnavailableError
-from .http import Access, Answer, Request
+from .http import Access, Answer, Request, must_not_be_cached
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -222,7 +222,7 @@ class _Response:
         except UnavailableError as error:
             return await self._flow.unavailable(self._request, error)
         headers = MutableHeaders(scope=message)
-        if "cache-control" not in headers:
+        if must_not_be_cached(headers.getlist("cache-control"), self._access.headers):
             headers["cache-control"] = "no-store"
         headers.add_vary_header("Cookie")
         for name, value in self._access.headers:

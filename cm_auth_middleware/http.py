@@ -172,6 +172,19 @@ class Access:
     headers: Headers = field(default_factory=list)
 
 
+def must_not_be_cached(own: Sequence[str], added: Headers) -> bool:
+    """Whether an answer to a logged-in user needs another Cache-Control than the application's.
+
+    Args:
+        own: the application's, line by line.
+        added: headers of ours; a cookie of ours must not come out of a shared cache.
+    """
+    if not own or not added:
+        return not own
+    words = {word.strip().lower() for line in own for word in line.split(",")}
+    return not words & {"private", "no-store"}
+
+
 def redirect(status: int, location: str, *headers: tuple[str, str]) -> Answer:
     """Send the browser elsewhere."""
     plain = ("Content-Type", "text/plain; charset=utf-8")  # WSGI wants one even for nothing

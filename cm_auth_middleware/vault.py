@@ -47,8 +47,8 @@ class SessionVault:
         if known is None or known[1] != sealed or known[0] != half_key:
             record = self.sealer.open_session(key, half_key, sealed)
             if record is None:
+                # It stays: while a new secret key is rolled out, others can open it.
                 log.warning("session_unreadable session=%s", key[:8])
-                await self.store.delete(key)
                 return None
             known = self._keep_opened(key, half_key, sealed, record)
         session = Session(key, half_key, known[2], self.sealer)
