@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         StoreError,
         UnavailableError,
     )
+    from .pages import ErrorPage
     from .sealing import SessionInfo
     from .session import Session
     from .stores import MemoryStore, SessionStore
@@ -32,6 +33,7 @@ __all__ = [
     "CMAuthWSGIMiddleware",
     "CMState",
     "ConfigError",
+    "ErrorPage",
     "MemoryStore",
     "OAuthError",
     "OperatorError",
@@ -54,6 +56,7 @@ _HOMES = {
     "CMAuthMiddleware": "asgi",
     "CMAuthWSGIMiddleware": "wsgi",
     "CMState": "asgi",
+    "ErrorPage": "pages",
     "MemoryStore": "stores",
     "Session": "session",
     "SessionInfo": "sealing",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Generator, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Union
 
 import httpx2
 
@@ -12,13 +12,16 @@ from .errors import CMAuthError
 from .ports import run_sync
 
 if TYPE_CHECKING:
+    from .background import HandleKeeper
     from .engine import Side
     from .session import Session
+    from .tokens import TokenKeeper
 
 _OURS = "cm_auth.bearer"  # marks a request whose Authorization header this package set
 _REPLAY = 1_048_576  # bytes of a streamed body that are kept, to send it again after a 401
 _TRIES = 3  # a token that another session had renewed may have been refused meanwhile, too
 
+Keeper = Union["TokenKeeper", "HandleKeeper"]
 _Step = Coroutine[Any, Any, Any] | httpx2.Request
 
 
@@ -27,19 +30,19 @@ class _Ready:
 
     _lock = threading.RLock()
 
-    def __init__(self, side: Side, session: Session) -> None:
-        self.__dict__["_cm"] = (side, session)
+    def __init__(self, side: Side, session: Session, keeper: Keeper | None = None) -> None:
+        self.__dict__["_cm"] = (side, session, keeper or side.keeper)
 
     def __getattr__(self, name: str) -> Any:
         # Only called for what is missing: before the first use, everything.
         with self._lock:
             if "_cm_building" not in self.__dict__:
                 self.__dict__["_cm_building"] = True
-                side, session = self.__dict__["_cm"]
+                side, session, keeper = self.__dict__["_cm"]
                 self._build(
                     base_url=side.config.base_url,
                     headers={"Accept": "application/json"},
-                    auth=BearerAuth(side, session),
+                    auth=BearerAuth(keeper, session, side.config.base_url),
                     transport=_OriginGuard(side.ports.transport(), side.config.base_url),
                     timeout=side.ports.timeout,
                 )
@@ -84,10 +87,10 @@ class CMClient(_Ready, httpx2.Client):
 class BearerAuth(httpx2.Auth):
     """Attaches the session's access token; on a 401 renews it and sends the request once more."""
 
-    def __init__(self, side: Side, session: Session) -> None:
-        self._keeper = side.keeper
+    def __init__(self, keeper: Keeper, session: Session, base_url: str) -> None:
+        self._keeper = keeper
         self._session = session
-        self._origin = _origin(httpx2.URL(side.config.base_url))
+        self._origin = _origin(httpx2.URL(base_url))
 
     async def async_auth_flow(
         self, request: httpx2.Request

@@ -14,12 +14,14 @@ from urllib.parse import urlsplit
 from .errors import ConfigError
 
 if TYPE_CHECKING:
+    from .pages import ErrorPage
     from .session import Session
     from .stores import SessionStore
 
 User = Mapping[str, Any]
 Allow = Callable[[User], bool | Awaitable[bool]]
 Hook = Callable[["Session"], Any]
+ErrorHandler = Callable[["ErrorPage"], "str | bytes | Awaitable[str | bytes | None] | None"]
 
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 _SCHEMES = (
@@ -35,6 +37,8 @@ _SCHEMES = (
 )
 _DOCUMENTED_KEYS = ("…", "change me", "changeme", "secret", "your-secret-key")
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")  # RFC 9110 §5.6.2
+_FUNCTIONS = ("allow", "on_login", "on_refresh", "on_logout", "error_handler")  # in no environment
+_SWITCHES = ("cookie_secure", "cross_site_check", "auto_login")
 _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 
 
@@ -70,6 +74,8 @@ class CMAuthConfig:
     on_login: Hook | None = None
     on_refresh: Hook | None = None
     on_logout: Hook | None = None
+    auto_login: bool = True
+    error_handler: ErrorHandler | None = None
 
     def __post_init__(self) -> None:
         for name in ("client_id", "client_secret", "secret_key"):
@@ -106,7 +112,7 @@ class CMAuthConfig:
             )
         for name in known - options.keys():
             value = os.environ.get(f"CM_AUTH_{name.upper()}")
-            if value is not None and name not in ("allow", "on_login", "on_refresh", "on_logout"):
+            if value is not None and name not in _FUNCTIONS:
                 options[name] = _parse(name, value)
         for name in ("client_id", "client_secret", "secret_key"):
             options.setdefault(name, "")
@@ -204,7 +210,7 @@ def seconds(value: float | timedelta) -> float:
 def _parse(name: str, value: str) -> Any:
     if name in ("secret_key", "exempt", "allowed_hosts"):
         return tuple(part.strip() for part in value.split(",") if part.strip())
-    if name in ("cookie_secure", "cross_site_check"):
+    if name in _SWITCHES:
         if value.lower() in _TRUE:
             return True
         if value.lower() in _FALSE:

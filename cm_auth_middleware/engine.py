@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx2
 
+from .background import HandleKeeper, open_handle
 from .client import AsyncCMClient, CMClient
 from .config import CMAuthConfig
 from .errors import ConfigError
@@ -122,6 +123,27 @@ class AuthEngine:
     def sync_client(self, session: Session) -> CMClient:
         """The same for threads."""
         return CMClient(self.thread_side, session)
+
+    async def client_for(self, handle: str) -> AsyncCMClient:
+        """A ready client for a job outside any request, by a handle of `Session.export`.
+
+        Its refreshes are those of the live session. Each of its calls looks whether the session
+        is still there. Close it as any httpx2 client, or not at all: the pool is shared.
+
+        Raises, and so does each call:
+            SessionExpiredError: the user logged out, or the session came to its timeouts, or the
+                handle is none of this application's: drop it.
+            UnavailableError: the store, or CameraManager, cannot be asked just now: try again.
+        """
+        side = self.async_side
+        session = await open_handle(side.vault, handle)
+        return AsyncCMClient(side, session, HandleKeeper(side.vault, side.keeper))
+
+    def sync_client_for(self, handle: str) -> CMClient:
+        """The same for threads."""
+        side = self.thread_side
+        session = run_sync(open_handle(side.vault, handle))
+        return CMClient(side, session, HandleKeeper(side.vault, side.keeper))
 
     def logout(self, session: Session) -> Any:
         """Log a session out, here and at CameraManager."""

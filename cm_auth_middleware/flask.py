@@ -11,6 +11,7 @@ from werkzeug.local import LocalProxy
 from .config import CMAuthConfig
 from .engine import AuthEngine
 from .errors import CMAuthError, SessionExpiredError, UnavailableError
+from .ports import run_sync
 from .wsgi import CMAuthWSGIMiddleware, WSGIRequest
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def _from_app(app: Flask) -> dict[str, Any]:
 
 def _answer(error: Exception) -> Response:
     engine = cast("AuthEngine", request.environ["cm_auth.engine"])
-    answer = engine.thread_side.flow.answer_to(WSGIRequest(request.environ), error)
+    answer = run_sync(engine.thread_side.flow.answer_to(WSGIRequest(request.environ), error))
     if answer is None:
         raise error
     body = b"" if request.method == "HEAD" else answer.body

@@ -7,23 +7,11 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
 from .config import CMAuthConfig
-from .errors import SessionExpiredError, UnavailableError
-from .http import (
-    Access,
-    Answer,
-    Headers,
-    Request,
-    error_page,
-    failure,
-    json_answer,
-    not_allowed,
-    page_answer,
-    problem,
-    redirect,
-)
+from .errors import SessionExpiredError, StoreError, UnavailableError
+from .http import Access, Answer, Headers, Request, json_answer, not_allowed, problem, redirect
 from .jar import CookieJar
 from .login import Login
-from .pages import page
+from .pages import Pages
 from .paths import ExemptPaths, safe_target
 
 if TYPE_CHECKING:
@@ -52,16 +40,17 @@ class Flow:
         self._vault = vault
         self._keeper = keeper
         self._jar = CookieJar(config, ports.clock)
-        self._login = Login(config, ports, vault, keeper, server, self._jar)
+        self._pages = Pages(config, ports)
+        self._login = Login(config, ports, vault, keeper, server, self._jar, self._pages)
         self._exempt = ExemptPaths(config.exempt)
-        self._own_hosts = (
-            [urlsplit(config.redirect_uri).netloc.lower()] if config.redirect_uri else []
-        )
+        callback = urlsplit((config.redirect_uri or "").lower())
+        self._own_origin = f"{callback.scheme}://{callback.netloc}" if callback.netloc else ""
         self._routes = {
             f"{config.prefix}/login": self._login.login,
             f"{config.prefix}/callback": self._callback,
             f"{config.prefix}/logout": self._logout,
             f"{config.prefix}/session": self._session_info,
+            f"{config.prefix}/signed-out": self._signed_out,
         }
 
     # -- every request ---------------------------------------------------------------------
@@ -73,12 +62,14 @@ class Flow:
             if route is not None:
                 return await route(request)
             if request.path in self._exempt and not request.is_ambiguous:
-                return await self._pass_exempt(request)
+                return await self._pass_exempt(request, websocket)
             return await self._protect(request, websocket)
         except UnavailableError as error:
-            return self.unavailable(request, error)
+            return await self.unavailable(request, error)
 
-    async def _pass_exempt(self, request: Request) -> Access:
+    async def _pass_exempt(self, request: Request, websocket: bool) -> Access:
+        if self._is_cross_site(request, websocket):
+            return Access(None)  # open to everybody, but not with the cookie of whoever was lured
         try:
             return Access(*await self._find(request))
         except UnavailableError:
@@ -87,18 +78,21 @@ class Flow:
     async def _protect(self, request: Request, websocket: bool) -> Answer | Access:
         session, headers = await self._find(request)
         if session is None:
-            return self.unauthenticated(request)
-        if self._config.cross_site_check and request.is_cross_site(
-            self._own_hosts, websocket=websocket
-        ):
+            return await self.unauthenticated(request)
+        if self._is_cross_site(request, websocket):
             return problem(403, "Cross-site request refused")
         try:
             await self._keeper.freshen(session)
         except SessionExpiredError:
-            return self.unauthenticated(request)
+            return await self.unauthenticated(request)
         if self._jar.is_marked(request):
             headers = [*headers, self._jar.unmark(request)]  # it did stick
         return Access(session, headers)
+
+    def _is_cross_site(self, request: Request, websocket: bool) -> bool:
+        return self._config.cross_site_check and request.is_cross_site(
+            self._own_origin, websocket=websocket
+        )
 
     async def _find(self, request: Request) -> tuple[Session | None, Headers]:
         """The session that the request's cookies open, and a cookie to set, if any."""
@@ -108,50 +102,51 @@ class Flow:
                 continue
             if not is_old:
                 return session, []
-            await self._vault.touch(session)  # seals it anew, too, before the old key goes
+            await self._vault.reseal(session)  # before the old key goes
             return session, [self._jar.session(request, ticket, session.logged_in_at)]
         return None, []
 
+    async def _peek(self, request: Request) -> Session | None:
+        """The session of a request, which is not noted as a use of it."""
+        for ticket, _ in self._jar.tickets(request):
+            session = await self._vault.peek(ticket.store_key, ticket.half_key)
+            if session is not None:
+                return session
+        return None
+
     # -- answers ---------------------------------------------------------------------------
 
-    def answer_to(self, request: Request, error: BaseException | None) -> Answer | None:
+    async def answer_to(self, request: Request, error: BaseException | None) -> Answer | None:
         """The answer to an error of ours that a handler let pass; None for any other error."""
         while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
             error = error.exceptions[0]  # a task group on the way wrapped it
         if isinstance(error, SessionExpiredError):
-            return self.unauthenticated(request)
+            return await self.unauthenticated(request)
         if isinstance(error, UnavailableError):
-            return self.unavailable(request, error)
+            return await self.unavailable(request, error)
         return None
 
-    def unauthenticated(self, request: Request) -> Answer:
+    async def unauthenticated(self, request: Request) -> Answer:
         """The answer to a caller without a session: a login for a browser, else 401."""
         if request.is_navigation:
             if self._jar.is_marked(request):
-                return error_page(
-                    400,
-                    "Your login did not stick",
-                    "You logged in a moment ago, but your browser did not bring the session back. "
-                    "Cookies may be blocked for this site, or another application on this host "
-                    "uses the same cookie name.",
-                    self._jar.unmark(request),
-                    link=(request.url, "Try again"),
-                )
-            return self._login.start(request, request.url if request.method == "GET" else None)
+                unmark = self._jar.unmark(request)
+                return await self._pages.show(request, 400, "login_lost", request.url, unmark)
+            target = request.url if request.method == "GET" else None
+            if self._config.auto_login:
+                return await self._login.start(request, target)
+            login = self._login.url(request, target)
+            return await self._pages.show(request, 401, "log_in", login)
         login = self._login.url(request, None)
         headers = [("HX-Redirect", login)] if request.header("hx-request") else []
         return problem(401, "Login required", *headers, login_url=login, detail="Log in first.")
 
-    def unavailable(self, request: Request, error: UnavailableError) -> Answer:
+    async def unavailable(self, request: Request, error: UnavailableError) -> Answer:
         """The answer while CameraManager or the store cannot be asked. Nobody is logged out."""
         log.info("unavailable reason=%s", error)  # warned of where it happened
-        return failure(
-            request,
-            503,
-            "CameraManager cannot be reached",
-            "You are still logged in. Please try again in a moment.",
-            ("Retry-After", str(max(1, round(error.retry_after)))),
-        )
+        kind = "store_unavailable" if isinstance(error, StoreError) else "unavailable"
+        wait = str(max(1, round(error.retry_after)))
+        return await self._pages.failure(request, 503, kind, ("Retry-After", wait))
 
     # -- routes ----------------------------------------------------------------------------
 
@@ -161,27 +156,36 @@ class Flow:
     async def _logout(self, request: Request) -> Answer:
         target = safe_target(dict(request.parameters()).get("next"), request.root_path)
         if request.method in ("GET", "HEAD"):
-            action = f"{request.root_path}{self._config.prefix}/logout?next={quote(target)}"
-            text = "You will be logged out here and at CameraManager."
-            return page_answer(200, page("Log out?", text, form=action))
+            action = f"{request.mount}{self._config.prefix}/logout?next={quote(target)}"
+            return await self._pages.show(request, 200, "log_out", action, method="post")
         if request.method != "POST":
             return not_allowed("GET, HEAD, POST")
-        if request.is_cross_site(self._own_hosts):
+        if request.is_cross_site(self._own_origin):
             return problem(403, "Cross-site request refused")
         session, _ = await self._find(request)
         if session is not None:
             await self.end(session)
         return redirect(303, target, *self._jar.forget(request))
 
-    async def _session_info(self, request: Request) -> Answer:
+    async def _signed_out(self, request: Request) -> Answer:
+        """A page to send people to after a logout: ``logout?next=/auth/signed-out``."""
         if request.method not in ("GET", "HEAD"):
             return not_allowed("GET, HEAD")
         session, headers = await self._find(request)
+        if session is not None:  # logged in again meanwhile: the page would not be true
+            return redirect(302, f"{request.mount}/", *headers)
+        return await self._pages.show(request, 200, "signed_out", self._login.url(request, None))
+
+    async def _session_info(self, request: Request) -> Answer:
+        if request.method not in ("GET", "HEAD"):
+            return not_allowed("GET, HEAD")
+        # A page that asks again and again, to warn in time, must not keep the session alive.
+        session = await self._peek(request)
         info: dict[str, Any] = {"authenticated": False, "user": None, "expires_in": 0}
         if session is not None:
             left = int(self._vault.ttl(session.record))
             info = {"authenticated": True, "user": session.user, "expires_in": left}
-        return json_answer(200, info, *headers, ("Vary", "Cookie"))
+        return json_answer(200, info, ("Vary", "Cookie"))
 
     # -- a session's own -------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""A request and an answer as the flow sees them, and the answers that each part of it gives."""
+"""A request and an answer as the flow sees them, and the answers that are no pages."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
-from .pages import HEADERS as PAGE_HEADERS
-from .pages import page
+from .paths import mount_url, safe_target
 from .session import dumps
 
 if TYPE_CHECKING:
@@ -85,13 +84,19 @@ class Request(ABC):
 
     @property
     def url(self) -> str:
-        """The path and query that a browser would come back to."""
+        """The path and query that a browser would come back to; the root if it would not."""
         path = self.root_path + self.path
         if unquote(self.raw_path) == path:
             path = self.raw_path
         else:
             path = quote(path, safe="/:@!$&'()*+,;=~")
-        return f"{path}?{self.query}" if self.query else path
+        # A request for "//evil" is one that browsers send, and a link to it is not to here.
+        return safe_target(f"{path}?{self.query}" if self.query else path, self.root_path)
+
+    @property
+    def mount(self) -> str:
+        """The `root_path` as it stands in a URL."""
+        return mount_url(self.root_path)
 
     def parameters(self) -> list[tuple[str, str]]:
         """The query's names and values; none if there are too many or they are not UTF-8."""
@@ -110,11 +115,11 @@ class Request(ABC):
             return False
         return mode == "navigate" or "text/html" in (self.header("accept") or "")
 
-    def is_cross_site(self, own_hosts: Sequence[str], *, websocket: bool = False) -> bool:
+    def is_cross_site(self, own_origin: str = "", *, websocket: bool = False) -> bool:
         """Whether another site made the browser send this state change (RFC 9700 §4.7).
 
         Args:
-            own_hosts: host names, with their ports, that are this site beside ``Host``.
+            own_origin: the origin that is this site, whatever ``Host`` says.
             websocket: a WebSocket counts as a state change although it is a GET.
         """
         if self.method in _SAFE_METHODS and not websocket:
@@ -126,10 +131,17 @@ class Request(ABC):
         if origin is None:
             return False
         try:
-            host = urlsplit(origin).netloc.lower()
+            sent, own = urlsplit(origin.lower()), urlsplit(own_origin)
         except ValueError:
             return True
-        return host != self.host.lower() and host not in own_hosts
+        if not sent.netloc:
+            return True  # "null"
+        if sent.netloc == own.netloc:
+            return sent.scheme != own.scheme
+        # Anybody on the way can be http://host. A server that does not know it is https cannot
+        # tell; the other way round, the origin is not ours.
+        is_downgraded = sent.scheme == "http" and self.scheme == "https"
+        return sent.netloc != self.host.lower() or is_downgraded
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,37 +176,6 @@ def problem(status: int, title: str, *headers: tuple[str, str], **members: Any) 
 def not_allowed(allowed: str) -> Answer:
     """Refuse a method (RFC 9110 §15.5.6)."""
     return problem(405, "Method not allowed", ("Allow", allowed))
-
-
-def error_page(
-    status: int, title: str, text: str, *headers: tuple[str, str], link: tuple[str, str]
-) -> Answer:
-    """Tell a person what is wrong, and what to do about it."""
-    return page_answer(status, page(title, text, link=link), *headers)
-
-
-def failure(
-    request: Request,
-    status: int,
-    title: str,
-    text: str,
-    *headers: tuple[str, str],
-    link: tuple[str, str] | None = None,
-) -> Answer:
-    """A page for a person, a problem for a program.
-
-    Args:
-        link: where to try again and what to call it; the same URL if it is not given.
-    """
-    if request.is_navigation:
-        return error_page(status, title, text, *headers, link=link or (request.url, "Try again"))
-    members = {"login_url": link[0]} if link else {}
-    return problem(status, title, *headers, detail=text, **members)
-
-
-def page_answer(status: int, body: bytes, *headers: tuple[str, str]) -> Answer:
-    """Send a page."""
-    return Answer(status, [*PAGE_HEADERS, NO_STORE, *headers], body)
 
 
 def json_answer(

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import logging
+import re
+import secrets
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from .config import CMAuthConfig
 from .cookies import PendingLogin, Ticket
 from .errors import CMAuthError, OperatorError, UnavailableError
-from .http import Answer, Headers, Request, failure, not_allowed, redirect
+from .http import Answer, Headers, Request, not_allowed, redirect
 from .paths import safe_target
 from .session import Record, Session, Tokens, dumps
 
 if TYPE_CHECKING:
     from .jar import CookieJar
     from .oauth import CameraManager
+    from .pages import Pages
     from .ports import Ports
     from .tokens import TokenKeeper
     from .vault import SessionVault
@@ -25,8 +28,12 @@ if TYPE_CHECKING:
 log = logging.getLogger(__package__)
 
 _USED_STATES = 4096  # login attempts that a process remembers as used
+_DOUBLE_CLICK = 60.0  # seconds in which the same callback may come again, by any process
 _MOST_CODE = 1024  # characters; CameraManager's have six
 _MOST_QUERY = 8192  # characters of a callback's query that are looked at
+_FAILURES = {403: "login_cancelled", 502: "login_unavailable", 503: "login_not_kept"}
+
+_HOST = re.compile(r"(?P<name>[a-z0-9._-]+|\[[0-9a-f:.]+\])(:(?P<port>[0-9]{1,5}))?")
 
 Find = Callable[[Request], Awaitable[tuple[Session | None, Headers]]]
 
@@ -42,6 +49,7 @@ class Login:
         keeper: TokenKeeper,
         server: CameraManager,
         jar: CookieJar,
+        pages: Pages,
     ) -> None:
         self._config = config
         self._ports = ports
@@ -49,6 +57,7 @@ class Login:
         self._keeper = keeper
         self._server = server
         self._jar = jar
+        self._pages = pages
         self._hosts = frozenset(host.lower() for host in config.allowed_hosts)
         self._used: OrderedDict[str, None] = OrderedDict()
 
@@ -58,21 +67,16 @@ class Login:
         """Answer ``login?next=/path``."""
         if request.method not in ("GET", "HEAD"):
             return not_allowed("GET, HEAD")
-        return self.start(request, dict(request.parameters()).get("next"))
+        return await self.start(request, dict(request.parameters()).get("next"))
 
-    def start(self, request: Request, target: str | None) -> Answer:
+    async def start(self, request: Request, target: str | None) -> Answer:
         """Send the browser to CameraManager; it comes back to `target`."""
         redirect_uri = self._redirect_uri(request)
         if redirect_uri is None:
-            return failure(
-                request,
-                400,
-                "This host name is not configured",
-                "Add it to allowed_hosts, or give redirect_uri.",
-            )
+            return await self._pages.failure(request, 400, "unknown_host")
         safe = safe_target(target, request.root_path)
-        if urlsplit(safe).path.startswith(f"{request.root_path}{self._config.prefix}/"):
-            safe = f"{request.root_path}/"  # a login never ends at a login
+        if unquote(urlsplit(safe).path).startswith(f"{request.root_path}{self._config.prefix}/"):
+            safe = f"{request.mount}/"  # a login never ends at a login
         cookie = self._jar.login(request)
         login, value = cookie.start(redirect_uri, safe, self._ports.clock())
         location = self._server.authorization_url(
@@ -84,23 +88,16 @@ class Login:
 
     def url(self, request: Request, target: str | None) -> str:
         """Where to start a login again."""
-        url = f"{request.root_path}{self._config.prefix}/login"
+        url = f"{request.mount}{self._config.prefix}/login"
         return f"{url}?next={quote(target, safe='/')}" if target else url
 
     def _redirect_uri(self, request: Request) -> str | None:
         if self._config.redirect_uri:
             return self._config.redirect_uri
-        try:
-            parts = urlsplit(f"//{request.host}")
-            host, _ = (parts.hostname or "").lower(), parts.port
-        except ValueError:
+        host = _HOST.fullmatch(request.host.lower())
+        if host is None or host["name"] not in self._hosts or int(host["port"] or 0) > 65_535:
             return None
-        if ":" in host:
-            host = f"[{host}]"
-        if host not in self._hosts or parts.username is not None or parts.path:
-            return None
-        path = f"{request.root_path}{self._config.prefix}/callback"
-        return f"{request.scheme}://{request.host}{quote(path)}"
+        return f"{request.scheme}://{host[0]}{request.mount}{self._config.prefix}/callback"
 
     # -- and back --------------------------------------------------------------------------
 
@@ -115,7 +112,7 @@ class Login:
         pairs = request.parameters()
         query = dict(pairs)
         if len(query) != len(pairs) or len(request.query) > _MOST_QUERY:
-            return self._failed(request, 400, None)
+            return await self._failed(request, 400, None)
         state, cookie = query.get("state", ""), self._jar.login(request)
         name = cookie.name(state)
         found = [value for key, value in request.cookies if key == name]
@@ -127,10 +124,20 @@ class Login:
         self._use_up(login.state)
         if "error" in query:
             log.info("login_refused denied=%s", query["error"] == "access_denied")
-            return self._failed(request, 403, login, forget)
+            return await self._failed(request, 403, login, forget)
         code = query.get("code", "")
         if not 0 < len(code) <= _MOST_CODE or not code.isascii() or not code.isprintable():
-            return self._failed(request, 400, login, forget)
+            return await self._failed(request, 400, login, forget)
+        owner, ttl = secrets.token_hex(8), 2 * self._ports.timeout + _DOUBLE_CLICK
+        try:
+            # A double click may reach two processes; a code that is sent twice may cost the
+            # tokens that came for the first (RFC 6749 §4.1.2).
+            is_first = await self._vault.store.acquire(name, owner, ttl)
+        except UnavailableError as error:
+            log.warning("login_failed reason=%s", error)
+            return await self._failed(request, 503, login, forget)
+        if not is_first:
+            return await self._stale(request, login, find)
         return await self._finish(request, login, code, forget, find)
 
     async def _finish(
@@ -148,23 +155,17 @@ class Login:
             log.warning("login_failed reason=%s", error)
             # Not revoked: another browser of this user may live on the very same tokens.
             ours = isinstance(error, UnavailableError | OperatorError)
-            return self._failed(request, 502 if ours else 400, login, forget)
+            return await self._failed(request, 502 if ours else 400, login, forget)
         if self._config.allow and not await self._ports.ask(self._config.allow, user):
             await self._keeper.revoke(tokens.access_token)
             log.info("login_denied by=allow")
-            return failure(
-                request,
-                403,
-                "You have no access",
-                "Your CameraManager account is not allowed to use this application.",
-                *forget,
-                link=(self.url(request, login.target), "Use another account"),
-            )
+            url = self.url(request, login.target)
+            return await self._pages.failure(request, 403, "denied", *forget, login=url)
         try:
             return await self._open(request, login, tokens, user, forget, find)
         except UnavailableError as error:
             log.warning("login_failed reason=%s", error)
-            return self._failed(request, 503, login, forget)
+            return await self._failed(request, 503, login, forget)
 
     async def _open(
         self,
@@ -197,31 +198,21 @@ class Login:
     async def _stale(self, request: Request, login: PendingLogin | None, find: Find) -> Answer:
         session, _ = await find(request)
         if session is not None:
-            return redirect(302, login.target if login else f"{request.root_path}/")
+            return redirect(302, login.target if login else f"{request.mount}/")
         log.info("login_stale")
-        return failure(
-            request,
-            400,
-            "This login is no longer valid",
-            "It was used already, took longer than ten minutes, or was started in another "
-            "browser. Cookies have to be allowed for this site.",
-            link=(self.url(request, login.target if login else None), "Start again"),
-        )
+        url = self.url(request, login.target if login else None)
+        return await self._pages.failure(request, 400, "login_stale", login=url)
 
-    def _failed(
+    async def _failed(
         self,
         request: Request,
         status: int,
         login: PendingLogin | None,
         forget: Headers | None = None,
     ) -> Answer:
-        title, text = {
-            403: ("Login was cancelled", "CameraManager did not grant access."),
-            502: ("Login did not work", "CameraManager could not complete the login just now."),
-            503: ("Login did not work", "This application cannot keep logins just now."),
-        }.get(status, ("Login did not work", "CameraManager's answer was not valid."))
-        link = (self.url(request, login.target if login else None), "Try again")
-        return failure(request, status, title, text, *(forget or []), link=link)
+        url = self.url(request, login.target if login else None)
+        kind = _FAILURES.get(status, "login_invalid")
+        return await self._pages.failure(request, status, kind, *(forget or []), login=url)
 
     def _use_up(self, state: str) -> None:
         self._used[state] = None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import hashlib
 import hmac
 import secrets
@@ -20,6 +22,8 @@ MAX_RECORD = 1_000_000  # bytes; a larger one is nobody's session
 _NONCE_BYTES = 12
 _TAG_BYTES = 16
 _SESSION, _GRANT = b"\x01", b"\x02"  # the first byte of a stored value: its kind and version
+_HANDLE = "cmauth1."  # what a handle begins with: its kind and version
+_HANDLE_LENGTH = len(_HANDLE) + -(-(_NONCE_BYTES + 64 + _TAG_BYTES) * 4 // 3)  # in base64url
 _FIXED = struct.Struct(f">c{_TAG_BYTES}sdB")  # kind, user tag, last seen, length of the place
 
 
@@ -81,10 +85,13 @@ class Sealer:
         """Decrypt a session; None for one that is corrupt, foreign or moved."""
         if sealed[:1] != _SESSION or not _FIXED.size < len(sealed) <= MAX_RECORD:
             return None
-        *_, last_seen_at, length = _FIXED.unpack_from(sealed)
-        size = _FIXED.size + length
-        plain = self._open(name, half_key, sealed[:size], sealed[size:])
+        *_, last_seen_at, _ = _FIXED.unpack_from(sealed)
+        plain = self._open(name, half_key, *_split(sealed), self._secrets)
         return None if plain is None else Record.decode(plain, last_seen_at)
+
+    def is_current(self, name: str, half_key: bytes, sealed: bytes) -> bool:
+        """Whether a session is sealed with the newest secret key."""
+        return self._open(name, half_key, *_split(sealed), self._secrets[:1]) is not None
 
     def user_prefixes(self, user_id: str) -> list[bytes]:
         """What the stored values of a user's sessions begin with, one for each secret key."""
@@ -114,8 +121,38 @@ class Sealer:
         """Decrypt the newest tokens of a grant; None for anything else."""
         if sealed[:1] != _GRANT or len(sealed) > MAX_RECORD:
             return None
-        plain = self._open(name, half_key, _GRANT, sealed[1:])
+        plain = self._open(name, half_key, _GRANT, sealed[1:], self._secrets)
         return None if plain is None else Tokens.decode(plain)
+
+    # -- handles ---------------------------------------------------------------------------
+
+    def seal_handle(self, name: str, half_key: bytes) -> str:
+        """Encrypt what opens a session, for an application to keep.
+
+        It holds the session's name in the store, which is a hash of the id in the cookie: no
+        handle, opened or not, makes a cookie.
+        """
+        nonce = secrets.token_bytes(_NONCE_BYTES)
+        plain = bytes.fromhex(name) + half_key
+        sealed = nonce + _aead(_handle_key(self._secrets[0])).encrypt(nonce, plain, None)
+        return _HANDLE + base64.urlsafe_b64encode(sealed).rstrip(b"=").decode()
+
+    def open_handle(self, handle: str) -> tuple[str, bytes] | None:
+        """Return a session's name and half key; None for what `seal_handle` did not make."""
+        if len(handle) != _HANDLE_LENGTH or not handle.startswith(_HANDLE) or not handle.isascii():
+            return None
+        try:
+            encoded = handle.removeprefix(_HANDLE) + "="
+            sealed = base64.b64decode(encoded, altchars=b"-_", validate=True)
+        except binascii.Error:
+            return None
+        for secret in self._secrets:
+            plain = _decrypt(
+                _handle_key(secret), sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], None
+            )
+            if plain is not None:
+                return plain[:32].hex(), plain[32:]
+        return None
 
     # -- both ------------------------------------------------------------------------------
 
@@ -124,14 +161,22 @@ class Sealer:
         key = _derive(self._secrets[0], half_key, b"record")
         return nonce + _aead(key).encrypt(nonce, plain, name.encode() + header)
 
-    def _open(self, name: str, half_key: bytes, header: bytes, body: bytes) -> bytes | None:
+    def _open(
+        self, name: str, half_key: bytes, header: bytes, body: bytes, keys: Sequence[bytes]
+    ) -> bytes | None:
         nonce, ciphertext = body[:_NONCE_BYTES], body[_NONCE_BYTES:]
-        for secret in self._secrets:
+        for secret in keys:
             key = _derive(secret, half_key, b"record")
             plain = _decrypt(key, nonce, ciphertext, name.encode() + header)
             if plain is not None:
                 return plain
         return None
+
+
+def _split(sealed: bytes) -> tuple[bytes, bytes]:
+    """The readable beginning of a session's value, and the encrypted rest."""
+    size = _FIXED.size + _FIXED.unpack_from(sealed)[-1]
+    return sealed[:size], sealed[size:]
 
 
 def _decrypt(key: bytes, nonce: bytes, ciphertext: bytes, associated: bytes | None) -> bytes | None:
@@ -157,6 +202,10 @@ def _derive(secret: bytes, half_key: bytes, purpose: bytes) -> bytes:
 
     info = b"cm_auth_middleware " + purpose
     return HKDF(SHA256(), 32, salt=secret, info=info).derive(half_key)
+
+
+def _handle_key(secret: bytes) -> bytes:
+    return _derive(b"", secret, b"handle")
 
 
 def _user_key(secret: bytes, user_id: str) -> bytes:

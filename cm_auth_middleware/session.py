@@ -6,10 +6,11 @@ import json
 from dataclasses import astuple, dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .errors import SessionDataError
+from .errors import SessionDataError, SessionExpiredError
 
 if TYPE_CHECKING:
     from .errors import CMAuthError
+    from .sealing import Sealer
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -105,14 +106,17 @@ class Session:
         ended: whether it was logged out, or CameraManager ended it.
     """
 
-    __slots__ = ("_base", "_data", "_user", "ended", "half_key", "key", "record", "trouble")
+    __slots__ = (
+        "_base", "_data", "_sealer", "_user", "ended", "half_key", "key", "record", "trouble",
+    )  # fmt: skip
 
-    def __init__(self, key: str, half_key: bytes, record: Record) -> None:
+    def __init__(self, key: str, half_key: bytes, record: Record, sealer: Sealer) -> None:
         self.key = key
         self.half_key = half_key
         self.record = record  # holds the tokens: for this package, not for a handler
         self.ended = False
         self.trouble: CMAuthError | None = None  # what a handler's client ran into
+        self._sealer = sealer
         self._base = record.data
         self._data: dict[str, Any] | None = None
         self._user: dict[str, Any] | None = None
@@ -149,6 +153,21 @@ class Session:
     def access_token_expires_at(self) -> float:
         """When the current access token ends (epoch seconds); it is renewed before."""
         return self.record.tokens.expires_at
+
+    def export(self) -> str:
+        """Return a handle by which a job outside any request acts for this user.
+
+        Keep it where you keep passwords: with your engine's ``secret_key`` it has the power of
+        the session. `AuthEngine.client_for` makes a ready client of it. It is dead once the
+        session is: after a logout, at its timeouts, and when CameraManager ends it. Using it is
+        no use by the user, so it does not put off ``idle_timeout``.
+
+        Raises:
+            SessionExpiredError: the session is over.
+        """
+        if self.ended:
+            raise SessionExpiredError
+        return self._sealer.seal_handle(self.key, self.half_key)
 
     def changes(self) -> DataChanges | None:
         """What the handler changed in `data` since it was read; None if nothing."""

@@ -103,7 +103,7 @@ class TokenKeeper:
 
     async def _refresh(self, session: Session, refused: str) -> Refreshed:
         """Refresh for all requests of one session in this process."""
-        view = Session(session.key, session.half_key, session.record)
+        view = Session(session.key, session.half_key, session.record, self._vault.sealer)
         for _ in range(_CHAIN):
             if not await self._vault.reread(view):
                 raise SessionExpiredError

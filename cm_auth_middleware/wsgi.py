@@ -131,7 +131,9 @@ class _Response:
 
     def answer_to(self, error: Exception) -> Iterable[bytes]:
         """Send the answer to an error of ours; raise any other one, and any that comes late."""
-        answer = None if self.started else self._flow.answer_to(self._request, error)
+        answer = None
+        if not self.started:
+            answer = run_sync(self._flow.answer_to(self._request, error))
         if answer is None:
             raise error
         self.started = True
@@ -143,11 +145,11 @@ class _Response:
             return None
         if session.trouble is not None and status >= 500:
             # The framework caught our error on its way and made a 500 of it.
-            return self._flow.answer_to(self._request, session.trouble)
+            return run_sync(self._flow.answer_to(self._request, session.trouble))
         try:
             run_sync(self._flow.save(session))
         except UnavailableError as error:
-            return self._flow.unavailable(self._request, error)
+            return run_sync(self._flow.unavailable(self._request, error))
         present = {name.lower(): n for n, (name, _) in enumerate(headers)}
         if "cache-control" not in present:
             headers.append(("Cache-Control", "no-store"))
@@ -216,4 +218,7 @@ def _close(body: Iterable[bytes]) -> None:
 
 def _text(value: str) -> str:
     """Decode a path: WSGI hands its bytes on as Latin-1 (PEP 3333)."""
-    return value.encode("latin-1").decode("utf-8", "replace")
+    try:
+        return value.encode("latin-1").decode("utf-8", "replace")
+    except UnicodeEncodeError:  # somebody decoded it already, as Bottle's mount does
+        return value

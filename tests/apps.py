@@ -27,6 +27,7 @@ def make_app(routes: list[Any] | None = None) -> Starlette:
             Route("/api/{path:path}", relay),
             Route("/data", data, methods=["GET", "POST"]),
             Route("/state", state),
+            Route("/export", export),
             Route("/health", health),
             Route("/static/{rest:path}", health),
             WebSocketRoute("/ws", websocket),
@@ -85,6 +86,10 @@ async def state(request: Request) -> Response:
             "expires_at": session.access_token_expires_at,
         }
     )
+
+
+async def export(request: Request) -> Response:
+    return PlainTextResponse(request.state.cm_session.export())
 
 
 async def health(request: Request) -> Response:
@@ -148,6 +153,10 @@ def make_wsgi_app() -> flask.Flask:
             "logged_in_at": cm_session.logged_in_at,
             "expires_at": cm_session.access_token_expires_at,
         }
+
+    @app.get("/export")
+    def export() -> Any:
+        return _text(cm_session.export())
 
     @app.get("/health")
     @app.get("/static/<path:rest>")

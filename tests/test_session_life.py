@@ -308,3 +308,25 @@ async def test_a_rotated_secret_key_keeps_sessions_and_signs_anew(make_world, wo
     removed = make_world(secret_key=newer, store=world.engine.store)
     response = await removed.browser(Cookie=f"cm_auth={cookie}").get("/")
     assert response.status_code == 302
+
+
+async def test_asking_for_the_session_does_not_keep_it_alive(make_world) -> None:
+    world = make_world(idle_timeout=1000)
+    browser = await world.login()
+    left = []
+    for _ in range(9):
+        world.clock.tick(100)
+        left.append((await browser.get("/auth/session")).json()["expires_in"])
+    assert left == [900, 800, 700, 600, 500, 400, 300, 200, 100]
+    world.clock.tick(101)
+    info = (await browser.get("/auth/session")).json()
+    assert info == {"authenticated": False, "user": None, "expires_in": 0}
+    assert (await browser.get("/")).status_code == 302
+
+
+async def test_a_use_of_the_session_is_seen_by_who_asks_for_it(make_world) -> None:
+    world = make_world(idle_timeout=1000)
+    browser = await world.login()
+    world.clock.tick(900)
+    await browser.get("/")
+    assert (await browser.get("/auth/session")).json()["expires_in"] == 1000

@@ -28,8 +28,10 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     if report.skipped and isinstance(report.longrepr, tuple):
         reason = report.longrepr[2]
     elif report.failed:
-        reason = str(report.longrepr).strip().splitlines()[-1]
-    result = f"{report.outcome} {reason}" if reason else f"{report.outcome} {report.duration:.1f} s"
+        crash = getattr(report.longrepr, "reprcrash", None)
+        reason = crash.message if crash else str(report.longrepr)
+    first = reason.strip().partition("\n")[0]
+    result = f"{report.outcome} {first}" if first else f"{report.outcome} {report.duration:.1f} s"
     _results[report.nodeid] = (_cell(report.nodeid), result)
 
 

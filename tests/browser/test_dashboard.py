@@ -3,32 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import Browser, BrowserContext, Page, expect
 
 from cm_auth_middleware.testing import AppServer, SimulatorServer
 from tests.support import SECRET_KEY
 
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
-FLAGS = [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-]  # fmt: skip
-
 pytestmark = pytest.mark.browser
-
-if CHROMIUM is None and not os.environ.get("CM_AUTH_REQUIRE_BROWSER"):
-    pytest.skip(
-        "NO BROWSER: install Chromium (apt-get install chromium) or set CHROMIUM",
-        allow_module_level=True,
-    )
-
-from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright  # noqa: E402
 
 
 def dashboard(cm: SimulatorServer):
@@ -45,23 +30,9 @@ def dashboard(cm: SimulatorServer):
 
 
 @pytest.fixture
-def cm() -> Iterator[SimulatorServer]:
-    with SimulatorServer() as server:
-        yield server
-
-
-@pytest.fixture
 def site(cm: SimulatorServer) -> Iterator[AppServer]:
     with AppServer(dashboard(cm)) as server:
         yield server
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

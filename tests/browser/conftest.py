@@ -1,0 +1,60 @@
+"""A real Chromium for the tests of this folder, and servers for it on this machine."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from werkzeug.serving import make_server
+
+from cm_auth_middleware.testing import SimulatorServer
+
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+FLAGS = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[object]:
+    """A Chromium for one module; where there is none the tests are skipped, or fail in CI.
+
+    Not for all: the event loop of its driver would be in the way of async tests.
+    """
+    if CHROMIUM is None and not os.environ.get("CM_AUTH_REQUIRE_BROWSER"):
+        pytest.skip("NO BROWSER: install Chromium (apt-get install chromium) or set CHROMIUM")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def cm() -> Iterator[SimulatorServer]:
+    with SimulatorServer() as server:
+        yield server
+
+
+class WSGIServer:
+    """A WSGI application behind werkzeug's threaded server, for as long as a `with` lasts."""
+
+    def __init__(self, app: Any) -> None:
+        self._server = make_server("127.0.0.1", 0, app, threaded=True)
+        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+
+    def __enter__(self) -> WSGIServer:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
