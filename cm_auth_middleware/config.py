@@ -37,7 +37,7 @@ _SCHEMES = (
 )
 _DOCUMENTED_KEYS = ("…", "change me", "changeme", "secret", "your-secret-key")
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")  # RFC 9110 §5.6.2
-_FUNCTIONS = ("allow", "on_login", "on_refresh", "on_logout", "error_handler")  # in no environment
+FUNCTIONS = ("allow", "on_login", "on_refresh", "on_logout", "error_handler")  # in no environment
 _SWITCHES = ("cookie_secure", "cross_site_check", "auto_login")
 _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 
@@ -112,7 +112,7 @@ class CMAuthConfig:
             )
         for name in known - options.keys():
             value = os.environ.get(f"CM_AUTH_{name.upper()}")
-            if value is not None and name not in _FUNCTIONS:
+            if value is not None and name not in FUNCTIONS:
                 options[name] = _parse(name, value)
         for name in ("client_id", "client_secret", "secret_key"):
             options.setdefault(name, "")

@@ -74,7 +74,7 @@ def run(env: dict[str, str | None], monkeypatch: pytest.MonkeyPatch) -> Run:
 
 
 def lines(result: Result, level: str) -> list[str]:
-    return [line for line in result.output.splitlines() if line.startswith(level)]
+    return [line for line in result.output.splitlines() if line.startswith(f"{level} ")]
 
 
 # -- secret --------------------------------------------------------------------------------

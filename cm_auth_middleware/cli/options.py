@@ -9,11 +9,10 @@ from collections.abc import Iterator
 from dataclasses import MISSING, Field, fields
 from typing import Any
 
-from cm_auth_middleware.config import CMAuthConfig
+from cm_auth_middleware.config import FUNCTIONS, CMAuthConfig
 
 PREFIX = "CM_AUTH_"
 _SECRETS = ("client_secret", "secret_key")
-_IN_CODE = ("allow", "on_login", "on_refresh", "on_logout")  # functions: no variable holds them
 _USER_INFO = re.compile(r"(?<=://)[^/?#@]*(?::[^/?#]*)?@")
 _PASSWORD = re.compile(r"(?i)\b(password|passwd|username|token|secret)=[^&#]*")
 
@@ -21,7 +20,7 @@ _PASSWORD = re.compile(r"(?i)\b(password|passwd|username|token|secret)=[^&#]*")
 def rows() -> Iterator[tuple[str, str, str]]:
     """Each option that the environment can hold: its name, value, and where that came from."""
     for option in fields(CMAuthConfig):
-        if option.name in _IN_CODE:
+        if option.name in FUNCTIONS:
             continue
         variable = PREFIX + option.name.upper()
         value = os.environ.get(variable)
@@ -34,7 +33,7 @@ def rows() -> Iterator[tuple[str, str, str]]:
 def strays() -> Iterator[str]:
     """What is wrong with variables that look like options and are none."""
     known = {PREFIX + option.name.upper() for option in fields(CMAuthConfig)}
-    known -= {PREFIX + name.upper() for name in _IN_CODE}
+    known -= {PREFIX + name.upper() for name in FUNCTIONS}
     for variable in sorted(os.environ):
         if variable.startswith(PREFIX) and variable not in known:
             close = difflib.get_close_matches(variable, known, 1, 0.75)
