@@ -43,7 +43,7 @@ class Flow:
         self._pages = Pages(config, ports)
         self._login = Login(config, ports, vault, keeper, server, self._jar, self._pages)
         self._exempt = ExemptPaths(config.exempt)
-        self._own_hosts = (
+        self.own_hosts = (
             [urlsplit(config.redirect_uri).netloc.lower()] if config.redirect_uri else []
         )
         self._routes = {
@@ -79,7 +79,7 @@ class Flow:
         if session is None:
             return await self.unauthenticated(request)
         if self._config.cross_site_check and request.is_cross_site(
-            self._own_hosts, websocket=websocket
+            self.own_hosts, websocket=websocket
         ):
             return problem(403, "Cross-site request refused")
         try:
@@ -156,7 +156,7 @@ class Flow:
             return await self._pages.show(request, 200, "log_out", action, method="post")
         if request.method != "POST":
             return not_allowed("GET, HEAD, POST")
-        if request.is_cross_site(self._own_hosts):
+        if request.is_cross_site(self.own_hosts):
             return problem(403, "Cross-site request refused")
         session, _ = await self._find(request)
         if session is not None:

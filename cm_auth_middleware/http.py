@@ -120,6 +120,16 @@ class Request(ABC):
         site = self.header("sec-fetch-site")
         if site is not None and not websocket:
             return site not in ("same-origin", "none")
+        return self._has_foreign_origin(own_hosts)
+
+    def comes_from_elsewhere(self, own_hosts: Sequence[str]) -> bool:
+        """Whether another site made the browser send this request, whatever its method."""
+        site = self.header("sec-fetch-site")
+        if site is not None:
+            return site not in ("same-origin", "none")
+        return self._has_foreign_origin(own_hosts)
+
+    def _has_foreign_origin(self, own_hosts: Sequence[str]) -> bool:
         origin = self.header("origin")
         if origin is None:
             return False
