@@ -119,13 +119,12 @@ class ASGIRequest(Request):
         self.method = scope.get("method", "GET")
         path: str = scope["path"]
         root_path: str = scope.get("root_path", "")
-        if root_path:
+        if root_path and path.startswith(root_path) and path[len(root_path) :][:1] in ("", "/"):
             # Some servers put the mount into the path, as the specification says; some do not.
-            root_path = root_path.rstrip("/")
-            if path == root_path or path.startswith(root_path + "/"):
-                path = path[len(root_path) :]
+            # To the letter what Starlette routes, or an exempt path might be another there.
+            path = path[len(root_path) :]
         self.path = path
-        self.root_path = root_path
+        self.root_path = root_path.rstrip("/")
 
     @property
     def scheme(self) -> str:
@@ -142,6 +141,11 @@ class ASGIRequest(Request):
         # Litestar routes what comes after the mount's path, wherever in the path that is.
         is_stripped = self.path != self._scope["path"]
         return self.root_path != "" and self.root_path in self.path and not is_stripped
+
+    @property
+    def is_navigation(self) -> bool:
+        # A WebSocket is denied with 401, whatever its handshake accepts.
+        return self._scope["type"] == "http" and super().is_navigation
 
     @property
     def query(self) -> str:

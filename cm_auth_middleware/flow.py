@@ -43,9 +43,8 @@ class Flow:
         self._pages = Pages(config, ports)
         self._login = Login(config, ports, vault, keeper, server, self._jar, self._pages)
         self._exempt = ExemptPaths(config.exempt)
-        self.own_hosts = (
-            [urlsplit(config.redirect_uri).netloc.lower()] if config.redirect_uri else []
-        )
+        callback = urlsplit((config.redirect_uri or "").lower())
+        self.own_origin = f"{callback.scheme}://{callback.netloc}" if callback.netloc else ""
         self._routes = {
             f"{config.prefix}/login": self._login.login,
             f"{config.prefix}/callback": self._callback,
@@ -63,12 +62,14 @@ class Flow:
             if route is not None:
                 return await route(request)
             if request.path in self._exempt and not request.is_ambiguous:
-                return await self._pass_exempt(request)
+                return await self._pass_exempt(request, websocket)
             return await self._protect(request, websocket)
         except UnavailableError as error:
             return await self.unavailable(request, error)
 
-    async def _pass_exempt(self, request: Request) -> Access:
+    async def _pass_exempt(self, request: Request, websocket: bool) -> Access:
+        if self._is_cross_site(request, websocket):
+            return Access(None)  # open to everybody, but not with the cookie of whoever was lured
         try:
             return Access(*await self._find(request))
         except UnavailableError:
@@ -78,9 +79,7 @@ class Flow:
         session, headers = await self._find(request)
         if session is None:
             return await self.unauthenticated(request)
-        if self._config.cross_site_check and request.is_cross_site(
-            self.own_hosts, websocket=websocket
-        ):
+        if self._is_cross_site(request, websocket):
             return problem(403, "Cross-site request refused")
         try:
             await self._keeper.freshen(session)
@@ -90,6 +89,11 @@ class Flow:
             headers = [*headers, self._jar.unmark(request)]  # it did stick
         return Access(session, headers)
 
+    def _is_cross_site(self, request: Request, websocket: bool) -> bool:
+        return self._config.cross_site_check and request.is_cross_site(
+            self.own_origin, websocket=websocket
+        )
+
     async def _find(self, request: Request) -> tuple[Session | None, Headers]:
         """The session that the request's cookies open, and a cookie to set, if any."""
         for ticket, is_old in self._jar.tickets(request):
@@ -98,7 +102,7 @@ class Flow:
                 continue
             if not is_old:
                 return session, []
-            await self._vault.touch(session)  # seals it anew, too, before the old key goes
+            await self._vault.reseal(session)  # before the old key goes
             return session, [self._jar.session(request, ticket, session.logged_in_at)]
         return None, []
 
@@ -152,11 +156,11 @@ class Flow:
     async def _logout(self, request: Request) -> Answer:
         target = safe_target(dict(request.parameters()).get("next"), request.root_path)
         if request.method in ("GET", "HEAD"):
-            action = f"{request.root_path}{self._config.prefix}/logout?next={quote(target)}"
+            action = f"{request.mount}{self._config.prefix}/logout?next={quote(target)}"
             return await self._pages.show(request, 200, "log_out", action, method="post")
         if request.method != "POST":
             return not_allowed("GET, HEAD, POST")
-        if request.is_cross_site(self.own_hosts):
+        if request.is_cross_site(self.own_origin):
             return problem(403, "Cross-site request refused")
         session, _ = await self._find(request)
         if session is not None:
@@ -169,7 +173,7 @@ class Flow:
             return not_allowed("GET, HEAD")
         session, headers = await self._find(request)
         if session is not None:  # logged in again meanwhile: the page would not be true
-            return redirect(302, f"{request.root_path}/", *headers)
+            return redirect(302, f"{request.mount}/", *headers)
         return await self._pages.show(request, 200, "signed_out", self._login.url(request, None))
 
     async def _session_info(self, request: Request) -> Answer:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
+from .paths import mount_url, safe_target
 from .session import dumps
 
 if TYPE_CHECKING:
@@ -83,13 +84,19 @@ class Request(ABC):
 
     @property
     def url(self) -> str:
-        """The path and query that a browser would come back to."""
+        """The path and query that a browser would come back to; the root if it would not."""
         path = self.root_path + self.path
         if unquote(self.raw_path) == path:
             path = self.raw_path
         else:
             path = quote(path, safe="/:@!$&'()*+,;=~")
-        return f"{path}?{self.query}" if self.query else path
+        # A request for "//evil" is one that browsers send, and a link to it is not to here.
+        return safe_target(f"{path}?{self.query}" if self.query else path, self.root_path)
+
+    @property
+    def mount(self) -> str:
+        """The `root_path` as it stands in a URL."""
+        return mount_url(self.root_path)
 
     def parameters(self) -> list[tuple[str, str]]:
         """The query's names and values; none if there are too many or they are not UTF-8."""
@@ -108,11 +115,11 @@ class Request(ABC):
             return False
         return mode == "navigate" or "text/html" in (self.header("accept") or "")
 
-    def is_cross_site(self, own_hosts: Sequence[str], *, websocket: bool = False) -> bool:
+    def is_cross_site(self, own_origin: str = "", *, websocket: bool = False) -> bool:
         """Whether another site made the browser send this state change (RFC 9700 §4.7).
 
         Args:
-            own_hosts: host names, with their ports, that are this site beside ``Host``.
+            own_origin: the origin that is this site, whatever ``Host`` says.
             websocket: a WebSocket counts as a state change although it is a GET.
         """
         if self.method in _SAFE_METHODS and not websocket:
@@ -120,24 +127,31 @@ class Request(ABC):
         site = self.header("sec-fetch-site")
         if site is not None and not websocket:
             return site not in ("same-origin", "none")
-        return self._has_foreign_origin(own_hosts)
+        return self._has_foreign_origin(own_origin)
 
-    def comes_from_elsewhere(self, own_hosts: Sequence[str]) -> bool:
+    def comes_from_elsewhere(self, own_origin: str = "") -> bool:
         """Whether another site made the browser send this request, whatever its method."""
         site = self.header("sec-fetch-site")
         if site is not None:
             return site not in ("same-origin", "none")
-        return self._has_foreign_origin(own_hosts)
+        return self._has_foreign_origin(own_origin)
 
-    def _has_foreign_origin(self, own_hosts: Sequence[str]) -> bool:
+    def _has_foreign_origin(self, own_origin: str) -> bool:
         origin = self.header("origin")
         if origin is None:
             return False
         try:
-            host = urlsplit(origin).netloc.lower()
+            sent, own = urlsplit(origin.lower()), urlsplit(own_origin)
         except ValueError:
             return True
-        return host != self.host.lower() and host not in own_hosts
+        if not sent.netloc:
+            return True  # "null"
+        if sent.netloc == own.netloc:
+            return sent.scheme != own.scheme
+        # Anybody on the way can be http://host. A server that does not know it is https cannot
+        # tell; the other way round, the origin is not ours.
+        is_downgraded = sent.scheme == "http" and self.scheme == "https"
+        return sent.netloc != self.host.lower() or is_downgraded
 
 
 @dataclass(frozen=True, slots=True)

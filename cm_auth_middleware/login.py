@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+import re
 import secrets
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from .config import CMAuthConfig
 from .cookies import PendingLogin, Ticket
@@ -31,6 +32,8 @@ _DOUBLE_CLICK = 60.0  # seconds in which the same callback may come again, by an
 _MOST_CODE = 1024  # characters; CameraManager's have six
 _MOST_QUERY = 8192  # characters of a callback's query that are looked at
 _FAILURES = {403: "login_cancelled", 502: "login_unavailable", 503: "login_not_kept"}
+
+_HOST = re.compile(r"(?P<name>[a-z0-9._-]+|\[[0-9a-f:.]+\])(:(?P<port>[0-9]{1,5}))?")
 
 Find = Callable[[Request], Awaitable[tuple[Session | None, Headers]]]
 
@@ -72,8 +75,8 @@ class Login:
         if redirect_uri is None:
             return await self._pages.failure(request, 400, "unknown_host")
         safe = safe_target(target, request.root_path)
-        if urlsplit(safe).path.startswith(f"{request.root_path}{self._config.prefix}/"):
-            safe = f"{request.root_path}/"  # a login never ends at a login
+        if unquote(urlsplit(safe).path).startswith(f"{request.root_path}{self._config.prefix}/"):
+            safe = f"{request.mount}/"  # a login never ends at a login
         cookie = self._jar.login(request)
         login, value = cookie.start(redirect_uri, safe, self._ports.clock())
         location = self._server.authorization_url(
@@ -85,23 +88,16 @@ class Login:
 
     def url(self, request: Request, target: str | None) -> str:
         """Where to start a login again."""
-        url = f"{request.root_path}{self._config.prefix}/login"
+        url = f"{request.mount}{self._config.prefix}/login"
         return f"{url}?next={quote(target, safe='/')}" if target else url
 
     def _redirect_uri(self, request: Request) -> str | None:
         if self._config.redirect_uri:
             return self._config.redirect_uri
-        try:
-            parts = urlsplit(f"//{request.host}")
-            host, _ = (parts.hostname or "").lower(), parts.port
-        except ValueError:
+        host = _HOST.fullmatch(request.host.lower())
+        if host is None or host["name"] not in self._hosts or int(host["port"] or 0) > 65_535:
             return None
-        if ":" in host:
-            host = f"[{host}]"
-        if host not in self._hosts or parts.username is not None or parts.path:
-            return None
-        path = f"{request.root_path}{self._config.prefix}/callback"
-        return f"{request.scheme}://{request.host}{quote(path)}"
+        return f"{request.scheme}://{host[0]}{request.mount}{self._config.prefix}/callback"
 
     # -- and back --------------------------------------------------------------------------
 
@@ -202,7 +198,7 @@ class Login:
     async def _stale(self, request: Request, login: PendingLogin | None, find: Find) -> Answer:
         session, _ = await find(request)
         if session is not None:
-            return redirect(302, login.target if login else f"{request.root_path}/")
+            return redirect(302, login.target if login else f"{request.mount}/")
         log.info("login_stale")
         url = self.url(request, login.target if login else None)
         return await self._pages.failure(request, 400, "login_stale", login=url)

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 MAX_TARGET = 4096  # characters
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
+
+def mount_url(root_path: str) -> str:
+    """Where an app is mounted, as it stands in a URL: quoted, and never a host ("//evil")."""
+    path = root_path.strip("/")
+    return quote(f"/{path}") if path else ""
 
 
 def safe_target(target: str | None, root_path: str = "") -> str:
@@ -16,7 +22,7 @@ def safe_target(target: str | None, root_path: str = "") -> str:
     Judged as the URL standard (WHATWG) resolves it, raw and decoded: a backslash counts as a
     slash, tabs and line ends vanish, dot segments collapse.
     """
-    root = f"{root_path}/"
+    root = f"{mount_url(root_path)}/"
     if not target or len(target) > MAX_TARGET or not target.isascii():
         return root
     forms = (target, unquote(target), unquote(unquote(target)))
@@ -28,7 +34,7 @@ def safe_target(target: str | None, root_path: str = "") -> str:
         parts = urlsplit(target)
     except ValueError:
         return root
-    if parts.scheme or parts.netloc or not (target == root_path or target.startswith(root)):
+    if parts.scheme or parts.netloc or not f"{unquote(parts.path)}/".startswith(unquote(root)):
         return root
     return target
 

@@ -64,9 +64,9 @@ class _Relay:
             raise ConfigError("allow is empty: give rules such as 'GET /rest/v2.4/cameras'")
         self._rules = [_rule(rule) for rule in rules]
 
-    def judge(self, request: Request, own_hosts: list[str]) -> Answer | str:
+    def judge(self, request: Request, own_origin: str) -> Answer | str:
         """Return the path and query to ask the API for, or the refusal."""
-        if request.comes_from_elsewhere(own_hosts):
+        if request.comes_from_elsewhere(own_origin):
             return problem(403, "Cross-site request refused")
         path, query = request.path, request.query
         segments = path.split("/")[1:]
@@ -111,7 +111,7 @@ class CMProxy(_Relay):
         is_head = request.method == "HEAD"
         cm = _ready_client(scope.get("state", {}), "cm")
         engine = scope["state"]["cm_auth"]
-        target = self.judge(request, engine.async_side.flow.own_hosts)
+        target = self.judge(request, engine.async_side.flow.own_origin)
         if isinstance(target, Answer):
             await send_answer(target, send, head=is_head)
             return
@@ -150,7 +150,7 @@ class CMWSGIProxy(_Relay):
         request = WSGIRequest(environ)
         cm = _ready_client(environ, "cm_auth.client")
         engine = environ["cm_auth.engine"]
-        target = self.judge(request, engine.thread_side.flow.own_hosts)
+        target = self.judge(request, engine.thread_side.flow.own_origin)
         if isinstance(target, Answer):
             return start_answer(target, request, start_response)
         if request.header("transfer-encoding") and not environ.get("wsgi.input_terminated"):

@@ -85,10 +85,13 @@ class Sealer:
         """Decrypt a session; None for one that is corrupt, foreign or moved."""
         if sealed[:1] != _SESSION or not _FIXED.size < len(sealed) <= MAX_RECORD:
             return None
-        *_, last_seen_at, length = _FIXED.unpack_from(sealed)
-        size = _FIXED.size + length
-        plain = self._open(name, half_key, sealed[:size], sealed[size:])
+        *_, last_seen_at, _ = _FIXED.unpack_from(sealed)
+        plain = self._open(name, half_key, *_split(sealed), self._secrets)
         return None if plain is None else Record.decode(plain, last_seen_at)
+
+    def is_current(self, name: str, half_key: bytes, sealed: bytes) -> bool:
+        """Whether a session is sealed with the newest secret key."""
+        return self._open(name, half_key, *_split(sealed), self._secrets[:1]) is not None
 
     def user_prefixes(self, user_id: str) -> list[bytes]:
         """What the stored values of a user's sessions begin with, one for each secret key."""
@@ -118,7 +121,7 @@ class Sealer:
         """Decrypt the newest tokens of a grant; None for anything else."""
         if sealed[:1] != _GRANT or len(sealed) > MAX_RECORD:
             return None
-        plain = self._open(name, half_key, _GRANT, sealed[1:])
+        plain = self._open(name, half_key, _GRANT, sealed[1:], self._secrets)
         return None if plain is None else Tokens.decode(plain)
 
     # -- handles ---------------------------------------------------------------------------
@@ -158,14 +161,22 @@ class Sealer:
         key = _derive(self._secrets[0], half_key, b"record")
         return nonce + _aead(key).encrypt(nonce, plain, name.encode() + header)
 
-    def _open(self, name: str, half_key: bytes, header: bytes, body: bytes) -> bytes | None:
+    def _open(
+        self, name: str, half_key: bytes, header: bytes, body: bytes, keys: Sequence[bytes]
+    ) -> bytes | None:
         nonce, ciphertext = body[:_NONCE_BYTES], body[_NONCE_BYTES:]
-        for secret in self._secrets:
+        for secret in keys:
             key = _derive(secret, half_key, b"record")
             plain = _decrypt(key, nonce, ciphertext, name.encode() + header)
             if plain is not None:
                 return plain
         return None
+
+
+def _split(sealed: bytes) -> tuple[bytes, bytes]:
+    """The readable beginning of a session's value, and the encrypted rest."""
+    size = _FIXED.size + _FIXED.unpack_from(sealed)[-1]
+    return sealed[:size], sealed[size:]
 
 
 def _decrypt(key: bytes, nonce: bytes, ciphertext: bytes, associated: bytes | None) -> bytes | None:

@@ -67,9 +67,24 @@ class SessionVault:
         return session
 
     async def touch(self, session: Session) -> None:
-        """Note that a session is used; this also seals it with the newest secret key."""
+        """Note that a session is used, unless another request just did."""
         now = self._ports.clock()
-        await self.update(session, lambda record: record.seen(now))
+        await self.update(
+            session, lambda record: record.seen(now) if _is_due(record, now) else record
+        )
+
+    async def reseal(self, session: Session) -> None:
+        """Seal a session with the newest secret key, unless another request just did."""
+        key, half_key = session.key, session.half_key
+        while True:
+            old = await self.store.get(key)
+            record = self.sealer.open_session(key, half_key, old) if old is not None else None
+            if old is None or record is None or self.sealer.is_current(key, half_key, old):
+                return
+            new = self.sealer.seal_session(key, half_key, record)
+            if await self.store.replace(key, old, new, self.ttl(record)):
+                self._keep_opened(key, half_key, new, record)
+                return
 
     async def peek(self, key: str, half_key: bytes) -> Session | None:
         """Return the live session of a key without noting that it is used."""
@@ -167,3 +182,8 @@ class SessionVault:
     def _keep_opened(self, key: str, half_key: bytes, sealed: bytes, record: Record) -> _Opened:
         due = min(self._ends_at(record), record.last_seen_at + _TOUCH)
         return remember(self._opened, key, (half_key, sealed, record, due))
+
+
+def _is_due(record: Record, now: float) -> bool:
+    """Whether "last seen" is to be written again."""
+    return now >= record.last_seen_at + _TOUCH

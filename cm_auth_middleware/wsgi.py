@@ -218,4 +218,7 @@ def _close(body: Iterable[bytes]) -> None:
 
 def _text(value: str) -> str:
     """Decode a path: WSGI hands its bytes on as Latin-1 (PEP 3333)."""
-    return value.encode("latin-1").decode("utf-8", "replace")
+    try:
+        return value.encode("latin-1").decode("utf-8", "replace")
+    except UnicodeEncodeError:  # somebody decoded it already, as Bottle's mount does
+        return value

@@ -232,10 +232,11 @@ async def test_the_threads_of_one_request_share_the_client(world: World) -> None
     assert len(world.sim.token_calls("refresh_token")) == 1
 
 
-async def test_a_path_that_is_no_utf8_and_a_bare_environ_are_handled(world: World) -> None:
+@pytest.mark.parametrize("path", ["/\xff\xfe", "/Caf\u20ac", ""])
+async def test_a_path_that_keeps_to_no_rule_and_a_bare_environ_are_handled(world, path) -> None:
     environ = {
         "REQUEST_METHOD": "GET",
-        "PATH_INFO": "/\xff\xfe",
+        "PATH_INFO": path,
         "wsgi.url_scheme": "http",
         "wsgi.input": io.BytesIO(),
         "SERVER_NAME": "localhost",

@@ -12,6 +12,7 @@ from .workers import warn_if_several_workers
 
 _SHARDS = 512  # at most; with 10^6 records each has 2 000: 0.1 ms to sweep, and to grow
 _SHARD_RECORDS = 1_000  # a smaller store has fewer shards
+_SWEEP_EVERY = 10.0  # seconds from the start of one round through the parts to that of the next
 _LEASES = 1_024  # leases kept before those that ran out are swept
 
 _stores: weakref.WeakSet[MemoryStore] = weakref.WeakSet()
@@ -20,7 +21,7 @@ _stores: weakref.WeakSet[MemoryStore] = weakref.WeakSet()
 class MemoryStore:
     """A bounded dictionary with expiry. It never waits, so it serves threads and loops alike.
 
-    Each write sweeps the expired out of one part of the store, part after part.
+    Writes sweep the expired out, each of one part of the store, part after part.
 
     Args:
         capacity: how many sessions are kept; beyond it the one longest not written goes first
@@ -41,6 +42,7 @@ class MemoryStore:
         self._mask = count - 1
         self._shard_capacity = -(-capacity // count)
         self._next_sweep = 0
+        self._round_at = 0.0
         self._leases: dict[str, tuple[str, float]] = {}
         self._sweep_leases_at = _LEASES
         self._lock = threading.Lock()
@@ -64,7 +66,7 @@ class MemoryStore:
             warn_if_several_workers()
         with self._lock:
             self._set(key, value, ttl)
-            self._sweep()
+            self._sweep_if_due()
 
     async def replace(self, key: str, old: bytes, new: bytes, ttl: float) -> bool:
         """Set `new` if the value is `old`."""
@@ -73,7 +75,7 @@ class MemoryStore:
             if entry is None or entry[1] <= self._clock() or entry[0] != old:
                 return False
             self._set(key, new, ttl)
-            self._sweep()
+            self._sweep_if_due()
             return True
 
     async def delete(self, key: str) -> bytes | None:
@@ -141,6 +143,14 @@ class MemoryStore:
         shard[key] = (value, self._clock() + ttl)
         if len(shard) > self._shard_capacity:
             del shard[next(iter(shard))]
+
+    def _sweep_if_due(self) -> None:
+        if self._next_sweep == 0:
+            now = self._clock()
+            if now < self._round_at:
+                return
+            self._round_at = now + _SWEEP_EVERY
+        self._sweep()
 
     def _sweep(self) -> int:
         """Drop the expired of the next part, and return how many they were."""

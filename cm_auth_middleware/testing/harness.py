@@ -166,8 +166,7 @@ class CMLogin:
         self.server = server
         self._logins: list[tuple[Browser, str]] = []
         self._loop = LoopThread()
-        self._sites: dict[int, tuple[Any, httpx2.BaseTransport]] = {}
-        self._lifespans: list[Lifespan] = []
+        self._lifespans: dict[int, Lifespan] = {}
 
     @overload
     def __call__(
@@ -242,7 +241,7 @@ class CMLogin:
         """Shut the applications and the browsers down."""
         for browser, _ in self._logins:
             browser.close()
-        for lifespan in self._lifespans:
+        for lifespan in self._lifespans.values():
             lifespan.stop()
         self._loop.close()
 
@@ -265,14 +264,13 @@ class CMLogin:
         if (interface or interface_of(app)) == "wsgi":
             return wsgi_transport(app, raise_app_exceptions=raise_app_exceptions)
         key = id(app)
-        if key not in self._sites:
+        if key not in self._lifespans:
             lifespan = Lifespan(app, self._loop)
             lifespan.start()
-            self._lifespans.append(lifespan)
-            bridge = ASGIBridge(app, self._loop, raise_app_exceptions=raise_app_exceptions)
-            bridge.state = lifespan.state
-            self._sites[key] = (app, bridge)  # the app, too: or its id may be another's soon
-        return self._sites[key][1]
+            self._lifespans[key] = lifespan  # which keeps the app, so that its id stays its own
+        bridge = ASGIBridge(app, self._loop, raise_app_exceptions=raise_app_exceptions)
+        bridge.state = self._lifespans[key].state
+        return bridge
 
 
 class CMTime:

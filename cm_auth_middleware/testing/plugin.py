@@ -24,7 +24,10 @@ def _cm_simulator() -> Simulator:
 
 @pytest.fixture(scope="session")
 def _cm_url(_cm_simulator: Simulator) -> Iterator[str]:
-    from cm_auth_middleware.testing.server import SimulatorServer
+    try:
+        from cm_auth_middleware.testing.server import SimulatorServer
+    except ModuleNotFoundError as error:  # pragma: no cover - proven by the packaging test
+        pytest.fail(f"cm_server needs {error.name}: pip install 'cm_auth_middleware[testing]'")
 
     with SimulatorServer(_cm_simulator) as server:
         yield server.url

@@ -1,0 +1,310 @@
+"""What needs no login: judged on what the framework really routes, on real servers."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack
+from itertools import product
+
+import pytest
+from starlette.applications import Starlette
+from starlette.routing import Mount
+from werkzeug.middleware.dispatcher import DispatcherMiddleware
+
+from ..support import CM, World
+from ..test_asgi import Socket, ws_headers
+from .routed import METHODS, asgi_app, guarded_asgi, guarded_wsgi, wsgi_app
+from .servers import ASGI, WSGI, Answered, ask, say, served
+from .support import NAME, session_of
+
+OPEN = ["/health", "/health?x", "/health?/secret", "/public/a", "/public/a/b.css", "/public/a?b=../x",
+        "/public/%61", "/public/a%20b", "/public/"]  # fmt: skip
+TRICKS = [
+    "/public/../x", "/public/%2e%2e/x", "/public/%2E%2E/x", "/public/.%2e/x", "/public/..%2fx",
+    "/public/%2e%2e%2fx", "/public/..%5cx", "/public/..\\x", "/public/..;/x", "/public/..%3b/x",
+    "/public/%252e%252e/x", "/public/..%252fx", "/public/./x", "/public//x", "/public/a//../../x",
+    "/public%2fx", "/public%2f..%2fx", "/public%5cx", "/public\\x", "/public/%00/x", "/public/%0a",
+    "/public/%09", "/public/x%00", "/public/..", "/public", "/publicx", "/public%20/x", "/Public/x",
+    "/PUBLIC/x", "/public./x", "/public;/x", "/public;a=b/x", "//public/x", "///public/x",
+    "/x/../public/x", "/./public/x", "/%2e/public/x", "/x;/public/", "/x;/public", "/x?/public/",
+    "/x?/../public/x", "/x#/public/", "/x%23/public/", "/x%3f/public/", "/x/public/", "/x%2fpublic/a",
+    "//x", "/./x", "/", "//", "/x//public/a", "/healthx", "/health/", "/Health", "/HEALTH", "/health%20",
+    "/health%00", "/health%0a", "/health;", "/health;x", "/health.", "/health..", "/health/.",
+    "/health/..", "/health/../x", "/health%2f..%2fx", "/health%2f", "//health", "/./health",
+    "/%2fhealth", "/x/../health", "/%68ealth", "/health%3f", "/health%3fx", "/health#", "/health#x",
+    "/health%23", "/health\\", "/%5chealth", "\\health", "health", "public/x", "", "*", "?", "#",
+    "/health\xe9", "/public/\xe9", "/public/\xc3\xa9", "/public/%ff", "/%ff/../health",
+    "/ｐublic/x".encode().decode("latin-1"), "/public/．．/x".encode().decode("latin-1"),
+    "/public/%ef%bc%8f..%ef%bc%8fx", "/public/%c0%ae%c0%ae/x", "/public/%u002e%u002e/x",
+    "http://localhost/public/a", "http://localhost/x", "http://localhost/health",
+    "http://evil/public/../x", "http://localhost/public/%2e%2e/x", "http:///health",
+    "http://localhost/x?/public/", "//localhost/public/a", "https://localhost/health", "localhost:80",
+    "javascript:/health", "/x HTTP/1.1\r\nX: /health", "/health\tx", "/health x",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=[*ASGI, *WSGI])
+def ports(request: pytest.FixtureRequest) -> Iterator[tuple[int, int]]:
+    """One server with the bare application, and one with the middleware before it."""
+    name = request.param
+    if name in ASGI:
+        pair = asgi_app(), guarded_asgi()
+    elif name == "gunicorn":
+        module = "tests.security.routed"
+        pair = f"{module}:bare_application", f"{module}:application"
+    else:
+        pair = wsgi_app(), guarded_wsgi()
+    with ExitStack() as stack:
+        bare, guarded = (stack.enter_context(served(name, app)) for app in pair)
+        yield bare, guarded
+
+
+def reached(answer: Answered) -> str:
+    return answer.body.decode() if answer.body in (b"open", b"secret") else ""
+
+
+def test_exempt_paths_are_open(ports: tuple[int, int]) -> None:
+    """17: what the routes below /public and /health are asked for is answered without a login."""
+    bare, guarded = ports
+    for target in OPEN:
+        answer = ask(guarded, target)
+        assert (answer.status, reached(answer)) == (200, reached(ask(bare, target))), target
+        assert reached(answer) == "open", target
+
+
+def test_a_visitor_reaches_what_is_exempt_and_nothing_else(ports: tuple[int, int]) -> None:
+    """17: tricks with the request target: the bare application shows where each would lead."""
+    bare, guarded = ports
+    for target in TRICKS:
+        there, here = reached(ask(bare, target)), ask(guarded, target)
+        assert reached(here) in ("", there), target
+        assert reached(here) != "secret", target
+        assert here.status < 500, target
+
+
+def test_pieces_put_together_reach_nothing_secret(ports: tuple[int, int]) -> None:
+    """17: the same with every pair of pieces that servers and frameworks treat specially."""
+    bare, guarded = ports
+    pieces = ["/", "//", "/.", "/..", "/%2e%2e", "%2f", "%5c", "\\", ";", "?", "#", "%00", "%"]
+    for first, second in product(pieces, repeat=2):
+        for target in (f"/public{first}{second}x", f"/x{first}{second}public/a"):
+            here = ask(guarded, target)
+            assert reached(here) != "secret", target
+            if reached(here) == "open":
+                assert reached(ask(bare, target)) == "open", target
+
+
+@pytest.mark.parametrize("method", ["HEAD", *METHODS, "get", "G\xe9T"])
+def test_every_method_is_protected_like_get(ports: tuple[int, int], method: str) -> None:
+    """18: HEAD, OPTIONS, TRACE, PROPFIND and unknown ones get nothing of the application."""
+    answer = ask(ports[1], "/x", "Content-Length: 0", method=method)
+    assert answer.status in (0, 302, 400, 401, 405, 501)
+    assert reached(answer) == ""
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *(f"{name}: {method}" for name in ("X-HTTP-Method-Override", "X-Method-Override",
+          "X-HTTP-Method") for method in ("GET", "OPTIONS")),
+        *(f"{name}: {path}" for name in ("X-Original-URL", "X-Rewrite-URL", "X-Forwarded-Uri",
+          "X-Forwarded-Prefix", "X-Original-URI", "Script-Name", "Script_Name", "Path_Info",
+          "X-Forwarded-Path", "Request-Uri") for path in ("/health", "/public/a")),
+    ],
+)  # fmt: skip
+def test_no_header_makes_a_path_exempt(ports: tuple[int, int], line: str) -> None:
+    """18: overrides of the method or the URL in headers mean nothing."""
+    for method in ("GET", "POST"):
+        answer = ask(ports[1], "/x", line, "Content-Length: 0", method=method)
+        assert answer.status in (400, 401, 500)  # 500: gunicorn's own, to a wrong Script_Name
+        assert reached(answer) == ""
+
+
+def test_a_cors_preflight_gets_no_data_and_no_session(ports: tuple[int, int]) -> None:
+    """18: nor a permission."""
+    lines = ("Origin: http://evil", "Access-Control-Request-Method: DELETE")
+    for target in ("/x", "/auth/session", "/auth/logout", "/auth/login"):
+        answer = ask(ports[1], target, *lines, method="OPTIONS")
+        assert answer.status in (401, 405)
+        assert "access-control" not in str(answer.headers).lower()
+        assert answer.header("set-cookie") == ""
+        assert reached(answer) == ""
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ("X-Forwarded-User: anna@example.com",), ("X-Auth-Request-User: anna",),
+        ("X-Auth-Request-Email: anna@example.com",), ("X_Forwarded_User: anna@example.com",),
+        ("Remote-User: anna",), ("Remote_User: anna",), ("X-Remote-User: anna",),
+        ("Authorization: Bearer 00000000-0000-0000-0000-000000000000:10003",),
+        ("Authorization: Basic YW5uYTpjYW1lcmFz",), ("Proxy-Authorization: Basic YW5uYTpj",),
+        ("X-Forwarded-For: 127.0.0.1", "X-Real-IP: 127.0.0.1"), ("Cm_Auth.Session: x",),
+        ("X-Forwarded-Access-Token: x",), ("Cookie: session=anna; user=anna; cm_auth=anna",),
+    ],
+)  # fmt: skip
+def test_identity_from_outside_means_nothing(ports: tuple[int, int], lines) -> None:
+    """20: whoever says who they are in a header is still a visitor."""
+    answer = ask(ports[1], "/x", *lines)
+    assert answer.status == 401
+    assert reached(answer) == ""
+    assert b'"authenticated":false' in ask(ports[1], "/auth/session", *lines).body
+
+
+def test_a_second_request_in_the_body_of_the_first_is_judged_by_itself(ports) -> None:
+    """17: pipelined, or smuggled behind a wrong length: no answer holds a secret."""
+    second = b"GET /x HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+    for framing in (
+        b"Content-Length: 0\r\n",
+        b"Content-Length: 0\r\nContent-Length: %d\r\n" % len(second),
+        b"Transfer-Encoding: chunked\r\nContent-Length: 0\r\n",
+        b"Transfer-Encoding : chunked\r\n",
+        b"Transfer-Encoding: xchunked\r\n",
+    ):
+        first = b"POST /health HTTP/1.1\r\nHost: localhost\r\n" + framing + b"\r\n"
+        answer = say(ports[1], first + second)
+        assert b"secret" not in answer.body
+        assert answer.status < 500 or answer.status == 501
+
+
+@pytest.mark.parametrize("how", ["mounted", "root_path", "root_path/", "dispatched"])
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [
+        ("/health", ""), ("/sub/health", "open"), ("/sub/public/a", "open"), ("/sub/x", ""),
+        ("/sub/sub/health", ""), ("/subhealth", ""), ("/sub//health", ""), ("/sub/../health", ""),
+        ("/sub/%2e%2e/health", ""), ("/sub/public/../x", ""), ("/sub", ""), ("/sub/", ""),
+        ("/sub/public/sub/health", "open"), ("/x/sub/health", ""), ("/sub/x/sub/health", ""),
+    ],
+)  # fmt: skip
+def test_below_a_mount_the_exempt_paths_are_the_applications_own(
+    how: str, target: str, expected: str
+) -> None:
+    """17: root_path and SCRIPT_NAME: what the framework routes there decides."""
+    options = {}
+    if how == "mounted":
+        name, guarded, bare = "h11", guarded_asgi("/sub"), Starlette(routes=[Mount("/sub", asgi_app())])
+    elif how == "dispatched":
+        name = "werkzeug"
+        guarded, bare = (
+            DispatcherMiddleware(_nothing, {"/sub": app}) for app in (guarded_wsgi(), wsgi_app())
+        )
+    else:
+        # As behind a proxy that takes the mount off: uvicorn puts it back before the path.
+        name, guarded, bare = "h11", guarded_asgi(), asgi_app()
+        options = {"root_path": how.removeprefix("root_path").join(("/sub", "")) or "/sub"}
+        target = target.removeprefix("/sub") if target.startswith("/sub/") else f"/x{target}"
+    with served(name, guarded, **options) as here, served(name, bare, **options) as there:
+        answer = reached(ask(here, target))
+        assert answer != "secret"
+        if answer == "open":
+            assert reached(ask(there, target)) == "open"
+        assert answer == expected
+
+
+def _nothing(environ, start_response):
+    start_response("404 Not Found", [("Content-Type", "text/plain")])
+    return [b""]
+
+
+@pytest.fixture
+def shell(request: pytest.FixtureRequest) -> str:
+    return "asgi"
+
+
+@pytest.mark.anyio
+async def test_a_websocket_without_a_session_is_never_accepted(world: World) -> None:
+    """19: refused before accept, whatever else it brings along."""
+    for headers in (
+        {},
+        {"Origin": "http://localhost:8000"},
+        {"Cookie": f"{NAME}=x"},
+        {"Sec-Fetch-Mode": "navigate", "Accept": "text/html"},
+        {"Authorization": "Bearer x"},
+    ):
+        for denial in (True, False):
+            sent = await Socket(world, {"Host": "localhost:8000", **headers}, denial=denial).run()
+            assert "websocket.accept" not in [message["type"] for message in sent]
+            assert sent[0].get("status", 401) == 401
+            assert sent[0].get("code", 4401) == 4401
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    "origin",
+    ["http://evil.example", "null", "http://localhost:8001", "http://localhost", "http://localhost:8000.evil",
+     "http://evil@localhost:9", "file://", "http://[", "chrome-extension://localhost:8000x"],
+)  # fmt: skip
+async def test_a_websocket_of_another_origin_is_refused_although_the_cookie_came(
+    world: World, origin: str
+) -> None:
+    """19: cross-site WebSocket hijacking; Sec-Fetch-Site does not help the attacker."""
+    headers = await ws_headers(world)
+    for more in ({}, {"Sec-Fetch-Site": "same-origin"}):
+        sent = await Socket(world, {**headers, "Origin": origin, **more}).run()
+        assert sent[0]["type"] == "websocket.http.response.start"
+        assert sent[0]["status"] == 403
+    sent = await Socket(world, {**headers, "Origin": "http://localhost:8000"}).run()
+    assert sent[0]["type"] == "websocket.accept"
+
+
+@pytest.mark.anyio
+async def test_a_websocket_from_the_http_twin_of_an_https_site_is_refused(world: World) -> None:
+    """19: whoever can alter http://host is not https://host."""
+    browser = await world.login()
+    headers = {"Host": "localhost:8000", "Cookie": f"__Host-cm_auth={session_of(browser)}"}
+    for origin, expected in (("http", "websocket.http.response.start"), ("https", "websocket.accept")):
+        one = Socket(world, {**headers, "Origin": f"{origin}://localhost:8000"})
+        one.scope["scheme"] = "wss"
+        assert (await one.run())[0]["type"] == expected
+
+
+@pytest.mark.anyio
+async def test_an_exempt_websocket_of_another_origin_has_no_session(make_world) -> None:
+    """19: open to everybody it may be, but not with the cookie of whoever visits evil.example."""
+    seen = []
+
+    async def app(scope, receive, send) -> None:
+        seen.append(scope["state"]["cm_session"])
+        await send({"type": "websocket.close"})
+
+    world = make_world(exempt=["/ws"])
+    headers = await ws_headers(world)
+    world.app.app = app
+    for origin in ("http://evil.example", "http://localhost:8000"):
+        await Socket(world, {**headers, "Origin": origin}).run()
+    assert seen[0] is None
+    assert seen[1].user["email"] == "anna@example.com"
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("kind", ["webtransport", "http2", "HTTP", "", "websocket.http", "lifespan2"])
+async def test_an_unknown_kind_of_connection_never_reaches_the_app(world: World, kind: str) -> None:
+    """21: only lifespan is passed on unseen."""
+    reached = []
+
+    async def app(scope, receive, send) -> None:
+        reached.append(scope["type"])
+
+    world.app.app = app
+    with pytest.raises(RuntimeError, match="unknown ASGI scope"):
+        await world.app({"type": kind, "path": "/health", "headers": []}, None, None)
+    assert reached == []
+
+
+@pytest.mark.anyio
+async def test_no_request_for_an_exempt_path_asks_camera_manager(make_world) -> None:
+    """17: and with CameraManager gone, it is answered all the same."""
+    world = make_world(exempt=["/health"])
+    del world.net.apps[CM]
+    assert (await world.browser().get("/health")).text == "nobody"
+
+
+def test_a_server_in_a_thread_is_gone_after_its_test() -> None:
+    """The helper that these tests stand on frees its port."""
+    for name in (*ASGI, "werkzeug", "waitress"):
+        with served(name, asgi_app() if name in ASGI else wsgi_app()) as port:
+            assert ask(port, "/health").body == b"open"
+        with pytest.raises(OSError), socket.create_connection(("127.0.0.1", port), timeout=2):  # noqa: PT012
+            pass
