@@ -44,7 +44,7 @@ class Flow:
         self._login = Login(config, ports, vault, keeper, server, self._jar, self._pages)
         self._exempt = ExemptPaths(config.exempt)
         callback = urlsplit((config.redirect_uri or "").lower())
-        self._own_origin = f"{callback.scheme}://{callback.netloc}" if callback.netloc else ""
+        self.own_origin = f"{callback.scheme}://{callback.netloc}" if callback.netloc else ""
         self._routes = {
             f"{config.prefix}/login": self._login.login,
             f"{config.prefix}/callback": self._callback,
@@ -91,7 +91,7 @@ class Flow:
 
     def _is_cross_site(self, request: Request, websocket: bool) -> bool:
         return self._config.cross_site_check and request.is_cross_site(
-            self._own_origin, websocket=websocket
+            self.own_origin, websocket=websocket
         )
 
     async def _find(self, request: Request) -> tuple[Session | None, Headers]:
@@ -164,7 +164,7 @@ class Flow:
             return await self._pages.show(request, 200, "log_out", action, method="post")
         if request.method != "POST":
             return not_allowed("GET, HEAD, POST")
-        if request.is_cross_site(self._own_origin):
+        if request.is_cross_site(self.own_origin):
             return problem(403, "Cross-site request refused")
         session, _ = await self._find(request)
         if session is not None:

@@ -138,6 +138,16 @@ class Request(ABC):
         site = self.header("sec-fetch-site")
         if site is not None and not websocket:
             return site not in ("same-origin", "none")
+        return self._has_foreign_origin(own_origin)
+
+    def comes_from_elsewhere(self, own_origin: str = "") -> bool:
+        """Whether another site made the browser send this request, whatever its method."""
+        site = self.header("sec-fetch-site")
+        if site is not None:
+            return site not in ("same-origin", "none")
+        return self._has_foreign_origin(own_origin)
+
+    def _has_foreign_origin(self, own_origin: str) -> bool:
         origin = self.header("origin")
         if origin is None:
             return False
