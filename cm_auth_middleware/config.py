@@ -180,7 +180,7 @@ class CMAuthConfig:
                 raise ConfigError(f"{name} is a string, or None")
         if self.cookie_secure not in (True, False, None):
             raise ConfigError("cookie_secure is True, False or None")
-        for name in _FUNCTIONS:
+        for name in FUNCTIONS:
             if getattr(self, name) is not None and not callable(getattr(self, name)):
                 raise ConfigError(f"{name} is a function, or None")
 

@@ -36,6 +36,7 @@ class SessionVault:
         # Records by the very bytes they were opened from, so none can outlive a change or a
         # logout: the store is asked every time.
         self._opened: dict[str, _Opened] = {}
+        self._unreadable: dict[str, bytes] = {}
 
     async def read(self, ticket: Ticket) -> Session | None:
         """Return the live session of a ticket, or None; note once a minute that it is used."""
@@ -47,14 +48,21 @@ class SessionVault:
         if known is None or known[1] != sealed or known[0] != half_key:
             record = self.sealer.open_session(key, half_key, sealed)
             if record is None:
-                # It stays: while a new secret key is rolled out, others can open it.
-                log.warning("session_unreadable session=%s", key[:8])
+                await self._set_aside(key, sealed)
                 return None
             known = self._keep_opened(key, half_key, sealed, record)
         session = Session(key, half_key, known[2], self.sealer)
         if self._ports.clock() >= known[3]:
             return await self._look_again(session)
         return session
+
+    async def _set_aside(self, key: str, sealed: bytes) -> None:
+        """Delete what is nobody's session; leave what somebody else may be able to open."""
+        if self._unreadable.get(key) != sealed:
+            remember(self._unreadable, key, sealed)
+            log.warning("session_unreadable session=%s", key[:8])
+        if not self.sealer.may_be_anothers(sealed):
+            await self.store.delete(key)
 
     async def _look_again(self, session: Session) -> Session | None:
         """End a session whose time is over; note that any other one is used."""
@@ -81,7 +89,7 @@ class SessionVault:
         while True:
             old = await self.store.get(key)
             record = self.sealer.open_session(key, half_key, old) if old is not None else None
-            if old is None or record is None or self.sealer.is_current(key, half_key, old):
+            if old is None or record is None or self.sealer.is_current(old):
                 return
             new = self.sealer.seal_session(key, half_key, record)
             if await self.store.replace(key, old, new, self.ttl(record)):
