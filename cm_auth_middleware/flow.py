@@ -8,8 +8,8 @@ from urllib.parse import quote, urlsplit
 
 from .config import CMAuthConfig
 from .errors import SessionExpiredError, StoreError, UnavailableError
-from .http import Access, Answer, Headers, Request, json_answer, not_allowed, problem, redirect
-from .jar import CookieJar
+from .http import SAFE_METHODS, Access, Answer, Request, json_answer, not_allowed, problem, redirect
+from .jar import MARKED, CookieJar
 from .login import Login
 from .pages import Pages
 from .paths import ExemptPaths, safe_target
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from .vault import SessionVault
 
 log = logging.getLogger(__package__)
+
+
+VISITOR = Access(None)
 
 
 class Flow:
@@ -61,50 +64,65 @@ class Flow:
             route = None if websocket else self._routes.get(request.path)
             if route is not None:
                 return await route(request)
-            if request.path in self._exempt and not request.is_ambiguous:
+            if self._is_exempt(request):
                 return await self._pass_exempt(request, websocket)
             return await self._protect(request, websocket)
         except UnavailableError as error:
             return await self.unavailable(request, error)
 
+    def is_open(self, request: Request) -> bool:
+        """Whether a visitor asks for what needs no login, which takes no I/O to say."""
+        return not request.cookie_line and self._is_exempt(request)
+
+    def _is_exempt(self, request: Request) -> bool:
+        path = request.path
+        if path not in self._exempt or path in self._routes:
+            return False
+        return not (request.root_path and request.is_ambiguous)
+
     async def _pass_exempt(self, request: Request, websocket: bool) -> Access:
         if self._is_cross_site(request, websocket):
-            return Access(None)  # open to everybody, but not with the cookie of whoever was lured
+            return VISITOR  # open to everybody, but not with the cookie of whoever was lured
         try:
-            return Access(*await self._find(request))
+            return await self._find(request)
         except UnavailableError:
-            return Access(None)
+            return VISITOR
 
     async def _protect(self, request: Request, websocket: bool) -> Answer | Access:
-        session, headers = await self._find(request)
+        access = await self._find(request)
+        session = access.session
         if session is None:
             return await self.unauthenticated(request)
         if self._is_cross_site(request, websocket):
             return problem(403, "Cross-site request refused")
-        try:
-            await self._keeper.freshen(session)
-        except SessionExpiredError:
-            return await self.unauthenticated(request)
-        if self._jar.is_marked(request):
-            headers = [*headers, self._jar.unmark(request)]  # it did stick
-        return Access(session, headers)
+        record, now = session.record, self._ports.clock()
+        if now >= record.tokens.refresh_at:
+            try:
+                await self._keeper.freshen(session)
+            except SessionExpiredError:
+                return await self.unauthenticated(request)
+        if now < record.logged_in_at + MARKED and self._jar.is_marked(request):
+            access.headers.append(self._jar.unmark(request))  # it did stick
+        return access
 
     def _is_cross_site(self, request: Request, websocket: bool) -> bool:
+        if request.method in SAFE_METHODS and not websocket:
+            return False
         return self._config.cross_site_check and request.is_cross_site(
             self.own_origin, websocket=websocket
         )
 
-    async def _find(self, request: Request) -> tuple[Session | None, Headers]:
+    async def _find(self, request: Request) -> Access:
         """The session that the request's cookies open, and a cookie to set, if any."""
         for ticket, is_old in self._jar.tickets(request):
             session = await self._vault.read(ticket)
             if session is None:
                 continue
             if not is_old:
-                return session, []
+                return Access(session, [])
             await self._vault.reseal(session)  # before the old key goes
-            return session, [self._jar.session(request, ticket, session.logged_in_at)]
-        return None, []
+            return Access(session, [self._jar.session(request, ticket, session.logged_in_at)])
+        return VISITOR
 
     async def _peek(self, request: Request) -> Session | None:
         """The session of a request, which is not noted as a use of it."""
@@ -166,7 +184,7 @@ class Flow:
             return not_allowed("GET, HEAD, POST")
         if request.is_cross_site(self.own_origin):
             return problem(403, "Cross-site request refused")
-        session, _ = await self._find(request)
+        session = (await self._find(request)).session
         if session is not None:
             await self.end(session)
         return redirect(303, target, *self._jar.forget(request))
@@ -175,9 +193,9 @@ class Flow:
         """A page to send people to after a logout: ``logout?next=/auth/signed-out``."""
         if request.method not in ("GET", "HEAD"):
             return not_allowed("GET, HEAD")
-        session, headers = await self._find(request)
-        if session is not None:  # logged in again meanwhile: the page would not be true
-            return redirect(302, f"{request.mount}/", *headers)
+        access = await self._find(request)
+        if access.session is not None:  # logged in again meanwhile: the page would not be true
+            return redirect(302, f"{request.mount}/", *access.headers)
         return await self._pages.show(request, 200, "signed_out", self._login.url(request, None))
 
     async def _session_info(self, request: Request) -> Answer:

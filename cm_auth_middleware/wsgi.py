@@ -77,11 +77,11 @@ class WSGIRequest(Request):
         self.method = environ["REQUEST_METHOD"]
         self.path = _text(environ.get("PATH_INFO", "")) or "/"
         self.root_path = _text(environ.get("SCRIPT_NAME", "")).rstrip("/")
+        self.cookie_line = environ.get("HTTP_COOKIE", "")
 
     @property
-    def scheme(self) -> str:
-        scheme: str = self._environ["wsgi.url_scheme"]
-        return scheme
+    def is_secure(self) -> bool:
+        return bool(self._environ["wsgi.url_scheme"] == "https")
 
     @property
     def raw_path(self) -> str:
