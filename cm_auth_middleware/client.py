@@ -143,11 +143,9 @@ class BearerAuth(httpx2.Auth):
         for _ in range(_TRIES):
             sent = self._attach(request)
             response = yield request
-            if (
-                is_new
-                or response.status_code != 401
-                or _origin(response.request.url) != self._origin
-            ):
+            # Redirected elsewhere, and back even, it lost the bearer: no 401 of that refuses it.
+            is_refused = response.request.headers.get("Authorization") == f"Bearer {sent}"
+            if is_new or response.status_code != 401 or not is_refused:
                 return
             is_new = yield self._noting_trouble(self._keeper.refresh(self._session, sent))
             if request.stream is body and not body.can_replay:

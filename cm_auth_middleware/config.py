@@ -35,7 +35,6 @@ _SCHEMES = (
     "redis+cluster",
     "rediss+cluster",
 )
-_DOCUMENTED_KEYS = ("…", "change me", "changeme", "secret", "your-secret-key")
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")  # RFC 9110 §5.6.2
 FUNCTIONS = ("allow", "on_login", "on_refresh", "on_logout", "error_handler")  # in no environment
 _SWITCHES = ("cookie_secure", "cross_site_check", "auto_login")
@@ -187,7 +186,7 @@ class CMAuthConfig:
     def _checked_secret_keys(self) -> tuple[str, ...]:
         keys = _strings("secret_key", self.secret_key)
         for key in keys:
-            if len(key) < 32 or len(set(key)) < 8 or key.strip().lower() in _DOCUMENTED_KEYS:
+            if len(key) < 32 or len(set(key)) < 8 or _is_repetition(key):
                 raise ConfigError(
                     "secret_key is too weak: give at least 32 random characters, such as "
                     "python -c 'import secrets; print(secrets.token_urlsafe(48))' prints"
@@ -255,6 +254,11 @@ class CMAuthConfig:
             raise ConfigError("cookie_name is a token of letters, digits, - and _ (RFC 6265)")
         if name.startswith(("__Host-", "__Secure-")) and self.cookie_secure is False:
             raise ConfigError(f"cookie_name {name} needs a secure cookie: drop cookie_secure=False")
+
+
+def _is_repetition(key: str) -> bool:
+    """Whether a key says one thing over and over ("change-me-change-me-…")."""
+    return any(key[period:] == key[:-period] for period in range(1, len(key) // 2 + 1))
 
 
 def seconds(value: float | timedelta) -> float:
