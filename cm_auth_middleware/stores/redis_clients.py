@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import ssl
 import threading
 import weakref
 from collections.abc import Callable
@@ -173,9 +174,21 @@ async def _attempt(target: Target, client: Any, call: Call, again: Call | None) 
 def _sentence(error: Exception) -> str:
     for kind, sentence in _SENTENCES:
         if isinstance(error, kind):
-            return sentence
+            reason = _system_reason(error)
+            return f"{sentence} ({reason})" if reason else sentence
     code = re.match(r"-?([A-Z]{2,16})\b", str(error))  # BUSY, MISCONF, CLUSTERDOWN …
     return f"refused a command ({code[1] if code else type(error).__name__})"
+
+
+def _system_reason(error: BaseException | None) -> str:
+    """Return what the system says: "Connection refused", "certificate has expired" …"""
+    while error is not None:
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return error.verify_message
+        if isinstance(error, OSError) and error.strerror:
+            return error.strerror
+        error = error.__cause__ or error.__context__
+    return ""
 
 
 def _queued(target: Target) -> StoreError:
