@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypedDict, cast
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack, cast
 
 import anyio
 from starlette.datastructures import MutableHeaders
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .client import AsyncCMClient
     from .config import CMAuthConfig
     from .flow import Flow
+    from .options import CMAuthOptions
     from .session import Session
 
 _WATCH = 30.0  # seconds between looks at the session of an open WebSocket
@@ -50,7 +51,7 @@ class CMAuthMiddleware:
         *,
         config: CMAuthConfig | None = None,
         engine: AuthEngine | None = None,
-        **options: Any,
+        **options: Unpack[CMAuthOptions],
     ) -> None:
         self.app = app
         self.engine = AuthEngine.resolve(engine, config, options)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from .engine import AuthEngine
 from .errors import UnavailableError
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from .config import CMAuthConfig
     from .flow import Flow
+    from .options import CMAuthOptions
 
 _UNPREFIXED = {"content-type": "CONTENT_TYPE", "content-length": "CONTENT_LENGTH"}
 
@@ -38,7 +39,7 @@ class CMAuthWSGIMiddleware:
         *,
         config: CMAuthConfig | None = None,
         engine: AuthEngine | None = None,
-        **options: Any,
+        **options: Unpack[CMAuthOptions],
     ) -> None:
         self.app = app
         self.engine = AuthEngine.resolve(engine, config, options)
