@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import nox
 
 PYTHONS = ["3.11", "3.12", "3.13"]
@@ -10,6 +13,11 @@ nox.options.default_venv_backend = "venv"
 nox.options.error_on_missing_interpreters = False  # a machine need not have all of them
 nox.options.reuse_existing_virtualenvs = True
 nox.options.sessions = ["lint", "types", "tests", "docs"]
+
+# pyenv's interpreters are on no path unless somebody chose them.
+os.environ["PATH"] = os.pathsep.join(
+    [os.environ["PATH"], *map(str, sorted(Path.home().glob(".pyenv/versions/*/bin")))]
+)
 
 
 @nox.session(python=PYTHONS)
