@@ -40,6 +40,7 @@ _DOCUMENTED_KEYS = ("…", "change me", "changeme", "secret", "your-secret-key")
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")  # RFC 9110 §5.6.2
 FUNCTIONS = ("allow", "on_login", "on_refresh", "on_logout", "error_handler")  # in no environment
 _SWITCHES = ("cookie_secure", "cross_site_check", "auto_login")
+_HOST = re.compile(r"[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]")
 _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 
 
@@ -119,9 +120,15 @@ class CMAuthConfig:
                 raise ConfigError(
                     f"{name} is missing: give it as a keyword or in CM_AUTH_{name.upper()}"
                 )
+        self._check_types()
         self._set("secret_key", self._checked_secret_keys())
         for name in ("exempt", "allowed_hosts"):
             self._set(name, _strings(name, getattr(self, name)))
+        for host in self.allowed_hosts:
+            if not _HOST.fullmatch(host):
+                raise ConfigError(
+                    f"allowed_hosts has {host!r}: give host names alone, without scheme, port or *"
+                )
         for name in ("idle_timeout", "absolute_timeout", "refresh_leeway", "timeout"):
             self._set(name, _seconds(name, getattr(self, name)))
         if self.scope not in ("read", "write"):
@@ -164,6 +171,19 @@ class CMAuthConfig:
         object.__setattr__(
             self, name, value
         )  # the one place where a frozen value is made canonical
+
+    def _check_types(self) -> None:
+        for name in ("client_id", "client_secret", "base_url", "prefix"):
+            if not isinstance(getattr(self, name), str):
+                raise ConfigError(f"{name} is a string")
+        for name in ("redirect_uri", "cookie_name"):
+            if not isinstance(getattr(self, name), str | None):
+                raise ConfigError(f"{name} is a string, or None")
+        if self.cookie_secure not in (True, False, None):
+            raise ConfigError("cookie_secure is True, False or None")
+        for name in FUNCTIONS:
+            if getattr(self, name) is not None and not callable(getattr(self, name)):
+                raise ConfigError(f"{name} is a function, or None")
 
     def _checked_secret_keys(self) -> tuple[str, ...]:
         keys = _strings("secret_key", self.secret_key)
@@ -256,6 +276,8 @@ def _parse(name: str, value: str) -> Any:
 
 
 def _strings(name: str, value: str | Iterable[str]) -> tuple[str, ...]:
+    if not isinstance(value, Iterable):
+        raise ConfigError(f"{name} is a string or several strings")
     values = (value,) if isinstance(value, str) else tuple(value)
     if not all(isinstance(item, str) for item in values):
         raise ConfigError(f"{name} is a string or several strings")

@@ -44,7 +44,7 @@ class Flow:
         self._login = Login(config, ports, vault, keeper, server, self._jar, self._pages)
         self._exempt = ExemptPaths(config.exempt)
         callback = urlsplit((config.redirect_uri or "").lower())
-        self._own_origin = f"{callback.scheme}://{callback.netloc}" if callback.netloc else ""
+        self.own_origin = f"{callback.scheme}://{callback.netloc}" if callback.netloc else ""
         self._routes = {
             f"{config.prefix}/login": self._login.login,
             f"{config.prefix}/callback": self._callback,
@@ -91,7 +91,7 @@ class Flow:
 
     def _is_cross_site(self, request: Request, websocket: bool) -> bool:
         return self._config.cross_site_check and request.is_cross_site(
-            self._own_origin, websocket=websocket
+            self.own_origin, websocket=websocket
         )
 
     async def _find(self, request: Request) -> tuple[Session | None, Headers]:
@@ -132,13 +132,17 @@ class Flow:
             if self._jar.is_marked(request):
                 unmark = self._jar.unmark(request)
                 return await self._pages.show(request, 400, "login_lost", request.url, unmark)
-            target = request.url if request.method == "GET" else None
+            if self._login.has_come_back(request):
+                log.error("callback_not_routed path=%.100r: check prefix, mount", request.path)
+                return await self._pages.show(request, 400, "login_lost", f"{request.mount}/")
             if self._config.auto_login:
-                return await self._login.start(request, target)
-            login = self._login.url(request, target)
+                return await self._login.start(request, request.url)
+            login = self._login.url(request, request.url)
             return await self._pages.show(request, 401, "log_in", login)
         login = self._login.url(request, None)
-        headers = [("HX-Redirect", login)] if request.header("hx-request") else []
+        headers = []
+        if request.header("hx-request"):
+            headers = [("HX-Redirect", self._login.url(request, request.htmx_page))]
         return problem(401, "Login required", *headers, login_url=login, detail="Log in first.")
 
     async def unavailable(self, request: Request, error: UnavailableError) -> Answer:
@@ -160,7 +164,7 @@ class Flow:
             return await self._pages.show(request, 200, "log_out", action, method="post")
         if request.method != "POST":
             return not_allowed("GET, HEAD, POST")
-        if request.is_cross_site(self._own_origin):
+        if request.is_cross_site(self.own_origin):
             return problem(403, "Cross-site request refused")
         session, _ = await self._find(request)
         if session is not None:
