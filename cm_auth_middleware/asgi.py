@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any, TypedDict, cast
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack, cast
 
 import anyio
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .config import CMAuthConfig
     from .flow import Flow
     from .http import Headers
+    from .options import CMAuthOptions
     from .session import Session
 
 log = logging.getLogger(__package__)
@@ -59,7 +60,7 @@ class CMAuthMiddleware:
         *,
         config: CMAuthConfig | None = None,
         engine: AuthEngine | None = None,
-        **options: Any,
+        **options: Unpack[CMAuthOptions],
     ) -> None:
         self.app = app
         try:

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from .errors import ConfigError
 
 if TYPE_CHECKING:
+    from .options import CMAuthOptions
     from .pages import ErrorPage
     from .session import Session
     from .stores import SessionStore
@@ -160,7 +161,7 @@ class CMAuthConfig:
         return cls(**options)
 
     @classmethod
-    def build(cls, config: CMAuthConfig | None, options: Mapping[str, Any]) -> CMAuthConfig:
+    def build(cls, config: CMAuthConfig | None, options: CMAuthOptions) -> CMAuthConfig:
         """Merge ``config=`` and keywords as both middlewares do: keywords override."""
         given = {k: getattr(config, k) for k in (f.name for f in fields(cls))} if config else {}
         return cls.from_env(**{**given, **options})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import httpx2
 
@@ -21,6 +21,7 @@ from .tokens import TokenKeeper
 from .vault import SessionVault
 
 if TYPE_CHECKING:
+    from .options import CMAuthOptions
     from .session import Session
 
 
@@ -64,7 +65,7 @@ class AuthEngine:
         *,
         transport: httpx2.AsyncBaseTransport | httpx2.BaseTransport | None = None,
         clock: Callable[[], float] = SURROUNDINGS.clock,
-        **options: Any,
+        **options: Unpack[CMAuthOptions],
     ) -> None:
         self.config = CMAuthConfig.build(config, options)
         self.store = open_store(self.config.store, clock=clock)
@@ -75,7 +76,7 @@ class AuthEngine:
 
     @classmethod
     def resolve(
-        cls, engine: AuthEngine | None, config: CMAuthConfig | None, options: dict[str, Any]
+        cls, engine: AuthEngine | None, config: CMAuthConfig | None, options: CMAuthOptions
     ) -> AuthEngine:
         """The engine that a middleware was given, or one made of its options."""
         if engine is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 from wsgiref.headers import Headers
 
 from .engine import AuthEngine
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from .config import CMAuthConfig
     from .flow import Flow
+    from .options import CMAuthOptions
 
 _UNPREFIXED = {"content-type": "CONTENT_TYPE", "content-length": "CONTENT_LENGTH"}
 
@@ -39,7 +40,7 @@ class CMAuthWSGIMiddleware:
         *,
         config: CMAuthConfig | None = None,
         engine: AuthEngine | None = None,
-        **options: Any,
+        **options: Unpack[CMAuthOptions],
     ) -> None:
         self.app = app
         self.engine = AuthEngine.resolve(engine, config, options)

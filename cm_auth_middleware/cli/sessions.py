@@ -116,12 +116,11 @@ def _engine(url: str) -> AuthEngine:
 
     _open(url)
     # Sessions are found with the secret key alone; the API key is for the application.
-    unused: dict[str, Any] = {
-        name: secrets.token_hex()
-        for name in ("client_id", "client_secret")
-        if f"CM_AUTH_{name.upper()}" not in os.environ
-    }
-    return AuthEngine(store=url, **unused)
+    return AuthEngine(
+        store=url,
+        client_id=os.environ.get("CM_AUTH_CLIENT_ID") or "unused",
+        client_secret=os.environ.get("CM_AUTH_CLIENT_SECRET") or secrets.token_hex(),
+    )
 
 
 def _when(epoch: float) -> str:
