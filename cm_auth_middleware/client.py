@@ -43,7 +43,7 @@ class _Ready:
                     base_url=side.config.base_url,
                     headers={"Accept": "application/json"},
                     auth=BearerAuth(keeper, session, side.config.base_url),
-                    transport=_OriginGuard(side.ports.transport(), side.config.base_url),
+                    transport=_OriginGuard(side.transport(), side.config.base_url),
                     timeout=side.ports.timeout,
                 )
         try:

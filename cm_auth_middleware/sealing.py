@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 MAX_RECORD = 1_000_000  # bytes; a larger one is nobody's session
 _NONCE_BYTES = 12
 _TAG_BYTES = 16
-_SESSION, _GRANT = b"\x01", b"\x02"  # the first byte of a stored value: its kind and version
+SESSION, _GRANT = b"\x01", b"\x02"  # the first byte of a stored value: its kind and version
 _HANDLE = "cmauth1."  # what a handle begins with: its kind and version
 _HANDLE_LENGTH = len(_HANDLE) + -(-(_NONCE_BYTES + 64 + _TAG_BYTES) * 4 // 3)  # in base64url
 _FIXED = struct.Struct(f">c{_TAG_BYTES}sdB")  # kind, user tag, last seen, length of the place
@@ -72,7 +72,7 @@ class Sealer:
             struct.pack(">d", record.logged_in_at) + record.address.encode(),
             None,
         )
-        header = _FIXED.pack(_SESSION, _tag(user), record.last_seen_at, len(place)) + place
+        header = _FIXED.pack(SESSION, _tag(user), record.last_seen_at, len(place)) + place
         sealed = header + self._seal(name, half_key, header, record.encode())
         if len(sealed) > MAX_RECORD:
             raise SessionDataError(
@@ -83,7 +83,7 @@ class Sealer:
 
     def open_session(self, name: str, half_key: bytes, sealed: bytes) -> Record | None:
         """Decrypt a session; None for one that is corrupt, foreign or moved."""
-        if sealed[:1] != _SESSION or not _FIXED.size < len(sealed) <= MAX_RECORD:
+        if sealed[:1] != SESSION or not _FIXED.size < len(sealed) <= MAX_RECORD:
             return None
         *_, last_seen_at, _ = _FIXED.unpack_from(sealed)
         plain = self._open(name, half_key, *_split(sealed), self._secrets)
@@ -95,7 +95,7 @@ class Sealer:
 
     def user_prefixes(self, user_id: str) -> list[bytes]:
         """What the stored values of a user's sessions begin with, one for each secret key."""
-        return [_SESSION + _tag(_user_key(secret, user_id)) for secret in self._secrets]
+        return [SESSION + _tag(_user_key(secret, user_id)) for secret in self._secrets]
 
     def describe(self, name: str, sealed: bytes, user_id: str) -> SessionInfo | None:
         """When and from where a session of this user began, without opening it."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from .config import CMAuthConfig, seconds
 from .errors import StoreError, UnavailableError
+from .events import log
 from .memo import remember
 from .sealing import Sealer, SessionInfo
 from .session import Record, Session
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from .cookies import Ticket
     from .ports import Ports
     from .stores import SessionStore
-
-log = logging.getLogger(__package__)
 
 _TOUCH = 60.0  # seconds between two writes of "last seen"
 _Opened = tuple[bytes, bytes, Record, float]  # half key, stored value, record, when to look again
@@ -46,7 +44,7 @@ class SessionVault:
         if known is None or known[1] != sealed or known[0] != half_key:
             record = self.sealer.open_session(key, half_key, sealed)
             if record is None:
-                log.warning("session_unreadable session=%s", key[:8])
+                log("session_unreadable", session=key[:8])
                 await self.store.delete(key)
                 return None
             known = self._keep_opened(key, half_key, sealed, record)
@@ -63,7 +61,7 @@ class SessionVault:
         try:
             await self.touch(session)
         except StoreError as error:  # reads work, writes do not: the user need not notice
-            log.warning("touch_failed session=%s reason=%s", session.reference, error)
+            log("touch_failed", session=session.reference, reason=error)
         return session
 
     async def touch(self, session: Session) -> None:
