@@ -8,8 +8,9 @@ import anyio
 from starlette.datastructures import MutableHeaders
 
 from .engine import AuthEngine
-from .errors import UnavailableError
-from .http import Access, Answer, Request
+from .errors import ConfigError, UnavailableError
+from .events import log
+from .http import Access, Answer, Request, must_not_be_cached
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -47,13 +48,20 @@ class CMAuthMiddleware:
     def __init__(
         self,
         app: ASGIApp,
+        /,
         *,
         config: CMAuthConfig | None = None,
         engine: AuthEngine | None = None,
         **options: Any,
     ) -> None:
         self.app = app
-        self.engine = AuthEngine.resolve(engine, config, options)
+        try:
+            self.engine = AuthEngine.resolve(engine, config, options)
+        except ConfigError as error:
+            # Starlette builds middleware when the server sends the lifespan, and a server that
+            # is not told --lifespan on takes an error there for an app that has no lifespan.
+            log("config_error", reason=error)
+            raise
         self._flow = self.engine.async_side.flow
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -82,7 +90,7 @@ class CMAuthMiddleware:
             await _send(outcome, send, head=request.method == "HEAD")
             return
         self._hand_over(scope, outcome.session)
-        response = _Response(self._flow, request, outcome, send)
+        response = _Response(self._flow, request, outcome, scope["state"], send)
         try:
             await self.app(scope, receive, response.send)
         except Exception as error:
@@ -168,9 +176,12 @@ class ASGIRequest(Request):
 class _Response:
     """The application's response on its way out."""
 
-    def __init__(self, flow: Flow, request: Request, access: Access, send: Send) -> None:
+    def __init__(
+        self, flow: Flow, request: Request, access: Access, state: dict[str, Any], send: Send
+    ) -> None:
         self._flow = flow
         self._request = request
+        self._state = state
         self._access = access
         self._send = send
         self._answered = False
@@ -196,17 +207,20 @@ class _Response:
 
     async def _before_start(self, message: Message) -> Answer | None:
         session = self._access.session
+        if message["status"] == 500:
+            # The framework may have caught our error on its way and made a 500 of it.
+            trouble = self._state.get("cm_trouble") if session is None else session.trouble
+            answer = await self._flow.answer_to(self._request, trouble)
+            if answer is not None:
+                return answer
         if session is None:
             return None
-        if session.trouble is not None and message["status"] >= 500:
-            # The framework caught our error on its way and made a 500 of it.
-            return await self._flow.answer_to(self._request, session.trouble)
         try:
             await self._flow.save(session)
         except UnavailableError as error:
             return await self._flow.unavailable(self._request, error)
         headers = MutableHeaders(scope=message)
-        if "cache-control" not in headers:
+        if must_not_be_cached(headers.getlist("cache-control"), self._access.headers):
             headers["cache-control"] = "no-store"
         headers.add_vary_header("Cookie")
         for name, value in self._access.headers:

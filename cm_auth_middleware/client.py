@@ -52,6 +52,12 @@ class _Ready:
             message = f"{type(self).__name__!r} object has no attribute {name!r}"
             raise AttributeError(message) from None
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        # What a handler sets before the first use has to outlive the building.
+        if "_cm_building" not in self.__dict__:
+            self.__getattr__("_state")
+        super().__setattr__(name, value)
+
     def _build(self, **options: Any) -> None:
         raise NotImplementedError
 

@@ -130,13 +130,17 @@ class Flow:
             if self._jar.is_marked(request):
                 unmark = self._jar.unmark(request)
                 return await self._pages.show(request, 400, "login_lost", request.url, unmark)
-            target = request.url if request.method == "GET" else None
+            if self._login.has_come_back(request):
+                log("callback_not_routed", path=repr(request.path[:100]))
+                return await self._pages.show(request, 400, "login_lost", f"{request.mount}/")
             if self._config.auto_login:
-                return await self._login.start(request, target)
-            login = self._login.url(request, target)
+                return await self._login.start(request, request.url)
+            login = self._login.url(request, request.url)
             return await self._pages.show(request, 401, "log_in", login)
         login = self._login.url(request, None)
-        headers = [("HX-Redirect", login)] if request.header("hx-request") else []
+        headers = []
+        if request.header("hx-request"):
+            headers = [("HX-Redirect", self._login.url(request, request.htmx_page))]
         return problem(401, "Login required", *headers, login_url=login, detail="Log in first.")
 
     async def unavailable(self, request: Request, error: UnavailableError) -> Answer:

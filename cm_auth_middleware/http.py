@@ -98,6 +98,17 @@ class Request(ABC):
         """The `root_path` as it stands in a URL."""
         return mount_url(self.root_path)
 
+    @property
+    def htmx_page(self) -> str | None:
+        """The page of ours that an htmx request came from."""
+        try:
+            parts = urlsplit(self.header("hx-current-url") or "")
+        except ValueError:
+            return None
+        if parts.netloc.lower() != self.host.lower():
+            return None
+        return f"{parts.path}?{parts.query}" if parts.query else parts.path
+
     def parameters(self) -> list[tuple[str, str]]:
         """The query's names and values; none if there are too many or they are not UTF-8."""
         try:
@@ -169,6 +180,19 @@ class Access:
 
     session: Session | None
     headers: Headers = field(default_factory=list)
+
+
+def must_not_be_cached(own: Sequence[str], added: Headers) -> bool:
+    """Whether an answer to a logged-in user needs another Cache-Control than the application's.
+
+    Args:
+        own: the application's, line by line.
+        added: headers of ours; a cookie of ours must not come out of a shared cache.
+    """
+    if not own or not added:
+        return not own
+    words = {word.strip().lower() for line in own for word in line.split(",")}
+    return not words & {"private", "no-store"}
 
 
 def redirect(status: int, location: str, *headers: tuple[str, str]) -> Answer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import islice
 
 from .config import CMAuthConfig, seconds
 from .cookies import LOGIN_LIFETIME, LoginCookie, Ticket, TicketCookie
@@ -10,7 +11,7 @@ from .http import Headers, Request
 
 _MOST_LOGINS = 12  # pending logins that one browser may have
 _MOST_LOGIN_BYTES = 6_000  # of their cookies together: servers refuse headers beyond 8 kB
-_MOST_CANDIDATES = 4  # session cookies of our name that are looked at
+_MOST_TICKETS = 4  # well signed session cookies whose sessions are looked up
 _JUST = 60  # seconds after a login in which a missing session means that cookies do not stick
 _CLOCK_SKEW = 300  # seconds that two servers' clocks may differ
 
@@ -39,8 +40,8 @@ class CookieJar:
         """
         name = self._name(request)
         values = [value for key, value in request.cookies if key == name]
-        found = (self._ticket.load(value.strip('"')) for value in values[:_MOST_CANDIDATES])
-        return [ticket for ticket in found if ticket is not None]
+        found = (self._ticket.load(value.strip('"')) for value in values)
+        return list(islice((ticket for ticket in found if ticket is not None), _MOST_TICKETS))
 
     def session(self, request: Request, ticket: Ticket, logged_in_at: float) -> tuple[str, str]:
         """Set the session cookie, for as long as the session may live."""

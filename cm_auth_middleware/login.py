@@ -71,6 +71,7 @@ class Login:
         """Send the browser to CameraManager; it comes back to `target`."""
         redirect_uri = self._redirect_uri(request)
         if redirect_uri is None:
+            log("host_not_allowed", host=repr(request.host[:100]))
             return await self._pages.failure(request, 400, "unknown_host")
         safe = safe_target(target, request.root_path)
         if unquote(urlsplit(safe).path).startswith(f"{request.root_path}{self._config.prefix}/"):
@@ -83,6 +84,12 @@ class Login:
         return redirect(
             302, location, *self._jar.add_login(request, cookie.name(login.state), value)
         )
+
+    def has_come_back(self, request: Request) -> bool:
+        """Whether this is a callback that went astray: sending it out again would never end."""
+        state = dict(request.parameters()).get("state", "")
+        name = self._jar.login(request).name(state)
+        return any(key == name for key, _ in request.cookies)
 
     def url(self, request: Request, target: str | None) -> str:
         """Where to start a login again."""
@@ -153,7 +160,7 @@ class Login:
             # Not revoked: another browser of this user may live on the very same tokens.
             ours = isinstance(error, UnavailableError | OperatorError)
             return await self._failed(request, 502 if ours else 400, login, forget)
-        if self._config.allow and not await self._ports.ask(self._config.allow, user):
+        if not await self._is_allowed(user):
             await self._keeper.revoke(tokens.access_token)
             log("login_denied")
             url = self.url(request, login.target)
@@ -163,6 +170,15 @@ class Login:
         except UnavailableError as error:
             log("login_failed", reason=error)
             return await self._failed(request, 503, login, forget)
+
+    async def _is_allowed(self, user: dict[str, Any]) -> bool:
+        if self._config.allow is None:
+            return True
+        try:
+            return bool(await self._ports.ask(self._config.allow, user))
+        except Exception:
+            log("allow_failed", exc_info=True)
+            return False
 
     async def _open(
         self,

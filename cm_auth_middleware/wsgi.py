@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
+from wsgiref.headers import Headers
 
 from .engine import AuthEngine
 from .errors import UnavailableError
-from .http import Access, Answer, Request
+from .http import Access, Answer, Request, must_not_be_cached
 from .ports import run_sync
 
 if TYPE_CHECKING:
@@ -143,21 +144,19 @@ class _Response:
         session = self._access.session
         if session is None:
             return None
-        if session.trouble is not None and status >= 500:
+        if session.trouble is not None and status == 500:
             # The framework caught our error on its way and made a 500 of it.
             return run_sync(self._flow.answer_to(self._request, session.trouble))
         try:
             run_sync(self._flow.save(session))
         except UnavailableError as error:
             return run_sync(self._flow.unavailable(self._request, error))
-        present = {name.lower(): n for n, (name, _) in enumerate(headers)}
-        if "cache-control" not in present:
-            headers.append(("Cache-Control", "no-store"))
-        if "vary" not in present:
-            headers.append(("Vary", "Cookie"))
-        elif "cookie" not in headers[present["vary"]][1].lower():
-            name, value = headers[present["vary"]]
-            headers[present["vary"]] = (name, f"{value}, Cookie")
+        view = Headers(headers)  # of the very list
+        if must_not_be_cached(view.get_all("Cache-Control"), self._access.headers):
+            view["Cache-Control"] = "no-store"
+        vary = ", ".join(view.get_all("Vary"))
+        if "cookie" not in vary.lower():
+            view["Vary"] = f"{vary}, Cookie" if vary else "Cookie"
         headers.extend(self._access.headers)
         return None
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 
-import anyio
 import anyio.lowlevel
 
 from cm_auth_middleware import MemoryStore, StoreError

@@ -42,6 +42,16 @@ GOOD = {"client_id": "id", "client_secret": "secret", "secret_key": SECRET_KEY}
         ({"cookie_name": "__Host-x", "cookie_secure": False}, "needs a secure cookie"),
         ({"colour": "blue"}, "unknown option colour; the options are"),
         ({"store": object()}, "store is a URL or an object"),
+        ({"allow": "anna"}, "allow is a function"),
+        ({"on_login": 3}, "on_login is a function"),
+        ({"cookie_secure": "false"}, "cookie_secure is True, False or None"),
+        ({"allowed_hosts": ["*"]}, "give host names alone"),
+        ({"allowed_hosts": ["app.example:8000"]}, "give host names alone"),
+        ({"allowed_hosts": ["https://app.example"]}, "give host names alone"),
+        ({"allowed_hosts": None}, "allowed_hosts is a string or several"),
+        ({"prefix": None}, "prefix is a string"),
+        ({"redirect_uri": 7}, "redirect_uri is a string"),
+        ({"secret_key": 12345}, "secret_key is a string or several"),
     ],
 )
 def test_a_wrong_option_is_one_clear_sentence(options, message: str) -> None:

@@ -16,7 +16,7 @@ from .support import CM, World
 
 pytestmark = pytest.mark.anyio
 
-SOURCES = Path(cm_auth_middleware.__file__).parent.glob("*.py")
+SOURCES = list(Path(cm_auth_middleware.__file__).parent.rglob("*.py"))
 
 
 @pytest.fixture

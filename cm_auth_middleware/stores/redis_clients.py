@@ -49,10 +49,11 @@ G = TypeVar("G")
 
 
 class _Link(Generic[G]):
-    """A client and the gate that bounds how many use it at a time."""
+    """A client, others to close with it, and the gate that bounds how many use it at a time."""
 
-    def __init__(self, client: Any, gate: G) -> None:
-        self.client = client
+    def __init__(self, clients: tuple[Any, ...], gate: G) -> None:
+        self.client = clients[0]
+        self.clients = clients
         self.gate = gate
 
 
@@ -71,7 +72,8 @@ class BlockingClients:
         """Close the connections of this process."""
         link = self._links.pop(os.getpid(), None)
         if link is not None:
-            link.client.close()
+            for client in link.clients:
+                client.close()
 
     async def _call(self, call: Call) -> Any:
         link = self._link()
@@ -86,10 +88,10 @@ class BlockingClients:
         pid = os.getpid()
         link = self._links.get(pid)
         if link is None:
-            client = self._target.client("redis")
+            clients = self._target.clients("redis")
             # Without a lock, which a fork could leave locked: of two threads one client is kept.
             link = self._links.setdefault(
-                pid, _Link(client, threading.Semaphore(self._target.connections))
+                pid, _Link(clients, threading.Semaphore(self._target.connections))
             )
         return link
 
@@ -121,7 +123,8 @@ class AsyncClients:
             return
         link = self._links.pop(loop, None) if os.getpid() == self._pid else None
         if link is not None:
-            await link.client.aclose()
+            for client in link.clients:
+                await client.aclose()
 
     async def _call(self, link: _Link[asyncio.Semaphore], call: Call) -> Any:
         gate = link.gate
@@ -148,7 +151,7 @@ class AsyncClients:
             for other in [other for other in self._links if other.is_closed()]:
                 del self._links[other]  # its client refers to it, so it would stay for ever
             link = _Link(
-                self._target.client("redis.asyncio"), asyncio.Semaphore(self._target.connections)
+                self._target.clients("redis.asyncio"), asyncio.Semaphore(self._target.connections)
             )
             self._links[loop] = link
         return link

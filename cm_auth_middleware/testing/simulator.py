@@ -479,6 +479,12 @@ class Simulator:
         """
         self._fail(self._api_failures, what, times, path)
 
+    def forget_failures(self) -> None:
+        """Let nothing fail any more that was to fail."""
+        with self._lock:
+            self._token_failures.clear()
+            self._api_failures.clear()
+
     def expire_access_tokens(self) -> None:
         """Let every access token expire now."""
         now = self._clock()
@@ -961,6 +967,7 @@ class Simulator:
             {
                 "settings": asdict(self.settings),
                 "users": [user.email for user in self.users],
+                "living": self._living(),
                 "counts": counts,
                 "next": len(requests),
                 "requests": [asdict(call) for call in requests[since:]],
@@ -974,6 +981,7 @@ class Simulator:
             "reset": lambda _: self.reset(),
             "fail_token": lambda value: self.fail_token(**_failure_arguments(value)),
             "fail_api": lambda value: self.fail_api(**_failure_arguments(value)),
+            "forget_failures": lambda _: self.forget_failures(),
             "expire_access_tokens": lambda _: self.expire_access_tokens(),
             "expire_refresh_tokens": lambda _: self.expire_refresh_tokens(),
             "revoke_user": self.revoke_user,
@@ -994,6 +1002,12 @@ class Simulator:
                 actions[name](command[name])
 
     # Inner help; the caller of those that say so holds the lock
+
+    def _living(self) -> dict[str, int]:
+        now = self._clock()
+        with self._lock:
+            access = [token for token in self._tokens.access.values() if token.expires_at > now]
+            return {"access_tokens": len(access), "refresh_tokens": len(self._tokens.refresh)}
 
     def _fail(self, queue: list[_Failure], what: What, times: int, path: str | None) -> None:
         if isinstance(what, str) and what not in _WAYS_TO_FAIL:

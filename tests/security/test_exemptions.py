@@ -184,7 +184,11 @@ def test_below_a_mount_the_exempt_paths_are_the_applications_own(
     """17: root_path and SCRIPT_NAME: what the framework routes there decides."""
     options = {}
     if how == "mounted":
-        name, guarded, bare = "h11", guarded_asgi("/sub"), Starlette(routes=[Mount("/sub", asgi_app())])
+        name, guarded, bare = (
+            "h11",
+            guarded_asgi("/sub"),
+            Starlette(routes=[Mount("/sub", asgi_app())]),
+        )
     elif how == "dispatched":
         name = "werkzeug"
         guarded, bare = (
@@ -254,7 +258,10 @@ async def test_a_websocket_from_the_http_twin_of_an_https_site_is_refused(world:
     """19: whoever can alter http://host is not https://host."""
     browser = await world.login()
     headers = {"Host": "localhost:8000", "Cookie": f"__Host-cm_auth={session_of(browser)}"}
-    for origin, expected in (("http", "websocket.http.response.start"), ("https", "websocket.accept")):
+    for origin, expected in (
+        ("http", "websocket.http.response.start"),
+        ("https", "websocket.accept"),
+    ):
         one = Socket(world, {**headers, "Origin": f"{origin}://localhost:8000"})
         one.scope["scheme"] = "wss"
         assert (await one.run())[0]["type"] == expected
@@ -279,7 +286,9 @@ async def test_an_exempt_websocket_of_another_origin_has_no_session(make_world) 
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("kind", ["webtransport", "http2", "HTTP", "", "websocket.http", "lifespan2"])
+@pytest.mark.parametrize(
+    "kind", ["webtransport", "http2", "HTTP", "", "websocket.http", "lifespan2"]
+)
 async def test_an_unknown_kind_of_connection_never_reaches_the_app(world: World, kind: str) -> None:
     """21: only lifespan is passed on unseen."""
     reached = []
