@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack, cast
 
 import anyio
@@ -10,6 +9,7 @@ import anyio
 from .client import AsyncCMClient
 from .engine import AuthEngine
 from .errors import ConfigError, UnavailableError
+from .events import log
 from .flow import VISITOR
 from .http import Access, Answer, Request, must_not_be_cached
 
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from .http import Headers
     from .options import CMAuthOptions
     from .session import Session
-
-log = logging.getLogger(__package__)
 
 _RawHeaders = list[tuple[bytes, bytes]]
 
@@ -68,7 +66,7 @@ class CMAuthMiddleware:
         except ConfigError as error:
             # Starlette builds middleware when the server sends the lifespan, and a server that
             # is not told --lifespan on takes an error there for an app that has no lifespan.
-            log.critical("config_error %s", error)
+            log("config_error", reason=error)
             raise
         self._side = self.engine.async_side
         self._flow = self._side.flow

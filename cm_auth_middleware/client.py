@@ -45,7 +45,7 @@ class _Ready:
                     base_url=base_url,
                     headers={"Accept": "application/json"},
                     auth=BearerAuth(keeper, session, base_url),
-                    transport=_OriginGuard(side.ports.transport(), base_url),
+                    transport=_OriginGuard(side.transport(), base_url),
                     timeout=side.ports.timeout,
                 )
         try:

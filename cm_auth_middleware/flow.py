@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
 from .config import CMAuthConfig
 from .errors import SessionExpiredError, StoreError, UnavailableError
+from .events import log
 from .http import SAFE_METHODS, Access, Answer, Request, json_answer, not_allowed, problem, redirect
 from .jar import MARKED, CookieJar
 from .login import Login
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from .session import Session
     from .tokens import TokenKeeper
     from .vault import SessionVault
-
-log = logging.getLogger(__package__)
 
 
 VISITOR = Access(None)
@@ -151,7 +149,7 @@ class Flow:
                 unmark = self._jar.unmark(request)
                 return await self._pages.show(request, 400, "login_lost", request.url, unmark)
             if self._login.has_come_back(request):
-                log.error("callback_not_routed path=%.100r: check prefix, mount", request.path)
+                log("callback_not_routed", path=repr(request.path[:100]))
                 return await self._pages.show(request, 400, "login_lost", f"{request.mount}/")
             if self._config.auto_login:
                 return await self._login.start(request, request.url)
@@ -165,7 +163,7 @@ class Flow:
 
     async def unavailable(self, request: Request, error: UnavailableError) -> Answer:
         """The answer while CameraManager or the store cannot be asked. Nobody is logged out."""
-        log.info("unavailable reason=%s", error)  # warned of where it happened
+        log("unavailable", reason=error)  # warned of where it happened
         kind = "store_unavailable" if isinstance(error, StoreError) else "unavailable"
         wait = str(max(1, round(error.retry_after)))
         return await self._pages.failure(request, 503, kind, ("Retry-After", wait))
@@ -216,7 +214,7 @@ class Flow:
         await self._keeper.forget(session.record.tokens)
         record = await self._vault.remove(session)
         await self._keeper.revoke(record.tokens.access_token)
-        log.info("logout session=%s", session.reference)
+        log("logout", session=session.reference)
         await self._ports.call_hook("on_logout", self._config.on_logout, session)
 
     async def is_alive(self, session: Session) -> bool:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from .config import CMAuthConfig, seconds
 from .errors import StoreError, UnavailableError
+from .events import log
 from .memo import remember
 from .sealing import Sealer, SessionInfo
 from .session import Record, Session
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from .cookies import Ticket
     from .ports import Ports
     from .stores import SessionStore
-
-log = logging.getLogger(__package__)
 
 _TOUCH = 60.0  # seconds between two writes of "last seen"
 _Opened = tuple[bytes, bytes, Record, float]  # half key, stored value, record, when to look again
@@ -60,7 +58,7 @@ class SessionVault:
         """Delete what is nobody's session; leave what somebody else may be able to open."""
         if self._unreadable.get(key) != sealed:
             remember(self._unreadable, key, sealed)
-            log.warning("session_unreadable session=%s", key[:8])
+            log("session_unreadable", session=key[:8])
         if not self.sealer.may_be_anothers(sealed):
             await self.store.delete(key)
 
@@ -72,7 +70,7 @@ class SessionVault:
         try:
             await self.touch(session)
         except StoreError as error:  # reads work, writes do not: the user need not notice
-            log.warning("touch_failed session=%s reason=%s", session.reference, error)
+            log("touch_failed", session=session.reference, reason=error)
         return session
 
     async def touch(self, session: Session) -> None:

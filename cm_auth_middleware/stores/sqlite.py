@@ -39,10 +39,11 @@ _ACQUIRE = (
     "WHERE owner = excluded.owner OR expires <= ?"
 )
 _RELEASE = "DELETE FROM leases WHERE key = ? AND owner = ?"
-_COUNT = "SELECT count(*) FROM records WHERE expires > ?"
 # The expression is the indexed one, to the letter: see the schema.
 _FIND = "SELECT key, value FROM records WHERE substr(value, 1, 17) >= ? AND expires > ?"
 _FIND_BELOW = f"{_FIND} AND substr(value, 1, 17) < ?"
+_COUNT = "SELECT count(*) FROM records WHERE expires > ?"
+_COUNT_FROM, _COUNT_BELOW = (q.replace("key, value", "count(*)") for q in (_FIND, _FIND_BELOW))
 _PURGE = (
     "DELETE FROM records WHERE rowid IN "
     "(SELECT rowid FROM records WHERE expires <= ? ORDER BY expires LIMIT ?)"
@@ -140,20 +141,15 @@ class SQLiteStore:
 
     async def find(self, prefix: bytes) -> list[tuple[str, bytes]]:
         """Return what begins with `prefix`, by an index of the first 17 bytes."""
-        parameters: tuple[bytes | float, ...] = (prefix[:17], self._clock())
-        # What begins with b"ab" is from b"ab" to below b"ac"; nothing is above b"\xff".
-        above = prefix[:17].rstrip(b"\xff")
-        query = _FIND
-        if above:
-            parameters += (above[:-1] + bytes([above[-1] + 1]),)
-            query = _FIND_BELOW
-        rows = await self._fetch(query, parameters)
+        rows = await self._with_prefix(_FIND, _FIND_BELOW, prefix)
         return [(key, value) for key, value in rows if value.startswith(prefix)]
 
-    async def count(self) -> int:
-        """Count the live records."""
-        now = self._clock()
-        rows = await self._fetch(_COUNT, (now,))
+    async def count(self, prefix: bytes = b"") -> int:
+        """Count the live records; of a prefix the first 17 bytes count."""
+        if prefix:
+            rows = await self._with_prefix(_COUNT_FROM, _COUNT_BELOW, prefix)
+        else:
+            rows = await self._fetch(_COUNT, (self._clock(),))
         return int(rows[0][0])
 
     async def ping(self) -> None:
@@ -166,6 +162,15 @@ class SQLiteStore:
 
     def __repr__(self) -> str:
         return f"<SQLiteStore {self._file.path}>"
+
+    async def _with_prefix(self, query: str, query_below: str, prefix: bytes) -> list[Any]:
+        parameters: tuple[bytes | float, ...] = (prefix[:17], self._clock())
+        # What begins with b"ab" is from b"ab" to below b"ac"; nothing is above b"\xff".
+        above = prefix[:17].rstrip(b"\xff")
+        if above:
+            parameters += (above[:-1] + bytes([above[-1] + 1]),)
+            query = query_below
+        return await self._fetch(query, parameters)
 
     async def _fetch(self, query: str, parameters: tuple[Any, ...]) -> list[Any]:
         return await self._patiently(lambda: self._file.fetch(query, parameters))

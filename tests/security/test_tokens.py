@@ -279,9 +279,7 @@ ODD = ["'", '"', "' OR '1'='1", "'; DROP TABLE records; --", "%", "_", "*", "?",
        "\N{SNOWMAN}", "a" * 5_000, "", " "]  # fmt: skip
 
 
-async def test_what_a_visitor_sends_never_becomes_a_key_of_the_store(
-    make_world, tmp_path
-) -> None:
+async def test_what_a_visitor_sends_never_becomes_a_key_of_the_store(make_world, tmp_path) -> None:
     """36: keys are hashes, whatever a cookie, a state or a code holds."""
     keys: list[str] = []
 
