@@ -209,7 +209,7 @@ def _handle_key(secret: bytes) -> bytes:
 
 
 def _user_key(secret: bytes, user_id: str) -> bytes:
-    return _derive(secret, user_id.encode(), b"user")
+    return _derive(secret, user_id.encode(errors="surrogatepass"), b"user")
 
 
 def _tag(user_key: bytes) -> bytes:
