@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack, cast
 
 import httpx2
 
+from . import telemetry
 from .background import HandleKeeper, open_handle
 from .client import AsyncCMClient, CMClient
 from .config import CMAuthConfig
@@ -21,6 +22,7 @@ from .tokens import TokenKeeper
 from .vault import SessionVault
 
 if TYPE_CHECKING:
+    from .options import CMAuthOptions
     from .session import Session
 
 
@@ -30,10 +32,21 @@ class Side:
     def __init__(self, config: CMAuthConfig, ports: Ports, store: SessionStore) -> None:
         self.config = config
         self.ports = ports
-        self.vault = SessionVault(config, ports, store)
         server = CameraManager(config, ports)
+        self._telemetry = telemetry.find()
+        if self._telemetry is not None:
+            store = cast("SessionStore", telemetry.TimedStore(store, self._telemetry))
+            server = telemetry.TimedServer(config, ports, self._telemetry)
+        self.vault = SessionVault(config, ports, store)
         self.keeper = TokenKeeper(config, ports, self.vault, server)
         self.flow = Flow(config, ports, self.vault, self.keeper, server)
+
+    def transport(self) -> Any:
+        """What the ready clients send by: the connection pool."""
+        pool = self.ports.transport()
+        if self._telemetry is None:
+            return pool
+        return telemetry.TimedTransport(pool, self._telemetry)
 
 
 class AuthEngine:
@@ -64,7 +77,7 @@ class AuthEngine:
         *,
         transport: httpx2.AsyncBaseTransport | httpx2.BaseTransport | None = None,
         clock: Callable[[], float] = SURROUNDINGS.clock,
-        **options: Any,
+        **options: Unpack[CMAuthOptions],
     ) -> None:
         self.config = CMAuthConfig.build(config, options)
         self.store = open_store(self.config.store, clock=clock)
@@ -75,7 +88,7 @@ class AuthEngine:
 
     @classmethod
     def resolve(
-        cls, engine: AuthEngine | None, config: CMAuthConfig | None, options: dict[str, Any]
+        cls, engine: AuthEngine | None, config: CMAuthConfig | None, options: CMAuthOptions
     ) -> AuthEngine:
         """The engine that a middleware was given, or one made of its options."""
         if engine is None:
@@ -94,6 +107,7 @@ class AuthEngine:
             if given is not None and not isinstance(given, httpx2.AsyncBaseTransport):
                 raise ConfigError("transport is for WSGI; ASGI needs an httpx2.AsyncBaseTransport")
             self._async = Side(self.config, AsyncPorts(self.config, given, self._clock), self.store)
+            telemetry.watch(self)
         return self._async
 
     @property
@@ -106,6 +120,7 @@ class AuthEngine:
             blocking = getattr(self.store, "blocking", None)
             store = self.store if blocking is None else blocking()
             self._threads = Side(self.config, ThreadPorts(self.config, given, self._clock), store)
+            telemetry.watch(self)
         return self._threads
 
     def _run(self, step: Callable[[Side], Coroutine[Any, Any, Any]]) -> Any:
@@ -186,6 +201,8 @@ class AuthEngine:
 
     def close(self) -> Any:
         """Finish refreshes under way and close connections; sessions stay in the store."""
+
+        telemetry.unwatch(self)
 
         async def step(side: Side) -> None:
             await side.ports.close()

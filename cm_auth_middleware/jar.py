@@ -8,11 +8,15 @@ from itertools import islice
 from .config import CMAuthConfig, seconds
 from .cookies import LOGIN_LIFETIME, LoginCookie, Ticket, TicketCookie
 from .http import Headers, Request
+from .memo import remember
+
+_Found = tuple[Ticket, bool]  # and whether an old key signed it
 
 _MOST_LOGINS = 12  # pending logins that one browser may have
 _MOST_LOGIN_BYTES = 6_000  # of their cookies together: servers refuse headers beyond 8 kB
 _MOST_TICKETS = 4  # well signed session cookies whose sessions are looked up
-_JUST = 60  # seconds after a login in which a missing session means that cookies do not stick
+_MOST_LINE = 4_096  # characters of a Cookie header that is remembered
+MARKED = 60  # seconds after a login in which a missing session means that cookies do not stick
 _CLOCK_SKEW = 300  # seconds that two servers' clocks may differ
 
 
@@ -29,19 +33,32 @@ class CookieJar:
         self._ticket = TicketCookie(tuple(config.secret_key))
         plain, secure = (config.cookie_name,) * 2 if config.cookie_name else _NAMES
         self._plain, self._secure = plain, secure
+        self._forced = config.cookie_secure
         self._logins = {
             name: LoginCookie(tuple(config.secret_key), name) for name in (plain, secure)
         }
+        # What was verified, by the very Cookie header: a signature does not change its mind, and
+        # only a header with a valid one is kept. Whether there is a session, the store says.
+        self._verified: dict[str, dict[str, list[_Found]]] = {plain: {}, secure: {}}
 
-    def tickets(self, request: Request) -> list[tuple[Ticket, bool]]:
+    def tickets(self, request: Request) -> list[_Found]:
         """The tickets that a request brought, and whether each was signed with an old key.
 
         Several: a neighbouring host can set a cookie of our name, so the first need not be ours.
         """
+        line = request.cookie_line
+        if not line:
+            return []
         name = self._name(request)
+        known = self._verified[name].get(line)
+        if known is not None:
+            return known
         values = [value for key, value in request.cookies if key == name]
-        found = (self._ticket.load(value.strip('"')) for value in values)
-        return list(islice((ticket for ticket in found if ticket is not None), _MOST_TICKETS))
+        loaded = (self._ticket.load(value.strip('"')) for value in values)
+        found = list(islice((ticket for ticket in loaded if ticket is not None), _MOST_TICKETS))
+        if found and len(line) <= _MOST_LINE:
+            remember(self._verified[name], line, found)
+        return found
 
     def session(self, request: Request, ticket: Ticket, logged_in_at: float) -> tuple[str, str]:
         """Set the session cookie, for as long as the session may live."""
@@ -80,7 +97,7 @@ class CookieJar:
 
     def mark(self, request: Request) -> tuple[str, str]:
         """Remember for a minute that this browser has just logged in."""
-        return self._set(request, self._mark(request), str(int(self._clock())), _JUST)
+        return self._set(request, self._mark(request), str(int(self._clock())), MARKED)
 
     def unmark(self, request: Request) -> tuple[str, str]:
         """Forget that this browser has just logged in."""
@@ -88,19 +105,21 @@ class CookieJar:
 
     def is_marked(self, request: Request) -> bool:
         """Whether this browser logged in within the last minute."""
+        if _MARK not in request.cookie_line:
+            return False
         name, now = self._mark(request), self._clock()
         stamps = [value for key, value in request.cookies if key == name]
-        return any(v.isdecimal() and -_CLOCK_SKEW <= now - int(v[:12]) < _JUST for v in stamps)
+        return any(v.isdecimal() and -_CLOCK_SKEW <= now - int(v[:12]) < MARKED for v in stamps)
 
     def _is_secure(self, request: Request) -> bool:
-        forced = self._config.cookie_secure
-        return request.scheme == "https" if forced is None else forced
+        return request.is_secure if self._forced is None else self._forced
 
     def _name(self, request: Request) -> str:
-        return self._secure if self._is_secure(request) else self._plain
+        is_secure = request.is_secure if self._forced is None else self._forced
+        return self._secure if is_secure else self._plain
 
     def _mark(self, request: Request) -> str:
-        return f"{self._name(request)}_in"
+        return self._name(request) + _MARK
 
     def _set(self, request: Request, name: str, value: str, age: int) -> tuple[str, str]:
         secure = "; Secure" if self._is_secure(request) else ""
@@ -115,3 +134,4 @@ class CookieJar:
 
 # On https the browser itself keeps other hosts from setting it (RFC 6265bis §4.1.3.2).
 _NAMES = ("cm_auth", "__Host-cm_auth")
+_MARK = "_in"  # what is added to the name of the session cookie

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import importlib
 import inspect
-import logging
 import os
 import threading
 import time
@@ -22,6 +21,7 @@ import anyio
 
 from .config import CMAuthConfig, seconds
 from .errors import UnavailableError
+from .events import log
 from .surroundings import SURROUNDINGS
 from .transports import AsyncBounded, Bounded, Watchdog, async_pool, pool, tls_context
 
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     import ssl
 
     import httpx2
-
-log = logging.getLogger(__package__)
 
 T = TypeVar("T")
 Work = Callable[[], Coroutine[Any, Any, Any]]
@@ -60,7 +58,7 @@ class _Hooks:
             try:
                 await self.ask(hook, argument)
             except Exception:
-                log.exception("hook_failed hook=%s", name)
+                log("hook_failed", exc_info=True, hook=name)
 
 
 class AsyncPorts(_Hooks):

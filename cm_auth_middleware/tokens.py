@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import secrets
 from contextlib import suppress
 from functools import partial
@@ -11,14 +10,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from .config import CMAuthConfig, seconds
 from .errors import OAuthError, OperatorError, SessionExpiredError, StoreError, UnavailableError
+from .events import log
 from .oauth import GRANT_REFUSED, CameraManager
 from .session import Record, Session, Tokens
 from .vault import SessionVault
 
 if TYPE_CHECKING:
     from .ports import Ports
-
-log = logging.getLogger(__package__)
 
 _CHAIN = 64  # rotations of a refresh token that a sleeping session can catch up with at once
 _POLL = 0.05  # seconds between looks at a refresh that another process makes
@@ -120,7 +118,7 @@ class TokenKeeper:
                 if await self._vault.reread(view) and view.record.tokens != held:
                     continue
                 await self._vault.remove(view)
-                log.info("session_ended session=%s", view.reference)
+                log("session_ended", session=view.reference)
                 raise
             await self._adopt(view, held, refreshed.tokens)
             return refreshed
@@ -165,9 +163,9 @@ class TokenKeeper:
         """Delete the tokens at CameraManager, if it can be reached."""
         try:
             if not await self._server.revoke(access_token):
-                log.warning("revoke_failed reason=CameraManager refused it")
+                log("revoke_failed", reason="CameraManager refused it")
         except UnavailableError as error:
-            log.warning("revoke_failed reason=%s", error)
+            log("revoke_failed", reason=error)
 
     async def _gone(self, refresh_token: str) -> bytes | None:
         return await self._vault.store.get(f"gone.{_grant_name(refresh_token)}")
@@ -237,20 +235,19 @@ class TokenKeeper:
         except OAuthError as error:
             if error.error in GRANT_REFUSED:
                 self._server_answers()
-                log.info("refresh_refused error=%s", error.error)
+                log("refresh_refused", error=error.error)
                 raise SessionExpiredError from None
             self._server_fails(_PAUSE)
             if isinstance(error, OperatorError):
-                log.error(
-                    "api_key_refused error=%s: check client_id and client_secret", error.error
-                )
+                log("api_key_refused", error=error.error)
+            log("refresh_failed", reason=error)
             raise UnavailableError(f"CameraManager refused the refresh: {error.error}") from None
         except UnavailableError as error:
-            log.warning("refresh_failed reason=%s", error)
+            log("refresh_failed", reason=error)
             self._server_fails(error.retry_after)
             raise
         self._server_answers()
-        log.info("refreshed expires_in=%d", fresh.expires_at - self._ports.clock())
+        log("refreshed", expires_in=int(fresh.expires_at - self._ports.clock()))
         return fresh
 
     # -- the newest tokens of a grant ------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 from wsgiref.headers import Headers
 
 from .engine import AuthEngine
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from .config import CMAuthConfig
     from .flow import Flow
+    from .options import CMAuthOptions
 
 _UNPREFIXED = {"content-type": "CONTENT_TYPE", "content-length": "CONTENT_LENGTH"}
 
@@ -39,7 +40,7 @@ class CMAuthWSGIMiddleware:
         *,
         config: CMAuthConfig | None = None,
         engine: AuthEngine | None = None,
-        **options: Any,
+        **options: Unpack[CMAuthOptions],
     ) -> None:
         self.app = app
         self.engine = AuthEngine.resolve(engine, config, options)
@@ -77,11 +78,11 @@ class WSGIRequest(Request):
         self.method = environ["REQUEST_METHOD"]
         self.path = _text(environ.get("PATH_INFO", "")) or "/"
         self.root_path = _text(environ.get("SCRIPT_NAME", "")).rstrip("/")
+        self.cookie_line = environ.get("HTTP_COOKIE", "")
 
     @property
-    def scheme(self) -> str:
-        scheme: str = self._environ["wsgi.url_scheme"]
-        return scheme
+    def is_secure(self) -> bool:
+        return bool(self._environ["wsgi.url_scheme"] == "https")
 
     @property
     def raw_path(self) -> str:
@@ -144,7 +145,7 @@ class _Response:
         session = self._access.session
         if session is None:
             return None
-        if session.trouble is not None and status >= 500:
+        if session.trouble is not None and status == 500:
             # The framework caught our error on its way and made a 500 of it.
             return run_sync(self._flow.answer_to(self._request, session.trouble))
         try:

@@ -107,7 +107,7 @@ class TestMemoryStoreForThreads(MovedClock):
 
 class TestSQLiteStore(MovedClock):
     def make_store(self) -> SessionStore:
-        return SQLiteStore(self.path, clock=self.clock)
+        return SQLiteStore(self.path, clock=self.clock, lease_clock=self.clock)
 
 
 class TestSQLiteStoreOnTrio(TestSQLiteStore):
@@ -118,7 +118,7 @@ class TestSQLiteStoreForThreads(TestSQLiteStore):
     blocking = True
 
     def make_store(self) -> SessionStore:
-        return SQLiteStore(self.path, clock=self.clock).blocking()
+        return SQLiteStore(self.path, clock=self.clock, lease_clock=self.clock).blocking()
 
 
 BROKEN = {

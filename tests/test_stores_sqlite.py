@@ -283,9 +283,33 @@ def test_a_full_disk_is_an_error_and_reading_goes_on(tmp_path: Path) -> None:
 # Expiry
 
 
+def test_setting_the_time_of_day_ends_no_lease(path: Path) -> None:
+    clock, other_clock = Clock(), Clock()
+    store = SQLiteStore(path, clock=clock).blocking()
+    other = SQLiteStore(path, clock=other_clock).blocking()
+    other_clock.tick(90)  # another process's clock is wrong
+    assert run(store.acquire("lease", "one", 15))
+    assert not run(other.acquire("lease", "two", 15))
+    clock.tick(43_200)  # and somebody sets this one's
+    assert not run(store.acquire("lease", "two", 15))
+    run(store.close())
+    run(other.close())
+
+
+def test_leases_from_before_the_machine_was_started_count_no_more(path: Path) -> None:
+    clock = Clock()
+    store = SQLiteStore(path, lease_clock=clock).blocking()
+    later = SQLiteStore(path, lease_clock=lambda: clock.now - 10**6).blocking()
+    store._era, later._era = "one start.", "the next."
+    assert run(store.acquire("lease", "one", 15))
+    assert run(later.acquire("lease", "two", 15))
+    run(store.close())
+    run(later.close())
+
+
 def test_expired_records_go_with_the_writes_a_few_at_a_time(path: Path) -> None:
     clock = Clock()
-    store = SQLiteStore(path, clock=clock).blocking()
+    store = SQLiteStore(path, clock=clock, lease_clock=clock).blocking()
     for number in range(1000):
         run(store.put(f"old {number}", b"v", 60))
         run(store.acquire(f"old {number}", "owner", 60))

@@ -9,6 +9,8 @@ import random
 import sqlite3
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import anyio
@@ -37,10 +39,11 @@ _ACQUIRE = (
     "WHERE owner = excluded.owner OR expires <= ?"
 )
 _RELEASE = "DELETE FROM leases WHERE key = ? AND owner = ?"
-_COUNT = "SELECT count(*) FROM records WHERE expires > ?"
 # The expression is the indexed one, to the letter: see the schema.
 _FIND = "SELECT key, value FROM records WHERE substr(value, 1, 17) >= ? AND expires > ?"
 _FIND_BELOW = f"{_FIND} AND substr(value, 1, 17) < ?"
+_COUNT = "SELECT count(*) FROM records WHERE expires > ?"
+_COUNT_FROM, _COUNT_BELOW = (q.replace("key, value", "count(*)") for q in (_FIND, _FIND_BELOW))
 _PURGE = (
     "DELETE FROM records WHERE rowid IN "
     "(SELECT rowid FROM records WHERE expires <= ? ORDER BY expires LIMIT ?)"
@@ -60,16 +63,23 @@ class SQLiteStore:
     Args:
         path: the file, on a local file system; it is created with mode 0600.
         clock: epoch seconds.
+        lease_clock: seconds that all processes of this machine count alike; those since it was
+            started, by default, so that nobody who sets the time of day ends a lease early.
 
     Raises:
         StoreError: by every method, if the file cannot be used; once it can, they work again.
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], *, clock: Callable[[], float] = time.time
+        self,
+        path: str | os.PathLike[str],
+        *,
+        clock: Callable[[], float] = time.time,
+        lease_clock: Callable[[], float] | None = None,
     ) -> None:
         self._file = SQLiteFile(path)
         self._clock = clock
+        self._era, self._lease_clock = ("", lease_clock) if lease_clock else machine_time()
         self._sleep: Callable[[float], Awaitable[None]] = anyio.sleep
         self._purge_at = 0.0
 
@@ -113,12 +123,12 @@ class SQLiteStore:
 
     async def acquire(self, key: str, owner: str, ttl: float) -> bool:
         """Take or extend a lease."""
-        now = self._clock()
-        return await self._change(_ACQUIRE, (key, owner, now + ttl, now)) == 1
+        now = self._lease_clock()
+        return await self._change(_ACQUIRE, (self._era + key, owner, now + ttl, now)) == 1
 
     async def release(self, key: str, owner: str) -> None:
         """Give a lease back."""
-        await self._change(_RELEASE, (key, owner))
+        await self._change(_RELEASE, (self._era + key, owner))
 
     async def purge(self) -> int:
         """Remove everything that has expired, batch by batch."""
@@ -131,20 +141,15 @@ class SQLiteStore:
 
     async def find(self, prefix: bytes) -> list[tuple[str, bytes]]:
         """Return what begins with `prefix`, by an index of the first 17 bytes."""
-        parameters: tuple[bytes | float, ...] = (prefix[:17], self._clock())
-        # What begins with b"ab" is from b"ab" to below b"ac"; nothing is above b"\xff".
-        above = prefix[:17].rstrip(b"\xff")
-        query = _FIND
-        if above:
-            parameters += (above[:-1] + bytes([above[-1] + 1]),)
-            query = _FIND_BELOW
-        rows = await self._fetch(query, parameters)
+        rows = await self._with_prefix(_FIND, _FIND_BELOW, prefix)
         return [(key, value) for key, value in rows if value.startswith(prefix)]
 
-    async def count(self) -> int:
-        """Count the live records."""
-        now = self._clock()
-        rows = await self._fetch(_COUNT, (now,))
+    async def count(self, prefix: bytes = b"") -> int:
+        """Count the live records; of a prefix the first 17 bytes count."""
+        if prefix:
+            rows = await self._with_prefix(_COUNT_FROM, _COUNT_BELOW, prefix)
+        else:
+            rows = await self._fetch(_COUNT, (self._clock(),))
         return int(rows[0][0])
 
     async def ping(self) -> None:
@@ -157,6 +162,15 @@ class SQLiteStore:
 
     def __repr__(self) -> str:
         return f"<SQLiteStore {self._file.path}>"
+
+    async def _with_prefix(self, query: str, query_below: str, prefix: bytes) -> list[Any]:
+        parameters: tuple[bytes | float, ...] = (prefix[:17], self._clock())
+        # What begins with b"ab" is from b"ab" to below b"ac"; nothing is above b"\xff".
+        above = prefix[:17].rstrip(b"\xff")
+        if above:
+            parameters += (above[:-1] + bytes([above[-1] + 1]),)
+            query = query_below
+        return await self._fetch(query, parameters)
 
     async def _fetch(self, query: str, parameters: tuple[Any, ...]) -> list[Any]:
         return await self._patiently(lambda: self._file.fetch(query, parameters))
@@ -184,9 +198,24 @@ class SQLiteStore:
         self._purge_at = now + _PURGE_EVERY
         with contextlib.suppress(sqlite3.Error):  # the write before it succeeded; that counts
             found = self._file.change(_PURGE, (now, _PURGE_BATCH))
-            found = max(found, self._file.change(_PURGE_LEASES, (now, _PURGE_BATCH)))
+            found = max(
+                found, self._file.change(_PURGE_LEASES, (self._lease_clock(), _PURGE_BATCH))
+            )
             if found == _PURGE_BATCH:
                 self._purge_at = now  # there is more: go on at the next write
+
+
+def machine_time() -> tuple[str, Callable[[], float]]:
+    """Return a clock that this machine's processes share, and a name for the time that it counts.
+
+    The name is another after each start of the machine. Where there is no such clock it is the
+    time of day.
+    """
+    try:
+        era = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{era}.", partial(time.clock_gettime, time.CLOCK_BOOTTIME)
+    except (AttributeError, OSError):
+        return "", time.time
 
 
 async def _block(seconds: float) -> None:

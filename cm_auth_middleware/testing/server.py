@@ -55,6 +55,9 @@ class AppServer:
                 log_level=log_level,
                 access_log=False,
                 timeout_graceful_shutdown=1,
+                # As nginx has it. uvicorn's own 5 s are those after which httpx2 drops an idle
+                # connection, too: now and then one would be used just as it closes.
+                timeout_keep_alive=75,
             )
         )
         self._thread: threading.Thread | None = None

@@ -12,6 +12,7 @@ import base64
 import hashlib
 import hmac
 import random
+import re
 import string
 import threading
 import time
@@ -478,6 +479,12 @@ class Simulator:
         """
         self._fail(self._api_failures, what, times, path)
 
+    def forget_failures(self) -> None:
+        """Let nothing fail any more that was to fail."""
+        with self._lock:
+            self._token_failures.clear()
+            self._api_failures.clear()
+
     def expire_access_tokens(self) -> None:
         """Let every access token expire now."""
         now = self._clock()
@@ -917,11 +924,19 @@ class Simulator:
         )
 
     async def _big(self, request: Request, user: SimulatedUser) -> Response:  # noqa: ARG002
+        """So many bytes, or the part of them that a Range asks for (RFC 9110 §14.2)."""
         size = _number(request, "bytes", 1 << 20)
+        headers = {"Accept-Ranges": "bytes", "ETag": f'"{size}"', "Content-Length": str(size)}
+        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", request.headers.get("range", ""))
+        if asked is None or int(asked[1]) >= size:
+            return StreamingResponse(
+                _zeros(size), media_type="application/octet-stream", headers=headers
+            )
+        first, last = int(asked[1]), min(int(asked[2] or size - 1), size - 1)
+        headers["Content-Range"] = f"bytes {first}-{last}/{size}"
+        headers["Content-Length"] = str(last - first + 1)
         return StreamingResponse(
-            _zeros(size),
-            media_type="application/octet-stream",
-            headers={"Content-Length": str(size)},
+            _zeros(last - first + 1), 206, media_type="application/octet-stream", headers=headers
         )
 
     async def _redirect(self, request: Request, user: SimulatedUser) -> Response:  # noqa: ARG002
@@ -952,6 +967,7 @@ class Simulator:
             {
                 "settings": asdict(self.settings),
                 "users": [user.email for user in self.users],
+                "living": self._living(),
                 "counts": counts,
                 "next": len(requests),
                 "requests": [asdict(call) for call in requests[since:]],
@@ -965,6 +981,7 @@ class Simulator:
             "reset": lambda _: self.reset(),
             "fail_token": lambda value: self.fail_token(**_failure_arguments(value)),
             "fail_api": lambda value: self.fail_api(**_failure_arguments(value)),
+            "forget_failures": lambda _: self.forget_failures(),
             "expire_access_tokens": lambda _: self.expire_access_tokens(),
             "expire_refresh_tokens": lambda _: self.expire_refresh_tokens(),
             "revoke_user": self.revoke_user,
@@ -985,6 +1002,12 @@ class Simulator:
                 actions[name](command[name])
 
     # Inner help; the caller of those that say so holds the lock
+
+    def _living(self) -> dict[str, int]:
+        now = self._clock()
+        with self._lock:
+            access = [token for token in self._tokens.access.values() if token.expires_at > now]
+            return {"access_tokens": len(access), "refresh_tokens": len(self._tokens.refresh)}
 
     def _fail(self, queue: list[_Failure], what: What, times: int, path: str | None) -> None:
         if isinstance(what, str) and what not in _WAYS_TO_FAIL:

@@ -1,4 +1,8 @@
-"""An internal dashboard: who is logged in, and a card with a live picture for each camera."""
+"""An internal dashboard: who is logged in, a card with a picture for each camera, and a live page.
+
+The overview is rendered on the server. The live page is a small front end in the browser that asks
+the API through a proxy; neither shows the browser a token.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +18,7 @@ from starlette.background import BackgroundTask
 
 from cm_auth_middleware import CMAuthMiddleware
 from cm_auth_middleware.fastapi import CMClient, CMSession
+from cm_auth_middleware.proxy import CMProxy
 
 HERE = Path(__file__).parent
 SNAPSHOT_HEADERS = {
@@ -21,6 +26,8 @@ SNAPSHOT_HEADERS = {
     "Cache-Control": "private, max-age=20",
     "X-Content-Type-Options": "nosniff",
 }
+LIVE_EVERY = 10  # seconds between two pictures of a camera on the live page
+LIVE_READS = ["GET /rest/v2.4/cameras", "GET /rest/v2.4/cameras/*/snapshot"]
 
 templates = Jinja2Templates(HERE / "templates")
 
@@ -33,9 +40,11 @@ def create_app(**options: Any) -> FastAPI:
         **{"exempt": ["/health", "/signed-out", "/static/*"], **options},
     )
     app.mount("/static", StaticFiles(directory=HERE / "static"), name="static")
+    app.mount("/api/cm", CMProxy(allow=LIVE_READS))
     app.add_api_route("/", overview, response_class=HTMLResponse)
     app.add_api_route("/cameras/{camera_id}", detail, response_class=HTMLResponse)
     app.add_api_route("/cameras/{camera_id}/snapshot", snapshot)
+    app.add_api_route("/live", live, response_class=HTMLResponse)
     app.add_api_route("/signed-out", signed_out, response_class=HTMLResponse)
     app.add_api_route("/health", health)
     return app
@@ -95,6 +104,12 @@ async def snapshot(camera_id: int, cm: CMClient) -> Response:
         media_type="image/jpeg",
         headers=SNAPSHOT_HEADERS,
         background=BackgroundTask(answer.aclose),
+    )
+
+
+async def live(request: Request, session: CMSession) -> Response:
+    return templates.TemplateResponse(
+        request, "live.html", {"user": session.user, "every": LIVE_EVERY}
     )
 
 

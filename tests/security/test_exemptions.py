@@ -18,7 +18,8 @@ from .routed import METHODS, asgi_app, guarded_asgi, guarded_wsgi, wsgi_app
 from .servers import ASGI, WSGI, Answered, ask, say, served
 from .support import NAME, session_of
 
-OPEN = ["/health", "/health?x", "/health?/secret", "/public/a", "/public/a/b.css", "/public/a?b=../x",
+OPEN = ["/health", "/health?x", "/health?/secret", "/public/a", "/public/a/b.css",
+        "/public/a?b=../x",
         "/public/%61", "/public/a%20b", "/public/"]  # fmt: skip
 TRICKS = [
     "/public/../x", "/public/%2e%2e/x", "/public/%2E%2E/x", "/public/.%2e/x", "/public/..%2fx",
@@ -28,8 +29,10 @@ TRICKS = [
     "/public/%09", "/public/x%00", "/public/..", "/public", "/publicx", "/public%20/x", "/Public/x",
     "/PUBLIC/x", "/public./x", "/public;/x", "/public;a=b/x", "//public/x", "///public/x",
     "/x/../public/x", "/./public/x", "/%2e/public/x", "/x;/public/", "/x;/public", "/x?/public/",
-    "/x?/../public/x", "/x#/public/", "/x%23/public/", "/x%3f/public/", "/x/public/", "/x%2fpublic/a",
-    "//x", "/./x", "/", "//", "/x//public/a", "/healthx", "/health/", "/Health", "/HEALTH", "/health%20",
+    "/x?/../public/x", "/x#/public/", "/x%23/public/", "/x%3f/public/", "/x/public/",
+    "/x%2fpublic/a",
+    "//x", "/./x", "/", "//", "/x//public/a", "/healthx", "/health/", "/Health", "/HEALTH",
+    "/health%20",
     "/health%00", "/health%0a", "/health;", "/health;x", "/health.", "/health..", "/health/.",
     "/health/..", "/health/../x", "/health%2f..%2fx", "/health%2f", "//health", "/./health",
     "/%2fhealth", "/x/../health", "/%68ealth", "/health%3f", "/health%3fx", "/health#", "/health#x",
@@ -39,7 +42,8 @@ TRICKS = [
     "/public/%ef%bc%8f..%ef%bc%8fx", "/public/%c0%ae%c0%ae/x", "/public/%u002e%u002e/x",
     "http://localhost/public/a", "http://localhost/x", "http://localhost/health",
     "http://evil/public/../x", "http://localhost/public/%2e%2e/x", "http:///health",
-    "http://localhost/x?/public/", "//localhost/public/a", "https://localhost/health", "localhost:80",
+    "http://localhost/x?/public/", "//localhost/public/a", "https://localhost/health",
+    "localhost:80",
     "javascript:/health", "/x HTTP/1.1\r\nX: /health", "/health\tx", "/health x",
 ]  # fmt: skip
 
@@ -255,7 +259,10 @@ async def test_a_websocket_from_the_http_twin_of_an_https_site_is_refused(world:
     """19: whoever can alter http://host is not https://host."""
     browser = await world.login()
     headers = {"Host": "localhost:8000", "Cookie": f"__Host-cm_auth={session_of(browser)}"}
-    for origin, expected in (("http", "websocket.http.response.start"), ("https", "websocket.accept")):
+    for origin, expected in (
+        ("http", "websocket.http.response.start"),
+        ("https", "websocket.accept"),
+    ):
         one = Socket(world, {**headers, "Origin": f"{origin}://localhost:8000"})
         one.scope["scheme"] = "wss"
         assert (await one.run())[0]["type"] == expected
@@ -280,7 +287,9 @@ async def test_an_exempt_websocket_of_another_origin_has_no_session(make_world) 
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("kind", ["webtransport", "http2", "HTTP", "", "websocket.http", "lifespan2"])
+@pytest.mark.parametrize(
+    "kind", ["webtransport", "http2", "HTTP", "", "websocket.http", "lifespan2"]
+)
 async def test_an_unknown_kind_of_connection_never_reaches_the_app(world: World, kind: str) -> None:
     """21: only lifespan is passed on unseen."""
     reached = []
@@ -307,5 +316,5 @@ def test_a_server_in_a_thread_is_gone_after_its_test() -> None:
     for name in (*ASGI, "werkzeug", "waitress"):
         with served(name, asgi_app() if name in ASGI else wsgi_app()) as port:
             assert ask(port, "/health").body == b"open"
-        with pytest.raises(OSError), socket.create_connection(("127.0.0.1", port), timeout=2):  # noqa: PT012
+        with pytest.raises(OSError), socket.create_connection(("127.0.0.1", port), timeout=2):
             pass

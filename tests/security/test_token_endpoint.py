@@ -395,7 +395,8 @@ async def test_an_outage_keeps_the_session(make_world, what) -> None:
 
 @pytest.mark.parametrize(
     ("retry_after", "least"),
-    [("30", 30), ("9" * 400, 60), ("Wed, 21 Oct 2099 07:28:00 GMT", 1), ("-5", 1), ("x", 1), ("0", 1),
+    [("30", 30), ("9" * 400, 60), ("Wed, 21 Oct 2099 07:28:00 GMT", 1), ("-5", 1), ("x", 1),
+     ("0", 1),
      ("\u0663", 1)],
 )  # fmt: skip
 async def test_retry_after_is_obeyed_within_reason(world: World, retry_after, least: int) -> None:

@@ -1,0 +1,44 @@
+"""Play scenarios and print what came of them: `python -m tests.chaos --store redis --repeat 50`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+
+from .rig import STORES
+from .scenarios import SCENARIOS, NotPlayedError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
+    parser.add_argument("--store", choices=STORES, action="append", help="default: each")
+    parser.add_argument("--repeat", type=int, help="rounds of each; default: a few")
+    parser.add_argument("--list", action="store_true", help="name the scenarios and leave")
+    parser.add_argument("scenario", nargs="*", help="parts of names; default: all")
+    options = parser.parse_args(arguments)
+    failed = False
+    for name, scenario in SCENARIOS.items():
+        if options.scenario and not any(part in name for part in options.scenario):
+            continue
+        if options.list:
+            print(f"{name:<28} {' '.join(scenario.stores):<13} {scenario.rounds} rounds")
+            continue
+        for store in options.store or STORES:
+            if store not in scenario.stores:
+                continue
+            began = time.monotonic()
+            try:
+                counts = scenario.play(store, options.repeat or scenario.rounds)
+            except NotPlayedError as reason:
+                print(f"{name:<28} {store:<7} NOT PLAYED: {reason}", flush=True)
+                failed = True
+                continue
+            failed |= bool(counts.wrong)
+            print(f"{counts}  ({time.monotonic() - began:.0f} s)", flush=True)
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

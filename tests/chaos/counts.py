@@ -1,0 +1,63 @@
+"""What a scenario came to, in numbers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from .crowd import Answer
+
+
+@dataclass
+class Counts:
+    """The numbers of one scenario, and what was not as it has to be.
+
+    Attributes:
+        rounds: how often the scenario was played.
+        answers: how often each status came; 0 stands for a connection that broke.
+        token_calls: refreshes that reached CameraManager.
+        sessions: logged-in browsers that should have survived.
+        lost: those of them that did not.
+        wrong: a sentence for each thing that was not as it has to be.
+    """
+
+    scenario: str
+    store: str
+    rounds: int = 0
+    answers: Counter[int] = field(default_factory=Counter)
+    token_calls: int = 0
+    sessions: int = 0
+    lost: int = 0
+    wrong: list[str] = field(default_factory=list)
+
+    def saw(self, answers: Iterable[Answer], *expected: int) -> None:
+        """Count answers; only those statuses are right, if any are given."""
+        found = Counter(answer.status for answer in answers)
+        self.answers += found
+        if expected:
+            others = {status: n for status, n in found.items() if status not in expected}
+            self.check(not others, f"answers besides {expected}: {others}")
+
+    def called(self, calls: int, least: int, most: int) -> None:
+        """Count refresh calls, of which there should be so many."""
+        self.token_calls += calls
+        self.check(least <= calls <= most, f"{calls} token calls, not {least} to {most}")
+
+    def survived(self, alive: int, of: int) -> None:
+        """Count sessions that still work."""
+        self.sessions += of
+        self.lost += of - alive
+        self.check(alive == of, f"{of - alive} of {of} sessions lost")
+
+    def check(self, holds: object, complaint: str) -> None:
+        if not holds:
+            self.wrong.append(f"round {self.rounds + 1}: {complaint}")
+
+    def __str__(self) -> str:
+        answers = " ".join(f"{n}x{status}" for status, n in sorted(self.answers.items()))
+        line = (
+            f"{self.scenario:<34} {self.store:<7} rounds {self.rounds:>3}  "
+            f"token calls {self.token_calls:>4}  lost {self.lost}/{self.sessions}  {answers}"
+        )
+        return "\n".join([line, *(f"    WRONG {sentence}" for sentence in self.wrong)])

@@ -1,0 +1,157 @@
+"""Many browsers at once, at little cost: connections that stay open, and no more HTTP than needed.
+
+A client library takes longer for a request than the site takes to answer it, and on two cores that
+would be a test of the client.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+_PATIENCE = 60.0  # seconds for one answer
+_CONNECTING = 64  # at a time: a backlog of a hundred must not overflow
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One request of one browser."""
+
+    port: int
+    path: str
+    cookie: str = ""
+    method: str = "GET"
+    body: bytes = b""
+    accept: str = "application/json"
+
+    def encode(self) -> bytes:
+        lines = [
+            f"{self.method} {self.path} HTTP/1.1",
+            f"Host: 127.0.0.1:{self.port}",
+            f"Accept: {self.accept}",
+            f"Content-Length: {len(self.body)}",
+        ]
+        if self.cookie:
+            lines.append(f"Cookie: cm_auth={self.cookie}")
+        return "\r\n".join([*lines, "", ""]).encode() + self.body
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One answer; the status is 0 when the connection broke before it came."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+    seconds: float
+
+    @property
+    def worker(self) -> int:
+        """The process that answered."""
+        return int(self.headers.get("x-worker", "0"))
+
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+class Crowd:
+    """Sends requests at once, each over a connection of its own."""
+
+    def __init__(self) -> None:
+        self._runner = asyncio.Runner()
+        self._idle: dict[int, list[Any]] = {}
+
+    def ask(
+        self, asks: Sequence[Ask], *meanwhile: tuple[float, Callable[[], object]]
+    ) -> list[Answer]:
+        """Send all at the same moment and return the answers in their order.
+
+        Args:
+            asks: what to send.
+            meanwhile: pairs of seconds after that moment, and what to do then, in a thread.
+        """
+        return self._runner.run(self._ask(asks, meanwhile))
+
+    def one(self, port: int, path: str, cookie: str = "", **rest: Any) -> Answer:
+        return self.ask([Ask(port, path, cookie, **rest)])[0]
+
+    def send_and_leave(self, asks: Sequence[Ask], seconds: float) -> None:
+        """Send all, and close the connections after so many seconds without an answer."""
+
+        async def leave() -> None:
+            connections = [await asyncio.open_connection("127.0.0.1", ask.port) for ask in asks]
+            for ask, (_, writer) in zip(asks, connections, strict=True):
+                writer.write(ask.encode())
+            await asyncio.sleep(seconds)
+            for _, writer in connections:
+                writer.transport.abort()
+
+        self._runner.run(leave())
+
+    def close(self) -> None:
+        async def close() -> None:
+            for connections in self._idle.values():
+                for _, writer in connections:
+                    writer.close()
+
+        self._runner.run(close())
+        self._runner.close()
+
+    async def _ask(self, asks: Sequence[Ask], meanwhile: Any) -> list[Answer]:
+        gate = asyncio.Semaphore(_CONNECTING)
+
+        async def connect(ask: Ask) -> Any:
+            async with gate:
+                return await self._connect(ask.port)
+
+        connections = await asyncio.gather(*(connect(ask) for ask in asks))
+        deeds = [asyncio.create_task(_later(*deed)) for deed in meanwhile]
+        started = time.monotonic()
+        waiting = [
+            self._exchange(ask, connection, started)
+            for ask, connection in zip(asks, connections, strict=True)
+        ]
+        answers = await asyncio.gather(*waiting)
+        await asyncio.gather(*deeds)
+        return answers
+
+    async def _connect(self, port: int) -> Any:
+        idle = self._idle.setdefault(port, [])
+        while idle:
+            reader, writer = idle.pop()
+            if not reader.at_eof() and not writer.is_closing():
+                return reader, writer
+            writer.close()
+        try:
+            return await asyncio.open_connection("127.0.0.1", port)
+        except OSError:
+            return None
+
+    async def _exchange(self, ask: Ask, connection: Any, started: float) -> Answer:
+        if connection is None:
+            return Answer(0, {}, b"", 0.0)
+        reader, writer = connection
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                writer.write(ask.encode())
+                head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+                fields = (line.partition(":") for line in head[1:-2])
+                headers = {name.lower(): value.strip() for name, _, value in fields}
+                body = await reader.readexactly(int(headers.get("content-length", "0")))
+        except (OSError, EOFError, TimeoutError):
+            writer.close()
+            return Answer(0, {}, b"", time.monotonic() - started)
+        if headers.get("connection", "").lower() == "close":
+            writer.close()
+        else:
+            self._idle[ask.port].append(connection)
+        return Answer(int(head[0].split()[1]), headers, body, time.monotonic() - started)
+
+
+async def _later(seconds: float, deed: Callable[[], object]) -> None:
+    await asyncio.sleep(seconds)
+    await asyncio.to_thread(deed)

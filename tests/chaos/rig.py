@@ -1,0 +1,294 @@
+"""A site in several processes, its store and its CameraManager, each to be harmed on its own."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx2
+
+from tests.servers import RedisServer, free_port, redis_server
+from tests.support import HTML, SECRET_KEY
+
+from .crowd import Answer, Ask, Crowd
+from .site import SharedClock
+
+ROOT = Path(__file__).parents[2]
+LIFETIME = 43_199  # seconds that an access token lives, unless a test says otherwise
+STORES = ("sqlite", "redis")
+_START = 40.0
+
+
+class Process:
+    """A process of ours, with a log."""
+
+    def __init__(self, command: Sequence[str], log: Path, **environment: str) -> None:
+        self.log = log
+        with log.open("ab") as file:
+            self._process = subprocess.Popen(
+                command, cwd=ROOT, stdout=file, stderr=file, env={**os.environ, **environment}
+            )
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def is_running(self) -> bool:
+        return self._process.poll() is None
+
+    def kill(self) -> None:
+        """End it as an out-of-memory killer would."""
+        self._process.kill()
+        self._process.wait()
+
+    def pause(self) -> None:
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        os.kill(self.pid, signal.SIGCONT)
+
+    def stop(self) -> None:
+        """End it as a deployment does."""
+        if self.is_running():
+            self.resume()
+            self._process.terminate()
+            try:
+                self._process.wait(20)
+            except subprocess.TimeoutExpired:
+                self.kill()
+
+
+class CameraManager:
+    """The simulator in a process of its own, on the shared clock, steered over HTTP."""
+
+    def __init__(self, directory: Path, settings: dict[str, Any]) -> None:
+        port = free_port()
+        command = [sys.executable, "-m", "tests.chaos.camera_manager", str(port)]
+        command.append(str(directory / "clock"))
+        self.url = f"http://127.0.0.1:{port}"
+        self.process = Process(command, directory / "camera_manager.log")
+        self._http = httpx2.Client(base_url=self.url, timeout=30)
+        _until(self._answers, f"no simulator: {self.process.log}")
+        self.control(**settings)
+
+    def control(self, **command: Any) -> dict[str, Any]:
+        """Change it, and say what it has seen."""
+        answer = self._http.post("/_control?since=1000000000", json=command)
+        return dict(answer.raise_for_status().json())
+
+    def mark(self) -> int:
+        """The number of requests so far."""
+        return int(self.control()["next"])
+
+    def calls(self, since: int, path: str, method: str) -> list[dict[str, Any]]:
+        seen = self._http.get(f"/_control?since={since}").json()["requests"]
+        return [
+            call for call in seen if re.fullmatch(path, call["path"]) and call["method"] == method
+        ]
+
+    def refreshes(self, since: int) -> list[dict[str, Any]]:
+        """The refresh calls since a mark."""
+        calls = self.calls(since, "/oauth/token", "POST")
+        return [call for call in calls if call["form"].get("grant_type") == "refresh_token"]
+
+    def wait_for_refresh(self, since: int, *, answered: bool = False) -> None:
+        """Return when a refresh call has reached CameraManager, or when it was answered."""
+        _until(
+            lambda: any(
+                not answered or call["status"] is not None for call in self.refreshes(since)
+            ),
+            "no refresh was made",
+        )
+
+    def revocations(self, since: int) -> list[str]:
+        """The access tokens whose grants were deleted since a mark."""
+        calls = self.calls(since, "/rest/.*/tokens/current", "DELETE")
+        return [
+            call["headers"]["authorization"].split()[1] for call in calls if call["status"] < 300
+        ]
+
+    def close(self) -> None:
+        self._http.close()
+        self.process.stop()
+
+    def _answers(self) -> bool:
+        with contextlib.suppress(httpx2.HTTPError):
+            return self._http.get("/_control?since=0").status_code == 200
+        return False
+
+
+class Rig:
+    """Everything that one scenario needs.
+
+    Args:
+        redis: the store; without one it is SQLite.
+        file: of SQLite, if it is not to lie in `directory`.
+        shell: ``asgi`` (a uvicorn for each worker), ``uvicorn --workers`` (one port for all), or
+            ``wsgi`` (one gunicorn with threads for all).
+        workers: how many processes.
+        skews: seconds that the workers' clocks are ahead; 0 for those not given.
+        settings: of the simulator.
+        lease_margin: seconds that a lease lasts longer than a token call may; None for as it is.
+        options: of the middleware.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        redis: RedisServer | None = None,
+        file: Path | None = None,
+        shell: str = "asgi",
+        workers: int = 4,
+        skews: Sequence[float] = (),
+        settings: dict[str, Any] | None = None,
+        lease_margin: float | None = None,
+        **options: Any,
+    ) -> None:
+        self.directory = directory
+        self.redis = redis
+        self.shell = shell
+        self.clock = SharedClock(directory / "clock")
+        self.crowd, self.other_crowd = Crowd(), Crowd()
+        self._lease_margin = lease_margin
+        self.cm = CameraManager(directory, {"access_token_lifetime": LIFETIME, **(settings or {})})
+        self.file = file or directory / "sessions.db"
+        self.options = {
+            "client_id": "demo-key-id",
+            "client_secret": "demo-key-secret",
+            "secret_key": SECRET_KEY,
+            "base_url": self.cm.url,
+            "store": f"sqlite:///{self.file}" if redis is None else redis.url,
+            "absolute_timeout": 10 * 365 * 86_400,
+            **options,
+        }
+        separate = workers if shell == "asgi" else 1
+        self.ports = [free_port() for _ in range(separate)]
+        self.skews = [*skews, *([0.0] * (separate - len(skews)))]
+        self._workers = workers
+        self.workers = [self._start(n) for n in range(separate)]
+        for n in range(separate):
+            self.wait_for(n)
+
+    # -- processes -------------------------------------------------------------------------
+
+    def restart(self, number: int) -> None:
+        """Start a worker again after it was ended."""
+        self.workers[number] = self._start(number)
+        self.wait_for(number)
+
+    def wait_for(self, number: int) -> None:
+        worker = self.workers[number]
+        _until(
+            lambda: self.crowd.one(self.ports[number], "/health").status == 200,
+            f"worker {number} does not start: {worker.log.read_text()[-3000:]}",
+        )
+
+    def number(self, pid: int) -> int:
+        """The worker of a process id."""
+        return [worker.pid for worker in self.workers].index(pid)
+
+    def _start(self, number: int) -> Process:
+        chaos: dict[str, Any] = {"clock": str(self.directory / "clock"), "skew": self.skews[number]}
+        chaos |= {"options": self.options, "lease_margin": self._lease_margin}
+        environment = {"CHAOS": json.dumps(chaos)}
+        port, log = str(self.ports[number]), self.directory / f"worker{number}.log"
+        quiet = ("--log-level", "warning")
+        command = [sys.executable, "-m", "uvicorn", "--factory", "tests.chaos.site:asgi"]
+        command += ["--port", port, "--no-access-log", *quiet, "--timeout-keep-alive", "600"]
+        if self.shell == "uvicorn --workers":
+            command += ["--workers", str(self._workers)]
+        elif self.shell == "wsgi":
+            command = [sys.executable, "-m", "gunicorn", "--no-control-socket", *quiet]
+            command += ["-b", f"127.0.0.1:{port}", "-w", str(self._workers), "-k", "gthread"]
+            command += ["--threads", "16", "--keep-alive", "600", "tests.chaos.site:wsgi()"]
+        return Process(command, log, **environment)
+
+    def close(self) -> None:
+        self.crowd.close()
+        self.other_crowd.close()
+        for worker in self.workers:
+            worker.stop()
+        self.cm.close()
+
+    # -- browsers --------------------------------------------------------------------------
+
+    def login(self, number: int = 0, email: str = "anna@example.com") -> str:
+        """Walk through CameraManager's forms; return the value of the session cookie."""
+        url = f"http://127.0.0.1:{self.ports[number]}/"
+        with httpx2.Client(headers=HTML, follow_redirects=True, timeout=30) as browser:
+            page = browser.get(url)
+            for step in ({"email": email, "password": "cameras"}, {"decision": "allow"}):
+                hidden = dict(
+                    re.findall(r'<input type="hidden" name="(\w+)" value="([^"]*)"', page.text)
+                )
+                if page.url.path != "/oauth/authorize":
+                    break
+                hidden = {name: value.replace("&amp;", "&") for name, value in hidden.items()}
+                page = browser.post(page.url, data={**hidden, **step})
+            assert page.status_code == 200, page.text
+            return str(browser.cookies["cm_auth"])
+
+    def asks(self, cookies: Sequence[str], count: int, path: str = "/cameras") -> list[Ask]:
+        """So many requests, of all browsers at all workers in turn."""
+        # Browser and worker change at different paces, so that every pair occurs.
+        ports, sessions = self.ports, cookies
+        return [
+            Ask(ports[n % len(ports)], path, sessions[(n // len(ports)) % len(sessions)])
+            for n in range(count)
+        ]
+
+    def expire(self, lifetime: float = LIFETIME) -> None:
+        """Let the access tokens' time pass, for CameraManager and every worker at once."""
+        self.clock.move(lifetime + 1)
+
+    def alive(self, cookies: Sequence[str]) -> int:
+        """How many of these sessions every worker still serves."""
+        answers = [
+            self.crowd.ask([Ask(port, "/cameras", cookie) for port in self.ports])
+            for cookie in cookies
+        ]
+        return sum(all(answer.status == 200 for answer in found) for found in answers)
+
+    def tracebacks(self) -> int:
+        """How many errors nobody had foreseen."""
+        return sum(worker.log.read_text().count("Traceback") for worker in self.workers)
+
+
+@contextlib.contextmanager
+def rig(store: str, **options: Any) -> Iterator[Rig]:
+    """Run a rig for as long as the `with` lasts."""
+    with contextlib.ExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="chaos")))
+        redis = None
+        if store == "redis":
+            # What was answered is on the disk: the scenarios kill the server.
+            durable = ("--appendonly", "yes", "--appendfsync", "always")
+            redis = stack.enter_context(redis_server(*durable))
+        made = Rig(directory, redis=redis, **options)
+        stack.callback(made.close)
+        yield made
+
+
+def statuses(answers: Sequence[Answer]) -> dict[int, int]:
+    """How often each status occurred."""
+    found = sorted({answer.status for answer in answers})
+    return {status: sum(a.status == status for a in answers) for status in found}
+
+
+def _until(happens: Any, complaint: str) -> None:
+    deadline = time.monotonic() + _START
+    while not happens():
+        if time.monotonic() > deadline:
+            raise AssertionError(complaint)
+        time.sleep(0.02)
