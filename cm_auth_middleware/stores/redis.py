@@ -119,7 +119,12 @@ class RedisStore:
 
     async def get(self, key: str) -> bytes | None:
         """Return the value, or None."""
-        value: bytes | None = await self._repeatable(lambda client: client.get(self._records + key))
+        name = self._records + key
+
+        def call(client: Any) -> Any:
+            return client.get(name)
+
+        value: bytes | None = await self._clients.run(call, call)
         return value
 
     async def put(self, key: str, value: bytes, ttl: float) -> None:

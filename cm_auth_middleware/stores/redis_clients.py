@@ -8,9 +8,9 @@ import inspect
 import os
 import re
 import ssl
-import threading
 import weakref
 from collections.abc import Awaitable, Callable
+from queue import Empty, SimpleQueue
 from typing import Any, Generic, TypeVar
 
 import anyio.to_thread
@@ -63,7 +63,7 @@ class BlockingClients:
 
     def __init__(self, target: Target) -> None:
         self._target = target
-        self._links: dict[int, _Link[threading.Semaphore]] = {}
+        self._links: dict[int, _Link[SimpleQueue[None]]] = {}
 
     async def run(self, call: Call, again: Call | None) -> Any:
         """Call with a client, and once more with `again` if the connection breaks."""
@@ -78,22 +78,27 @@ class BlockingClients:
 
     async def _call(self, call: Call) -> Any:
         link = self._link()
-        if not link.gate.acquire(timeout=_QUEUE):
-            raise _queued(self._target)
+        gate = link.gate
+        try:
+            gate.get(timeout=_QUEUE)
+        except Empty:
+            raise _queued(self._target) from None
         try:
             return await outcome(call(link.client))
         finally:
-            link.gate.release()
+            gate.put(None)
 
-    def _link(self) -> _Link[threading.Semaphore]:
+    def _link(self) -> _Link[SimpleQueue[None]]:
         pid = os.getpid()
         link = self._links.get(pid)
         if link is None:
             clients = self._target.clients("redis")
+            # A queue of tokens: threading.Semaphore, being Python, costs a tenth of a GET.
+            gate: SimpleQueue[None] = SimpleQueue()
+            for _ in range(self._target.connections):
+                gate.put(None)
             # Without a lock, which a fork could leave locked: of two threads one client is kept.
-            link = self._links.setdefault(
-                pid, _Link(clients, threading.Semaphore(self._target.connections))
-            )
+            link = self._links.setdefault(pid, _Link(clients, gate))
         return link
 
 
@@ -160,7 +165,7 @@ class AsyncClients:
 
 async def outcome(answer: Any) -> Any:
     """Return what redis-py answers, now (`redis`) or when awaited (`redis.asyncio`)."""
-    return await answer if inspect.isawaitable(answer) else answer
+    return await answer if inspect.iscoroutine(answer) else answer
 
 
 async def _attempt(
