@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .ports import Ports
 
 _CHAIN = 64  # rotations of a refresh token that a sleeping session can catch up with at once
-_POLL = 0.05  # seconds between looks at a refresh that another process makes
+_POLL = 0.025  # seconds between looks at a refresh that another process makes
 _LEASE_MARGIN = 5.0  # seconds that a lease is longer than a token call may take
 _FIRST_PAUSE = 0.25  # seconds until a second attempt, which requests wait for
 _PAUSE = 1.0  # seconds between attempts at a server that stays down

@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 _PATIENCE = 2.0  # seconds that a write waits for another process's lock
 _BACKOFF = (0.001, 0.02)  # seconds between two attempts: from, to
-_PURGE_BATCH = 100  # expired records that one write removes: a few ms
+_PURGE_BATCH = 50  # expired records that one write removes: a few ms
 _PURGE_EVERY = 30.0  # seconds between looking for expired records when there were few
 
 _GET = "SELECT value FROM records WHERE key = ? AND expires > ?"
