@@ -378,8 +378,9 @@ def test_expired_sessions_are_purged(run, tmp_path: Path) -> None:
 
     path = tmp_path / "sessions.db"
     store = SQLiteStore(path, clock=lambda: time.time() - 3600).blocking()
-    run_sync(store.put("old", b"x", 60))
-    run_sync(store.put("new", b"x", 7200))
+    run_sync(store.put("old", b"\x01 a session", 60))
+    run_sync(store.put("new", b"\x01 a session", 7200))
+    run_sync(store.put("grant", b"\x02 what sessions share", 7200))
     run_sync(store.close())
     assert run("sessions", "purge", "--store", f"sqlite:///{path}").output == "1\n"
     assert run("sessions", "count", "--store", f"sqlite:///{path}").output == "1\n"
