@@ -329,6 +329,22 @@ def test_expired_records_go_with_the_writes_a_few_at_a_time(path: Path) -> None:
     run(store.close())
 
 
+@pytest.mark.parametrize("threads", [False, True])
+def test_the_log_is_emptied_again_and_again(path: Path, threads: bool) -> None:
+    async def write(store: SQLiteStore) -> int:
+        most = 0
+        for number in range(1500):
+            await store.put(f"{os.urandom(32).hex()}", os.urandom(400), 60)
+            if number % 100 == 0:
+                most = max(most, (path.parent / "sessions.db-wal").stat().st_size)
+        await store.close()
+        return most
+
+    store = SQLiteStore(path)
+    most = run(write(store.blocking())) if threads else anyio.run(write, store)
+    assert most < 12_000_000, "1500 writes would leave 30 MB"
+
+
 def test_finding_a_users_sessions_does_not_read_all_sessions(path: Path) -> None:
     store = SQLiteStore(path).blocking()
     run(store.put("k", b"v" * 400, 60))
