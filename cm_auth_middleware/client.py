@@ -135,13 +135,12 @@ class BearerAuth(httpx2.Auth):
         for _ in range(_TRIES):
             sent = self._attach(request)
             response = yield request
-            if (
-                is_new
-                or response.status_code != 401
-                or _origin(response.request.url) != self._origin
-            ):
+            if response.status_code != 401 or _origin(response.request.url) != self._origin:
                 return
-            is_new = yield self._noting_trouble(self._keeper.refresh(self._session, sent))
+            if not is_new:
+                is_new = yield self._noting_trouble(self._keeper.refresh(self._session, sent))
+            elif not (yield self._noting_trouble(self._keeper.catch_up(self._session, sent))):
+                return  # refused though it is the newest: another one would be, too
             if request.stream is body and not body.can_replay:
                 return
 
