@@ -26,7 +26,7 @@ from .support import Clock
 
 ROOT = Path(__file__).parents[1]
 PRELUDE = """
-import asyncio, os, sys, threading, time
+import asyncio, os, signal, sys, threading, time
 from cm_auth_middleware import StoreError
 from cm_auth_middleware.stores import open_store
 
@@ -67,7 +67,13 @@ def start(code: str, *arguments: object, **options: Any) -> subprocess.Popen[str
 
 
 def finish(process: subprocess.Popen[str]) -> int:
-    process.communicate(timeout=50)
+    """Wait for a program and return its exit code; one that hangs is killed."""
+    try:
+        process.communicate(timeout=50)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
+        raise
     return process.returncode
 
 
@@ -481,6 +487,7 @@ def test_a_fork_shares_no_connection_with_its_parent(url: str) -> None:
         told, tell = os.pipe()
         pid = os.fork()
         if pid == 0:
+            signal.alarm(40)  # a child that hangs must not outlive the test
             run(store.put(f"early {number}", b"v", 600))
             os.close(tell)
             os.read(told, 1)  # until the parent has closed its connections
