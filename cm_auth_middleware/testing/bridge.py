@@ -157,8 +157,6 @@ class _Body(httpx2.SyncByteStream):
 
     def start(self) -> tuple[int, list[tuple[bytes, bytes]]]:
         message = self._next()
-        while message is not None and message["type"] != "http.response.start":
-            message = self._next()
         if message is None:
             return 500, []
         return message["status"], list(message.get("headers", []))
