@@ -187,6 +187,13 @@ def test_a_store_that_does_not_serve(run: Run, store: str, level: int, says: str
     assert says in lines(result, ("ok", "warning", "error")[level])[0]
 
 
+def test_a_folder_in_which_nobody_may_write(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write everywhere
+    result = run("check", "--offline")
+    assert result.exit_code == 2
+    assert "may not write in" in lines(result, "error")[0]
+
+
 def test_a_file_that_is_no_store(run: Run, tmp_path: Path) -> None:
     (tmp_path / "other.db").write_bytes(b"this is no database, whatever its name says" * 100)
     result = run("check", store=f"sqlite:///{tmp_path / 'other.db'}")
