@@ -1,4 +1,4 @@
-"""Running coroutines: without an event loop, to their end; and finding the loop, if there is one."""
+"""Running coroutines: to their end without an event loop; and finding the loop, if there is one."""
 
 from __future__ import annotations
 
