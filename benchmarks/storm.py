@@ -227,13 +227,28 @@ async def _timed(request: Request) -> float | None:
 
 
 def _ours(**options: Any) -> Callable[[str], Awaitable[Request]]:
-    app = CMAuthMiddleware(reading_state, **options)
+    app = CMAuthMiddleware(_ready, **options)
+    started = False
 
     async def prepare(cookie: str) -> Request:
+        nonlocal started
+        if not started:
+            await app({"type": "lifespan"}, _nothing, _nothing)  # as a server does
+            started = True
         await Requests(app, cookie)()
         return lambda: Requests(app, cookie)()  # one each: it notes its own status
 
     return prepare
+
+
+async def _ready(scope: Any, receive: Any, send: Any) -> None:
+    """An application that is ready at once."""
+    if scope["type"] != "lifespan":
+        await reading_state(scope, receive, send)
+
+
+async def _nothing(*message: Any) -> None:
+    """Hear and say nothing."""
 
 
 def _ideal(**options: Any) -> Callable[[dict[str, Any]], Awaitable[Request]]:

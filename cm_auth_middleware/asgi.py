@@ -110,6 +110,7 @@ class CMAuthMiddleware:
                 await self.engine.close()  # before the server hears of it and stops the loop
             await send(message)
 
+        self._side.warm_up()
         await self.app(scope, receive, closing_send)
 
     async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Unpack, cast
 
@@ -47,6 +48,12 @@ class Side:
         if self._telemetry is None:
             return pool
         return telemetry.TimedTransport(pool, self._telemetry)
+
+    def warm_up(self) -> None:
+        """Load what is loaded when first needed, 0.2 s of it: no refresh has to wait for it."""
+        importlib.import_module("authlib.integrations.httpx_client")
+        importlib.import_module("cryptography.hazmat.primitives.ciphers.aead")
+        self.ports.transport()
 
 
 class AuthEngine:

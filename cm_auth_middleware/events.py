@@ -1,35 +1,33 @@
-"""What is logged: events with stable names, under the logger ``cm_auth_middleware``.
+"""What is logged: events with stable names, under the logger `cm_auth_middleware`.
 
-Each is one `logging.LogRecord`: a message such as ``login session=1f0c93ab`` for people, and the
-same as attributes for machines: ``event``, the name, and the fields named here. ``session`` is a
+Each is one `logging.LogRecord`: a message such as `login session=1f0c93ab` for people, and the
+same as attributes for machines: `event`, the name, and the fields named here. `session` is a
 short hash that opens nothing. No token, code, cookie, secret or user data is ever in an event.
 
-============================= ======== ============================================================
-event                         level    when, and its fields
-============================= ======== ============================================================
-``login``                     INFO     a session began: ``session``
-``login_cancelled``           INFO     the person refused at CameraManager: ``error``
-``login_denied``              INFO     `allow` said no
-``login_stale``               INFO     a callback used twice, too late, or in another browser
-``login_failed``              WARNING  CameraManager or the store failed in a login: ``reason``
-``logout``                    INFO     a session was logged out: ``session``
-``session_ended``             INFO     CameraManager ended a session: ``session``
-``session_unreadable``        WARNING  a record does not open, by a key or by damage: ``session``
-``refreshed``                 INFO     new tokens for a grant: ``expires_in``, seconds
-``refresh_refused``           INFO     CameraManager ended a grant: ``error``
-``refresh_failed``            WARNING  a refresh did not work; it is tried again: ``reason``
-``revoke_failed``             WARNING  tokens may live on at CameraManager: ``reason``
-``touch_failed``              WARNING  the store took no time of last use: ``session``, ``reason``
-``unavailable``               INFO     a request was answered with 503: ``reason``
-``host_not_allowed``          WARNING  a login under a host that is not ours: ``host``
-``callback_not_routed``       ERROR    the callback did not reach the middleware: ``path``
-``api_key_refused``           ERROR    CameraManager refuses the API key: ``error``
-``hook_failed``               ERROR    a hook of the application raised: ``hook``
-``allow_failed``              ERROR    the application's `allow` raised; nobody gets in
-``error_handler_failed``      ERROR    `error_handler` raised, or gave no page: ``kind``
-``memory_store_multiprocess`` WARNING  ``workers`` with a memory store each
-``config_error``              CRITICAL an option is missing or wrong: ``reason``
-============================= ======== ============================================================
+| event | level | when, and its fields |
+| --- | --- | --- |
+| `login` | INFO | a session began: `session` |
+| `login_cancelled` | INFO | the person refused at CameraManager: `error` |
+| `login_denied` | INFO | `allow` said no |
+| `login_stale` | INFO | a callback used twice, too late, or in another browser |
+| `login_failed` | WARNING | CameraManager or the store failed in a login: `reason` |
+| `logout` | INFO | a session was logged out: `session` |
+| `session_ended` | INFO | CameraManager ended a session: `session` |
+| `session_unreadable` | WARNING | a record does not open, by a key or by damage: `session` |
+| `refreshed` | INFO | new tokens for a grant: `expires_in`, seconds |
+| `refresh_refused` | INFO | CameraManager ended a grant: `error` |
+| `refresh_failed` | WARNING | a refresh did not work; it is tried again: `reason` |
+| `revoke_failed` | WARNING | tokens may live on at CameraManager: `reason` |
+| `touch_failed` | WARNING | the store took no time of last use: `session`, `reason` |
+| `unavailable` | INFO | a request was answered with 503: `reason` |
+| `host_not_allowed` | WARNING | a login under a host that is not ours: `host` |
+| `callback_not_routed` | ERROR | the callback did not reach the middleware: `path` |
+| `api_key_refused` | ERROR | CameraManager refuses the API key: `error` |
+| `hook_failed` | ERROR | a hook of the application raised: `hook` |
+| `allow_failed` | ERROR | the application's `allow` raised; nobody gets in |
+| `error_handler_failed` | ERROR | `error_handler` raised, or gave no page: `kind` |
+| `memory_store_multiprocess` | WARNING | `workers` with a memory store each |
+| `config_error` | CRITICAL | an option is missing or wrong: `reason` |
 """
 
 from __future__ import annotations

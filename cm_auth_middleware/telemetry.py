@@ -1,25 +1,22 @@
-"""OpenTelemetry metrics and spans, where ``opentelemetry-api`` is installed.
+"""OpenTelemetry metrics and spans, where `opentelemetry-api` is installed.
 
-========================================= ============== ==========================================
-metric                                    kind           attributes
-========================================= ============== ==========================================
-``cm_auth.logins``                        counter        ``result``: success, cancelled, denied,
-                                                         stale, failed
-``cm_auth.refreshes``                     counter        ``result``: success, refused, failed
-``cm_auth.logouts``                       counter
-``cm_auth.sessions_ended``                counter        by CameraManager, not by a logout
-``cm_auth.sessions.active``               gauge          ``store``: its class; where it can count
-``cm_auth.store.duration``                histogram, s   ``operation``, ``error.type``
-``cm_auth.cameramanager.duration``        histogram, s   ``operation``: exchange, refresh, user,
-                                                         revoke, or ``api``, a call of the ready
-                                                         client until its headers are there, with
-                                                         ``http.request.method`` and
-                                                         ``http.response.status_code``
-========================================= ============== ==========================================
+| metric | kind | attributes |
+| --- | --- | --- |
+| `cm_auth.logins` | counter | `result`: success, cancelled, denied, stale, failed |
+| `cm_auth.refreshes` | counter | `result`: success, refused, failed |
+| `cm_auth.logouts` | counter | |
+| `cm_auth.sessions_ended` | counter | by CameraManager, not by a logout |
+| `cm_auth.sessions.active` | gauge | `store`: its class; where the store can count |
+| `cm_auth.store.duration` | histogram, s | `operation`, `error.type` |
+| `cm_auth.cameramanager.duration` | histogram, s | `operation`, `error.type` |
 
-Each call to CameraManager is a span of kind client, ``cm_auth <operation>``. No attribute holds a
+The operations at CameraManager are `exchange`, `refresh`, `user`, `revoke`, and `api`: a call of
+the ready client until its headers are there, with `http.request.method` and
+`http.response.status_code`.
+
+Each call to CameraManager is a span of kind client, `cm_auth <operation>`. No attribute holds a
 token, a query or a user. Several processes on one store each see all of its sessions: take the
-maximum of ``cm_auth.sessions.active``, not the sum.
+maximum of `cm_auth.sessions.active`, not the sum.
 """
 
 from __future__ import annotations

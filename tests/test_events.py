@@ -34,7 +34,7 @@ def logged(caplog: pytest.LogCaptureFixture):
 
 
 def test_every_event_is_documented_and_used() -> None:
-    documented = dict(re.findall(r"^``(\w+)``\s+(\w+)", events.__doc__ or "", re.MULTILINE))
+    documented = dict(re.findall(r"^\| `(\w+)` \| (\w+)", events.__doc__ or "", re.MULTILINE))
     assert documented == {name: logging.getLevelName(n) for name, n in events.LEVELS.items()}
     code = "\n".join(path.read_text() for path in SOURCES)
     used = set(re.findall(r'\blog\(\s*"(\w+)"', code))
@@ -43,10 +43,10 @@ def test_every_event_is_documented_and_used() -> None:
 
 def test_every_field_is_documented() -> None:
     code = "\n".join(path.read_text() for path in SOURCES if path.name != "events.py")
-    lines = dict(re.findall(r"^``(\w+)``\s+\w+\s+(.*)$", events.__doc__ or "", re.MULTILINE))
+    lines = dict(re.findall(r"^\| `(\w+)` \| \w+ \| (.*) \|$", events.__doc__ or "", re.M))
     for name, arguments in re.findall(r'\blog\(\s*"(\w+)"(.*)\)', code):
         for field in set(re.findall(r"(\w+)=", arguments)) - {"exc_info"}:
-            assert f"``{field}``" in lines[name], (name, field)
+            assert f"`{field}`" in lines[name], (name, field)
 
 
 async def test_a_life_of_a_session_is_a_row_of_events(world: World, logged) -> None:

@@ -528,8 +528,8 @@ def test_a_server_that_loads_is_an_error_until_it_has_loaded(
         for number in range(200):
             await store.put(f"k{number}", b"v" * 1000, 60)
         server.stop()
-        # Options for Redis's own tests: 20 ms for each key, and an ear for clients in between.
-        slow = ["--key-load-delay", "20000", "--loading-process-events-interval-bytes", "1024"]
+        # Options for Redis's own tests: 0.1 s for each key, and an ear for clients in between.
+        slow = ["--key-load-delay", "100000", "--loading-process-events-interval-bytes", "1024"]
         server.options += slow
         server.start(loaded=False)
         await fails(store.get("k1"), "loading|cannot be reached")

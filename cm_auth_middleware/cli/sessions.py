@@ -50,11 +50,12 @@ def sessions() -> None:
 @_store
 @_telling
 def count(store: str) -> None:
-    """Count the live records: sessions, and the tokens that they share."""
+    """Count the live sessions."""
     from cm_auth_middleware.ports import run_sync
+    from cm_auth_middleware.sealing import SESSION
 
     opened = _open(store)
-    click.echo(run_sync(opened.count()))  # type: ignore[attr-defined]  # both stores count
+    click.echo(run_sync(opened.count(SESSION)))  # type: ignore[attr-defined]  # both stores count
     run_sync(opened.close())
 
 

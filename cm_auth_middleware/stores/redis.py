@@ -96,7 +96,7 @@ class RedisStore:
     ======================================= ==================================================
 
     ``rediss+sentinel`` and ``rediss+cluster`` use TLS. Options of redis-py's connections follow a
-    question mark: ``ssl_ca_certs=/path``, ``socket_timeout=5`` (seconds), ``max_connections=50``
+    question mark: ``ssl_ca_certs=/path``, ``socket_timeout=5`` (seconds), ``max_connections=16``
     (per event loop, and per process for threads; more requests than that wait their turn), and
     ``sentinel_username``, ``sentinel_password``.
 

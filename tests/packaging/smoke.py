@@ -9,7 +9,18 @@ import cm_auth_middleware
 from cm_auth_middleware import CMAuthMiddleware, CMAuthWSGIMiddleware
 from cm_auth_middleware.testing import CMLogin, CMServer, Simulator
 
-OPTIONAL = ("click", "fastapi", "flask", "jinja2", "mkdocs", "PIL", "pytest", "redis", "uvicorn")
+OPTIONAL = (
+    "click",
+    "fastapi",
+    "flask",
+    "jinja2",
+    "mkdocs",
+    "opentelemetry",
+    "PIL",
+    "pytest",
+    "redis",
+    "uvicorn",
+)
 
 
 async def asgi(scope, receive, send):

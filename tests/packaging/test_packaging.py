@@ -26,6 +26,7 @@ PROMISES = {
         "from cm_auth_middleware.stores import RedisStore; RedisStore('redis://localhost/0')",
         "flask",
     ),
+    "otel": ("from cm_auth_middleware import telemetry; assert telemetry.find()", "flask"),
     "cli": ("from cm_auth_middleware.cli import main; main(['secret'])", "uvicorn"),
     "testing": (
         "import pytest; from cm_auth_middleware.testing import SimulatorServer\n"
