@@ -103,11 +103,11 @@ def _turns(
             await _get(client)
 
     return {
-        "a bare shared client": awaited(runner, lambda: _get(shared)),
+        "a bare shared client": awaited(runner, lambda: _get(shared), waits=True),
         "request.state.cm, one get a request": first_calls,
         "request.state.cm, further gets of a request": later_calls,
-        "one Authlib client shared by all": awaited(runner, lambda: _get(authlib)),
-        "an Authlib client each time": awaited(runner, client_each_time),
+        "one Authlib client shared by all": awaited(runner, lambda: _get(authlib), waits=True),
+        "an Authlib client each time": awaited(runner, client_each_time, waits=True),
     }
 
 

@@ -145,9 +145,12 @@ class BearerAuth(httpx2.Auth):
             response = yield request
             # Redirected elsewhere, and back even, it lost the bearer: no 401 of that refuses it.
             is_refused = response.request.headers.get("Authorization") == f"Bearer {sent}"
-            if is_new or response.status_code != 401 or not is_refused:
+            if response.status_code != 401 or not is_refused:
                 return
-            is_new = yield self._noting_trouble(self._keeper.refresh(self._session, sent))
+            if not is_new:
+                is_new = yield self._noting_trouble(self._keeper.refresh(self._session, sent))
+            elif not (yield self._noting_trouble(self._keeper.catch_up(self._session, sent))):
+                return  # refused though it is the newest: another one would be, too
             if request.stream is body and not body.can_replay:
                 return
 

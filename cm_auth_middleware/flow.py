@@ -213,7 +213,7 @@ class Flow:
         """Log a session out, here and at CameraManager; here even if CameraManager is down."""
         await self._keeper.forget(session.record.tokens)
         record = await self._vault.remove(session)
-        await self._keeper.revoke(record.tokens.access_token)
+        await self._keeper.end(record.tokens)
         log("logout", session=session.reference)
         await self._ports.call_hook("on_logout", self._config.on_logout, session)
 

@@ -77,6 +77,7 @@ class AsyncPorts(_Hooks):
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.clock = clock
+        self.elapsed = time.monotonic  # for waiting: nobody can set it
         self.timeout = seconds(config.timeout)
         self._base_url = config.base_url
         self._given = transport
@@ -214,6 +215,7 @@ class ThreadPorts(_Hooks):
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.clock = clock
+        self.elapsed = time.monotonic  # for waiting: nobody can set it
         self.timeout = seconds(config.timeout)
         self._base_url = config.base_url
         self._given = transport
