@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Unpack
-from wsgiref.headers import Headers
 
+from .client import CMClient
 from .driver import run_sync
 from .engine import AuthEngine
 from .errors import UnavailableError
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from .config import CMAuthConfig
     from .flow import Flow
+    from .http import Headers
     from .options import CMAuthOptions
 
 _UNPREFIXED = {"content-type": "CONTENT_TYPE", "content-length": "CONTENT_LENGTH"}
@@ -44,7 +45,8 @@ class CMAuthWSGIMiddleware:
     ) -> None:
         self.app = app
         self.engine = AuthEngine.resolve(engine, config, options)
-        self._flow = self.engine.thread_side.flow
+        self._side = self.engine.thread_side
+        self._flow = self._side.flow
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Handle one request."""
@@ -55,7 +57,7 @@ class CMAuthWSGIMiddleware:
         session = outcome.session
         environ["cm_auth.engine"] = self.engine
         environ["cm_auth.session"] = session
-        environ["cm_auth.client"] = None if session is None else self.engine.sync_client(session)
+        environ["cm_auth.client"] = None if session is None else CMClient(self._side, session)
         response = _Response(self._flow, request, outcome, start_response)
         try:
             body = self.app(environ, response.start)
@@ -148,17 +150,12 @@ class _Response:
         if session.trouble is not None and status == 500:
             # The framework caught our error on its way and made a 500 of it.
             return run_sync(self._flow.answer_to(self._request, session.trouble))
-        try:
-            run_sync(self._flow.save(session))
-        except UnavailableError as error:
-            return run_sync(self._flow.unavailable(self._request, error))
-        view = Headers(headers)  # of the very list
-        if must_not_be_cached(view.get_all("Cache-Control"), self._access.headers):
-            view["Cache-Control"] = "no-store"
-        vary = ", ".join(view.get_all("Vary"))
-        if "cookie" not in vary.lower():
-            view["Vary"] = f"{vary}, Cookie" if vary else "Cookie"
-        headers.extend(self._access.headers)
+        if session.is_touched:
+            try:
+                run_sync(self._flow.save(session))
+            except UnavailableError as error:
+                return run_sync(self._flow.unavailable(self._request, error))
+        _make_private(headers, self._access.headers)
         return None
 
 
@@ -195,6 +192,24 @@ class _Late:
         _close(self._body)
 
 
+def _make_private(headers: Headers, ours: Headers) -> None:
+    """Say in this very list that a response is one user's own, and add our headers."""
+    cached = [value for name, value in headers if name.lower() == "cache-control"]
+    if must_not_be_cached(cached, ours):
+        _set(headers, "Cache-Control", "no-store", cached)
+    varies = [value for name, value in headers if name.lower() == "vary"]
+    vary = ", ".join(varies)
+    if "cookie" not in vary.lower():
+        _set(headers, "Vary", f"{vary}, Cookie" if vary else "Cookie", varies)
+    headers += ours
+
+
+def _set(headers: Headers, name: str, value: str, old: list[str]) -> None:
+    if old:
+        headers[:] = [header for header in headers if header[0].lower() != name.lower()]
+    headers.append((name, value))
+
+
 def _send(answer: Answer, request: Request, start_response: StartResponse) -> Iterable[bytes]:
     status, headers = _head(answer)
     start_response(status, headers)
@@ -218,6 +233,8 @@ def _close(body: Iterable[bytes]) -> None:
 
 def _text(value: str) -> str:
     """Decode a path: WSGI hands its bytes on as Latin-1 (PEP 3333)."""
+    if value.isascii():
+        return value
     try:
         return value.encode("latin-1").decode("utf-8", "replace")
     except UnicodeEncodeError:  # somebody decoded it already, as Bottle's mount does
