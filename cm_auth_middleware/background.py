@@ -50,3 +50,7 @@ class HandleKeeper:
     async def refresh(self, session: Session, refused: str) -> bool:
         """As `TokenKeeper.refresh`: shared with the live session."""
         return await self._keeper.refresh(session, refused)
+
+    async def catch_up(self, session: Session, refused: str) -> bool:
+        """As `TokenKeeper.catch_up`."""
+        return await self._keeper.catch_up(session, refused)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Generator, Iterator
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Union
 
 import httpx2
 
+from .driver import run_sync
 from .errors import CMAuthError
-from .ports import run_sync
 
 if TYPE_CHECKING:
     from .background import HandleKeeper
@@ -39,11 +40,12 @@ class _Ready:
             if "_cm_building" not in self.__dict__:
                 self.__dict__["_cm_building"] = True
                 side, session, keeper = self.__dict__["_cm"]
+                base_url = _parsed(side.config.base_url)
                 self._build(
-                    base_url=side.config.base_url,
+                    base_url=base_url,
                     headers={"Accept": "application/json"},
-                    auth=BearerAuth(keeper, session, side.config.base_url),
-                    transport=_OriginGuard(side.transport(), side.config.base_url),
+                    auth=BearerAuth(keeper, session, base_url),
+                    transport=_OriginGuard(side.transport(), base_url),
                     timeout=side.ports.timeout,
                 )
         try:
@@ -93,10 +95,10 @@ class CMClient(_Ready, httpx2.Client):
 class BearerAuth(httpx2.Auth):
     """Attaches the session's access token; on a 401 renews it and sends the request once more."""
 
-    def __init__(self, keeper: Keeper, session: Session, base_url: str) -> None:
+    def __init__(self, keeper: Keeper, session: Session, base_url: httpx2.URL) -> None:
         self._keeper = keeper
         self._session = session
-        self._origin = _origin(httpx2.URL(base_url))
+        self._origin = _origin(base_url)
 
     async def async_auth_flow(
         self, request: httpx2.Request
@@ -141,13 +143,14 @@ class BearerAuth(httpx2.Auth):
         for _ in range(_TRIES):
             sent = self._attach(request)
             response = yield request
-            if (
-                is_new
-                or response.status_code != 401
-                or _origin(response.request.url) != self._origin
-            ):
+            # Redirected elsewhere, and back even, it lost the bearer: no 401 of that refuses it.
+            is_refused = response.request.headers.get("Authorization") == f"Bearer {sent}"
+            if response.status_code != 401 or not is_refused:
                 return
-            is_new = yield self._noting_trouble(self._keeper.refresh(self._session, sent))
+            if not is_new:
+                is_new = yield self._noting_trouble(self._keeper.refresh(self._session, sent))
+            elif not (yield self._noting_trouble(self._keeper.catch_up(self._session, sent))):
+                return  # refused though it is the newest: another one would be, too
             if request.stream is body and not body.can_replay:
                 return
 
@@ -172,9 +175,9 @@ class _OriginGuard(httpx2.AsyncBaseTransport, httpx2.BaseTransport):
     Redirects never pass the auth class, and httpx2 keeps the header on one from http to https.
     """
 
-    def __init__(self, transport: Any, base_url: str) -> None:
+    def __init__(self, transport: Any, base_url: httpx2.URL) -> None:
         self._transport = transport
-        self._origin = _origin(httpx2.URL(base_url))
+        self._origin = _origin(base_url)
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         self._guard(request)
@@ -238,6 +241,12 @@ class _Replayable(httpx2.AsyncByteStream, httpx2.SyncByteStream):
 
     def close(self) -> None:
         """The body belongs to the caller."""
+
+
+@lru_cache(16)
+def _parsed(base_url: str) -> httpx2.URL:
+    """The base URL with the slash that httpx2 wants: parsing it takes longer than all the rest."""
+    return httpx2.URL(f"{base_url}/")
 
 
 def _origin(url: httpx2.URL) -> tuple[str, str, int | None]:

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from .errors import ConfigError
 
 if TYPE_CHECKING:
+    from .options import CMAuthOptions
     from .pages import ErrorPage
     from .session import Session
     from .stores import SessionStore
@@ -35,7 +36,6 @@ _SCHEMES = (
     "redis+cluster",
     "rediss+cluster",
 )
-_DOCUMENTED_KEYS = ("…", "change me", "changeme", "secret", "your-secret-key")
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")  # RFC 9110 §5.6.2
 FUNCTIONS = ("allow", "on_login", "on_refresh", "on_logout", "error_handler")  # in no environment
 _SWITCHES = ("cookie_secure", "cross_site_check", "auto_login")
@@ -161,7 +161,7 @@ class CMAuthConfig:
         return cls(**options)
 
     @classmethod
-    def build(cls, config: CMAuthConfig | None, options: Mapping[str, Any]) -> CMAuthConfig:
+    def build(cls, config: CMAuthConfig | None, options: CMAuthOptions) -> CMAuthConfig:
         """Merge ``config=`` and keywords as both middlewares do: keywords override."""
         given = {k: getattr(config, k) for k in (f.name for f in fields(cls))} if config else {}
         return cls.from_env(**{**given, **options})
@@ -187,7 +187,7 @@ class CMAuthConfig:
     def _checked_secret_keys(self) -> tuple[str, ...]:
         keys = _strings("secret_key", self.secret_key)
         for key in keys:
-            if len(key) < 32 or len(set(key)) < 8 or key.strip().lower() in _DOCUMENTED_KEYS:
+            if len(key) < 32 or len(set(key)) < 8 or _is_repetition(key):
                 raise ConfigError(
                     "secret_key is too weak: give at least 32 random characters, such as "
                     "python -c 'import secrets; print(secrets.token_urlsafe(48))' prints"
@@ -255,6 +255,11 @@ class CMAuthConfig:
             raise ConfigError("cookie_name is a token of letters, digits, - and _ (RFC 6265)")
         if name.startswith(("__Host-", "__Secure-")) and self.cookie_secure is False:
             raise ConfigError(f"cookie_name {name} needs a secure cookie: drop cookie_secure=False")
+
+
+def _is_repetition(key: str) -> bool:
+    """Whether a key says one thing over and over ("change-me-change-me-…")."""
+    return any(key[period:] == key[:-period] for period in range(1, len(key) // 2 + 1))
 
 
 def seconds(value: float | timedelta) -> float:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Unpack, cast
 
 import httpx2
 
@@ -11,10 +12,11 @@ from . import telemetry
 from .background import HandleKeeper, open_handle
 from .client import AsyncCMClient, CMClient
 from .config import CMAuthConfig
+from .driver import has_event_loop, run_sync
 from .errors import ConfigError
 from .flow import Flow
 from .oauth import CameraManager
-from .ports import AsyncPorts, Ports, ThreadPorts, has_event_loop, run_sync
+from .ports import AsyncPorts, Ports, ThreadPorts
 from .sealing import SessionInfo
 from .stores import SessionStore, open_store
 from .surroundings import SURROUNDINGS
@@ -22,6 +24,7 @@ from .tokens import TokenKeeper
 from .vault import SessionVault
 
 if TYPE_CHECKING:
+    from .options import CMAuthOptions
     from .session import Session
 
 
@@ -46,6 +49,12 @@ class Side:
         if self._telemetry is None:
             return pool
         return telemetry.TimedTransport(pool, self._telemetry)
+
+    def warm_up(self) -> None:
+        """Load what is loaded when first needed, 0.2 s of it: no refresh has to wait for it."""
+        importlib.import_module("authlib.integrations.httpx_client")
+        importlib.import_module("cryptography.hazmat.primitives.ciphers.aead")
+        self.ports.transport()
 
 
 class AuthEngine:
@@ -76,7 +85,7 @@ class AuthEngine:
         *,
         transport: httpx2.AsyncBaseTransport | httpx2.BaseTransport | None = None,
         clock: Callable[[], float] = SURROUNDINGS.clock,
-        **options: Any,
+        **options: Unpack[CMAuthOptions],
     ) -> None:
         self.config = CMAuthConfig.build(config, options)
         self.store = open_store(self.config.store, clock=clock)
@@ -87,7 +96,7 @@ class AuthEngine:
 
     @classmethod
     def resolve(
-        cls, engine: AuthEngine | None, config: CMAuthConfig | None, options: dict[str, Any]
+        cls, engine: AuthEngine | None, config: CMAuthConfig | None, options: CMAuthOptions
     ) -> AuthEngine:
         """The engine that a middleware was given, or one made of its options."""
         if engine is None:

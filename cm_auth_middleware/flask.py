@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Unpack, cast
 
 from flask import Flask, Response, request
 from werkzeug.local import LocalProxy
 
 from .config import CMAuthConfig
+from .driver import run_sync
 from .engine import AuthEngine
 from .errors import CMAuthError, SessionExpiredError, UnavailableError
-from .ports import run_sync
 from .wsgi import CMAuthWSGIMiddleware, WSGIRequest
 
 if TYPE_CHECKING:
     from .client import CMClient
+    from .options import CMAuthOptions
     from .session import Session
 
 __all__ = ["CMAuth", "cm", "cm_session"]
@@ -41,7 +42,7 @@ class CMAuth:
         *,
         config: CMAuthConfig | None = None,
         engine: AuthEngine | None = None,
-        **options: Any,
+        **options: Unpack[CMAuthOptions],
     ) -> None:
         self._config = config
         self._engine = engine
@@ -49,7 +50,7 @@ class CMAuth:
         if app is not None:
             self.init_app(app)
 
-    def init_app(self, app: Flask, **options: Any) -> None:
+    def init_app(self, app: Flask, **options: Unpack[CMAuthOptions]) -> None:
         """Put an app behind the login; options override those given before."""
         options = {**self._options, **options}
         if self._engine is None and self._config is None:
@@ -63,10 +64,11 @@ class CMAuth:
             app.register_error_handler(error, _answer)
 
 
-def _from_app(app: Flask) -> dict[str, Any]:
+def _from_app(app: Flask) -> CMAuthOptions:
     names = (field.name for field in fields(CMAuthConfig))
     keys = {name: f"CM_AUTH_{name.upper()}" for name in names}
-    return {name: app.config[key] for name, key in keys.items() if key in app.config}
+    found = {name: app.config[key] for name, key in keys.items() if key in app.config}
+    return cast("CMAuthOptions", found)
 
 
 def _answer(error: Exception) -> Response:

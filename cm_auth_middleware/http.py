@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 Headers = list[tuple[str, str]]
 
 NO_STORE = ("Cache-Control", "no-store")
-_SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})  # RFC 9110 §9.2.1
+SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})  # RFC 9110 §9.2.1
 _MOST_COOKIES = 200  # that are looked at; browsers keep 180 for a site
 
 
@@ -28,19 +28,25 @@ class Request(ABC):
         method: as it was sent, in capitals.
         root_path: where the application is mounted.
         path: what the framework routes, decoded, without the `root_path`.
+        cookie_line: the Cookie header; empty if there is none.
     """
 
-    __slots__ = ("_cookies", "method", "path", "root_path")
+    __slots__ = ("cookie_line", "method", "path", "root_path")
 
     method: str
     path: str
     root_path: str
-    _cookies: list[tuple[str, str]]
+    cookie_line: str
 
     @property
     @abstractmethod
+    def is_secure(self) -> bool:
+        """Whether it came over TLS, as the server knows it (through a proxy that it trusts)."""
+
+    @property
     def scheme(self) -> str:
-        """``https`` and so on, as the server knows it (through a proxy that it trusts)."""
+        """``https`` or ``http``, for a WebSocket too."""
+        return "https" if self.is_secure else "http"
 
     @property
     @abstractmethod
@@ -74,13 +80,9 @@ class Request(ABC):
     @property
     def cookies(self) -> Sequence[tuple[str, str]]:
         """Every name and value, duplicates included: which one counts is not for here."""
-        try:
-            return self._cookies
-        except AttributeError:
-            parts = (self.header("cookie") or "").split(";", _MOST_COOKIES)[:_MOST_COOKIES]
-            pairs = (part.partition("=") for part in parts)
-            self._cookies = [(name.strip(), value.strip()) for name, _, value in pairs]
-            return self._cookies
+        parts = self.cookie_line.split(";", _MOST_COOKIES)[:_MOST_COOKIES]
+        pairs = (part.partition("=") for part in parts)
+        return [(name.strip(), value.strip()) for name, _, value in pairs]
 
     @property
     def url(self) -> str:
@@ -133,7 +135,7 @@ class Request(ABC):
             own_origin: the origin that is this site, whatever ``Host`` says.
             websocket: a WebSocket counts as a state change although it is a GET.
         """
-        if self.method in _SAFE_METHODS and not websocket:
+        if self.method in SAFE_METHODS and not websocket:
             return False
         site = self.header("sec-fetch-site")
         if site is not None and not websocket:

@@ -227,7 +227,7 @@ def _key_id_of(sealed: bytes) -> bytes:
 
 
 def _user_key(secret: bytes, user_id: str) -> bytes:
-    return _derive(secret, user_id.encode(), b"user")
+    return _derive(secret, user_id.encode(errors="surrogatepass"), b"user")
 
 
 def _tag(user_key: bytes) -> bytes:

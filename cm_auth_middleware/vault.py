@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .stores import SessionStore
 
 _TOUCH = 60.0  # seconds between two writes of "last seen"
+_GONE_TTL = 600.0  # seconds that refreshes under way can learn that a session was ended
 _Opened = tuple[bytes, bytes, Record, float]  # half key, stored value, record, when to look again
 
 
@@ -178,9 +179,14 @@ class SessionVault:
         """End a user's sessions; return how many there were."""
         ended = 0
         for key, _ in await self.sessions_of(user_id):
+            await self.store.put(f"gone.{key}", b"1", _GONE_TTL)
             if await self.store.delete(key) is not None:
                 ended += 1
         return ended
+
+    async def was_ended(self, key: str) -> bool:
+        """Whether an administrator ended a session a moment ago."""
+        return await self.store.get(f"gone.{key}") is not None
 
     # -- inside ----------------------------------------------------------------------------
 

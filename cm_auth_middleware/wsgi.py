@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 from wsgiref.headers import Headers
 
+from .driver import run_sync
 from .engine import AuthEngine
 from .errors import UnavailableError
 from .http import Access, Answer, Request, must_not_be_cached
-from .ports import run_sync
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
     from .config import CMAuthConfig
     from .flow import Flow
+    from .options import CMAuthOptions
 
 _UNPREFIXED = {"content-type": "CONTENT_TYPE", "content-length": "CONTENT_LENGTH"}
 
@@ -39,7 +40,7 @@ class CMAuthWSGIMiddleware:
         *,
         config: CMAuthConfig | None = None,
         engine: AuthEngine | None = None,
-        **options: Any,
+        **options: Unpack[CMAuthOptions],
     ) -> None:
         self.app = app
         self.engine = AuthEngine.resolve(engine, config, options)
@@ -77,11 +78,11 @@ class WSGIRequest(Request):
         self.method = environ["REQUEST_METHOD"]
         self.path = _text(environ.get("PATH_INFO", "")) or "/"
         self.root_path = _text(environ.get("SCRIPT_NAME", "")).rstrip("/")
+        self.cookie_line = environ.get("HTTP_COOKIE", "")
 
     @property
-    def scheme(self) -> str:
-        scheme: str = self._environ["wsgi.url_scheme"]
-        return scheme
+    def is_secure(self) -> bool:
+        return bool(self._environ["wsgi.url_scheme"] == "https")
 
     @property
     def raw_path(self) -> str:

@@ -187,6 +187,13 @@ def test_a_store_that_does_not_serve(run: Run, store: str, level: int, says: str
     assert says in lines(result, ("ok", "warning", "error")[level])[0]
 
 
+def test_a_folder_in_which_nobody_may_write(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write everywhere
+    result = run("check", "--offline")
+    assert result.exit_code == 2
+    assert "may not write in" in lines(result, "error")[0]
+
+
 def test_a_file_that_is_no_store(run: Run, tmp_path: Path) -> None:
     (tmp_path / "other.db").write_bytes(b"this is no database, whatever its name says" * 100)
     result = run("check", store=f"sqlite:///{tmp_path / 'other.db'}")
@@ -373,15 +380,15 @@ def test_sessions_are_counted_listed_and_ended(
 
 
 def test_expired_sessions_are_purged(run, tmp_path: Path) -> None:
-    from cm_auth_middleware.ports import run_sync
+    from cm_auth_middleware.driver import run_sync
     from cm_auth_middleware.stores import SQLiteStore
 
     path = tmp_path / "sessions.db"
-    store = SQLiteStore(path).blocking()
-    run_sync(store.put("old", b"x", 0.01))
-    run_sync(store.put("new", b"x", 60))
+    store = SQLiteStore(path, clock=lambda: time.time() - 3600).blocking()
+    run_sync(store.put("old", b"\x01 a session", 60))
+    run_sync(store.put("new", b"\x01 a session", 7200))
+    run_sync(store.put("grant", b"\x02 what sessions share", 7200))
     run_sync(store.close())
-    time.sleep(0.05)
     assert run("sessions", "purge", "--store", f"sqlite:///{path}").output == "1\n"
     assert run("sessions", "count", "--store", f"sqlite:///{path}").output == "1\n"
 

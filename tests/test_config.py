@@ -7,7 +7,13 @@ from datetime import timedelta
 
 import pytest
 
-from cm_auth_middleware import AuthEngine, CMAuthConfig, CMAuthMiddleware, ConfigError
+from cm_auth_middleware import (
+    AuthEngine,
+    CMAuthConfig,
+    CMAuthMiddleware,
+    CMAuthOptions,
+    ConfigError,
+)
 
 from .apps import make_app
 from .support import SECRET_KEY
@@ -107,3 +113,10 @@ def test_an_engine_is_shared_and_takes_no_other_options() -> None:
     assert CMAuthMiddleware(make_app(), engine=engine).engine is engine
     with pytest.raises(ConfigError, match="engine is given"):
         CMAuthMiddleware(make_app(), engine=engine, client_id="x")
+
+
+def test_the_options_for_type_checkers_are_those_of_the_configuration() -> None:
+    assert CMAuthOptions.__annotations__.keys() == CMAuthConfig.__annotations__.keys()
+    assert {
+        name: str(kind.__forward_arg__) for name, kind in CMAuthOptions.__annotations__.items()
+    } == CMAuthConfig.__annotations__

@@ -50,11 +50,12 @@ def sessions() -> None:
 @_store
 @_telling
 def count(store: str) -> None:
-    """Count the live records: sessions, and the tokens that they share."""
-    from cm_auth_middleware.ports import run_sync
+    """Count the live sessions."""
+    from cm_auth_middleware.driver import run_sync
+    from cm_auth_middleware.sealing import SESSION
 
     opened = _open(store)
-    click.echo(run_sync(opened.count()))  # type: ignore[attr-defined]  # both stores count
+    click.echo(run_sync(opened.count(SESSION)))  # type: ignore[attr-defined]  # both stores count
     run_sync(opened.close())
 
 
@@ -63,7 +64,7 @@ def count(store: str) -> None:
 @_telling
 def purge(store: str) -> None:
     """Remove what has expired; print how many records. Redis does it by itself."""
-    from cm_auth_middleware.ports import run_sync
+    from cm_auth_middleware.driver import run_sync
 
     opened = _open(store)
     run_sync(opened.ping())  # Redis would purge nothing without being asked
@@ -116,12 +117,11 @@ def _engine(url: str) -> AuthEngine:
 
     _open(url)
     # Sessions are found with the secret key alone; the API key is for the application.
-    unused: dict[str, Any] = {
-        name: secrets.token_hex()
-        for name in ("client_id", "client_secret")
-        if f"CM_AUTH_{name.upper()}" not in os.environ
-    }
-    return AuthEngine(store=url, **unused)
+    return AuthEngine(
+        store=url,
+        client_id=os.environ.get("CM_AUTH_CLIENT_ID") or "unused",
+        client_secret=os.environ.get("CM_AUTH_CLIENT_SECRET") or secrets.token_hex(),
+    )
 
 
 def _when(epoch: float) -> str:

@@ -113,7 +113,7 @@ class MemoryStore:
         return removed
 
     async def find(self, prefix: bytes) -> list[tuple[str, bytes]]:
-        """Look at every record: 0.1 s for a million."""
+        """Look at every record: about a second for a million."""
         now = self._clock()
         return [
             (key, value)

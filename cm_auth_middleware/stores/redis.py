@@ -96,7 +96,7 @@ class RedisStore:
     ======================================= ==================================================
 
     ``rediss+sentinel`` and ``rediss+cluster`` use TLS. Options of redis-py's connections follow a
-    question mark: ``ssl_ca_certs=/path``, ``socket_timeout=5`` (seconds), ``max_connections=50``
+    question mark: ``ssl_ca_certs=/path``, ``socket_timeout=5`` (seconds), ``max_connections=16``
     (per event loop, and per process for threads; more requests than that wait their turn), and
     ``sentinel_username``, ``sentinel_password``.
 
@@ -127,7 +127,12 @@ class RedisStore:
 
     async def get(self, key: str) -> bytes | None:
         """Return the value, or None."""
-        value: bytes | None = await self._repeatable(lambda client: client.get(self._records + key))
+        name = self._records + key
+
+        def call(client: Any) -> Any:
+            return client.get(name)
+
+        value: bytes | None = await self._clients.run(call, call)
         return value
 
     async def put(self, key: str, value: bytes, ttl: float) -> None:

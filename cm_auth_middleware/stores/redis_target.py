@@ -20,7 +20,7 @@ except ImportError:
     ) from None
 
 _TIMEOUT = 5.0  # seconds to connect, and to wait for an answer
-_CONNECTIONS = 50
+_CONNECTIONS = 16
 _PORTS = {"sentinel": 26379, "cluster": 6379}
 _EXAMPLE = "redis://user:password@host:6379/0, special characters of the password as %XX"
 

@@ -51,8 +51,9 @@ class Counts:
         self.check(alive == of, f"{of - alive} of {of} sessions lost")
 
     def check(self, holds: object, complaint: str) -> None:
-        if not holds:
-            self.wrong.append(f"round {self.rounds + 1}: {complaint}")
+        sentence = f"round {self.rounds + 1}: {complaint}"
+        if not holds and sentence not in self.wrong:
+            self.wrong.append(sentence)
 
     def __str__(self) -> str:
         answers = " ".join(f"{n}x{status}" for status, n in sorted(self.answers.items()))

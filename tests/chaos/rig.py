@@ -110,12 +110,9 @@ class CameraManager:
             "no refresh was made",
         )
 
-    def revocations(self, since: int) -> list[str]:
-        """The access tokens whose grants were deleted since a mark."""
-        calls = self.calls(since, "/rest/.*/tokens/current", "DELETE")
-        return [
-            call["headers"]["authorization"].split()[1] for call in calls if call["status"] < 300
-        ]
+    def living_grants(self) -> int:
+        """How many refresh tokens can still be used."""
+        return int(self.control()["living"]["refresh_tokens"])
 
     def close(self) -> None:
         self._http.close()

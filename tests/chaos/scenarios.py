@@ -18,7 +18,7 @@ from .rig import LIFETIME, STORES, Rig, rig
 
 STRICT = {"rotate_refresh_tokens": True, "revoke_family_on_reuse": True}
 REQUESTS = 500
-_SHORT = 2.0  # seconds of `timeout` where a scenario waits for it; the lease is 5 s longer
+_SHORT = 3.0  # seconds of `timeout` where a scenario waits for it; the lease is 5 s longer
 _LEASE = _SHORT + 5.0
 
 ENDED = (401, 302)  # asks for a login
@@ -119,7 +119,7 @@ def killed(store: str, repeat: int, rotate: bool) -> Counts:
             cookies = [site.login(1)]
             site.expire()
             mark = site.cm.mark()
-            site.cm.control(token_latency=0.5)
+            site.cm.control(token_latency=1.5)
 
             def kill() -> None:
                 site.cm.wait_for_refresh(mark)  # noqa: B023 - called in this round
@@ -195,7 +195,7 @@ def overtaken(store: str, repeat: int) -> Counts:
         for _ in range(repeat):
             site.expire()
             mark = site.cm.mark()
-            site.cm.control(token_latency=0.5)
+            site.cm.control(token_latency=1.5)
 
             def freeze() -> None:
                 site.cm.wait_for_refresh(mark)  # noqa: B023 - called in this round
@@ -206,11 +206,15 @@ def overtaken(store: str, repeat: int) -> Counts:
             asks = site.asks(cookies[:1], 1)
             asks += [Ask(port, "/cameras", cookies[0]) for port in site.ports[1:]]
             deeds = (0.0, freeze), (_LEASE + 3, site.workers[0].resume)
-            counts.saw(site.crowd.ask(asks, *deeds), 200)
+            # Its own call was cut off, for it took too long; or it came home with the older token.
+            answers = site.crowd.ask(asks, *deeds)
+            counts.saw(answers[1:], 200)
+            counts.saw(answers[:1], 200, 503)
             counts.called(len(site.cm.refreshes(mark)), 2, 2)
-            # Its own token is the older one, and must not take the place of the newer.
+            # Which must not take the place of the newer one.
+            mark = site.cm.mark()
             counts.saw(site.crowd.ask(site.asks(cookies, 80)), 200)
-            counts.called(len(site.cm.refreshes(mark)) - 2, 0, 0)
+            counts.called(len(site.cm.refreshes(mark)), 0, 0)
             counts.rounds += 1
         finish(counts, site, cookies)
     return counts

@@ -19,7 +19,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from cm_auth_middleware import AuthEngine, CMAuthMiddleware, tokens
+from cm_auth_middleware import AuthEngine, CMAuthMiddleware, renewal
 from cm_auth_middleware.flask import CMAuth
 from tests.apps import make_app, make_wsgi_app
 
@@ -56,7 +56,7 @@ def make_engine() -> AuthEngine:
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("cm_auth_middleware").setLevel(logging.INFO)
     if setting["lease_margin"] is not None:
-        tokens._LEASE_MARGIN = setting["lease_margin"]
+        renewal._LEASE_MARGIN = setting["lease_margin"]
     clock = SharedClock(setting["clock"], setting["skew"])
     return AuthEngine(clock=clock, exempt=("/health", "/admin/*"), **setting["options"])
 

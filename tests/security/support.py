@@ -76,11 +76,12 @@ def _entries(store: Any) -> Iterator[tuple[str, bytes]]:
 async def visit(world: World, cookie: bytes, path: str = "/") -> tuple[int, str, bytes]:
     """Ask with a Cookie header of any bytes, as a server hands them on: status, headers, body."""
     if world.shell == "asgi":
-        return await _visit_asgi(world.app, cookie, path)
-    return await anyio.to_thread.run_sync(_visit_wsgi, world.app, cookie, path)
+        return await call_asgi(world.app, cookie, path)
+    return await anyio.to_thread.run_sync(call_wsgi, world.app, cookie, path)
 
 
-async def _visit_asgi(app: Any, cookie: bytes, path: str) -> tuple[int, str, bytes]:
+async def call_asgi(app: Any, cookie: bytes, path: str) -> tuple[int, str, bytes]:
+    """Ask an ASGI app; see `visit`."""
     headers = [(b"host", b"localhost:8000"), (b"accept", b"text/html"), (b"cookie", cookie)]
     scope = {
         "type": "http", "method": "GET", "scheme": "http", "path": path, "raw_path": path.encode(),
@@ -100,7 +101,8 @@ async def _visit_asgi(app: Any, cookie: bytes, path: str) -> tuple[int, str, byt
     return sent[0]["status"], str(sent[0]["headers"]), body
 
 
-def _visit_wsgi(app: Any, cookie: bytes, path: str) -> tuple[int, str, bytes]:
+def call_wsgi(app: Any, cookie: bytes, path: str) -> tuple[int, str, bytes]:
+    """Ask a WSGI app in this thread; see `visit`."""
     environ: dict[str, Any] = {}
     setup_testing_defaults(environ)
     environ |= {

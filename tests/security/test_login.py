@@ -17,7 +17,7 @@ pytestmark = pytest.mark.anyio
 
 @pytest.mark.parametrize("what", ["none", "unknown", "truncated", "altered", "expired", "extended"])
 async def test_a_callback_needs_the_very_state(world: World, what: str) -> None:
-    """1: without the state that the browser was given, within ten minutes, no token is asked for."""
+    """1: without the state that the browser was given, in ten minutes, no token is asked for."""
     browser = world.browser()
     url = browser.callback_url((await started(browser)).headers["location"])
     base, _, state = url.partition("&state=")
