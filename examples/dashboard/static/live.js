@@ -12,6 +12,7 @@
     if (answer.status === 401) {
       const { login_url: login } = await answer.json();
       location.assign(`${login}?next=${encodeURIComponent(location.pathname)}`);
+      return new Promise(() => {}); // this page is about to be left: nothing more happens on it
     }
     if (!answer.ok) throw new Error(`${answer.status} for ${path}`);
     return answer;
