@@ -233,7 +233,9 @@ class _Response:
         session = self._access.session
         if message["status"] == 500:
             # The framework may have caught our error on its way and made a 500 of it.
-            trouble = self._request.state.get("cm_trouble") if session is None else session.trouble
+            trouble = self._request.state.get("cm_trouble")
+            if trouble is None and session is not None:
+                trouble = session.trouble
             answer = await self._flow.answer_to(self._request, trouble)
             if answer is not None:
                 return answer

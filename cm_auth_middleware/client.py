@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Generator, Iterator
 from functools import lru_cache
@@ -252,3 +253,11 @@ def _parsed(base_url: str) -> httpx2.URL:
 def _origin(url: httpx2.URL) -> tuple[str, str, int | None]:
     port = url.port or {"http": 80, "https": 443}.get(url.scheme)
     return url.scheme, url.host, port
+
+
+def _renew_lock() -> None:
+    _Ready._lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):  # another thread of the parent may hold it at the fork
+    os.register_at_fork(after_in_child=_renew_lock)

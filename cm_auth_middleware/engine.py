@@ -13,12 +13,12 @@ from .background import HandleKeeper, open_handle
 from .client import AsyncCMClient, CMClient
 from .config import CMAuthConfig
 from .driver import has_event_loop, run_sync
-from .errors import ConfigError
+from .errors import ConfigError, StoreError
 from .flow import Flow
 from .oauth import CameraManager
 from .ports import AsyncPorts, Ports, ThreadPorts
 from .sealing import SessionInfo
-from .stores import SessionStore, open_store
+from .stores import HasBlockingTwin, SessionStore, open_store
 from .surroundings import SURROUNDINGS
 from .tokens import TokenKeeper
 from .vault import SessionVault
@@ -125,8 +125,7 @@ class AuthEngine:
             given = self._transport
             if given is not None and not isinstance(given, httpx2.BaseTransport):
                 raise ConfigError("transport is for ASGI; WSGI needs an httpx2.BaseTransport")
-            blocking = getattr(self.store, "blocking", None)
-            store = self.store if blocking is None else blocking()
+            store = _for_threads(self.store)
             self._threads = Side(self.config, ThreadPorts(self.config, given, self._clock), store)
             telemetry.watch(self)
         return self._threads
@@ -221,3 +220,23 @@ class AuthEngine:
 
     def __repr__(self) -> str:
         return f"<AuthEngine {self.config.base_url}>"
+
+
+def _for_threads(store: SessionStore) -> SessionStore:
+    """The store itself or its twin: what blocks and never suspends.
+
+    Raises:
+        ConfigError: it suspends, and has no twin.
+    """
+    if isinstance(store, HasBlockingTwin):
+        return store.blocking()
+    try:
+        run_sync(store.ping())
+    except StoreError:  # down just now, which is no mistake
+        return store
+    except RuntimeError:
+        raise ConfigError(
+            "store is for event loops: for WSGI give it a method blocking(), which returns a "
+            "store whose methods block and never suspend"
+        ) from None
+    return store

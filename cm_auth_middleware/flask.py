@@ -9,10 +9,9 @@ from flask import Flask, Response, request
 from werkzeug.local import LocalProxy
 
 from .config import CMAuthConfig
-from .driver import run_sync
 from .engine import AuthEngine
-from .errors import CMAuthError, SessionExpiredError, UnavailableError
-from .wsgi import CMAuthWSGIMiddleware, WSGIRequest
+from .errors import CMAuthError, ConfigError, SessionExpiredError, UnavailableError
+from .wsgi import CMAuthWSGIMiddleware
 
 if TYPE_CHECKING:
     from .client import CMClient
@@ -51,7 +50,9 @@ class CMAuth:
             self.init_app(app)
 
     def init_app(self, app: Flask, **options: Unpack[CMAuthOptions]) -> None:
-        """Put an app behind the login; options override those given before."""
+        """Put an app behind the login, once; options override those given before."""
+        if "cm_auth" in app.extensions:
+            raise ConfigError("this app is behind CMAuth already: give it the app or init_app it")
         options = {**self._options, **options}
         if self._engine is None and self._config is None:
             options = {**_from_app(app), **options}
@@ -65,19 +66,22 @@ class CMAuth:
 
 
 def _from_app(app: Flask) -> CMAuthOptions:
-    names = (field.name for field in fields(CMAuthConfig))
-    keys = {name: f"CM_AUTH_{name.upper()}" for name in names}
-    found = {name: app.config[key] for name, key in keys.items() if key in app.config}
+    known = {f"CM_AUTH_{field.name.upper()}": field.name for field in fields(CMAuthConfig)}
+    given = [key for key in app.config if key.startswith("CM_AUTH_")]
+    unknown = sorted(set(given) - set(known))
+    if unknown:
+        raise ConfigError(f"app.config has unknown options: {', '.join(unknown)}")
+    found = {known[key]: app.config[key] for key in given}
+    for name in ("exempt", "allowed_hosts"):  # as from_prefixed_env() may leave them
+        if isinstance(found.get(name), str):
+            found[name] = [part.strip() for part in found[name].split(",")]
     return cast("CMAuthOptions", found)
 
 
 def _answer(error: Exception) -> Response:
-    engine = cast("AuthEngine", request.environ["cm_auth.engine"])
-    answer = run_sync(engine.thread_side.flow.answer_to(WSGIRequest(request.environ), error))
-    if answer is None:
-        raise error
-    body = b"" if request.method == "HEAD" else answer.body
-    return Response(body, answer.status, answer.headers)
+    """Leave word for the shell, which answers as it does to any unauthenticated request."""
+    request.environ["cm_auth.trouble"] = error
+    return Response(status=500)
 
 
 def _client() -> Any:
@@ -86,7 +90,8 @@ def _client() -> Any:
         raise CMAuthError("no client here: CMAuth(app, …) is missing")
     client = environ["cm_auth.client"]
     if client is None:
-        raise SessionExpiredError("nobody is logged in")
+        environ["cm_auth.trouble"] = SessionExpiredError("nobody is logged in")
+        raise environ["cm_auth.trouble"]
     return client
 
 
@@ -98,7 +103,11 @@ def _session() -> Any:
 
 
 cm = cast("CMClient", LocalProxy(_client))
-"""The ready `httpx2.Client` of this request's user."""
+"""The ready `httpx2.Client` of this request's user.
+
+Flask knows the request by the thread: give other threads `cm._get_current_object()`, the client
+itself, which they may share.
+"""
 
 cm_session = cast("Session", LocalProxy(_session))
 """The session of this request; it is false for a visitor on an exempt path."""

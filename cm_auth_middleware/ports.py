@@ -229,7 +229,7 @@ class ThreadPorts(_Hooks):
     async def ask(self, function: Callable[[Any], Any], argument: Any) -> Any:
         """As in `AsyncPorts`; a function that is async runs in an event loop of its own."""
         result = function(argument)
-        return run_elsewhere(result) if inspect.iscoroutine(result) else result
+        return run_elsewhere(_waiting(result)) if inspect.isawaitable(result) else result
 
     async def beside(self, tick: Work, every: float, work: Work) -> Any:
         """As in `AsyncPorts`."""
@@ -256,6 +256,10 @@ class ThreadPorts(_Hooks):
 
 
 Ports = AsyncPorts | ThreadPorts
+
+
+async def _waiting(awaitable: Awaitable[T]) -> T:
+    return await awaitable
 
 
 def _forget_at_fork(ports: ThreadPorts) -> None:
