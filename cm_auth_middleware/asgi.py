@@ -77,7 +77,7 @@ class CMAuthMiddleware:
             await self._other(scope, receive, send)
             return
         request = ASGIRequest(scope)
-        if self._flow.is_open(request):
+        if not request.cookie_line and self._flow.is_exempt(request):
             access = VISITOR
         else:
             outcome = await self._flow.handle(request)
@@ -86,7 +86,7 @@ class CMAuthMiddleware:
                 return
             access = outcome
         self._hand_over(scope, access.session)
-        response = _Response(self._flow, request, access, scope["state"], send)
+        response = _Response(self._flow, request, access, send)
         try:
             await self.app(scope, receive, response.send)
         except Exception as error:
@@ -154,6 +154,12 @@ class ASGIRequest(Request):
         self.cookie_line = line.decode("latin-1") if line else ""
 
     @property
+    def state(self) -> dict[str, Any]:
+        """What is handed over to the application."""
+        state: dict[str, Any] = self._scope["state"]
+        return state
+
+    @property
     def is_secure(self) -> bool:
         return self._scope.get("scheme") in ("https", "wss")
 
@@ -192,18 +198,14 @@ class ASGIRequest(Request):
 class _Response:
     """The application's response on its way out."""
 
-    __slots__ = ("_access", "_flow", "_request", "_send", "_state", "answered", "started")
+    started = False
+    answered = False  # by us, in place of the application
 
-    def __init__(
-        self, flow: Flow, request: Request, access: Access, state: dict[str, Any], send: Send
-    ) -> None:
+    def __init__(self, flow: Flow, request: ASGIRequest, access: Access, send: Send) -> None:
         self._flow = flow
         self._request = request
         self._access = access
-        self._state = state
         self._send = send
-        self.started = False
-        self.answered = False  # by us, in place of the application
 
     def send(self, message: Message) -> Awaitable[None]:
         """Pass a message of the application on, unless an answer of ours took its place."""
@@ -231,7 +233,7 @@ class _Response:
         session = self._access.session
         if message["status"] == 500:
             # The framework may have caught our error on its way and made a 500 of it.
-            trouble = self._state.get("cm_trouble") if session is None else session.trouble
+            trouble = self._request.state.get("cm_trouble") if session is None else session.trouble
             answer = await self._flow.answer_to(self._request, trouble)
             if answer is not None:
                 return answer
@@ -260,7 +262,9 @@ def _private(headers: Iterable[tuple[bytes, bytes]], ours: Headers) -> _RawHeade
             if b"cookie" not in value.lower():
                 value += b", Cookie"
         result.append((name, value))
-    if must_not_be_cached(own, ours):
+    if not own:
+        result.append((b"cache-control", b"no-store"))
+    elif must_not_be_cached(own, ours):
         result = [(name, value) for name, value in result if name != b"cache-control"]
         result.append((b"cache-control", b"no-store"))
     if not varies:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Union
 
 import httpx2
 
+from .driver import run_sync
 from .errors import CMAuthError
-from .ports import run_sync
 
 if TYPE_CHECKING:
     from .background import HandleKeeper

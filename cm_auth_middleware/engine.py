@@ -12,10 +12,11 @@ from . import telemetry
 from .background import HandleKeeper, open_handle
 from .client import AsyncCMClient, CMClient
 from .config import CMAuthConfig
+from .driver import has_event_loop, run_sync
 from .errors import ConfigError
 from .flow import Flow
 from .oauth import CameraManager
-from .ports import AsyncPorts, Ports, ThreadPorts, has_event_loop, run_sync
+from .ports import AsyncPorts, Ports, ThreadPorts
 from .sealing import SessionInfo
 from .stores import SessionStore, open_store
 from .surroundings import SURROUNDINGS

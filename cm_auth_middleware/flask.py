@@ -9,9 +9,9 @@ from flask import Flask, Response, request
 from werkzeug.local import LocalProxy
 
 from .config import CMAuthConfig
+from .driver import run_sync
 from .engine import AuthEngine
 from .errors import CMAuthError, SessionExpiredError, UnavailableError
-from .ports import run_sync
 from .wsgi import CMAuthWSGIMiddleware, WSGIRequest
 
 if TYPE_CHECKING:

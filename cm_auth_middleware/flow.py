@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
@@ -9,7 +10,7 @@ from .config import CMAuthConfig
 from .errors import SessionExpiredError, StoreError, UnavailableError
 from .events import log
 from .http import SAFE_METHODS, Access, Answer, Request, json_answer, not_allowed, problem, redirect
-from .jar import MARKED, CookieJar
+from .jar import CookieJar, Cookies
 from .login import Login
 from .pages import Pages
 from .paths import ExemptPaths, safe_target
@@ -56,27 +57,31 @@ class Flow:
 
     # -- every request ---------------------------------------------------------------------
 
-    async def handle(self, request: Request, *, websocket: bool = False) -> Answer | Access:
+    def handle(
+        self, request: Request, *, websocket: bool = False
+    ) -> Coroutine[Any, Any, Answer | Access]:
         """Answer the request, or let it through with its session."""
-        try:
-            route = None if websocket else self._routes.get(request.path)
-            if route is not None:
-                return await route(request)
-            if self._is_exempt(request):
-                return await self._pass_exempt(request, websocket)
-            return await self._protect(request, websocket)
-        except UnavailableError as error:
-            return await self.unavailable(request, error)
+        route = None if websocket else self._routes.get(request.path)
+        if route is not None:
+            return self._serve(route, request)
+        if self.is_exempt(request):
+            return self._pass_exempt(request, websocket)
+        return self._protect(request, websocket)
 
-    def is_open(self, request: Request) -> bool:
-        """Whether a visitor asks for what needs no login, which takes no I/O to say."""
-        return not request.cookie_line and self._is_exempt(request)
-
-    def _is_exempt(self, request: Request) -> bool:
+    def is_exempt(self, request: Request) -> bool:
+        """Whether a request needs no login."""
         path = request.path
         if path not in self._exempt or path in self._routes:
             return False
         return not (request.root_path and request.is_ambiguous)
+
+    async def _serve(
+        self, route: Callable[[Request], Awaitable[Answer]], request: Request
+    ) -> Answer:
+        try:
+            return await route(request)
+        except UnavailableError as error:
+            return await self.unavailable(request, error)
 
     async def _pass_exempt(self, request: Request, websocket: bool) -> Access:
         if self._is_cross_site(request, websocket):
@@ -87,32 +92,37 @@ class Flow:
             return VISITOR
 
     async def _protect(self, request: Request, websocket: bool) -> Answer | Access:
-        access = await self._find(request)
-        session = access.session
-        if session is None:
-            return await self.unauthenticated(request)
-        if self._is_cross_site(request, websocket):
-            return problem(403, "Cross-site request refused")
-        record, now = session.record, self._ports.clock()
-        if now >= record.tokens.refresh_at:
-            try:
-                await self._keeper.freshen(session)
-            except SessionExpiredError:
+        cookies = self._jar.read(request)
+        try:
+            access = await self._open(request, cookies)
+            session = access.session
+            if session is None:
                 return await self.unauthenticated(request)
-        if now < record.logged_in_at + MARKED and self._jar.is_marked(request):
+            if (websocket or request.method not in SAFE_METHODS) and self._is_cross_site(
+                request, websocket
+            ):
+                return problem(403, "Cross-site request refused")
+            if self._ports.clock() >= session.record.tokens.refresh_at:
+                await self._keeper.freshen(session)
+        except SessionExpiredError:
+            return await self.unauthenticated(request)
+        except UnavailableError as error:
+            return await self.unavailable(request, error)
+        if cookies.stamps and self._jar.is_marked(request):
             access.headers.append(self._jar.unmark(request))  # it did stick
         return access
 
     def _is_cross_site(self, request: Request, websocket: bool) -> bool:
-        if request.method in SAFE_METHODS and not websocket:
-            return False
         return self._config.cross_site_check and request.is_cross_site(
             self.own_origin, websocket=websocket
         )
 
-    async def _find(self, request: Request) -> Access:
-        """The session that the request's cookies open, and a cookie to set, if any."""
-        for ticket, is_old in self._jar.tickets(request):
+    def _find(self, request: Request) -> Awaitable[Access]:
+        """The session that a request's cookies open, and a cookie to set, if any."""
+        return self._open(request, self._jar.read(request))
+
+    async def _open(self, request: Request, cookies: Cookies) -> Access:
+        for ticket, is_old in cookies.tickets:
             session = await self._vault.read(ticket)
             if session is None:
                 continue
@@ -124,7 +134,7 @@ class Flow:
 
     async def _peek(self, request: Request) -> Session | None:
         """The session of a request, which is not noted as a use of it."""
-        for ticket, _ in self._jar.tickets(request):
+        for ticket, _ in self._jar.read(request).tickets:
             session = await self._vault.peek(ticket.store_key, ticket.half_key)
             if session is not None:
                 return session

@@ -4,20 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import islice
+from typing import NamedTuple
 
 from .config import CMAuthConfig, seconds
 from .cookies import LOGIN_LIFETIME, LoginCookie, Ticket, TicketCookie
 from .http import Headers, Request
 from .memo import remember
 
-_Found = tuple[Ticket, bool]  # and whether an old key signed it
-
 _MOST_LOGINS = 12  # pending logins that one browser may have
 _MOST_LOGIN_BYTES = 6_000  # of their cookies together: servers refuse headers beyond 8 kB
 _MOST_TICKETS = 4  # well signed session cookies whose sessions are looked up
 _MOST_LINE = 4_096  # characters of a Cookie header that is remembered
-MARKED = 60  # seconds after a login in which a missing session means that cookies do not stick
+_MARKED = 60  # seconds after a login in which a missing session means that cookies do not stick
 _CLOCK_SKEW = 300  # seconds that two servers' clocks may differ
+
+
+class Cookies(NamedTuple):
+    """What a Cookie header says that concerns us.
+
+    Attributes:
+        tickets: those that are well signed, and whether an old key signed them. Several: a
+            neighbouring host can set a cookie of our name, so the first need not be ours.
+        stamps: when this browser logged in lately, as it says.
+    """
+
+    tickets: list[tuple[Ticket, bool]]
+    stamps: list[str]
 
 
 class CookieJar:
@@ -37,28 +49,31 @@ class CookieJar:
         self._logins = {
             name: LoginCookie(tuple(config.secret_key), name) for name in (plain, secure)
         }
-        # What was verified, by the very Cookie header: a signature does not change its mind, and
-        # only a header with a valid one is kept. Whether there is a session, the store says.
-        self._verified: dict[str, dict[str, list[_Found]]] = {plain: {}, secure: {}}
+        # What was verified, by the very Cookie header, for http and https: a signature does not
+        # change its mind. Only a header with a valid one is kept. Whether there is a session, the
+        # store says.
+        self._known: tuple[dict[str, Cookies], dict[str, Cookies]] = ({}, {})
 
-    def tickets(self, request: Request) -> list[_Found]:
-        """The tickets that a request brought, and whether each was signed with an old key.
-
-        Several: a neighbouring host can set a cookie of our name, so the first need not be ours.
-        """
+    def read(self, request: Request) -> Cookies:
+        """Return what the request's cookies say."""
         line = request.cookie_line
         if not line:
-            return []
-        name = self._name(request)
-        known = self._verified[name].get(line)
-        if known is not None:
-            return known
-        values = [value for key, value in request.cookies if key == name]
-        loaded = (self._ticket.load(value.strip('"')) for value in values)
-        found = list(islice((ticket for ticket in loaded if ticket is not None), _MOST_TICKETS))
-        if found and len(line) <= _MOST_LINE:
-            remember(self._verified[name], line, found)
-        return found
+            return _NONE
+        known = self._known[request.is_secure]
+        cookies = known.get(line)
+        if cookies is None:
+            cookies = self._read(request)
+            if cookies.tickets and len(line) <= _MOST_LINE:
+                remember(known, line, cookies)
+        return cookies
+
+    def _read(self, request: Request) -> Cookies:
+        name, mark = self._name(request), self._mark(request)
+        found = request.cookies
+        loaded = (self._ticket.load(value.strip('"')) for key, value in found if key == name)
+        tickets = islice((ticket for ticket in loaded if ticket is not None), _MOST_TICKETS)
+        stamps = (value for key, value in found if key == mark)
+        return Cookies(list(tickets), [stamp for stamp in stamps if stamp.isdecimal()])
 
     def session(self, request: Request, ticket: Ticket, logged_in_at: float) -> tuple[str, str]:
         """Set the session cookie, for as long as the session may live."""
@@ -97,7 +112,7 @@ class CookieJar:
 
     def mark(self, request: Request) -> tuple[str, str]:
         """Remember for a minute that this browser has just logged in."""
-        return self._set(request, self._mark(request), str(int(self._clock())), MARKED)
+        return self._set(request, self._mark(request), str(int(self._clock())), _MARKED)
 
     def unmark(self, request: Request) -> tuple[str, str]:
         """Forget that this browser has just logged in."""
@@ -105,21 +120,18 @@ class CookieJar:
 
     def is_marked(self, request: Request) -> bool:
         """Whether this browser logged in within the last minute."""
-        if _MARK not in request.cookie_line:
-            return False
-        name, now = self._mark(request), self._clock()
-        stamps = [value for key, value in request.cookies if key == name]
-        return any(v.isdecimal() and -_CLOCK_SKEW <= now - int(v[:12]) < MARKED for v in stamps)
+        now = self._clock()
+        stamps = self.read(request).stamps
+        return any(-_CLOCK_SKEW <= now - int(stamp[:12]) < _MARKED for stamp in stamps)
 
     def _is_secure(self, request: Request) -> bool:
         return request.is_secure if self._forced is None else self._forced
 
     def _name(self, request: Request) -> str:
-        is_secure = request.is_secure if self._forced is None else self._forced
-        return self._secure if is_secure else self._plain
+        return self._secure if self._is_secure(request) else self._plain
 
     def _mark(self, request: Request) -> str:
-        return self._name(request) + _MARK
+        return f"{self._name(request)}_in"
 
     def _set(self, request: Request, name: str, value: str, age: int) -> tuple[str, str]:
         secure = "; Secure" if self._is_secure(request) else ""
@@ -134,4 +146,4 @@ class CookieJar:
 
 # On https the browser itself keeps other hosts from setting it (RFC 6265bis §4.1.3.2).
 _NAMES = ("cm_auth", "__Host-cm_auth")
-_MARK = "_in"  # what is added to the name of the session cookie
+_NONE = Cookies([], [])

@@ -98,9 +98,19 @@ class CameraManager:
         return user
 
     async def revoke(self, access_token: str) -> bool:
-        """Delete the access and the refresh token at CameraManager (the guide's logout)."""
+        """Delete the access and the refresh token at CameraManager (the guide's logout).
+
+        Returns:
+            Whether it did; else the access token is dead already.
+
+        Raises:
+            UnavailableError: ask again later.
+        """
         path = "/rest/v2.0/users/self/tokens/current"
-        return (await self._api_call("DELETE", path, access_token)).status_code < 300
+        status = (await self._api_call("DELETE", path, access_token)).status_code
+        if status == 429 or status >= 500:
+            raise UnavailableError(f"CameraManager answered {status} to a logout")
+        return status < 300
 
     async def _api_call(self, method: str, path: str, access_token: str) -> httpx2.Response:
         url = self._config.base_url + path

@@ -16,7 +16,8 @@ from .oauth import GRANT_REFUSED, CameraManager
 from .session import Tokens
 
 if TYPE_CHECKING:
-    from .ports import Ports, Work
+    from .flights import Work
+    from .ports import Ports
     from .stores import SessionStore
 
 _ROUNDS = 64  # steps to tokens that have not expired

@@ -129,10 +129,10 @@ class Session:
     @property
     def user(self) -> dict[str, Any]:
         """The JSON of CameraManager's ``users/self``, read at the login."""
-        user = self._user
-        if user is None:
-            user = self._user = _user_of_ones_own(self.record.user)
-        return user
+        if self._user is None:
+            user = _flat_user(self.record.user)
+            self._user = json.loads(self.record.user) if user is None else dict(user)
+        return self._user
 
     @property
     def data(self) -> dict[str, Any]:
@@ -192,11 +192,6 @@ class Session:
 
     def __repr__(self) -> str:
         return f"<Session {self.reference}>"
-
-
-def _user_of_ones_own(text: str) -> dict[str, Any]:
-    user = _flat_user(text)
-    return json.loads(text) if user is None else dict(user)
 
 
 @lru_cache(1024)

@@ -32,9 +32,9 @@ from urllib.parse import urlsplit
 import httpx2
 
 from . import events
+from .driver import run_sync
 from .errors import StoreError
 from .oauth import CameraManager
-from .ports import run_sync
 from .sealing import SESSION
 from .stores import CountsRecords, HasBlockingTwin
 

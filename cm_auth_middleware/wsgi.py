@@ -7,10 +7,10 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Unpack
 from wsgiref.headers import Headers
 
+from .driver import run_sync
 from .engine import AuthEngine
 from .errors import UnavailableError
 from .http import Access, Answer, Request, must_not_be_cached
-from .ports import run_sync
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment

@@ -43,7 +43,12 @@ class Net(Network):
 
 
 class World:
-    """One simulator, one app behind the middleware, one clock."""
+    """One simulator, one app behind the middleware, one clock.
+
+    Args:
+        beside: a world of which this one is another process: same simulator, clock and store.
+        skew: seconds that this process's clock is ahead.
+    """
 
     def __init__(
         self,
@@ -51,11 +56,17 @@ class World:
         shell: str = "asgi",
         app: Any = None,
         settings: Settings | None = None,
+        beside: World | None = None,
+        skew: float = 0.0,
         **options: Any,
     ) -> None:
-        self.clock = Clock()
         self.net = Net()
-        self.sim = Simulator(settings or Settings(), clock=self.clock)
+        if beside is None:
+            self.clock = Clock()
+            self.sim = Simulator(settings or Settings(), clock=self.clock)
+        else:
+            self.clock, self.sim = beside.clock, beside.sim
+            options = {"store": beside.engine.store, **options}
         self.net.add(CM, self.sim)
         options = {
             "client_id": self.sim.client_id,
@@ -65,7 +76,7 @@ class World:
             **options,
         }
         self.shell = shell
-        self.engine = AuthEngine(transport=self.net, clock=self.clock, **options)
+        self.engine = AuthEngine(transport=self.net, clock=lambda: self.clock() + skew, **options)
         if shell == "asgi":
             self.app: Any = CMAuthMiddleware(app or make_app(), engine=self.engine)
         else:

@@ -380,7 +380,7 @@ def test_sessions_are_counted_listed_and_ended(
 
 
 def test_expired_sessions_are_purged(run, tmp_path: Path) -> None:
-    from cm_auth_middleware.ports import run_sync
+    from cm_auth_middleware.driver import run_sync
     from cm_auth_middleware.stores import SQLiteStore
 
     path = tmp_path / "sessions.db"

@@ -32,10 +32,14 @@ def demo(port: int, host: str, cm_port: int, token_lifetime: int, open_browser: 
         from cm_auth_middleware.testing import AppServer, Settings, Simulator, SimulatorServer
 
         create_app = _dashboard().create_app
-    except ModuleNotFoundError as error:
+    except ImportError as error:
         raise click.UsageError(
-            f"the demo needs {error.name}: pip install 'cm_auth_middleware[demo]'"
+            f"the demo needs {error.name or error}: pip install 'cm_auth_middleware[demo]'"
         ) from None
+    if host in ("0.0.0.0", "::"):  # noqa: S104 - refused here
+        raise click.UsageError(
+            "--host is one address of this machine, by which its browsers reach both servers"
+        )
     simulator = Simulator(
         Settings(access_token_lifetime=token_lifetime),
         client_secret=secrets.token_urlsafe(24),
@@ -47,7 +51,7 @@ def demo(port: int, host: str, cm_port: int, token_lifetime: int, open_browser: 
                 client_secret=cm.client_secret,
                 secret_key=secrets.token_urlsafe(48),
                 base_url=cm.url,
-                allowed_hosts=[*_LOOPBACK, host],
+                allowed_hosts=[*_LOOPBACK, f"[{host}]" if ":" in host else host],
             )
             with AppServer(app, port, host) as site:
                 _tell(site.url, cm.url, simulator.users[0])

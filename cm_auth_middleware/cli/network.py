@@ -14,9 +14,10 @@ import httpx2
 
 from cm_auth_middleware.cli.findings import ERROR, OK, WARNING, Finding
 from cm_auth_middleware.config import LOOPBACK, CMAuthConfig
+from cm_auth_middleware.driver import run_sync
 from cm_auth_middleware.errors import OAuthError, OperatorError, UnavailableError
 from cm_auth_middleware.oauth import CameraManager
-from cm_auth_middleware.ports import ThreadPorts, run_sync
+from cm_auth_middleware.ports import ThreadPorts
 
 T = TypeVar("T")
 

@@ -51,7 +51,7 @@ def sessions() -> None:
 @_telling
 def count(store: str) -> None:
     """Count the live sessions."""
-    from cm_auth_middleware.ports import run_sync
+    from cm_auth_middleware.driver import run_sync
     from cm_auth_middleware.sealing import SESSION
 
     opened = _open(store)
@@ -64,7 +64,7 @@ def count(store: str) -> None:
 @_telling
 def purge(store: str) -> None:
     """Remove what has expired; print how many records. Redis does it by itself."""
-    from cm_auth_middleware.ports import run_sync
+    from cm_auth_middleware.driver import run_sync
 
     opened = _open(store)
     run_sync(opened.ping())  # Redis would purge nothing without being asked

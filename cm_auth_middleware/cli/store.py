@@ -10,8 +10,8 @@ from urllib.parse import unquote
 
 from cm_auth_middleware.cli.findings import ERROR, OK, WARNING, Finding
 from cm_auth_middleware.config import CMAuthConfig
+from cm_auth_middleware.driver import run_sync
 from cm_auth_middleware.errors import ConfigError, StoreError
-from cm_auth_middleware.ports import run_sync
 from cm_auth_middleware.stores import SessionStore, open_store
 
 

@@ -444,6 +444,19 @@ class Simulator:
             if grant_type in (None, call.param("grant_type"))
         ]
 
+    @property
+    def access_tokens(self) -> int:
+        """How many access tokens are valid now."""
+        now = self._clock()
+        with self._lock:
+            return sum(token.expires_at > now for token in self._tokens.access.values())
+
+    @property
+    def refresh_tokens(self) -> int:
+        """How many refresh tokens can be used; each stands for a grant."""
+        with self._lock:
+            return len(self._tokens.refresh)
+
     def reset(self) -> None:
         """Forget tokens, logins, consents, failures and requests; restore settings and users.
 
@@ -967,7 +980,10 @@ class Simulator:
             {
                 "settings": asdict(self.settings),
                 "users": [user.email for user in self.users],
-                "living": self._living(),
+                "living": {
+                    "access_tokens": self.access_tokens,
+                    "refresh_tokens": self.refresh_tokens,
+                },
                 "counts": counts,
                 "next": len(requests),
                 "requests": [asdict(call) for call in requests[since:]],
@@ -1002,12 +1018,6 @@ class Simulator:
                 actions[name](command[name])
 
     # Inner help; the caller of those that say so holds the lock
-
-    def _living(self) -> dict[str, int]:
-        now = self._clock()
-        with self._lock:
-            access = [token for token in self._tokens.access.values() if token.expires_at > now]
-            return {"access_tokens": len(access), "refresh_tokens": len(self._tokens.refresh)}
 
     def _fail(self, queue: list[_Failure], what: What, times: int, path: str | None) -> None:
         if isinstance(what, str) and what not in _WAYS_TO_FAIL:

@@ -99,13 +99,26 @@ def test_after_logout_back_shows_nothing_private(context, cm, site) -> None:
     page.get_by_role("link", name="Front gate").click()
     page.get_by_role("button", name="Log out").click()
     expect(page.get_by_role("heading", name="You are logged out")).to_be_visible()
-    context.clear_cookies(name=re.compile("^(?!cm_auth)"))  # the login at CameraManager
+    assert cm.simulator.calls("/rest/*/tokens/current", "DELETE")
+    # CameraManager may remember the person, who then gets a new login and not an old page.
+    page.go_back()
+    expect(page.get_by_role("heading", name="Front gate")).to_be_visible()
+    assert len(cm.simulator.token_calls("authorization_code")) == 2
+    page.get_by_role("button", name="Log out").click()
+    context.clear_cookies(name=re.compile("^(?!cm_auth)"))  # now it does not
     page.go_back()
     expect(page.get_by_role("button", name="Log in")).to_be_visible()
     assert not page.url.startswith(site.url)
     page.goto("/")
     expect(page.get_by_label("E-mail")).to_be_visible()
-    assert cm.simulator.calls("/rest/*/tokens/current", "DELETE")
+
+
+def test_what_is_not_there_is_a_page_with_a_way_back(context) -> None:
+    page = context.new_page()
+    log_in(page, "/cameras/99")
+    expect(page.get_by_role("heading", name="Nothing here")).to_be_visible()
+    page.get_by_role("link", name="All cameras").click()
+    expect(page.get_by_role("heading", name="Your cameras")).to_be_visible()
 
 
 def test_refusing_consent_is_a_page_with_a_way_back(context) -> None:
@@ -159,4 +172,4 @@ def test_a_session_that_ends_on_the_live_page_leads_to_the_login_and_back(
     with page.expect_navigation(url=f"{site.url}/live"):  # CameraManager remembers the person
         page.clock.fast_forward(11_000)
     expect(page.locator("#live img:visible")).to_have_count(3)
-    assert len(cm.simulator.token_calls("authorization_code")) == 2
+    assert len(cm.simulator.token_calls("authorization_code")) >= 2
