@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import io
+import json
 import re
 from typing import Any
 from urllib.parse import unquote
 
+import anyio
+import anyio.to_thread
 import httpx2
 import pytest
 from starlette.routing import Mount
@@ -236,6 +240,85 @@ async def test_an_expired_token_is_renewed_on_the_way(proxied: World) -> None:
     assert len(proxied.sim.token_calls("refresh_token")) == 1
 
 
+async def test_an_upload_without_a_length_arrives_whole_where_the_server_can(proxied) -> None:
+    browser = await proxied.login()
+    headers = {**FETCH, "Cookie": f"cm_auth={browser.named('cm_auth')[0]}"}
+    answer = await chunked(proxied, headers, [b"abc", b"", b"def"])
+    assert answer[0] == 200
+    assert json.loads(answer[1])["length"] == 6
+
+
+async def test_a_browser_that_leaves_amid_its_upload_is_no_error(proxied: World) -> None:
+    browser = await proxied.login()
+    headers = {**FETCH, "Cookie": f"cm_auth={browser.named('cm_auth')[0]}"}
+    if proxied.shell == "asgi":
+        assert await chunked(proxied, headers, [b"abc"], leaves=True) == (0, b"")
+    else:  # a WSGI server says no more than that nothing comes
+        assert (await chunked(proxied, {**headers, "Content-Length": "9"}, [b"abc"]))[0] == 200
+
+
+async def test_a_wsgi_server_that_cannot_end_a_body_is_told_so(make_proxied, shell: str) -> None:
+    proxied = make_proxied()
+    browser = await proxied.login()
+    headers = {**FETCH, "Cookie": f"cm_auth={browser.named('cm_auth')[0]}"}
+    status, _ = await chunked(proxied, headers, [b"abc"], ends=False)
+    assert status == (200 if shell == "asgi" else 411)
+
+
+async def test_a_status_that_nobody_knows_passes(proxied: World) -> None:
+    odd_upstream(proxied, 299, [("Content-Type", "text/plain")], b"odd")
+    browser = await proxied.login()
+    assert (await browser.get("/cm/odd/x", headers=FETCH)).status_code == 299
+
+
+async def chunked(
+    world: World,
+    headers: dict[str, str],
+    parts: list[bytes],
+    *,
+    leaves: bool = False,
+    ends: bool = True,
+) -> tuple[int, bytes]:
+    """Send an upload as a server hands it on: in parts, with no length but a given one."""
+    if "Content-Length" not in headers:
+        headers = {**headers, "Transfer-Encoding": "chunked"}
+    headers = {**headers, "Host": "localhost:8000"}
+    if world.shell == "wsgi":
+        environ: dict[str, Any] = {
+            "REQUEST_METHOD": "POST",
+            "SCRIPT_NAME": "",
+            "PATH_INFO": "/cm/rest/v2.4/echo",
+            "SERVER_NAME": "localhost",
+            "SERVER_PORT": "8000",
+            "wsgi.url_scheme": "http",
+            "wsgi.input": io.BytesIO(b"".join(parts)),
+            "wsgi.input_terminated": ends,
+        }
+        for name, value in headers.items():
+            key = name.upper().replace("-", "_")
+            environ[key if key == "CONTENT_LENGTH" else f"HTTP_{key}"] = value
+        started: list[str] = []
+        body = await anyio.to_thread.run_sync(
+            lambda: b"".join(world.app(environ, lambda status, *_: started.append(status)))
+        )
+        return int(started[0][:3]), body
+    messages = [{"type": "http.request", "body": part, "more_body": True} for part in parts]
+    messages.append({"type": "http.disconnect"} if leaves else {"type": "http.request"})
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        return messages.pop(0) if messages else await anyio.sleep_forever()
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+    scope = {"type": "http", "method": "POST", "path": "/cm/rest/v2.4/echo", "raw_path": b"",
+             "root_path": "", "query_string": b"", "scheme": "http", "headers": raw}  # fmt: skip
+    await world.app(scope, receive, send)
+    return (sent[0]["status"] if sent else 0), b"".join(m.get("body", b"") for m in sent)
+
+
 # -- what is refused ---------------------------------------------------------------------------
 
 
@@ -282,6 +365,8 @@ def test_a_405_names_what_is_allowed() -> None:
     judge = CMProxy(allow=["GET /a", "DELETE /a"]).judge
     answer: Any = judge(FakeRequest("POST", "/a"), "")
     assert ("Allow", "DELETE, GET, HEAD") in answer.headers
+    answer = CMProxy(allow="PUT /a").judge(FakeRequest("GET", "/a"), "")
+    assert ("Allow", "PUT") in answer.headers
 
 
 class FakeRequest:
