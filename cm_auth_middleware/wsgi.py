@@ -96,8 +96,7 @@ class WSGIRequest(Request):
     def raw_path(self) -> str:
         # Not in the standard: werkzeug and gunicorn have both, others one or none.
         raw: str = self._environ.get("REQUEST_URI") or self._environ.get("RAW_URI") or ""
-        path = raw.partition("?")[0]
-        return path if path.startswith("/") else ""
+        return raw.partition("?")[0] if raw.startswith("/") else ""
 
     @property
     def query(self) -> str:
