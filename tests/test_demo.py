@@ -78,6 +78,7 @@ def test_a_port_in_use_is_one_clear_sentence() -> None:
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "words"),
     [
