@@ -20,7 +20,7 @@ from starlette.responses import PlainTextResponse, RedirectResponse
 
 from cm_auth_middleware import AuthEngine, CMAuthConfig, ConfigError
 from cm_auth_middleware.sealing import MAX_RECORD, Sealer
-from cm_auth_middleware.session import Tokens
+from cm_auth_middleware.session import Record, Tokens
 from cm_auth_middleware.stores import MemoryStore, RedisStore, SQLiteStore
 from cm_auth_middleware.testing import SimulatorServer
 
@@ -137,6 +137,36 @@ async def test_http_never_gets_what_https_had(real: World) -> None:
     assert_clean(real)
 
 
+@pytest.mark.parametrize("to", ["https://127.0.0.1:9400", "http://127.0.0.1:9401"])
+async def test_nothing_follows_to_another_port_or_scheme_of_the_same_host(
+    make_world, shell: str, to: str
+) -> None:
+    """31: httpx keeps the bearer from http to https, and cookies know no ports."""
+
+    async def asgi(scope, receive, send) -> None:
+        cm = scope["state"]["cm"]
+        await cm.get("/rest/v2.4/set-cookie")
+        answer = await cm.get(f"/rest/v2.4/redirect?to={to}/x", follow_redirects=True)
+        await PlainTextResponse(answer.text)(scope, receive, send)
+
+    def wsgi(environ, start_response):
+        cm = environ["cm_auth.client"]
+        cm.get("/rest/v2.4/set-cookie")
+        answer = cm.get(f"/rest/v2.4/redirect?to={to}/x", follow_redirects=True)
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        return [answer.content]
+
+    world = make_world(app=asgi if shell == "asgi" else wsgi)
+    world.net.add(to, stranger)
+    assert (await world.login()).named(NAME)
+    seen = [r for r in world.net.seen if f"{r.url.scheme}://{r.url.netloc.decode()}" == to]
+    assert seen
+    for request in seen:
+        assert "authorization" not in request.headers
+        assert "cookie" not in request.headers
+    assert "cookie" in world.sim.calls("/rest/v2.4/redirect")[0].headers
+
+
 async def test_cookies_of_the_api_stay_with_the_user_they_were_set_for(world: World) -> None:
     """32: not with another user, not with the same one's next request, and ours never leave."""
     one, two = await world.login(), await world.login(email="bob@example.com")
@@ -205,6 +235,19 @@ async def test_a_thief_with_store_and_key_can_test_a_user_id_and_no_more(world: 
     assert info.logged_in_at == world.clock.now
     assert Sealer([SECRET_KEY]).describe(key, value, "10004") is None
     assert Sealer(["another" + SECRET_KEY]).describe(key, value, "10003") is None
+
+
+def test_a_record_opens_under_its_own_name_only() -> None:
+    """35: and with the header it was sealed with: times and tags are not exchanged either."""
+    sealer, half = Sealer([SECRET_KEY]), bytes(32)
+    record = Record(_tokens(), '{"userId":1}', 1.8e9, 1.8e9)
+    sealed = sealer.seal_session("a" * 64, half, record)
+    assert sealer.open_session("a" * 64, half, sealed) == record
+    assert sealer.open_session("b" * 64, half, sealed) is None
+    assert sealer.open_session("a" * 64, half, _flip(sealed, 18)) is None
+    grant = sealer.seal_grant("a" * 64, half, _tokens())
+    assert sealer.open_grant("a" * 64, half, grant) == _tokens()
+    assert sealer.open_grant("b" * 64, half, grant) is None
 
 
 class _Bomb:
