@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 
 import httpx2
@@ -43,14 +44,16 @@ _GUNICORN = ("-m", "gunicorn", "--worker-class", "gthread", "--log-level", "warn
 class _Contestant:
     name: str
     url: str
+    process: int
     cookie: str
 
 
 @dataclass(frozen=True, slots=True)
 class _Load:
-    """What wrk saw: requests per second, and seconds of the median and the slowest hundredth."""
+    """What a turn of wrk came to; times in seconds, `busy` is the server's processor time."""
 
-    rate: float
+    requests: int
+    busy: float
     median: float
     p99: float
 
@@ -82,25 +85,29 @@ def run() -> Iterator[Figure]:
         }
         cookies = {
             "Starlette, ideal": f"{COOKIE}={Cookies(SECRET_KEY).sign(IDEAL_SESSION)}",
-            "Starlette, SessionMiddleware": _session(asgi["Starlette, SessionMiddleware"]),
-            "Starlette, ours": f"{COOKIE}={world.log_in_at(asgi['Starlette, ours'])}",
-            "Flask, ours": f"{COOKIE}={world.log_in_at(wsgi['Flask, ours'])}",
+            "Starlette, SessionMiddleware": _session(asgi["Starlette, SessionMiddleware"][0]),
+            "Starlette, ours": f"{COOKIE}={world.log_in_at(asgi['Starlette, ours'][0])}",
+            "Flask, ours": f"{COOKIE}={world.log_in_at(wsgi['Flask, ours'][0])}",
         }
-        for urls in (asgi, wsgi):
+        for servers in (asgi, wsgi):
             contestants = [
-                _Contestant(name, url, cookies.get(name, bare_cookie)) for name, url in urls.items()
+                _Contestant(name, *server, cookies.get(name, bare_cookie))
+                for name, server in servers.items()
             ]
             yield from _compare(contestants)
 
 
-def _serve(stack: ExitStack, environment: dict[str, str], server: Sequence[str], app: str) -> str:
+def _serve(
+    stack: ExitStack, environment: dict[str, str], server: Sequence[str], app: str
+) -> tuple[str, int]:
+    """The address and the process id of a server that has just been started."""
     port = free_port()
     where = ("--port", str(port)) if server is _UVICORN else ("--bind", f"127.0.0.1:{port}")
     process = subprocess.Popen([sys.executable, *server, *where, app], env=environment)
     stack.callback(process.wait, 10)
     stack.callback(process.terminate)
     wait_for_port(port, process)
-    return f"http://127.0.0.1:{port}"
+    return f"http://127.0.0.1:{port}", process.pid
 
 
 def _session(url: str) -> str:
@@ -109,33 +116,42 @@ def _session(url: str) -> str:
 
 
 def _compare(contestants: Sequence[_Contestant]) -> Iterator[Figure]:
-    """Let contestants take turns; the best turn of a block counts, and blocks are compared."""
+    """Let contestants take turns, and compare what their servers did per second of work.
+
+    That is the rate itself where the machine has nothing else to do: a server under this load
+    never waits.
+    """
     names = [contestant.name for contestant in contestants]
     for contestant in contestants:
         _wrk(contestant)  # warm
-    blocks: list[dict[str, _Load]] = []
+    blocks: list[dict[str, list[_Load]]] = []
     for _ in range(_BLOCKS):
-        best = dict.fromkeys(names, _Load(0.0, 0.0, 0.0))
+        loads: dict[str, list[_Load]] = {name: [] for name in names}
         for shift in range(_ROUNDS):
             turn = shift % len(contestants)
             for contestant in [*contestants[turn:], *contestants[:turn]]:
-                load = _wrk(contestant)
-                best[contestant.name] = max(best[contestant.name], load, key=lambda one: one.rate)
-        blocks.append(best)
-    bare = names[0]
+                loads[contestant.name].append(_wrk(contestant))
+        blocks.append(loads)
     for name in names:
-        loads = [block[name] for block in blocks]
-        rate = median(load.rate for load in loads)
-        ratio = Spread.of([block[name].rate / block[bare].rate for block in blocks])
-        p50, p99 = (median(getattr(load, part) for load in loads) for part in ("median", "p99"))
+        rates = [_rate(block[name]) for block in blocks]
+        bare = [_rate(block[names[0]]) for block in blocks]
+        ratio = Spread.of([rate / other for rate, other in zip(rates, bare, strict=True)])
+        turns = [load for block in blocks for load in block[name]]
+        p50, p99 = (min(getattr(load, part) for load in turns) for part in ("median", "p99"))
         title = f"{name} (p50 {p50 * 1e3:.2f} ms, p99 {p99 * 1e3:.2f} ms)"
-        yield Figure(NAME, title, rate, "requests/s", ratio, bare, _TARGETS.get(name, ""))
+        rate, target = median(rates), _TARGETS.get(name, "")
+        yield Figure(NAME, title, rate, "requests/s", ratio, names[0], target)
+
+
+def _rate(loads: Sequence[_Load]) -> float:
+    return sum(load.requests for load in loads) / sum(load.busy for load in loads)
 
 
 def _wrk(contestant: _Contestant) -> _Load:
     headers = [f"{name.decode()}: {value.decode()}" for name, value in BROWSER[1:]]
     headers.append(f"cookie: {contestant.cookie}")
     options = [part for header in headers for part in ("-H", header)]
+    busy = _processor_time(contestant.process)
     done = subprocess.run(
         [
             "wrk",
@@ -151,11 +167,21 @@ def _wrk(contestant: _Contestant) -> _Load:
         text=True,
         timeout=_SECONDS + 30,
     )
+    busy = _processor_time(contestant.process) - busy
     if "Non-2xx" in done.stdout or "Socket errors" in done.stdout:
         raise RuntimeError(f"{contestant.name} did not answer well:\n{done.stdout}")
-    found = re.search(r"Requests/sec:\s+([\d.]+)", done.stdout)
+    found = re.search(r"(\d+) requests in", done.stdout)
     assert found, done.stdout
-    return _Load(float(found[1]), _latency(done.stdout, 50), _latency(done.stdout, 99))
+    return _Load(int(found[1]), busy, _latency(done.stdout, 50), _latency(done.stdout, 99))
+
+
+def _processor_time(process: int) -> float:
+    """Seconds that a process and its children have been at work (proc(5))."""
+    folder = Path("/proc") / str(process)
+    parts = (folder / "stat").read_text().rpartition(") ")[2].split()
+    ticks = int(parts[11]) + int(parts[12])
+    children = (folder / "task" / str(process) / "children").read_text().split()
+    return ticks / os.sysconf("SC_CLK_TCK") + sum(_processor_time(int(pid)) for pid in children)
 
 
 def _latency(output: str, percent: int) -> float:
