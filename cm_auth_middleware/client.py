@@ -33,19 +33,19 @@ class _Ready:
     _lock = threading.RLock()
 
     def __init__(self, side: Side, session: Session, keeper: Keeper | None = None) -> None:
-        self.__dict__["_cm"] = (side, session, keeper or side.keeper)
+        object.__setattr__(self, "_cm", (side, session, keeper))  # without our own, below
 
     def __getattr__(self, name: str) -> Any:
         # Only called for what is missing: before the first use, everything.
         with self._lock:
             if "_cm_building" not in self.__dict__:
                 self.__dict__["_cm_building"] = True
-                side, session, keeper = self.__dict__["_cm"]
+                side, session, keeper = self._cm
                 base_url = _parsed(side.config.base_url)
                 self._build(
                     base_url=base_url,
                     headers={"Accept": "application/json"},
-                    auth=BearerAuth(keeper, session, base_url),
+                    auth=BearerAuth(keeper or side.keeper, session, base_url),
                     transport=_OriginGuard(side.transport(), base_url),
                     timeout=side.ports.timeout,
                 )
@@ -65,7 +65,7 @@ class _Ready:
         raise NotImplementedError
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.__dict__['_cm'][1].reference}>"
+        return f"<{type(self).__name__} {self._cm[1].reference}>"
 
 
 class AsyncCMClient(_Ready, httpx2.AsyncClient):
