@@ -175,6 +175,9 @@ class CMAuthConfig:
         for name in ("client_id", "client_secret", "base_url", "prefix"):
             if not isinstance(getattr(self, name), str):
                 raise ConfigError(f"{name} is a string")
+        for name in ("client_id", "client_secret"):
+            if not re.fullmatch(r"[\x21-\x7e]+", getattr(self, name)):
+                raise ConfigError(f"{name} has characters that no API key has")
         for name in ("redirect_uri", "cookie_name"):
             if not isinstance(getattr(self, name), str | None):
                 raise ConfigError(f"{name} is a string, or None")

@@ -51,10 +51,9 @@ class Renewal:
         self._backoff = Backoff(ports.clock)
         self._unsaved: dict[str, Tokens] = {}  # what a store that failed could not take
 
-    @property
-    def is_closed(self) -> bool:
+    def is_closed(self, refresh_token: str) -> bool:
         """Whether CameraManager failed a moment ago and is left alone."""
-        return self._backoff.left > 0
+        return self._backoff.left(grant_name(refresh_token)) > 0
 
     async def newer(self, held: Tokens) -> Refreshed:
         """Newer tokens than these, and such as have not expired by themselves.
@@ -90,7 +89,7 @@ class Renewal:
             kept = await self._grants.newest(refresh_token)
             if kept is not None and kept.access_token != held.access_token:
                 return Refreshed(kept, is_new=False)
-            await self._backoff.wait(self._ports.sleep)
+            await self._backoff.wait(grant_name(refresh_token), self._ports.sleep)
             if await lease():
                 break
             if self._ports.elapsed() > give_up_at:
@@ -163,7 +162,7 @@ class Renewal:
         return Refreshed(fresh, is_new=True)
 
     async def _fetch(self, tokens: Tokens, refresh_token: str) -> Tokens:
-        self._backoff.begin(self._ports.timeout)
+        self._backoff.begin(grant_name(refresh_token), self._ports.timeout)
         try:
             fresh = await self._server.refresh(tokens.refresh_token or refresh_token)
         except OAuthError as error:
@@ -185,7 +184,7 @@ class Renewal:
         return fresh
 
     async def _failed(self, refresh_token: str, retry_after: float) -> None:
-        self._backoff.failed(retry_after)
+        self._backoff.failed(grant_name(refresh_token), retry_after)
         with suppress(StoreError):  # then each who waits finds out for itself
             await self._grants.note_unavailable(refresh_token)
 

@@ -112,7 +112,7 @@ class Sealer:
 
     def user_prefixes(self, user_id: str) -> list[bytes]:
         """What the stored values of a user's sessions begin with, one for each secret key."""
-        return [SESSION + _tag(_user_key(secret, user_id)) for secret in self._secrets]
+        return [SESSION + _tag(_user_key(secret, user_id)) for secret in reversed(self._secrets)]
 
     def describe(self, name: str, sealed: bytes, user_id: str) -> SessionInfo | None:
         """When and from where a session of this user began, without opening it."""

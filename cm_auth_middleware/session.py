@@ -180,11 +180,17 @@ class Session:
         """What the handler changed in `data` since it was read; None if nothing."""
         if self._data is None:
             return None
-        before, after = json.loads(self._base), self._data
-        if before == after:
-            return None
-        changed = {k: v for k, v in after.items() if k not in before or before[k] != v}
-        return DataChanges(changed, frozenset(before.keys() - after.keys()))
+        try:
+            if dumps(self._data) == self._base:  # as text: to Python, 1 is True and 1.0
+                return None
+            before, after = json.loads(self._base), self._data
+            changed = {
+                k: v for k, v in after.items() if k not in before or dumps(before[k]) != dumps(v)
+            }
+        except (TypeError, ValueError) as error:
+            raise SessionDataError(f"session.data is not JSON: {error}") from None
+        removed = frozenset(before.keys() - after.keys())
+        return DataChanges(changed, removed) if changed or removed else None
 
     def saved(self) -> None:
         """Remember that the changes were written."""

@@ -45,7 +45,8 @@ class TokenKeeper:
         if now < tokens.refresh_at:
             return
         if now < tokens.expires_at:
-            if tokens.refresh_token is not None and not self._renewal.is_closed:
+            held = tokens.refresh_token
+            if held is not None and not self._renewal.is_closed(held):
                 self._ports.start_flight(
                     f"soon {session.key}", partial(self._refresh_beside, session)
                 )

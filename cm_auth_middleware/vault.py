@@ -167,13 +167,13 @@ class SessionVault:
         find = getattr(self.store, "find", None)
         if find is None:
             raise UnavailableError("this store cannot list sessions: it has no find()")
-        found = []
+        found: dict[str, SessionInfo] = {}
         for prefix in self.sealer.user_prefixes(user_id):
             for key, sealed in await find(prefix):
                 info = self.sealer.describe(key, sealed, user_id)
                 if info is not None:
-                    found.append((key, info))
-        return sorted(found, key=lambda entry: entry[1].last_seen_at, reverse=True)
+                    found[key] = info
+        return sorted(found.items(), key=lambda entry: entry[1].last_seen_at, reverse=True)
 
     async def remove_all(self, user_id: str) -> int:
         """End a user's sessions; return how many there were."""

@@ -26,6 +26,8 @@ from starlette.applications import Starlette
 
 from cm_auth_middleware import CMAuthMiddleware
 from cm_auth_middleware.cli import main
+from cm_auth_middleware.driver import run_sync
+from cm_auth_middleware.stores import SQLiteStore
 from cm_auth_middleware.testing import AppServer, SimulatorServer
 
 from .apps import make_app
@@ -125,7 +127,7 @@ def test_nothing_is_left_behind(run: Run, env: dict[str, str], cm: SimulatorServ
     path = Path(env["CM_AUTH_STORE"].removeprefix("sqlite:///"))
     assert "will be made" in run("check").output
     assert not path.exists()
-    assert run("sessions", "count").output == "0\n"  # which makes it
+    run_sync(SQLiteStore(path).blocking().ping())  # which makes it
     assert "written, read and emptied" in run("check").output
     assert run("sessions", "count").output == "0\n"
 
@@ -317,10 +319,19 @@ def test_a_redirect_uri_that_makes_no_sense(run, changes: Any, level: int, says:
     assert says in lines(result, ("ok", "warning", "error")[level])[0]
 
 
-def test_an_application_that_is_not_running_is_a_warning(run: Run) -> None:
+def test_an_application_that_is_not_running_yet_is_no_fault(run: Run) -> None:
     result = run("check", redirect_uri=f"http://127.0.0.1:{free_port()}/auth/callback")
+    assert [line for line in lines(result, "ok") if "nothing answers at redirect_uri" in line]
+    assert not [line for line in lines(result, "warning") if "redirect_uri" in line]
+
+
+@pytest.mark.parametrize("command", [("count",), ("purge",), ("list", "--user", "1")])
+def test_a_file_that_is_not_there_is_told_and_not_made(run: Run, tmp_path: Path, command) -> None:
+    path = tmp_path / "typo.db"
+    result = run("sessions", *command, "--store", f"sqlite:///{path}")
     assert result.exit_code == 1
-    assert "nothing answers at redirect_uri" in lines(result, "warning")[0]
+    assert "there is no file" in result.output
+    assert not path.exists()
 
 
 def test_another_application_at_redirect_uri_is_a_warning(run: Run) -> None:
@@ -380,8 +391,6 @@ def test_sessions_are_counted_listed_and_ended(
 
 
 def test_expired_sessions_are_purged(run, tmp_path: Path) -> None:
-    from cm_auth_middleware.driver import run_sync
-    from cm_auth_middleware.stores import SQLiteStore
 
     path = tmp_path / "sessions.db"
     store = SQLiteStore(path, clock=lambda: time.time() - 3600).blocking()

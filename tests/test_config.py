@@ -48,6 +48,7 @@ GOOD = {"client_id": "id", "client_secret": "secret", "secret_key": SECRET_KEY}
         ({"cookie_name": "__Host-x", "cookie_secure": False}, "needs a secure cookie"),
         ({"colour": "blue"}, "unknown option colour; the options are"),
         ({"store": object()}, "store is a URL or an object"),
+        ({"client_secret": "…"}, "client_secret has characters that no API key has"),
         ({"allow": "anna"}, "allow is a function"),
         ({"on_login": 3}, "on_login is a function"),
         ({"cookie_secure": "false"}, "cookie_secure is True, False or None"),

@@ -135,7 +135,7 @@ def _check_callback(uri: str, ports: ThreadPorts) -> Iterator[Finding]:
         answer = _ask(ports.api_call("GET", uri, {"Accept": "application/problem+json"}))
     except OSError as error:
         yield Finding(
-            WARNING, "application", f"nothing answers at redirect_uri: {error}", "Is it running?"
+            OK, "application", f"nothing answers at redirect_uri, as before its start: {error}"
         )
         return
     kind = answer.headers.get("Content-Type", "")

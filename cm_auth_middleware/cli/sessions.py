@@ -7,7 +7,9 @@ import secrets
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import wraps
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 import click
 
@@ -109,19 +111,24 @@ def _open(url: str) -> SessionStore:
         raise click.UsageError(
             "the memory store is inside your application's process, where no other can look"
         )
+    if url.startswith("sqlite:///"):
+        path = Path(unquote(url.removeprefix("sqlite:///")))
+        if not path.exists():
+            raise click.ClickException(f"there is no file {path}")
     return open_blocking(url)
 
 
 def _engine(url: str) -> AuthEngine:
     from cm_auth_middleware import AuthEngine
 
-    _open(url)
     # Sessions are found with the secret key alone; the API key is for the application.
-    return AuthEngine(
+    engine = AuthEngine(
         store=url,
         client_id=os.environ.get("CM_AUTH_CLIENT_ID") or "unused",
         client_secret=os.environ.get("CM_AUTH_CLIENT_SECRET") or secrets.token_hex(),
     )
+    _open(url)
+    return engine
 
 
 def _when(epoch: float) -> str:
