@@ -105,6 +105,7 @@ def test_after_logout_back_shows_nothing_private(context, cm, site) -> None:
     expect(page.get_by_role("heading", name="Front gate")).to_be_visible()
     assert len(cm.simulator.token_calls("authorization_code")) == 2
     page.get_by_role("button", name="Log out").click()
+    expect(page.get_by_role("heading", name="You are logged out")).to_be_visible()
     context.clear_cookies(name=re.compile("^(?!cm_auth)"))  # now it does not
     page.go_back()
     expect(page.get_by_role("button", name="Log in")).to_be_visible()
