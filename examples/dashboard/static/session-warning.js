@@ -21,7 +21,7 @@
   }
 
   async function stay() {
-    await fetch(location.href, { method: "HEAD" });
+    await fetch(location.href); // any request of this page's own is a use of the session
     if (await check()) show("Your session has reached its longest time.", link("Log in again"));
   }
 
