@@ -134,7 +134,7 @@ def simulated() -> Iterator[Simulated]:
     try:
         yield Simulated(process.stdout.readline().split()[-1])
     finally:
-        process.send_signal(signal.SIGINT)
+        process.terminate()  # a shell's background jobs ignore SIGINT
         process.communicate(timeout=_STOP)
 
 

@@ -97,7 +97,7 @@ def use(visitor: Visitor, site: Site) -> None:
 
 
 def talk(visitor: Visitor, site: Site, tls: ssl.SSLContext | None) -> None:
-    from websockets.exceptions import InvalidStatus
+    from websockets.exceptions import InvalidMessage, InvalidStatus
     from websockets.sync.client import connect
 
     url = f"ws{site.origin.removeprefix('http')}{site.mount}/ws"
@@ -110,7 +110,12 @@ def talk(visitor: Visitor, site: Site, tls: ssl.SSLContext | None) -> None:
         (cookie, "https://elsewhere.example", 403),
     ):
         with pytest.raises(InvalidStatus) as refused:
-            connect(url, additional_headers=headers, origin=origin, **there)
+            try:
+                connect(url, additional_headers=headers, origin=origin, **there)
+            except InvalidMessage:
+                # hypercorn on trio now and then hangs up before its refusal is written; what
+                # counts is that nobody gets in.
+                connect(url, additional_headers=headers, origin=origin, **there)
         expected = 403 if site.server in DENIES_ITSELF else status
         assert refused.value.response.status_code == expected
 
