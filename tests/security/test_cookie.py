@@ -11,8 +11,7 @@ import pytest
 from itsdangerous import Signer
 from starlette.responses import PlainTextResponse
 from starlette.routing import Mount, Router
-
-from cm_auth_middleware.testing import Settings
+from werkzeug.middleware.dispatcher import DispatcherMiddleware
 
 from ..support import APP, SECRET_KEY, World
 from .support import NAME, cookies_of, is_logged_in, session_of, started, stored, visit
@@ -333,11 +332,13 @@ async def test_the_applications_own_cache_control_stays(make_world, shell: str) 
 
 async def test_two_apps_below_one_host_can_have_cookies_of_their_own(make_world) -> None:
     """24: Path stays "/" for __Host-; who mounts two of them names the cookies."""
-    if (first := make_world(cookie_name="first")).shell == "wsgi":
-        return
-    second = make_world(cookie_name="second", settings=Settings())
-    site = Router(routes=[Mount("/one", first.app), Mount("/two", second.app)])
-    first.net.add(APP, site)
+    first, second = (make_world(cookie_name=name) for name in ("first", "second"))
+    if first.shell == "asgi":
+        site = Router(routes=[Mount("/one", first.app), Mount("/two", second.app)])
+        first.net.add(APP, site)
+    else:
+        apps = {"/one": first.app, "/two": second.app}
+        first.net.add_wsgi(APP, DispatcherMiddleware(first.app, apps))
     browser = first.browser()
     start = await browser.get("/one/deep/1")
     await browser.get(browser.callback_url(start.headers["location"]))
