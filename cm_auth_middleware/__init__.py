@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         StoreError,
         UnavailableError,
     )
+    from .options import CMAuthOptions
     from .pages import ErrorPage
     from .sealing import SessionInfo
     from .session import Session
@@ -30,6 +31,7 @@ __all__ = [
     "CMAuthConfig",
     "CMAuthError",
     "CMAuthMiddleware",
+    "CMAuthOptions",
     "CMAuthWSGIMiddleware",
     "CMState",
     "ConfigError",
@@ -54,6 +56,7 @@ _HOMES = {
     "AuthEngine": "engine",
     "CMAuthConfig": "config",
     "CMAuthMiddleware": "asgi",
+    "CMAuthOptions": "options",
     "CMAuthWSGIMiddleware": "wsgi",
     "CMState": "asgi",
     "ErrorPage": "pages",

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypedDict, cast
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack, cast
 
 import anyio
-from starlette.datastructures import MutableHeaders
 
+from .client import AsyncCMClient
 from .engine import AuthEngine
-from .errors import UnavailableError
-from .http import Access, Answer, Request
+from .errors import ConfigError, UnavailableError
+from .events import log
+from .flow import VISITOR
+from .http import Access, Answer, Request, must_not_be_cached
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Iterable
+
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-    from .client import AsyncCMClient
     from .config import CMAuthConfig
     from .flow import Flow
+    from .http import Headers
+    from .options import CMAuthOptions
     from .session import Session
+
+_RawHeaders = list[tuple[bytes, bytes]]
 
 _WATCH = 30.0  # seconds between looks at the session of an open WebSocket
 _LOGGED_OUT = 4401  # close code: 4000 + 401, in the range for applications (RFC 6455 §7.4.2)
@@ -47,20 +54,50 @@ class CMAuthMiddleware:
     def __init__(
         self,
         app: ASGIApp,
+        /,
         *,
         config: CMAuthConfig | None = None,
         engine: AuthEngine | None = None,
-        **options: Any,
+        **options: Unpack[CMAuthOptions],
     ) -> None:
         self.app = app
-        self.engine = AuthEngine.resolve(engine, config, options)
-        self._flow = self.engine.async_side.flow
+        try:
+            self.engine = AuthEngine.resolve(engine, config, options)
+        except ConfigError as error:
+            # Starlette builds middleware when the server sends the lifespan, and a server that
+            # is not told --lifespan on takes an error there for an app that has no lifespan.
+            log("config_error", reason=error)
+            raise
+        self._side = self.engine.async_side
+        self._flow = self._side.flow
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection. A scope type that is unknown is refused, never passed through."""
-        if scope["type"] == "http":
-            await self._http(scope, receive, send)
-        elif scope["type"] == "websocket":
+        if scope["type"] != "http":
+            await self._other(scope, receive, send)
+            return
+        request = ASGIRequest(scope)
+        if not request.cookie_line and self._flow.is_exempt(request):
+            access = VISITOR
+        else:
+            outcome = await self._flow.handle(request)
+            if isinstance(outcome, Answer):
+                await _send(outcome, send, head=request.method == "HEAD")
+                return
+            access = outcome
+        self._hand_over(scope, access.session)
+        response = _Response(self._flow, request, access, send)
+        try:
+            await self.app(scope, receive, response.send)
+        except Exception as error:
+            answer = None if response.started else await self._flow.answer_to(request, error)
+            if answer is None:
+                raise
+            if not response.answered:
+                await _send(answer, send, head=request.method == "HEAD")
+
+    async def _other(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
             await self._websocket(scope, receive, send)
         elif scope["type"] == "lifespan":
             await self._lifespan(scope, receive, send)
@@ -73,23 +110,8 @@ class CMAuthMiddleware:
                 await self.engine.close()  # before the server hears of it and stops the loop
             await send(message)
 
+        self._side.warm_up()
         await self.app(scope, receive, closing_send)
-
-    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request = ASGIRequest(scope)
-        outcome = await self._flow.handle(request)
-        if isinstance(outcome, Answer):
-            await _send(outcome, send, head=request.method == "HEAD")
-            return
-        self._hand_over(scope, outcome.session)
-        response = _Response(self._flow, request, outcome, send)
-        try:
-            await self.app(scope, receive, response.send)
-        except Exception as error:
-            answer = None if response.started else await self._flow.answer_to(request, error)
-            if answer is None:
-                raise
-            await response.answer(answer)
 
     async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
         outcome = await self._flow.handle(ASGIRequest(scope), websocket=True)
@@ -106,7 +128,7 @@ class CMAuthMiddleware:
         state = scope.setdefault("state", {})
         state["cm_auth"] = self.engine
         state["cm_session"] = session
-        state["cm"] = self.engine.client(session) if session is not None else None
+        state["cm"] = None if session is None else AsyncCMClient(self._side, session)
 
 
 class ASGIRequest(Request):
@@ -125,11 +147,21 @@ class ASGIRequest(Request):
             path = path[len(root_path) :]
         self.path = path
         self.root_path = root_path.rstrip("/")
+        line = b""
+        for name, value in scope["headers"]:
+            if name == b"cookie":  # HTTP/2 may send several lines (RFC 9113 §8.2.3)
+                line = line + b"; " + value if line else value
+        self.cookie_line = line.decode("latin-1") if line else ""
 
     @property
-    def scheme(self) -> str:
-        scheme: str = self._scope.get("scheme", "http")
-        return {"ws": "http", "wss": "https"}.get(scheme, scheme)
+    def state(self) -> dict[str, Any]:
+        """What is handed over to the application."""
+        state: dict[str, Any] = self._scope["state"]
+        return state
+
+    @property
+    def is_secure(self) -> bool:
+        return self._scope.get("scheme") in ("https", "wss")
 
     @property
     def raw_path(self) -> str:
@@ -140,7 +172,7 @@ class ASGIRequest(Request):
     def is_ambiguous(self) -> bool:
         # Litestar routes what comes after the mount's path, wherever in the path that is.
         is_stripped = self.path != self._scope["path"]
-        return self.root_path != "" and self.root_path in self.path and not is_stripped
+        return self.root_path in self.path and not is_stripped
 
     @property
     def is_navigation(self) -> bool:
@@ -160,58 +192,88 @@ class ASGIRequest(Request):
     def header(self, name: str) -> str | None:
         wanted = name.encode()
         lines = [value for key, value in self._scope["headers"] if key == wanted]
-        if not lines:
-            return None
-        return (b"; " if name == "cookie" else b", ").join(lines).decode("latin-1")
+        return b", ".join(lines).decode("latin-1") if lines else None
 
 
 class _Response:
     """The application's response on its way out."""
 
-    def __init__(self, flow: Flow, request: Request, access: Access, send: Send) -> None:
+    started = False
+    answered = False  # by us, in place of the application
+
+    def __init__(self, flow: Flow, request: ASGIRequest, access: Access, send: Send) -> None:
         self._flow = flow
         self._request = request
         self._access = access
         self._send = send
-        self._answered = False
-        self.started = False
 
-    async def send(self, message: Message) -> None:
+    def send(self, message: Message) -> Awaitable[None]:
         """Pass a message of the application on, unless an answer of ours took its place."""
-        if self._answered:
-            return
+        if self.answered:
+            return _nothing()
         if message["type"] == "http.response.start":
-            answer = await self._before_start(message)
-            if answer is not None:
-                await self.answer(answer)
-                return
+            session = self._access.session
+            if message["status"] == 500 or (session is not None and session.is_touched):
+                return self._start(message)
+            if session is not None:
+                message["headers"] = _private(message.get("headers", ()), self._access.headers)
             self.started = True
-        await self._send(message)
+        return self._send(message)
 
-    async def answer(self, answer: Answer) -> None:
-        """Send an answer of ours instead of the application's, once."""
-        if not self._answered:
-            self._answered = True
+    async def _start(self, message: Message) -> None:
+        answer = await self._before_start(message)
+        if answer is None:
+            self.started = True
+            await self._send(message)
+        else:
+            self.answered = True
             await _send(answer, self._send, head=self._request.method == "HEAD")
 
     async def _before_start(self, message: Message) -> Answer | None:
         session = self._access.session
+        if message["status"] == 500:
+            # The framework may have caught our error on its way and made a 500 of it.
+            trouble = self._request.state.get("cm_trouble")
+            if trouble is None and session is not None:
+                trouble = session.trouble
+            answer = await self._flow.answer_to(self._request, trouble)
+            if answer is not None:
+                return answer
         if session is None:
             return None
-        if session.trouble is not None and message["status"] >= 500:
-            # The framework caught our error on its way and made a 500 of it.
-            return await self._flow.answer_to(self._request, session.trouble)
         try:
             await self._flow.save(session)
         except UnavailableError as error:
             return await self._flow.unavailable(self._request, error)
-        headers = MutableHeaders(scope=message)
-        if "cache-control" not in headers:
-            headers["cache-control"] = "no-store"
-        headers.add_vary_header("Cookie")
-        for name, value in self._access.headers:
-            headers.append(name, value)
+        message["headers"] = _private(message.get("headers", ()), self._access.headers)
         return None
+
+
+async def _nothing() -> None:
+    """Take what the application sends after an answer of ours."""
+
+
+def _private(headers: Iterable[tuple[bytes, bytes]], ours: Headers) -> _RawHeaders:
+    """Say that a response is one user's own, and add our headers."""
+    result, own, varies = [], [], False
+    for name, value in headers:
+        if name == b"cache-control":
+            own.append(value.decode("latin-1"))
+        elif name == b"vary" and not varies:
+            varies = True
+            if b"cookie" not in value.lower():
+                value += b", Cookie"
+        result.append((name, value))
+    if not own:
+        result.append((b"cache-control", b"no-store"))
+    elif must_not_be_cached(own, ours):
+        result = [(name, value) for name, value in result if name != b"cache-control"]
+        result.append((b"cache-control", b"no-store"))
+    if not varies:
+        result.append((b"vary", b"Cookie"))
+    if ours:
+        result += [(name.lower().encode(), value.encode("latin-1")) for name, value in ours]
+    return result
 
 
 class _Watch:

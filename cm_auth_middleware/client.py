@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Generator, Iterator
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Union
 
 import httpx2
 
+from .driver import run_sync
 from .errors import CMAuthError
-from .ports import run_sync
 
 if TYPE_CHECKING:
     from .background import HandleKeeper
@@ -31,19 +33,20 @@ class _Ready:
     _lock = threading.RLock()
 
     def __init__(self, side: Side, session: Session, keeper: Keeper | None = None) -> None:
-        self.__dict__["_cm"] = (side, session, keeper or side.keeper)
+        object.__setattr__(self, "_cm", (side, session, keeper))  # without our own, below
 
     def __getattr__(self, name: str) -> Any:
         # Only called for what is missing: before the first use, everything.
         with self._lock:
             if "_cm_building" not in self.__dict__:
                 self.__dict__["_cm_building"] = True
-                side, session, keeper = self.__dict__["_cm"]
+                side, session, keeper = self._cm
+                base_url = _parsed(side.config.base_url)
                 self._build(
-                    base_url=side.config.base_url,
+                    base_url=base_url,
                     headers={"Accept": "application/json"},
-                    auth=BearerAuth(keeper, session, side.config.base_url),
-                    transport=_OriginGuard(side.ports.transport(), side.config.base_url),
+                    auth=BearerAuth(keeper or side.keeper, session, base_url),
+                    transport=_OriginGuard(side.transport(), base_url),
                     timeout=side.ports.timeout,
                 )
         try:
@@ -52,11 +55,17 @@ class _Ready:
             message = f"{type(self).__name__!r} object has no attribute {name!r}"
             raise AttributeError(message) from None
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        # What a handler sets before the first use has to outlive the building.
+        if "_cm_building" not in self.__dict__:
+            self.__getattr__("_state")
+        super().__setattr__(name, value)
+
     def _build(self, **options: Any) -> None:
         raise NotImplementedError
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.__dict__['_cm'][1].reference}>"
+        return f"<{type(self).__name__} {self._cm[1].reference}>"
 
 
 class AsyncCMClient(_Ready, httpx2.AsyncClient):
@@ -87,10 +96,10 @@ class CMClient(_Ready, httpx2.Client):
 class BearerAuth(httpx2.Auth):
     """Attaches the session's access token; on a 401 renews it and sends the request once more."""
 
-    def __init__(self, keeper: Keeper, session: Session, base_url: str) -> None:
+    def __init__(self, keeper: Keeper, session: Session, base_url: httpx2.URL) -> None:
         self._keeper = keeper
         self._session = session
-        self._origin = _origin(httpx2.URL(base_url))
+        self._origin = _origin(base_url)
 
     async def async_auth_flow(
         self, request: httpx2.Request
@@ -135,7 +144,9 @@ class BearerAuth(httpx2.Auth):
         for _ in range(_TRIES):
             sent = self._attach(request)
             response = yield request
-            if response.status_code != 401 or _origin(response.request.url) != self._origin:
+            # Redirected elsewhere, and back even, it lost the bearer: no 401 of that refuses it.
+            is_refused = response.request.headers.get("Authorization") == f"Bearer {sent}"
+            if response.status_code != 401 or not is_refused:
                 return
             if not is_new:
                 is_new = yield self._noting_trouble(self._keeper.refresh(self._session, sent))
@@ -165,9 +176,9 @@ class _OriginGuard(httpx2.AsyncBaseTransport, httpx2.BaseTransport):
     Redirects never pass the auth class, and httpx2 keeps the header on one from http to https.
     """
 
-    def __init__(self, transport: Any, base_url: str) -> None:
+    def __init__(self, transport: Any, base_url: httpx2.URL) -> None:
         self._transport = transport
-        self._origin = _origin(httpx2.URL(base_url))
+        self._origin = _origin(base_url)
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         self._guard(request)
@@ -233,6 +244,20 @@ class _Replayable(httpx2.AsyncByteStream, httpx2.SyncByteStream):
         """The body belongs to the caller."""
 
 
+@lru_cache(16)
+def _parsed(base_url: str) -> httpx2.URL:
+    """The base URL with the slash that httpx2 wants: parsing it takes longer than all the rest."""
+    return httpx2.URL(f"{base_url}/")
+
+
 def _origin(url: httpx2.URL) -> tuple[str, str, int | None]:
     port = url.port or {"http": 80, "https": 443}.get(url.scheme)
     return url.scheme, url.host, port
+
+
+def _renew_lock() -> None:
+    _Ready._lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):  # another thread of the parent may hold it at the fork
+    os.register_at_fork(after_in_child=_renew_lock)

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from .errors import ConfigError
 
 if TYPE_CHECKING:
+    from .options import CMAuthOptions
     from .pages import ErrorPage
     from .session import Session
     from .stores import SessionStore
@@ -35,19 +36,54 @@ _SCHEMES = (
     "redis+cluster",
     "rediss+cluster",
 )
-_DOCUMENTED_KEYS = ("…", "change me", "changeme", "secret", "your-secret-key")
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")  # RFC 9110 §5.6.2
-_FUNCTIONS = ("allow", "on_login", "on_refresh", "on_logout", "error_handler")  # in no environment
+FUNCTIONS = ("allow", "on_login", "on_refresh", "on_logout", "error_handler")  # in no environment
 _SWITCHES = ("cookie_secure", "cross_site_check", "auto_login")
+_HOST = re.compile(r"[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]")
 _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CMAuthConfig:
-    """Every option of the middleware; see the README's table for what each means.
+    """Every option of the middleware.
 
-    Times are seconds. An option that is not given is taken from ``CM_AUTH_<OPTION>`` by
-    `from_env` and by the middlewares.
+    An option that is not given is taken from ``CM_AUTH_<OPTION>`` by `from_env` and by the
+    middlewares. Times are seconds or `timedelta`; in the environment, several values are
+    separated by commas.
+
+    Attributes:
+        client_id: The ID of the CameraManager API key.
+        client_secret: Its SECRET.
+        secret_key: Signs the cookies and seals the sessions: one random string of 32 characters
+            or more, or several from oldest to newest (the newest signs, all verify).
+        base_url: The API and OAuth server.
+        scope: What the application may do for the user: ``read`` or ``write``.
+        redirect_uri: The absolute URL of ``/auth/callback``, as browsers see it; from the request
+            if not given. Give it behind a proxy.
+        prefix: Where ``login``, ``callback``, ``logout`` and ``session`` live.
+        exempt: Paths that need no login: ``/health`` exact, ``/static/*`` a subtree. A session
+            that exists is still attached there.
+        store: Where sessions are kept: ``memory://``, ``sqlite:///path``, ``redis://…``,
+            ``rediss://…``, ``unix://…``, or an object with the methods of `SessionStore`.
+        idle_timeout: A session that nobody uses ends after this time.
+        absolute_timeout: Every session ends after this time.
+        refresh_leeway: The access token is renewed this long before it expires.
+        timeout: In total, for every call to CameraManager that the middleware itself makes.
+        cookie_name: The session cookie; ``__Host-cm_auth`` on https and ``cm_auth`` on http if
+            not given.
+        cookie_secure: Whether cookies are for https only; from the request's scheme if not given.
+        allowed_hosts: Host names that the redirect URI may be derived from.
+        cross_site_check: Refuse writes (POST, PUT, …) and WebSockets that another site makes the
+            browser send.
+        allow: Called with the user (the JSON of ``users/self``) at login, sync or async: may this
+            user come in?
+        on_login: Called with the session after a login, sync or async.
+        on_refresh: Called with the session after a refresh.
+        on_logout: Called with the session after a logout.
+        auto_login: Send a browser that has no session straight to CameraManager. If off, it sees
+            a page with a button first.
+        error_handler: Draws the pages that a person may see; called with an `ErrorPage`, returns
+            HTML, or None for the page of the package.
 
     Raises:
         ConfigError: an option is missing or wrong; the message names it and the way out.
@@ -83,9 +119,15 @@ class CMAuthConfig:
                 raise ConfigError(
                     f"{name} is missing: give it as a keyword or in CM_AUTH_{name.upper()}"
                 )
+        self._check_types()
         self._set("secret_key", self._checked_secret_keys())
         for name in ("exempt", "allowed_hosts"):
             self._set(name, _strings(name, getattr(self, name)))
+        for host in self.allowed_hosts:
+            if not _HOST.fullmatch(host):
+                raise ConfigError(
+                    f"allowed_hosts has {host!r}: give host names alone, without scheme, port or *"
+                )
         for name in ("idle_timeout", "absolute_timeout", "refresh_leeway", "timeout"):
             self._set(name, _seconds(name, getattr(self, name)))
         if self.scope not in ("read", "write"):
@@ -112,14 +154,14 @@ class CMAuthConfig:
             )
         for name in known - options.keys():
             value = os.environ.get(f"CM_AUTH_{name.upper()}")
-            if value is not None and name not in _FUNCTIONS:
+            if value is not None and name not in FUNCTIONS:
                 options[name] = _parse(name, value)
         for name in ("client_id", "client_secret", "secret_key"):
             options.setdefault(name, "")
         return cls(**options)
 
     @classmethod
-    def build(cls, config: CMAuthConfig | None, options: Mapping[str, Any]) -> CMAuthConfig:
+    def build(cls, config: CMAuthConfig | None, options: CMAuthOptions) -> CMAuthConfig:
         """Merge ``config=`` and keywords as both middlewares do: keywords override."""
         given = {k: getattr(config, k) for k in (f.name for f in fields(cls))} if config else {}
         return cls.from_env(**{**given, **options})
@@ -129,10 +171,26 @@ class CMAuthConfig:
             self, name, value
         )  # the one place where a frozen value is made canonical
 
+    def _check_types(self) -> None:
+        for name in ("client_id", "client_secret", "base_url", "prefix"):
+            if not isinstance(getattr(self, name), str):
+                raise ConfigError(f"{name} is a string")
+        for name in ("client_id", "client_secret"):
+            if not re.fullmatch(r"[\x21-\x7e]+", getattr(self, name)):
+                raise ConfigError(f"{name} has characters that no API key has")
+        for name in ("redirect_uri", "cookie_name"):
+            if not isinstance(getattr(self, name), str | None):
+                raise ConfigError(f"{name} is a string, or None")
+        if self.cookie_secure not in (True, False, None):
+            raise ConfigError("cookie_secure is True, False or None")
+        for name in FUNCTIONS:
+            if getattr(self, name) is not None and not callable(getattr(self, name)):
+                raise ConfigError(f"{name} is a function, or None")
+
     def _checked_secret_keys(self) -> tuple[str, ...]:
         keys = _strings("secret_key", self.secret_key)
         for key in keys:
-            if len(key) < 32 or len(set(key)) < 8 or key.strip().lower() in _DOCUMENTED_KEYS:
+            if len(key) < 32 or len(set(key)) < 8 or _is_repetition(key):
                 raise ConfigError(
                     "secret_key is too weak: give at least 32 random characters, such as "
                     "python -c 'import secrets; print(secrets.token_urlsafe(48))' prints"
@@ -202,6 +260,11 @@ class CMAuthConfig:
             raise ConfigError(f"cookie_name {name} needs a secure cookie: drop cookie_secure=False")
 
 
+def _is_repetition(key: str) -> bool:
+    """Whether a key says one thing over and over ("change-me-change-me-…")."""
+    return any(key[period:] == key[:-period] for period in range(1, len(key) // 2 + 1))
+
+
 def seconds(value: float | timedelta) -> float:
     """A time of the configuration in seconds."""
     return value.total_seconds() if isinstance(value, timedelta) else value
@@ -220,6 +283,8 @@ def _parse(name: str, value: str) -> Any:
 
 
 def _strings(name: str, value: str | Iterable[str]) -> tuple[str, ...]:
+    if not isinstance(value, Iterable):
+        raise ConfigError(f"{name} is a string or several strings")
     values = (value,) if isinstance(value, str) else tuple(value)
     if not all(isinstance(item, str) for item in values):
         raise ConfigError(f"{name} is a string or several strings")

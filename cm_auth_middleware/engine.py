@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack, cast
 
 import httpx2
 
+from . import telemetry
 from .background import HandleKeeper, open_handle
 from .client import AsyncCMClient, CMClient
 from .config import CMAuthConfig
-from .errors import ConfigError
+from .driver import has_event_loop, run_sync
+from .errors import ConfigError, StoreError
 from .flow import Flow
 from .oauth import CameraManager
-from .ports import AsyncPorts, Ports, ThreadPorts, has_event_loop, run_sync
+from .ports import AsyncPorts, Ports, ThreadPorts
 from .sealing import SessionInfo
-from .stores import SessionStore, open_store
+from .stores import HasBlockingTwin, SessionStore, open_store
 from .surroundings import SURROUNDINGS
 from .tokens import TokenKeeper
 from .vault import SessionVault
 
 if TYPE_CHECKING:
+    from .options import CMAuthOptions
     from .session import Session
 
 
@@ -30,10 +34,27 @@ class Side:
     def __init__(self, config: CMAuthConfig, ports: Ports, store: SessionStore) -> None:
         self.config = config
         self.ports = ports
-        self.vault = SessionVault(config, ports, store)
         server = CameraManager(config, ports)
+        self._telemetry = telemetry.find()
+        if self._telemetry is not None:
+            store = cast("SessionStore", telemetry.TimedStore(store, self._telemetry))
+            server = telemetry.TimedServer(config, ports, self._telemetry)
+        self.vault = SessionVault(config, ports, store)
         self.keeper = TokenKeeper(config, ports, self.vault, server)
         self.flow = Flow(config, ports, self.vault, self.keeper, server)
+
+    def transport(self) -> Any:
+        """What the ready clients send by: the connection pool."""
+        pool = self.ports.transport()
+        if self._telemetry is None:
+            return pool
+        return telemetry.TimedTransport(pool, self._telemetry)
+
+    def warm_up(self) -> None:
+        """Load what is loaded when first needed, 0.2 s of it: no refresh has to wait for it."""
+        importlib.import_module("authlib.integrations.httpx_client")
+        importlib.import_module("cryptography.hazmat.primitives.ciphers.aead")
+        self.ports.transport()
 
 
 class AuthEngine:
@@ -64,7 +85,7 @@ class AuthEngine:
         *,
         transport: httpx2.AsyncBaseTransport | httpx2.BaseTransport | None = None,
         clock: Callable[[], float] = SURROUNDINGS.clock,
-        **options: Any,
+        **options: Unpack[CMAuthOptions],
     ) -> None:
         self.config = CMAuthConfig.build(config, options)
         self.store = open_store(self.config.store, clock=clock)
@@ -75,7 +96,7 @@ class AuthEngine:
 
     @classmethod
     def resolve(
-        cls, engine: AuthEngine | None, config: CMAuthConfig | None, options: dict[str, Any]
+        cls, engine: AuthEngine | None, config: CMAuthConfig | None, options: CMAuthOptions
     ) -> AuthEngine:
         """The engine that a middleware was given, or one made of its options."""
         if engine is None:
@@ -94,6 +115,7 @@ class AuthEngine:
             if given is not None and not isinstance(given, httpx2.AsyncBaseTransport):
                 raise ConfigError("transport is for WSGI; ASGI needs an httpx2.AsyncBaseTransport")
             self._async = Side(self.config, AsyncPorts(self.config, given, self._clock), self.store)
+            telemetry.watch(self)
         return self._async
 
     @property
@@ -103,9 +125,9 @@ class AuthEngine:
             given = self._transport
             if given is not None and not isinstance(given, httpx2.BaseTransport):
                 raise ConfigError("transport is for ASGI; WSGI needs an httpx2.BaseTransport")
-            blocking = getattr(self.store, "blocking", None)
-            store = self.store if blocking is None else blocking()
+            store = _for_threads(self.store)
             self._threads = Side(self.config, ThreadPorts(self.config, given, self._clock), store)
+            telemetry.watch(self)
         return self._threads
 
     def _run(self, step: Callable[[Side], Coroutine[Any, Any, Any]]) -> Any:
@@ -187,6 +209,8 @@ class AuthEngine:
     def close(self) -> Any:
         """Finish refreshes under way and close connections; sessions stay in the store."""
 
+        telemetry.unwatch(self)
+
         async def step(side: Side) -> None:
             await side.ports.close()
             if isinstance(self.config.store, str):  # a store object is its maker's to close
@@ -196,3 +220,23 @@ class AuthEngine:
 
     def __repr__(self) -> str:
         return f"<AuthEngine {self.config.base_url}>"
+
+
+def _for_threads(store: SessionStore) -> SessionStore:
+    """The store itself or its twin: what blocks and never suspends.
+
+    Raises:
+        ConfigError: it suspends, and has no twin.
+    """
+    if isinstance(store, HasBlockingTwin):
+        return store.blocking()
+    try:
+        run_sync(store.ping())
+    except StoreError:  # down just now, which is no mistake
+        return store
+    except RuntimeError:
+        raise ConfigError(
+            "store is for event loops: for WSGI give it a method blocking(), which returns a "
+            "store whose methods block and never suspend"
+        ) from None
+    return store

@@ -48,7 +48,9 @@ async def get_session(state: _Login) -> Session:
         raise CMAuthError("no session here: app.add_middleware(CMAuthMiddleware, …) is missing")
     session: Session | None = state["cm_session"]
     if session is None:
-        raise SessionExpiredError("nobody is logged in")
+        # The shell learns of it even where the framework makes a 500 of the error on its way.
+        state["cm_trouble"] = SessionExpiredError("nobody is logged in")
+        raise state["cm_trouble"]
     return session
 
 

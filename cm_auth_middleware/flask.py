@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Unpack, cast
 
 from flask import Flask, Response, request
 from werkzeug.local import LocalProxy
 
 from .config import CMAuthConfig
 from .engine import AuthEngine
-from .errors import CMAuthError, SessionExpiredError, UnavailableError
-from .ports import run_sync
-from .wsgi import CMAuthWSGIMiddleware, WSGIRequest
+from .errors import CMAuthError, ConfigError, SessionExpiredError, UnavailableError
+from .wsgi import CMAuthWSGIMiddleware
 
 if TYPE_CHECKING:
     from .client import CMClient
+    from .options import CMAuthOptions
     from .session import Session
 
 __all__ = ["CMAuth", "cm", "cm_session"]
@@ -41,7 +41,7 @@ class CMAuth:
         *,
         config: CMAuthConfig | None = None,
         engine: AuthEngine | None = None,
-        **options: Any,
+        **options: Unpack[CMAuthOptions],
     ) -> None:
         self._config = config
         self._engine = engine
@@ -49,8 +49,10 @@ class CMAuth:
         if app is not None:
             self.init_app(app)
 
-    def init_app(self, app: Flask, **options: Any) -> None:
-        """Put an app behind the login; options override those given before."""
+    def init_app(self, app: Flask, **options: Unpack[CMAuthOptions]) -> None:
+        """Put an app behind the login, once; options override those given before."""
+        if "cm_auth" in app.extensions:
+            raise ConfigError("this app is behind CMAuth already: give it the app or init_app it")
         options = {**self._options, **options}
         if self._engine is None and self._config is None:
             options = {**_from_app(app), **options}
@@ -63,38 +65,49 @@ class CMAuth:
             app.register_error_handler(error, _answer)
 
 
-def _from_app(app: Flask) -> dict[str, Any]:
-    names = (field.name for field in fields(CMAuthConfig))
-    keys = {name: f"CM_AUTH_{name.upper()}" for name in names}
-    return {name: app.config[key] for name, key in keys.items() if key in app.config}
+def _from_app(app: Flask) -> CMAuthOptions:
+    known = {f"CM_AUTH_{field.name.upper()}": field.name for field in fields(CMAuthConfig)}
+    given = [key for key in app.config if key.startswith("CM_AUTH_")]
+    unknown = sorted(set(given) - set(known))
+    if unknown:
+        raise ConfigError(f"app.config has unknown options: {', '.join(unknown)}")
+    found = {known[key]: app.config[key] for key in given}
+    for name in ("exempt", "allowed_hosts"):  # as from_prefixed_env() may leave them
+        if isinstance(found.get(name), str):
+            found[name] = [part.strip() for part in found[name].split(",")]
+    return cast("CMAuthOptions", found)
 
 
 def _answer(error: Exception) -> Response:
-    engine = cast("AuthEngine", request.environ["cm_auth.engine"])
-    answer = run_sync(engine.thread_side.flow.answer_to(WSGIRequest(request.environ), error))
-    if answer is None:
-        raise error
-    body = b"" if request.method == "HEAD" else answer.body
-    return Response(body, answer.status, answer.headers)
+    """Leave word for the shell, which answers as it does to any unauthenticated request."""
+    request.environ["cm_auth.trouble"] = error
+    return Response(status=500)
 
 
 def _client() -> Any:
-    if "cm_auth.client" not in request.environ:
+    environ = request.environ  # once: each look through Flask's proxy takes a microsecond
+    if "cm_auth.client" not in environ:
         raise CMAuthError("no client here: CMAuth(app, …) is missing")
-    client = request.environ["cm_auth.client"]
+    client = environ["cm_auth.client"]
     if client is None:
-        raise SessionExpiredError("nobody is logged in")
+        environ["cm_auth.trouble"] = SessionExpiredError("nobody is logged in")
+        raise environ["cm_auth.trouble"]
     return client
 
 
 def _session() -> Any:
-    if "cm_auth.session" not in request.environ:
+    environ = request.environ
+    if "cm_auth.session" not in environ:
         raise CMAuthError("no session here: CMAuth(app, …) is missing")
-    return request.environ["cm_auth.session"]
+    return environ["cm_auth.session"]
 
 
 cm = cast("CMClient", LocalProxy(_client))
-"""The ready `httpx2.Client` of this request's user."""
+"""The ready `httpx2.Client` of this request's user.
+
+Flask knows the request by the thread: give other threads `cm._get_current_object()`, the client
+itself, which they may share.
+"""
 
 cm_session = cast("Session", LocalProxy(_session))
 """The session of this request; it is false for a visitor on an exempt path."""

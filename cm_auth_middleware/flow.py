@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import logging
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
 from .config import CMAuthConfig
 from .errors import SessionExpiredError, StoreError, UnavailableError
-from .http import Access, Answer, Headers, Request, json_answer, not_allowed, problem, redirect
-from .jar import CookieJar
+from .events import log
+from .http import SAFE_METHODS, Access, Answer, Request, json_answer, not_allowed, problem, redirect
+from .jar import CookieJar, Cookies
 from .login import Login
 from .pages import Pages
 from .paths import ExemptPaths, safe_target
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
     from .tokens import TokenKeeper
     from .vault import SessionVault
 
-log = logging.getLogger(__package__)
+
+VISITOR = Access(None)
 
 
 class Flow:
@@ -44,7 +46,7 @@ class Flow:
         self._login = Login(config, ports, vault, keeper, server, self._jar, self._pages)
         self._exempt = ExemptPaths(config.exempt)
         callback = urlsplit((config.redirect_uri or "").lower())
-        self._own_origin = f"{callback.scheme}://{callback.netloc}" if callback.netloc else ""
+        self.own_origin = f"{callback.scheme}://{callback.netloc}" if callback.netloc else ""
         self._routes = {
             f"{config.prefix}/login": self._login.login,
             f"{config.prefix}/callback": self._callback,
@@ -55,60 +57,84 @@ class Flow:
 
     # -- every request ---------------------------------------------------------------------
 
-    async def handle(self, request: Request, *, websocket: bool = False) -> Answer | Access:
+    def handle(
+        self, request: Request, *, websocket: bool = False
+    ) -> Coroutine[Any, Any, Answer | Access]:
         """Answer the request, or let it through with its session."""
+        route = None if websocket else self._routes.get(request.path)
+        if route is not None:
+            return self._serve(route, request)
+        if self.is_exempt(request):
+            return self._pass_exempt(request, websocket)
+        return self._protect(request, websocket)
+
+    def is_exempt(self, request: Request) -> bool:
+        """Whether a request needs no login."""
+        path = request.path
+        if path not in self._exempt or path in self._routes:
+            return False
+        return not (request.root_path and request.is_ambiguous)
+
+    async def _serve(
+        self, route: Callable[[Request], Awaitable[Answer]], request: Request
+    ) -> Answer:
         try:
-            route = None if websocket else self._routes.get(request.path)
-            if route is not None:
-                return await route(request)
-            if request.path in self._exempt and not request.is_ambiguous:
-                return await self._pass_exempt(request, websocket)
-            return await self._protect(request, websocket)
+            return await route(request)
         except UnavailableError as error:
             return await self.unavailable(request, error)
 
     async def _pass_exempt(self, request: Request, websocket: bool) -> Access:
         if self._is_cross_site(request, websocket):
-            return Access(None)  # open to everybody, but not with the cookie of whoever was lured
+            return VISITOR  # open to everybody, but not with the cookie of whoever was lured
         try:
-            return Access(*await self._find(request))
+            return await self._find(request)
         except UnavailableError:
-            return Access(None)
+            return VISITOR
 
     async def _protect(self, request: Request, websocket: bool) -> Answer | Access:
-        session, headers = await self._find(request)
-        if session is None:
-            return await self.unauthenticated(request)
-        if self._is_cross_site(request, websocket):
-            return problem(403, "Cross-site request refused")
+        cookies = self._jar.read(request)
         try:
-            await self._keeper.freshen(session)
+            access = await self._open(request, cookies)
+            session = access.session
+            if session is None:
+                return await self.unauthenticated(request)
+            if (websocket or request.method not in SAFE_METHODS) and self._is_cross_site(
+                request, websocket
+            ):
+                return problem(403, "Cross-site request refused")
+            if self._ports.clock() >= session.record.tokens.refresh_at:
+                await self._keeper.freshen(session)
         except SessionExpiredError:
             return await self.unauthenticated(request)
-        if self._jar.is_marked(request):
-            headers = [*headers, self._jar.unmark(request)]  # it did stick
-        return Access(session, headers)
+        except UnavailableError as error:
+            return await self.unavailable(request, error)
+        if cookies.stamps and self._jar.is_marked(request):
+            access.headers.append(self._jar.unmark(request))  # it did stick
+        return access
 
     def _is_cross_site(self, request: Request, websocket: bool) -> bool:
         return self._config.cross_site_check and request.is_cross_site(
-            self._own_origin, websocket=websocket
+            self.own_origin, websocket=websocket
         )
 
-    async def _find(self, request: Request) -> tuple[Session | None, Headers]:
-        """The session that the request's cookies open, and a cookie to set, if any."""
-        for ticket, is_old in self._jar.tickets(request):
+    def _find(self, request: Request) -> Awaitable[Access]:
+        """The session that a request's cookies open, and a cookie to set, if any."""
+        return self._open(request, self._jar.read(request))
+
+    async def _open(self, request: Request, cookies: Cookies) -> Access:
+        for ticket, is_old in cookies.tickets:
             session = await self._vault.read(ticket)
             if session is None:
                 continue
             if not is_old:
-                return session, []
+                return Access(session, [])
             await self._vault.reseal(session)  # before the old key goes
-            return session, [self._jar.session(request, ticket, session.logged_in_at)]
-        return None, []
+            return Access(session, [self._jar.session(request, ticket, session.logged_in_at)])
+        return VISITOR
 
     async def _peek(self, request: Request) -> Session | None:
         """The session of a request, which is not noted as a use of it."""
-        for ticket, _ in self._jar.tickets(request):
+        for ticket, _ in self._jar.read(request).tickets:
             session = await self._vault.peek(ticket.store_key, ticket.half_key)
             if session is not None:
                 return session
@@ -132,18 +158,22 @@ class Flow:
             if self._jar.is_marked(request):
                 unmark = self._jar.unmark(request)
                 return await self._pages.show(request, 400, "login_lost", request.url, unmark)
-            target = request.url if request.method == "GET" else None
+            if self._login.has_come_back(request):
+                log("callback_not_routed", path=repr(request.path[:100]))
+                return await self._pages.show(request, 400, "login_lost", f"{request.mount}/")
             if self._config.auto_login:
-                return await self._login.start(request, target)
-            login = self._login.url(request, target)
+                return await self._login.start(request, request.url)
+            login = self._login.url(request, request.url)
             return await self._pages.show(request, 401, "log_in", login)
         login = self._login.url(request, None)
-        headers = [("HX-Redirect", login)] if request.header("hx-request") else []
+        headers = []
+        if request.header("hx-request"):
+            headers = [("HX-Redirect", self._login.url(request, request.htmx_page))]
         return problem(401, "Login required", *headers, login_url=login, detail="Log in first.")
 
     async def unavailable(self, request: Request, error: UnavailableError) -> Answer:
         """The answer while CameraManager or the store cannot be asked. Nobody is logged out."""
-        log.info("unavailable reason=%s", error)  # warned of where it happened
+        log("unavailable", reason=error)  # warned of where it happened
         kind = "store_unavailable" if isinstance(error, StoreError) else "unavailable"
         wait = str(max(1, round(error.retry_after)))
         return await self._pages.failure(request, 503, kind, ("Retry-After", wait))
@@ -160,9 +190,9 @@ class Flow:
             return await self._pages.show(request, 200, "log_out", action, method="post")
         if request.method != "POST":
             return not_allowed("GET, HEAD, POST")
-        if request.is_cross_site(self._own_origin):
+        if request.is_cross_site(self.own_origin):
             return problem(403, "Cross-site request refused")
-        session, _ = await self._find(request)
+        session = (await self._find(request)).session
         if session is not None:
             await self.end(session)
         return redirect(303, target, *self._jar.forget(request))
@@ -171,9 +201,9 @@ class Flow:
         """A page to send people to after a logout: ``logout?next=/auth/signed-out``."""
         if request.method not in ("GET", "HEAD"):
             return not_allowed("GET, HEAD")
-        session, headers = await self._find(request)
-        if session is not None:  # logged in again meanwhile: the page would not be true
-            return redirect(302, f"{request.mount}/", *headers)
+        access = await self._find(request)
+        if access.session is not None:  # logged in again meanwhile: the page would not be true
+            return redirect(302, f"{request.mount}/", *access.headers)
         return await self._pages.show(request, 200, "signed_out", self._login.url(request, None))
 
     async def _session_info(self, request: Request) -> Answer:
@@ -194,7 +224,7 @@ class Flow:
         await self._keeper.forget(session.record.tokens)
         record = await self._vault.remove(session)
         await self._keeper.end(record.tokens)
-        log.info("logout session=%s", session.reference)
+        log("logout", session=session.reference)
         await self._ports.call_hook("on_logout", self._config.on_logout, session)
 
     async def is_alive(self, session: Session) -> bool:

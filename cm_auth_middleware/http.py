@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 Headers = list[tuple[str, str]]
 
 NO_STORE = ("Cache-Control", "no-store")
-_SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})  # RFC 9110 §9.2.1
+SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})  # RFC 9110 §9.2.1
 _MOST_COOKIES = 200  # that are looked at; browsers keep 180 for a site
 
 
@@ -28,19 +28,25 @@ class Request(ABC):
         method: as it was sent, in capitals.
         root_path: where the application is mounted.
         path: what the framework routes, decoded, without the `root_path`.
+        cookie_line: the Cookie header; empty if there is none.
     """
 
-    __slots__ = ("_cookies", "method", "path", "root_path")
+    __slots__ = ("cookie_line", "method", "path", "root_path")
 
     method: str
     path: str
     root_path: str
-    _cookies: list[tuple[str, str]]
+    cookie_line: str
 
     @property
     @abstractmethod
+    def is_secure(self) -> bool:
+        """Whether it came over TLS, as the server knows it (through a proxy that it trusts)."""
+
+    @property
     def scheme(self) -> str:
-        """``https`` and so on, as the server knows it (through a proxy that it trusts)."""
+        """``https`` or ``http``, for a WebSocket too."""
+        return "https" if self.is_secure else "http"
 
     @property
     @abstractmethod
@@ -74,13 +80,9 @@ class Request(ABC):
     @property
     def cookies(self) -> Sequence[tuple[str, str]]:
         """Every name and value, duplicates included: which one counts is not for here."""
-        try:
-            return self._cookies
-        except AttributeError:
-            parts = (self.header("cookie") or "").split(";", _MOST_COOKIES)[:_MOST_COOKIES]
-            pairs = (part.partition("=") for part in parts)
-            self._cookies = [(name.strip(), value.strip()) for name, _, value in pairs]
-            return self._cookies
+        parts = self.cookie_line.split(";", _MOST_COOKIES)[:_MOST_COOKIES]
+        pairs = (part.partition("=") for part in parts)
+        return [(name.strip(), value.strip()) for name, _, value in pairs]
 
     @property
     def url(self) -> str:
@@ -97,6 +99,17 @@ class Request(ABC):
     def mount(self) -> str:
         """The `root_path` as it stands in a URL."""
         return mount_url(self.root_path)
+
+    @property
+    def htmx_page(self) -> str | None:
+        """The page of ours that an htmx request came from."""
+        try:
+            parts = urlsplit(self.header("hx-current-url") or "")
+        except ValueError:
+            return None
+        if parts.netloc.lower() != self.host.lower():
+            return None
+        return f"{parts.path}?{parts.query}" if parts.query else parts.path
 
     def parameters(self) -> list[tuple[str, str]]:
         """The query's names and values; none if there are too many or they are not UTF-8."""
@@ -122,11 +135,21 @@ class Request(ABC):
             own_origin: the origin that is this site, whatever ``Host`` says.
             websocket: a WebSocket counts as a state change although it is a GET.
         """
-        if self.method in _SAFE_METHODS and not websocket:
+        if self.method in SAFE_METHODS and not websocket:
             return False
         site = self.header("sec-fetch-site")
         if site is not None and not websocket:
             return site not in ("same-origin", "none")
+        return self._has_foreign_origin(own_origin)
+
+    def comes_from_elsewhere(self, own_origin: str = "") -> bool:
+        """Whether another site made the browser send this request, whatever its method."""
+        site = self.header("sec-fetch-site")
+        if site is not None:
+            return site not in ("same-origin", "none")
+        return self._has_foreign_origin(own_origin)
+
+    def _has_foreign_origin(self, own_origin: str) -> bool:
         origin = self.header("origin")
         if origin is None:
             return False
@@ -159,6 +182,19 @@ class Access:
 
     session: Session | None
     headers: Headers = field(default_factory=list)
+
+
+def must_not_be_cached(own: Sequence[str], added: Headers) -> bool:
+    """Whether an answer to a logged-in user needs another Cache-Control than the application's.
+
+    Args:
+        own: the application's, line by line.
+        added: headers of ours; a cookie of ours must not come out of a shared cache.
+    """
+    if not own or not added:
+        return not own
+    words = {word.strip().lower() for line in own for word in line.split(",")}
+    return not words & {"private", "no-store"}
 
 
 def redirect(status: int, location: str, *headers: tuple[str, str]) -> Answer:

@@ -3,16 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import islice
+from typing import NamedTuple
 
 from .config import CMAuthConfig, seconds
 from .cookies import LOGIN_LIFETIME, LoginCookie, Ticket, TicketCookie
 from .http import Headers, Request
+from .memo import remember
 
 _MOST_LOGINS = 12  # pending logins that one browser may have
 _MOST_LOGIN_BYTES = 6_000  # of their cookies together: servers refuse headers beyond 8 kB
-_MOST_CANDIDATES = 4  # session cookies of our name that are looked at
-_JUST = 60  # seconds after a login in which a missing session means that cookies do not stick
+_MOST_TICKETS = 4  # well signed session cookies whose sessions are looked up
+_MOST_LINE = 4_096  # characters of a Cookie header that is remembered
+_MARKED = 60  # seconds after a login in which a missing session means that cookies do not stick
 _CLOCK_SKEW = 300  # seconds that two servers' clocks may differ
+
+
+class Cookies(NamedTuple):
+    """What a Cookie header says that concerns us.
+
+    Attributes:
+        tickets: those that are well signed, and whether an old key signed them. Several: a
+            neighbouring host can set a cookie of our name, so the first need not be ours.
+        stamps: when this browser logged in lately, as it says.
+    """
+
+    tickets: list[tuple[Ticket, bool]]
+    stamps: list[str]
 
 
 class CookieJar:
@@ -28,19 +45,35 @@ class CookieJar:
         self._ticket = TicketCookie(tuple(config.secret_key))
         plain, secure = (config.cookie_name,) * 2 if config.cookie_name else _NAMES
         self._plain, self._secure = plain, secure
+        self._forced = config.cookie_secure
         self._logins = {
             name: LoginCookie(tuple(config.secret_key), name) for name in (plain, secure)
         }
+        # What was verified, by the very Cookie header, for http and https: a signature does not
+        # change its mind. Only a header with a valid one is kept. Whether there is a session, the
+        # store says.
+        self._known: tuple[dict[str, Cookies], dict[str, Cookies]] = ({}, {})
 
-    def tickets(self, request: Request) -> list[tuple[Ticket, bool]]:
-        """The tickets that a request brought, and whether each was signed with an old key.
+    def read(self, request: Request) -> Cookies:
+        """Return what the request's cookies say."""
+        line = request.cookie_line
+        if not line:
+            return _NONE
+        known = self._known[request.is_secure]
+        cookies = known.get(line)
+        if cookies is None:
+            cookies = self._read(request)
+            if cookies.tickets and len(line) <= _MOST_LINE:
+                remember(known, line, cookies)
+        return cookies
 
-        Several: a neighbouring host can set a cookie of our name, so the first need not be ours.
-        """
-        name = self._name(request)
-        values = [value for key, value in request.cookies if key == name]
-        found = (self._ticket.load(value.strip('"')) for value in values[:_MOST_CANDIDATES])
-        return [ticket for ticket in found if ticket is not None]
+    def _read(self, request: Request) -> Cookies:
+        name, mark = self._name(request), self._mark(request)
+        found = request.cookies
+        loaded = (self._ticket.load(value.strip('"')) for key, value in found if key == name)
+        tickets = islice((ticket for ticket in loaded if ticket is not None), _MOST_TICKETS)
+        stamps = (value for key, value in found if key == mark)
+        return Cookies(list(tickets), [stamp for stamp in stamps if stamp.isdecimal()])
 
     def session(self, request: Request, ticket: Ticket, logged_in_at: float) -> tuple[str, str]:
         """Set the session cookie, for as long as the session may live."""
@@ -79,7 +112,7 @@ class CookieJar:
 
     def mark(self, request: Request) -> tuple[str, str]:
         """Remember for a minute that this browser has just logged in."""
-        return self._set(request, self._mark(request), str(int(self._clock())), _JUST)
+        return self._set(request, self._mark(request), str(int(self._clock())), _MARKED)
 
     def unmark(self, request: Request) -> tuple[str, str]:
         """Forget that this browser has just logged in."""
@@ -87,13 +120,12 @@ class CookieJar:
 
     def is_marked(self, request: Request) -> bool:
         """Whether this browser logged in within the last minute."""
-        name, now = self._mark(request), self._clock()
-        stamps = [value for key, value in request.cookies if key == name]
-        return any(v.isdecimal() and -_CLOCK_SKEW <= now - int(v[:12]) < _JUST for v in stamps)
+        now = self._clock()
+        stamps = self.read(request).stamps
+        return any(-_CLOCK_SKEW <= now - int(stamp[:12]) < _MARKED for stamp in stamps)
 
     def _is_secure(self, request: Request) -> bool:
-        forced = self._config.cookie_secure
-        return request.scheme == "https" if forced is None else forced
+        return request.is_secure if self._forced is None else self._forced
 
     def _name(self, request: Request) -> str:
         return self._secure if self._is_secure(request) else self._plain
@@ -114,3 +146,4 @@ class CookieJar:
 
 # On https the browser itself keeps other hosts from setting it (RFC 6265bis §4.1.3.2).
 _NAMES = ("cm_auth", "__Host-cm_auth")
+_NONE = Cookies([], [])

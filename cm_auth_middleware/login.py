@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 import secrets
 from collections import OrderedDict
@@ -13,9 +12,10 @@ from urllib.parse import quote, unquote, urlsplit
 from .config import CMAuthConfig
 from .cookies import PendingLogin, Ticket
 from .errors import CMAuthError, OperatorError, UnavailableError
-from .http import Answer, Headers, Request, not_allowed, redirect
+from .events import log
+from .http import Access, Answer, Headers, Request, not_allowed, redirect
 from .paths import safe_target
-from .session import Record, Session, Tokens, dumps
+from .session import Record, Tokens, dumps
 
 if TYPE_CHECKING:
     from .jar import CookieJar
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from .tokens import TokenKeeper
     from .vault import SessionVault
 
-log = logging.getLogger(__package__)
-
 _USED_STATES = 4096  # login attempts that a process remembers as used
 _DOUBLE_CLICK = 60.0  # seconds in which the same callback may come again, by any process
 _MOST_CODE = 1024  # characters; CameraManager's have six
@@ -35,7 +33,7 @@ _FAILURES = {403: "login_cancelled", 502: "login_unavailable", 503: "login_not_k
 
 _HOST = re.compile(r"(?P<name>[a-z0-9._-]+|\[[0-9a-f:.]+\])(:(?P<port>[0-9]{1,5}))?")
 
-Find = Callable[[Request], Awaitable[tuple[Session | None, Headers]]]
+Find = Callable[[Request], Awaitable[Access]]
 
 
 class Login:
@@ -73,6 +71,7 @@ class Login:
         """Send the browser to CameraManager; it comes back to `target`."""
         redirect_uri = self._redirect_uri(request)
         if redirect_uri is None:
+            log("host_not_allowed", host=repr(request.host[:100]))
             return await self._pages.failure(request, 400, "unknown_host")
         safe = safe_target(target, request.root_path)
         if unquote(urlsplit(safe).path).startswith(f"{request.root_path}{self._config.prefix}/"):
@@ -85,6 +84,12 @@ class Login:
         return redirect(
             302, location, *self._jar.add_login(request, cookie.name(login.state), value)
         )
+
+    def has_come_back(self, request: Request) -> bool:
+        """Whether this is a callback that went astray: sending it out again would never end."""
+        state = dict(request.parameters()).get("state", "")
+        name = self._jar.login(request).name(state)
+        return any(key == name for key, _ in request.cookies)
 
     def url(self, request: Request, target: str | None) -> str:
         """Where to start a login again."""
@@ -123,7 +128,8 @@ class Login:
         forget = self._jar.drop_login(request, name)
         self._use_up(login.state)
         if "error" in query:
-            log.info("login_refused denied=%s", query["error"] == "access_denied")
+            denied = query["error"] == "access_denied"
+            log("login_cancelled", error="access_denied" if denied else "another")
             return await self._failed(request, 403, login, forget)
         code = query.get("code", "")
         if not 0 < len(code) <= _MOST_CODE or not code.isascii() or not code.isprintable():
@@ -134,7 +140,7 @@ class Login:
             # tokens that came for the first (RFC 6749 §4.1.2).
             is_first = await self._vault.store.acquire(name, owner, ttl)
         except UnavailableError as error:
-            log.warning("login_failed reason=%s", error)
+            log("login_failed", reason=error)
             return await self._failed(request, 503, login, forget)
         if not is_first:
             return await self._stale(request, login, find)
@@ -149,23 +155,30 @@ class Login:
             user = await self._server.user(tokens.access_token)
         except CMAuthError as error:
             if isinstance(error, OperatorError):
-                log.error(
-                    "api_key_refused error=%s: check client_id and client_secret", error.error
-                )
-            log.warning("login_failed reason=%s", error)
+                log("api_key_refused", error=error.error)
+            log("login_failed", reason=error)
             # Not revoked: another browser of this user may live on the very same tokens.
             ours = isinstance(error, UnavailableError | OperatorError)
             return await self._failed(request, 502 if ours else 400, login, forget)
-        if self._config.allow and not await self._ports.ask(self._config.allow, user):
+        if not await self._is_allowed(user):
             await self._keeper.revoke(tokens.access_token)
-            log.info("login_denied by=allow")
+            log("login_denied")
             url = self.url(request, login.target)
             return await self._pages.failure(request, 403, "denied", *forget, login=url)
         try:
             return await self._open(request, login, tokens, user, forget, find)
         except UnavailableError as error:
-            log.warning("login_failed reason=%s", error)
+            log("login_failed", reason=error)
             return await self._failed(request, 503, login, forget)
+
+    async def _is_allowed(self, user: dict[str, Any]) -> bool:
+        if self._config.allow is None:
+            return True
+        try:
+            return bool(await self._ports.ask(self._config.allow, user))
+        except Exception:
+            log("allow_failed", exc_info=True)
+            return False
 
     async def _open(
         self,
@@ -177,14 +190,14 @@ class Login:
         find: Find,
     ) -> Answer:
         now = self._ports.clock()
-        previous, _ = await find(request)
+        previous = (await find(request)).session
         ticket = Ticket.new()
         await self._keeper.welcome(tokens)
         record = Record(tokens, dumps(user), now, now, address=request.address[:64])
         session = await self._vault.create(ticket, record)
         if previous is not None:
             await self._vault.remove(previous)
-        log.info("login session=%s", session.reference)
+        log("login", session=session.reference)
         await self._ports.call_hook("on_login", self._config.on_login, session)
         await self._vault.save(session)
         return redirect(
@@ -196,10 +209,10 @@ class Login:
         )
 
     async def _stale(self, request: Request, login: PendingLogin | None, find: Find) -> Answer:
-        session, _ = await find(request)
+        session = (await find(request)).session
         if session is not None:
             return redirect(302, login.target if login else f"{request.mount}/")
-        log.info("login_stale")
+        log("login_stale")
         url = self.url(request, login.target if login else None)
         return await self._pages.failure(request, 400, "login_stale", login=url)
 

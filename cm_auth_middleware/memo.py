@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from typing import TypeVar
 
@@ -19,3 +20,12 @@ def remember(known: dict[K, V], key: K, value: V) -> V:
             del known[next(iter(known))]
         known[key] = value
     return value
+
+
+def _renew_lock() -> None:
+    global _lock
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):  # another thread of the parent may hold it at the fork
+    os.register_at_fork(after_in_child=_renew_lock)

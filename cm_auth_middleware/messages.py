@@ -319,32 +319,36 @@ MESSAGES: dict[str, dict[str, Message]] = {
         "en": Message(
             "You have no access",
             "Your CameraManager account is not allowed to use this application. If it should be, "
-            "please ask whoever runs it.",
-            "Use another account",
+            "please ask whoever runs it. To use another account, log out at CameraManager first.",
+            "Log in again",
         ),
         "nl": Message(
             "U hebt geen toegang",
             "Uw CameraManager-account mag deze toepassing niet gebruiken. Klopt dat niet, neem dan "
-            "contact op met de beheerder.",
-            "Een ander account gebruiken",
+            "contact op met de beheerder. Log eerst uit bij CameraManager om een ander account te "
+            "gebruiken.",
+            "Opnieuw inloggen",
         ),
         "de": Message(
             "Sie haben keinen Zugang",
             "Ihr CameraManager-Konto darf diese Anwendung nicht verwenden. Falls das nicht stimmt, "
-            "wenden Sie sich bitte an den Betreiber.",
-            "Anderes Konto verwenden",
+            "wenden Sie sich bitte an den Betreiber. Um ein anderes Konto zu verwenden, melden Sie "
+            "sich zuerst bei CameraManager ab.",
+            "Erneut anmelden",
         ),
         "fr": Message(
             "Vous n’avez pas accès",
             "Votre compte CameraManager n’est pas autorisé à utiliser cette application. S’il "
-            "devait l’être, adressez-vous à son responsable.",
-            "Utiliser un autre compte",
+            "devait l’être, adressez-vous à son responsable. Pour utiliser un autre compte, "
+            "déconnectez-vous d’abord de CameraManager.",
+            "Se reconnecter",
         ),
         "es": Message(
             "No tiene acceso",
             "Su cuenta de CameraManager no está autorizada a usar esta aplicación. Si debería "
-            "estarlo, consulte con el responsable.",
-            "Usar otra cuenta",
+            "estarlo, consulte con el responsable. Para usar otra cuenta, cierre primero la sesión "
+            "en CameraManager.",
+            "Iniciar sesión de nuevo",
         ),
     },
     "unavailable": {

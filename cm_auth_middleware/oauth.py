@@ -90,7 +90,7 @@ class CameraManager:
         if response.status_code != 200:
             raise UnavailableError(f"CameraManager answered {response.status_code} to users/self")
         try:
-            user = response.json()
+            user = _json(response)
         except ValueError:
             user = None
         if not isinstance(user, dict) or len(response.content) > _MOST_USER:
@@ -176,11 +176,15 @@ def _checked(response: httpx2.Response) -> httpx2.Response:
         )
     if response.is_redirect:
         raise UnavailableError("CameraManager redirected the token call")
-    answer = response.json()
+    answer = _json(response)
     if not isinstance(answer, dict):
         raise ValueError("no JSON object")
     if "error" in answer:
-        return response
+        error = answer["error"] if isinstance(answer["error"], str) else "unknown"
+        # Its description, which may repeat a token, goes no further.
+        return httpx2.Response(
+            response.status_code, json={"error": error}, request=response.request
+        )
     if response.status_code != 200:
         raise UnavailableError(f"CameraManager answered {response.status_code}")
     clean: dict[str, Any] = {"expires_in": _lifetime(answer.get("expires_in"))}
@@ -188,18 +192,24 @@ def _checked(response: httpx2.Response) -> httpx2.Response:
         raise UnavailableError("CameraManager gave a token that is no bearer token")
     for name in ("access_token", "refresh_token", "scope"):
         value = answer.get(name)
-        if isinstance(value, str) and value:
-            clean[name] = value
-    token = clean.get("access_token", "")
-    if not token or not token.isascii() or not token.isprintable() or " " in token:
+        if isinstance(value, str) and value.isascii() and value.isprintable() and value:
+            clean[name] = value  # RFC 6749 appendix A: printable ASCII
+    if not clean.get("access_token") or " " in clean["access_token"]:
         raise UnavailableError("CameraManager gave no access token")
     return httpx2.Response(200, json=clean, request=response.request)
+
+
+def _json(response: httpx2.Response) -> Any:
+    try:
+        return response.json()
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def _lifetime(value: Any) -> float:
     try:
         seconds = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return _UNKNOWN_LIFETIME
     if math.isnan(seconds) or isinstance(value, bool):
         return _UNKNOWN_LIFETIME

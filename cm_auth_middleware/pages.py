@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import logging
 from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING
 
+from .events import log
 from .http import NO_STORE, Answer, Request, problem
 from .messages import MESSAGES, negotiate
 
 if TYPE_CHECKING:
     from .config import CMAuthConfig
     from .ports import Ports
-
-log = logging.getLogger(__package__)
 
 _STYLE = """
 :root{color-scheme:light dark;--bg:#f4f6f8;--card:#fff;--ink:#14202b;--soft:#4d5c69;--line:#dbe2e8;
@@ -139,13 +137,13 @@ class Pages:
         try:
             body = await self._ports.ask(self._handler, page)
         except Exception:
-            log.exception("error_handler_failed kind=%s", page.kind)
+            log("error_handler_failed", exc_info=True, kind=page.kind)
             return None
         if body is None or isinstance(body, bytes):
             return body
         if isinstance(body, str):
             return body.encode()
-        log.error("error_handler_failed kind=%s: it gave neither str, bytes nor None", page.kind)
+        log("error_handler_failed", kind=page.kind)  # neither str, bytes nor None
         return None
 
 

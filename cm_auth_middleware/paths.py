@@ -8,6 +8,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 MAX_TARGET = 4096  # characters
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_PLAIN = r"[A-Za-z0-9_-][A-Za-z0-9_.~-]*(?:/[A-Za-z0-9_-][A-Za-z0-9_.~-]*)*"  # no two readings
 
 
 def mount_url(root_path: str) -> str:
@@ -57,13 +58,19 @@ class ExemptPaths:
 
     def __init__(self, patterns: Iterable[str]) -> None:
         patterns = tuple(patterns)
-        self._exact = frozenset(p for p in patterns if not p.endswith("/*"))
+        exact = [re.escape(p) for p in patterns if not p.endswith("/*")]
         self._trees = tuple(p[:-1] for p in patterns if p.endswith("/*"))
+        trees = [re.escape(tree) + _PLAIN for tree in self._trees]
+        # Most that is not exempt is found by how it begins, nearly all that is by an expression.
+        self._beginnings = tuple(p.removesuffix("*") for p in patterns)
+        self._plain = re.compile("|".join([*exact, *trees]) or r"(?!)")
 
     def __contains__(self, path: str) -> bool:
-        if path in self._exact:
+        if not path.startswith(self._beginnings):
+            return False
+        if self._plain.fullmatch(path):
             return True
-        return bool(self._trees) and path.startswith(self._trees) and _is_unambiguous(path)
+        return path.startswith(self._trees) and _is_unambiguous(path)
 
 
 def _is_unambiguous(path: str) -> bool:

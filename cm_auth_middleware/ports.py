@@ -6,22 +6,22 @@ never suspend, so that `run_sync` can drive the flow to its end without an event
 
 from __future__ import annotations
 
-import asyncio
-import importlib
 import inspect
-import logging
 import os
 import threading
 import time
 import weakref
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
 
 from .config import CMAuthConfig, seconds
+from .driver import run_elsewhere, run_sync, running_loop
 from .errors import UnavailableError
+from .events import log
+from .flights import AsyncFlights, Flight, ThreadFlights, Work
 from .surroundings import SURROUNDINGS
 from .transports import AsyncBounded, Bounded, Watchdog, async_pool, pool, tls_context
 
@@ -30,21 +30,7 @@ if TYPE_CHECKING:
 
     import httpx2
 
-log = logging.getLogger(__package__)
-
 T = TypeVar("T")
-Work = Callable[[], Coroutine[Any, Any, Any]]
-
-
-def run_sync(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine whose ports block, to its end."""
-    try:
-        coroutine.send(None)
-    except StopIteration as stop:
-        result: T = stop.value
-        return result
-    coroutine.close()
-    raise RuntimeError("a port of the WSGI side suspended; does a store's blocking() block?")
 
 
 class _Hooks:
@@ -60,7 +46,7 @@ class _Hooks:
             try:
                 await self.ask(hook, argument)
             except Exception:
-                log.exception("hook_failed hook=%s", name)
+                log("hook_failed", exc_info=True, hook=name)
 
 
 class AsyncPorts(_Hooks):
@@ -86,16 +72,15 @@ class AsyncPorts(_Hooks):
         self._tls: ssl.SSLContext | None = None
         self._pools: weakref.WeakKeyDictionary[Any, tuple[int, httpx2.AsyncBaseTransport]]
         self._pools = weakref.WeakKeyDictionary()
-        self._flights: weakref.WeakKeyDictionary[Any, dict[str, _Flight]]
-        self._flights = weakref.WeakKeyDictionary()
-        self._tasks: set[Any] = set()
+        self._flights = AsyncFlights()
+        self.single_flight, self.start_flight = self._flights.single_flight, self._flights.start
 
     def transport(self) -> httpx2.AsyncBaseTransport:
         """The connection pool of this event loop in this process: a socket outlives neither."""
         standing_in = self._given or SURROUNDINGS.transport(self._base_url)
         if standing_in is not None:
             return standing_in
-        loop = _loop()
+        loop = running_loop()
         pid, found = self._pools.get(loop, (0, None))
         if found is None or pid != os.getpid():
             self._tls = self._tls or tls_context()
@@ -143,45 +128,6 @@ class AsyncPorts(_Hooks):
         result = function(argument)
         return await result if inspect.isawaitable(result) else result
 
-    async def single_flight(self, key: str, work: Work) -> Any:
-        """Run `work` once for all who ask for `key` meanwhile, and give each its outcome.
-
-        It runs beside the request: a client that hangs up cannot cancel a refresh halfway, when
-        the new token exists at CameraManager and nowhere else.
-        """
-        flight = self._start(key, work)
-        await flight.done.wait()
-        return flight.outcome()
-
-    def start_flight(self, key: str, work: Work) -> None:
-        """Start `work` for `key` unless it is under way; do not wait, nor report its errors."""
-        self._start(key, work)
-
-    def _start(self, key: str, work: Work) -> _Flight:
-        flights = self._flights.setdefault(_loop(), {})
-        flight = flights.get(key)
-        if flight is None:
-            flight = flights[key] = _Flight(anyio.Event())
-
-            async def run(flight: _Flight = flight) -> None:
-                try:
-                    await flight.run(work)
-                finally:
-                    del flights[key]
-                    flight.done.set()
-
-            self._spawn(run)
-        return flight
-
-    def _spawn(self, function: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        loop = _loop()
-        if isinstance(loop, asyncio.AbstractEventLoop):
-            task = loop.create_task(function())
-            self._tasks.add(task)  # the loop itself keeps only a weak reference
-            task.add_done_callback(self._tasks.discard)
-        else:
-            _trio().lowlevel.spawn_system_task(function)
-
     async def beside(self, tick: Work, every: float, work: Work) -> Any:
         """Run `work`, and `tick` every so many seconds until it ends."""
 
@@ -190,7 +136,7 @@ class AsyncPorts(_Hooks):
                 await anyio.sleep(every)
                 await tick()
 
-        flight = _Flight(None)  # keeps an error of `work` out of the task group's wrapping
+        flight = Flight(None)  # keeps an error of `work` out of the task group's wrapping
         async with anyio.create_task_group() as group:
             group.start_soon(ticking)
             await flight.run(work)
@@ -199,9 +145,8 @@ class AsyncPorts(_Hooks):
 
     async def close(self) -> None:
         """Let refreshes under way come home, then close the pool of this loop."""
-        loop = _loop()
-        for flight in list(self._flights.get(loop, {}).values()):
-            await flight.done.wait()
+        loop = running_loop()
+        await self._flights.land()
         entry = self._pools.pop(loop, None)
         if entry is not None:
             await entry[1].aclose()
@@ -229,7 +174,8 @@ class ThreadPorts(_Hooks):
         """Start anew: a fork shares the parent's sockets, and its locks may be held for ever."""
         self._lock = threading.Lock()
         self._pool: httpx2.BaseTransport | None = None
-        self._flights: dict[str, _Flight] = {}
+        self._flights = ThreadFlights()
+        self.single_flight, self.start_flight = self._flights.single_flight, self._flights.start
 
     def transport(self) -> httpx2.BaseTransport:
         """The connection pool of this process, for all its threads."""
@@ -283,41 +229,7 @@ class ThreadPorts(_Hooks):
     async def ask(self, function: Callable[[Any], Any], argument: Any) -> Any:
         """As in `AsyncPorts`; a function that is async runs in an event loop of its own."""
         result = function(argument)
-        return _run_elsewhere(result) if inspect.iscoroutine(result) else result
-
-    async def single_flight(self, key: str, work: Work) -> Any:
-        """As in `AsyncPorts`; the first who asks does the work, the others wait for it."""
-        flight, is_mine = self._board(key)
-        if is_mine:
-            await self._fly(key, flight, work)
-        else:
-            flight.done.wait()
-        return flight.outcome()
-
-    def start_flight(self, key: str, work: Work) -> None:
-        """As in `AsyncPorts`; in a thread that the interpreter waits for when it ends."""
-        flight, is_mine = self._board(key)
-        if is_mine:
-            thread = threading.Thread(
-                target=lambda: run_sync(self._fly(key, flight, work)), name="cm_auth refresh"
-            )
-            thread.start()
-
-    def _board(self, key: str) -> tuple[_Flight, bool]:
-        with self._lock:
-            flight = self._flights.get(key)
-            if flight is not None:
-                return flight, False
-            flight = self._flights[key] = _Flight(threading.Event())
-            return flight, True
-
-    async def _fly(self, key: str, flight: _Flight, work: Work) -> None:
-        try:
-            await flight.run(work)
-        finally:
-            with self._lock:
-                del self._flights[key]
-            flight.done.set()
+        return run_elsewhere(_waiting(result)) if inspect.isawaitable(result) else result
 
     async def beside(self, tick: Work, every: float, work: Work) -> Any:
         """As in `AsyncPorts`."""
@@ -337,8 +249,7 @@ class ThreadPorts(_Hooks):
 
     async def close(self) -> None:
         """Let refreshes under way come home, then close the pool."""
-        for flight in list(self._flights.values()):
-            flight.done.wait()
+        await self._flights.land()
         found, self._pool = self._pool, None
         if found is not None:
             found.close()
@@ -347,85 +258,8 @@ class ThreadPorts(_Hooks):
 Ports = AsyncPorts | ThreadPorts
 
 
-class _Flight:
-    """One run of something that several wait for."""
-
-    def __init__(self, done: Any) -> None:
-        self.done = done
-        self._result: Any = None
-        self._error: Exception | None = None
-
-    async def run(self, work: Work) -> None:
-        try:
-            self._result = await work()
-        except Exception as error:
-            self._error = error
-        except BaseException:
-            self._error = UnavailableError("the server is shutting down")
-            raise
-
-    def outcome(self) -> Any:
-        if self._error is not None:
-            # A fresh traceback for every waiter; one exception object shared by hundreds grows.
-            raise _again(self._error) from None
-        return self._result
-
-
-def _again(error: Exception) -> Exception:
-    twin = error.__class__.__new__(error.__class__, *error.args)
-    twin.args = error.args
-    twin.__dict__.update(error.__dict__)
-    return twin
-
-
-def has_event_loop() -> bool:
-    """Whether this code runs under asyncio or trio."""
-    return _find_loop() is not None
-
-
-def _loop() -> Any:
-    loop = _find_loop()
-    if loop is None:
-        raise RuntimeError("the ASGI side needs a running event loop")
-    return loop
-
-
-def _find_loop() -> Any:
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        pass
-    import sys
-
-    if "trio" not in sys.modules:
-        return None
-    try:
-        return _trio().lowlevel.current_trio_token()
-    except RuntimeError:
-        return None
-
-
-def _trio() -> Any:
-    return importlib.import_module("trio")  # only where the server runs on it
-
-
-def _run_elsewhere(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine in a thread of its own: this one may have an event loop already."""
-    result: list[T] = []
-    failure: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            result.append(asyncio.run(coroutine))
-        except BaseException as error:
-            failure.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    thread.join()
-    if failure:
-        raise failure[0]
-    return result[0]
+async def _waiting(awaitable: Awaitable[T]) -> T:
+    return await awaitable
 
 
 def _forget_at_fork(ports: ThreadPorts) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import secrets
 from contextlib import suppress
 from functools import partial
@@ -10,19 +9,19 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from .backoff import PAUSE, Backoff
 from .errors import OAuthError, OperatorError, SessionExpiredError, StoreError, UnavailableError
+from .events import log
 from .grants import Grants, Marks, grant_name
 from .memo import remember
 from .oauth import GRANT_REFUSED, CameraManager
 from .session import Tokens
 
 if TYPE_CHECKING:
-    from .ports import Ports, Work
+    from .flights import Work
+    from .ports import Ports
     from .stores import SessionStore
 
-log = logging.getLogger(__package__)
-
 _ROUNDS = 64  # steps to tokens that have not expired
-_POLL = 0.05  # seconds between looks at a refresh that another process makes
+_POLL = 0.025  # seconds between looks at a refresh that another process makes
 _LEASE_MARGIN = 5.0  # seconds that a lease is longer than a token call may take
 _SAVE_AGAIN = 0.25  # seconds between attempts to keep new tokens in a store that fails
 _SAVE_PATIENCE = 15.0  # seconds of such attempts
@@ -52,10 +51,9 @@ class Renewal:
         self._backoff = Backoff(ports.clock)
         self._unsaved: dict[str, Tokens] = {}  # what a store that failed could not take
 
-    @property
-    def is_closed(self) -> bool:
+    def is_closed(self, refresh_token: str) -> bool:
         """Whether CameraManager failed a moment ago and is left alone."""
-        return self._backoff.left > 0
+        return self._backoff.left(grant_name(refresh_token)) > 0
 
     async def newer(self, held: Tokens) -> Refreshed:
         """Newer tokens than these, and such as have not expired by themselves.
@@ -91,7 +89,7 @@ class Renewal:
             kept = await self._grants.newest(refresh_token)
             if kept is not None and kept.access_token != held.access_token:
                 return Refreshed(kept, is_new=False)
-            await self._backoff.wait(self._ports.sleep)
+            await self._backoff.wait(grant_name(refresh_token), self._ports.sleep)
             if await lease():
                 break
             if self._ports.elapsed() > give_up_at:
@@ -164,30 +162,29 @@ class Renewal:
         return Refreshed(fresh, is_new=True)
 
     async def _fetch(self, tokens: Tokens, refresh_token: str) -> Tokens:
-        self._backoff.begin(self._ports.timeout)
+        self._backoff.begin(grant_name(refresh_token), self._ports.timeout)
         try:
             fresh = await self._server.refresh(tokens.refresh_token or refresh_token)
         except OAuthError as error:
             if error.error in GRANT_REFUSED:
                 self._backoff.answered()
-                log.info("refresh_refused error=%s", error.error)
+                log("refresh_refused", error=error.error)
                 raise SessionExpiredError from None
             if isinstance(error, OperatorError):
-                log.error(
-                    "api_key_refused error=%s: check client_id and client_secret", error.error
-                )
+                log("api_key_refused", error=error.error)
+            log("refresh_failed", reason=error)
             await self._failed(refresh_token, PAUSE)
             raise UnavailableError(f"CameraManager refused the refresh: {error.error}") from None
         except UnavailableError as error:
-            log.warning("refresh_failed reason=%s", error)
+            log("refresh_failed", reason=error)
             await self._failed(refresh_token, error.retry_after)
             raise
         self._backoff.answered()
-        log.info("refreshed expires_in=%d", fresh.expires_at - self._ports.clock())
+        log("refreshed", expires_in=int(fresh.expires_at - self._ports.clock()))
         return fresh
 
     async def _failed(self, refresh_token: str, retry_after: float) -> None:
-        self._backoff.failed(retry_after)
+        self._backoff.failed(grant_name(refresh_token), retry_after)
         with suppress(StoreError):  # then each who waits finds out for itself
             await self._grants.note_unavailable(refresh_token)
 
@@ -196,6 +193,6 @@ async def revoke(server: CameraManager, access_token: str) -> None:
     """Delete tokens at CameraManager, if it can be reached."""
     try:
         if not await server.revoke(access_token):
-            log.warning("revoke_failed reason=CameraManager refused it")
+            log("revoke_failed", reason="CameraManager refused it")
     except UnavailableError as error:
-        log.warning("revoke_failed reason=%s", error)
+        log("revoke_failed", reason=error)

@@ -21,10 +21,13 @@ if TYPE_CHECKING:
 MAX_RECORD = 1_000_000  # bytes; a larger one is nobody's session
 _NONCE_BYTES = 12
 _TAG_BYTES = 16
-_SESSION, _GRANT = b"\x01", b"\x02"  # the first byte of a stored value: its kind and version
+SESSION, _GRANT = b"\x01", b"\x02"  # the first byte of a stored value: its kind and version
 _HANDLE = "cmauth1."  # what a handle begins with: its kind and version
 _HANDLE_LENGTH = len(_HANDLE) + -(-(_NONCE_BYTES + 64 + _TAG_BYTES) * 4 // 3)  # in base64url
-_FIXED = struct.Struct(f">c{_TAG_BYTES}sdB")  # kind, user tag, last seen, length of the place
+_LAST_KIND = b"\x0f"  # kinds up to this one are, or will be, ours
+_KEY_ID_BYTES = 4
+# Kind, user tag, id of the secret key, last seen, length of the place.
+_FIXED = struct.Struct(f">c{_TAG_BYTES}s{_KEY_ID_BYTES}sdB")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +54,14 @@ class Sealer:
 
     - a tag, the keyed hash of the user's id: equal for sessions of one user, and found by
       whoever knows the id and the secret key;
+    - which secret key sealed it, as a short hash;
     - when the session was last used, which its time to live tells anyhow;
     - when and from where the user logged in, sealed under the user's id and the secret key.
     """
 
     def __init__(self, secret_keys: Sequence[str]) -> None:
         self._secrets = [hashlib.sha256(key.encode()).digest() for key in reversed(secret_keys)]
+        self._ids = [_key_id(secret) for secret in self._secrets]
 
     # -- sessions --------------------------------------------------------------------------
 
@@ -72,7 +77,8 @@ class Sealer:
             struct.pack(">d", record.logged_in_at) + record.address.encode(),
             None,
         )
-        header = _FIXED.pack(_SESSION, _tag(user), record.last_seen_at, len(place)) + place
+        header = _FIXED.pack(SESSION, _tag(user), self._ids[0], record.last_seen_at, len(place))
+        header += place
         sealed = header + self._seal(name, half_key, header, record.encode())
         if len(sealed) > MAX_RECORD:
             raise SessionDataError(
@@ -83,25 +89,36 @@ class Sealer:
 
     def open_session(self, name: str, half_key: bytes, sealed: bytes) -> Record | None:
         """Decrypt a session; None for one that is corrupt, foreign or moved."""
-        if sealed[:1] != _SESSION or not _FIXED.size < len(sealed) <= MAX_RECORD:
+        if sealed[:1] != SESSION or not _FIXED.size < len(sealed) <= MAX_RECORD:
             return None
         *_, last_seen_at, _ = _FIXED.unpack_from(sealed)
-        plain = self._open(name, half_key, *_split(sealed), self._secrets)
+        size = _FIXED.size + _FIXED.unpack_from(sealed)[-1]
+        plain = self._open(name, half_key, sealed[:size], sealed[size:])
         return None if plain is None else Record.decode(plain, last_seen_at)
 
-    def is_current(self, name: str, half_key: bytes, sealed: bytes) -> bool:
+    def is_current(self, sealed: bytes) -> bool:
         """Whether a session is sealed with the newest secret key."""
-        return self._open(name, half_key, *_split(sealed), self._secrets[:1]) is not None
+        return _key_id_of(sealed) == self._ids[0]
+
+    def may_be_anothers(self, sealed: bytes) -> bool:
+        """Whether a value that does not open may be a session all the same, to somebody else.
+
+        While a new secret key, or a new release, is rolled out, some processes have it already
+        and others do not; these must not take the sessions of those for spoilt.
+        """
+        if sealed[:1] == SESSION and len(sealed) > _FIXED.size:
+            return _key_id_of(sealed) not in self._ids
+        return _GRANT < sealed[:1] <= _LAST_KIND
 
     def user_prefixes(self, user_id: str) -> list[bytes]:
         """What the stored values of a user's sessions begin with, one for each secret key."""
-        return [_SESSION + _tag(_user_key(secret, user_id)) for secret in self._secrets]
+        return [SESSION + _tag(_user_key(secret, user_id)) for secret in reversed(self._secrets)]
 
     def describe(self, name: str, sealed: bytes, user_id: str) -> SessionInfo | None:
         """When and from where a session of this user began, without opening it."""
         if len(sealed) <= _FIXED.size:
             return None
-        _, tag, last_seen_at, length = _FIXED.unpack_from(sealed)
+        _, tag, _, last_seen_at, length = _FIXED.unpack_from(sealed)
         place = sealed[_FIXED.size : _FIXED.size + length]
         for secret in self._secrets:
             user = _user_key(secret, user_id)
@@ -121,7 +138,7 @@ class Sealer:
         """Decrypt the newest tokens of a grant; None for anything else."""
         if sealed[:1] != _GRANT or len(sealed) > MAX_RECORD:
             return None
-        plain = self._open(name, half_key, _GRANT, sealed[1:], self._secrets)
+        plain = self._open(name, half_key, _GRANT, sealed[1:])
         return None if plain is None else Tokens.decode(plain)
 
     # -- handles ---------------------------------------------------------------------------
@@ -161,22 +178,14 @@ class Sealer:
         key = _derive(self._secrets[0], half_key, b"record")
         return nonce + _aead(key).encrypt(nonce, plain, name.encode() + header)
 
-    def _open(
-        self, name: str, half_key: bytes, header: bytes, body: bytes, keys: Sequence[bytes]
-    ) -> bytes | None:
+    def _open(self, name: str, half_key: bytes, header: bytes, body: bytes) -> bytes | None:
         nonce, ciphertext = body[:_NONCE_BYTES], body[_NONCE_BYTES:]
-        for secret in keys:
+        for secret in self._secrets:
             key = _derive(secret, half_key, b"record")
             plain = _decrypt(key, nonce, ciphertext, name.encode() + header)
             if plain is not None:
                 return plain
         return None
-
-
-def _split(sealed: bytes) -> tuple[bytes, bytes]:
-    """The readable beginning of a session's value, and the encrypted rest."""
-    size = _FIXED.size + _FIXED.unpack_from(sealed)[-1]
-    return sealed[:size], sealed[size:]
 
 
 def _decrypt(key: bytes, nonce: bytes, ciphertext: bytes, associated: bytes | None) -> bytes | None:
@@ -208,8 +217,17 @@ def _handle_key(secret: bytes) -> bytes:
     return _derive(b"", secret, b"handle")
 
 
+def _key_id(secret: bytes) -> bytes:
+    return hmac.digest(secret, b"key id", "sha256")[:_KEY_ID_BYTES]
+
+
+def _key_id_of(sealed: bytes) -> bytes:
+    start = 1 + _TAG_BYTES
+    return sealed[start : start + _KEY_ID_BYTES]
+
+
 def _user_key(secret: bytes, user_id: str) -> bytes:
-    return _derive(secret, user_id.encode(), b"user")
+    return _derive(secret, user_id.encode(errors="surrogatepass"), b"user")
 
 
 def _tag(user_key: bytes) -> bytes:

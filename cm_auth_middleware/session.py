@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import astuple, dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .errors import SessionDataError, SessionExpiredError
@@ -129,7 +130,8 @@ class Session:
     def user(self) -> dict[str, Any]:
         """The JSON of CameraManager's ``users/self``, read at the login."""
         if self._user is None:
-            self._user = json.loads(self.record.user)
+            user = _flat_user(self.record.user)
+            self._user = json.loads(self.record.user) if user is None else dict(user)
         return self._user
 
     @property
@@ -169,15 +171,26 @@ class Session:
             raise SessionExpiredError
         return self._sealer.seal_handle(self.key, self.half_key)
 
+    @property
+    def is_touched(self) -> bool:
+        """Whether the handler asked for `data`, and so may have changed it."""
+        return self._data is not None
+
     def changes(self) -> DataChanges | None:
         """What the handler changed in `data` since it was read; None if nothing."""
         if self._data is None:
             return None
-        before, after = json.loads(self._base), self._data
-        if before == after:
-            return None
-        changed = {k: v for k, v in after.items() if k not in before or before[k] != v}
-        return DataChanges(changed, frozenset(before.keys() - after.keys()))
+        try:
+            if dumps(self._data) == self._base:  # as text: to Python, 1 is True and 1.0
+                return None
+            before, after = json.loads(self._base), self._data
+            changed = {
+                k: v for k, v in after.items() if k not in before or dumps(before[k]) != dumps(v)
+            }
+        except (TypeError, ValueError) as error:
+            raise SessionDataError(f"session.data is not JSON: {error}") from None
+        removed = frozenset(before.keys() - after.keys())
+        return DataChanges(changed, removed) if changed or removed else None
 
     def saved(self) -> None:
         """Remember that the changes were written."""
@@ -185,6 +198,13 @@ class Session:
 
     def __repr__(self) -> str:
         return f"<Session {self.reference}>"
+
+
+@lru_cache(1024)
+def _flat_user(text: str) -> dict[str, Any] | None:
+    """A user to be copied, which is ten times as fast as parsing; None if that has to go deep."""
+    user: dict[str, Any] = json.loads(text)
+    return None if any(isinstance(value, dict | list) for value in user.values()) else user
 
 
 def dumps(value: Any) -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
 from .config import CMAuthConfig
 from .errors import OAuthError, SessionExpiredError, UnavailableError
+from .events import log
 from .grants import Grants
 from .oauth import GRANT_REFUSED, CameraManager
 from .renewal import Refreshed, Renewal, revoke
@@ -17,8 +17,6 @@ from .vault import SessionVault
 
 if TYPE_CHECKING:
     from .ports import Ports
-
-log = logging.getLogger(__package__)
 
 _ROUNDS = 64  # changes of a session's tokens while they are being renewed
 
@@ -47,7 +45,8 @@ class TokenKeeper:
         if now < tokens.refresh_at:
             return
         if now < tokens.expires_at:
-            if tokens.refresh_token is not None and not self._renewal.is_closed:
+            held = tokens.refresh_token
+            if held is not None and not self._renewal.is_closed(held):
                 self._ports.start_flight(
                     f"soon {session.key}", partial(self._refresh_beside, session)
                 )
@@ -110,7 +109,7 @@ class TokenKeeper:
                 if await self._vault.reread(view) and view.record.tokens != held:
                     continue
                 await self._vault.remove(view)
-                log.info("session_ended session=%s", view.reference)
+                log("session_ended", session=view.reference)
                 raise
             return await self._adopt(view, held, refreshed)
         raise UnavailableError("CameraManager refuses every token it gives")
@@ -171,9 +170,9 @@ class TokenKeeper:
                 await self.revoke(fresh.access_token)
         except OAuthError as error:
             if error.error not in GRANT_REFUSED:  # else it had ended already
-                log.warning("revoke_failed reason=%s", error)
+                log("revoke_failed", reason=error)
         except UnavailableError as error:
-            log.warning("revoke_failed reason=%s", error)
+            log("revoke_failed", reason=error)
 
     async def revoke(self, access_token: str) -> None:
         """Delete the tokens at CameraManager, if it can be reached."""

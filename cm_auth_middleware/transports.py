@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import re
 import socket
 import ssl
 import threading
@@ -15,6 +17,28 @@ from .errors import UnavailableError
 MAX_BODY = 1_000_000  # bytes of an answer to a call of our own; a token answer has 300
 
 
+_WIRE = logging.getLogger("httpcore2.http11")
+_TELLTALE = re.compile(
+    r"""\(b'(www-authenticate|set-cookie|location)', b('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")\)""",
+    re.IGNORECASE,
+)
+
+
+class _Discreet(logging.Filter):
+    """Keeps tokens out of httpcore2's DEBUG log of response headers.
+
+    CameraManager's ``WWW-Authenticate`` may repeat a token ("Access token expired: …").
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if "return_value=" in (message := record.getMessage()):
+            record.msg, record.args = _TELLTALE.sub(r"(b'\1', b'[secure]')", message), ()
+        return True
+
+
+_DISCREET = _Discreet()
+
+
 def tls_context() -> ssl.SSLContext:
     """The TLS settings of every pool: certificates are verified. Costs 20 ms, so make one."""
     return httpx2.create_ssl_context()
@@ -22,11 +46,13 @@ def tls_context() -> ssl.SSLContext:
 
 def async_pool(tls: ssl.SSLContext) -> httpx2.AsyncBaseTransport:
     """A connection pool for one event loop."""
+    _WIRE.addFilter(_DISCREET)
     return httpx2.AsyncHTTPTransport(verify=tls)
 
 
 def pool(tls: ssl.SSLContext) -> httpx2.BaseTransport:
     """A connection pool for the threads of one process."""
+    _WIRE.addFilter(_DISCREET)
     return httpx2.HTTPTransport(verify=tls)
 
 

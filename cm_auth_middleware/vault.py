@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from .config import CMAuthConfig, seconds
 from .errors import StoreError, UnavailableError
+from .events import log
 from .memo import remember
 from .sealing import Sealer, SessionInfo
 from .session import Record, Session
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from .cookies import Ticket
     from .ports import Ports
     from .stores import SessionStore
-
-log = logging.getLogger(__package__)
 
 _TOUCH = 60.0  # seconds between two writes of "last seen"
 _GONE_TTL = 600.0  # seconds that refreshes under way can learn that a session was ended
@@ -31,11 +29,13 @@ class SessionVault:
         self._ports = ports
         self._idle = seconds(config.idle_timeout)
         self._absolute = seconds(config.absolute_timeout)
+        self._touch_every = min(_TOUCH, self._idle / 10)
         self.store = store
         self.sealer = Sealer(tuple(config.secret_key))
         # Records by the very bytes they were opened from, so none can outlive a change or a
         # logout: the store is asked every time.
         self._opened: dict[str, _Opened] = {}
+        self._unreadable: dict[str, bytes] = {}
 
     async def read(self, ticket: Ticket) -> Session | None:
         """Return the live session of a ticket, or None; note once a minute that it is used."""
@@ -47,14 +47,21 @@ class SessionVault:
         if known is None or known[1] != sealed or known[0] != half_key:
             record = self.sealer.open_session(key, half_key, sealed)
             if record is None:
-                log.warning("session_unreadable session=%s", key[:8])
-                await self.store.delete(key)
+                await self._set_aside(key, sealed)
                 return None
             known = self._keep_opened(key, half_key, sealed, record)
         session = Session(key, half_key, known[2], self.sealer)
         if self._ports.clock() >= known[3]:
             return await self._look_again(session)
         return session
+
+    async def _set_aside(self, key: str, sealed: bytes) -> None:
+        """Delete what is nobody's session; leave what somebody else may be able to open."""
+        if self._unreadable.get(key) != sealed:
+            remember(self._unreadable, key, sealed)
+            log("session_unreadable", session=key[:8])
+        if not self.sealer.may_be_anothers(sealed):
+            await self.store.delete(key)
 
     async def _look_again(self, session: Session) -> Session | None:
         """End a session whose time is over; note that any other one is used."""
@@ -64,14 +71,15 @@ class SessionVault:
         try:
             await self.touch(session)
         except StoreError as error:  # reads work, writes do not: the user need not notice
-            log.warning("touch_failed session=%s reason=%s", session.reference, error)
+            log("touch_failed", session=session.reference, reason=error)
         return session
 
     async def touch(self, session: Session) -> None:
         """Note that a session is used, unless another request just did."""
         now = self._ports.clock()
+        due = now - self._touch_every
         await self.update(
-            session, lambda record: record.seen(now) if _is_due(record, now) else record
+            session, lambda record: record if record.last_seen_at > due else record.seen(now)
         )
 
     async def reseal(self, session: Session) -> None:
@@ -80,7 +88,7 @@ class SessionVault:
         while True:
             old = await self.store.get(key)
             record = self.sealer.open_session(key, half_key, old) if old is not None else None
-            if old is None or record is None or self.sealer.is_current(key, half_key, old):
+            if old is None or record is None or self.sealer.is_current(old):
                 return
             new = self.sealer.seal_session(key, half_key, record)
             if await self.store.replace(key, old, new, self.ttl(record)):
@@ -159,13 +167,13 @@ class SessionVault:
         find = getattr(self.store, "find", None)
         if find is None:
             raise UnavailableError("this store cannot list sessions: it has no find()")
-        found = []
+        found: dict[str, SessionInfo] = {}
         for prefix in self.sealer.user_prefixes(user_id):
             for key, sealed in await find(prefix):
                 info = self.sealer.describe(key, sealed, user_id)
                 if info is not None:
-                    found.append((key, info))
-        return sorted(found, key=lambda entry: entry[1].last_seen_at, reverse=True)
+                    found[key] = info
+        return sorted(found.items(), key=lambda entry: entry[1].last_seen_at, reverse=True)
 
     async def remove_all(self, user_id: str) -> int:
         """End a user's sessions; return how many there were."""
@@ -186,10 +194,5 @@ class SessionVault:
         return min(record.last_seen_at + self._idle, record.logged_in_at + self._absolute)
 
     def _keep_opened(self, key: str, half_key: bytes, sealed: bytes, record: Record) -> _Opened:
-        due = min(self._ends_at(record), record.last_seen_at + _TOUCH)
+        due = min(self._ends_at(record), record.last_seen_at + self._touch_every)
         return remember(self._opened, key, (half_key, sealed, record, due))
-
-
-def _is_due(record: Record, now: float) -> bool:
-    """Whether "last seen" is to be written again."""
-    return now >= record.last_seen_at + _TOUCH

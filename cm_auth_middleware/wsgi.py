@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack, cast
 
+from .client import CMClient
+from .driver import run_sync
 from .engine import AuthEngine
-from .errors import UnavailableError
-from .http import Access, Answer, Request
-from .ports import run_sync
+from .errors import CMAuthError, UnavailableError
+from .http import Access, Answer, Request, must_not_be_cached
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
     from .config import CMAuthConfig
     from .flow import Flow
+    from .http import Headers
+    from .options import CMAuthOptions
 
 _UNPREFIXED = {"content-type": "CONTENT_TYPE", "content-length": "CONTENT_LENGTH"}
 
@@ -38,11 +41,12 @@ class CMAuthWSGIMiddleware:
         *,
         config: CMAuthConfig | None = None,
         engine: AuthEngine | None = None,
-        **options: Any,
+        **options: Unpack[CMAuthOptions],
     ) -> None:
         self.app = app
         self.engine = AuthEngine.resolve(engine, config, options)
-        self._flow = self.engine.thread_side.flow
+        self._side = self.engine.thread_side
+        self._flow = self._side.flow
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Handle one request."""
@@ -53,7 +57,7 @@ class CMAuthWSGIMiddleware:
         session = outcome.session
         environ["cm_auth.engine"] = self.engine
         environ["cm_auth.session"] = session
-        environ["cm_auth.client"] = None if session is None else self.engine.sync_client(session)
+        environ["cm_auth.client"] = None if session is None else CMClient(self._side, session)
         response = _Response(self._flow, request, outcome, start_response)
         try:
             body = self.app(environ, response.start)
@@ -61,7 +65,7 @@ class CMAuthWSGIMiddleware:
             return response.answer_to(error)
         if response.answer is not None:
             _close(body)
-            return [response.answer.body]
+            return _body(response.answer, request)
         # An application that is a generator has not begun; its errors are still to come.
         return body if response.started else _Late(body, response)
 
@@ -74,91 +78,91 @@ class WSGIRequest(Request):
     def __init__(self, environ: WSGIEnvironment) -> None:
         self._environ = environ
         self.method = environ["REQUEST_METHOD"]
-        self.path = _text(environ.get("PATH_INFO", "")) or "/"
         self.root_path = _text(environ.get("SCRIPT_NAME", "")).rstrip("/")
+        path = _text(environ.get("PATH_INFO", ""))
+        self.path = path if path or self.root_path else "/"
+        self.cookie_line = environ.get("HTTP_COOKIE", "")
 
     @property
-    def scheme(self) -> str:
-        scheme: str = self._environ["wsgi.url_scheme"]
-        return scheme
+    def trouble(self) -> CMAuthError | None:
+        """An error of ours that a framework is told of, and may make a 500 of."""
+        return cast("CMAuthError | None", self._environ.get("cm_auth.trouble"))
+
+    @property
+    def is_secure(self) -> bool:
+        return bool(self._environ["wsgi.url_scheme"] == "https")
 
     @property
     def raw_path(self) -> str:
         # Not in the standard: werkzeug and gunicorn have both, others one or none.
         raw: str = self._environ.get("REQUEST_URI") or self._environ.get("RAW_URI") or ""
-        path = raw.partition("?")[0]
-        return path if path.startswith("/") else ""
+        return raw.partition("?")[0] if raw.startswith("/") else ""
 
     @property
     def query(self) -> str:
-        query: str = self._environ.get("QUERY_STRING", "")
-        return query
+        return str(self._environ.get("QUERY_STRING", ""))
 
     @property
     def address(self) -> str:
-        address: str = self._environ.get("REMOTE_ADDR", "")
-        return address
+        return str(self._environ.get("REMOTE_ADDR", ""))
 
     def header(self, name: str) -> str | None:
         key = _UNPREFIXED.get(name) or f"HTTP_{name.upper().replace('-', '_')}"
-        value: str | None = self._environ.get(key)
-        return value
+        return cast("str | None", self._environ.get(key))
 
 
 class _Response:
     """The application's response on its way out."""
 
     def __init__(
-        self, flow: Flow, request: Request, access: Access, start_response: StartResponse
+        self, flow: Flow, request: WSGIRequest, access: Access, start_response: StartResponse
     ) -> None:
         self._flow = flow
-        self._request = request
         self._access = access
         self._start_response = start_response
+        self.request = request
         self.started = False
         self.answer: Answer | None = None  # ours, in place of the application's
 
     def start(self, status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
-        """Start the response: the application's ``start_response``."""
-        if self.answer is None and not self.started:
-            self.answer = self._before_start(int(status[:3]), headers)
+        """Start the response: the application's ``start_response``.
+
+        It may be called again with an error, as long as nothing was sent (PEP 3333).
+        """
+        if self.answer is None:
+            self.answer = self._before_start(int(status[:3]))
         self.started = True
         if self.answer is not None:
             status, headers = _head(self.answer)
             self._start_response(status, headers, exc_info)
             return _swallow
+        if self._access.session is not None:
+            headers = _private(headers, self._access.headers)
         return self._start_response(status, headers, exc_info)
 
     def answer_to(self, error: Exception) -> Iterable[bytes]:
         """Send the answer to an error of ours; raise any other one, and any that comes late."""
         answer = None
         if not self.started:
-            answer = run_sync(self._flow.answer_to(self._request, error))
+            answer = run_sync(self._flow.answer_to(self.request, error))
         if answer is None:
             raise error
         self.started = True
-        return _send(answer, self._request, self._start_response)
+        return _send(answer, self.request, self._start_response)
 
-    def _before_start(self, status: int, headers: list[tuple[str, str]]) -> Answer | None:
+    def _before_start(self, status: int) -> Answer | None:
         session = self._access.session
-        if session is None:
-            return None
-        if session.trouble is not None and status >= 500:
-            # The framework caught our error on its way and made a 500 of it.
-            return run_sync(self._flow.answer_to(self._request, session.trouble))
-        try:
-            run_sync(self._flow.save(session))
-        except UnavailableError as error:
-            return run_sync(self._flow.unavailable(self._request, error))
-        present = {name.lower(): n for n, (name, _) in enumerate(headers)}
-        if "cache-control" not in present:
-            headers.append(("Cache-Control", "no-store"))
-        if "vary" not in present:
-            headers.append(("Vary", "Cookie"))
-        elif "cookie" not in headers[present["vary"]][1].lower():
-            name, value = headers[present["vary"]]
-            headers[present["vary"]] = (name, f"{value}, Cookie")
-        headers.extend(self._access.headers)
+        if status == 500:
+            # The framework may have caught our error on its way and made a 500 of it.
+            trouble = self.request.trouble or (None if session is None else session.trouble)
+            answer = run_sync(self._flow.answer_to(self.request, trouble))
+            if answer is not None:
+                return answer
+        if session is not None and session.is_touched:
+            try:
+                run_sync(self._flow.save(session))
+            except UnavailableError as error:
+                return run_sync(self._flow.unavailable(self.request, error))
         return None
 
 
@@ -188,16 +192,36 @@ class _Late:
             return next(self._parts)
         if self._response.answer is not None:
             self._parts = iter(())
-            return self._response.answer.body
+            return b"".join(_body(self._response.answer, self._response.request))
         return part
 
     def close(self) -> None:
         _close(self._body)
 
 
+def _private(headers: Headers, ours: Headers) -> Headers:
+    """Say that a response is one user's own, and add our headers.
+
+    The list is a new one: an application may use its own for every response, and other users.
+    """
+    cached = [value for name, value in headers if name.lower() == "cache-control"]
+    vary = ", ".join(value for name, value in headers if name.lower() == "vary")
+    added = []
+    if must_not_be_cached(cached, ours):
+        added.append(("Cache-Control", "no-store"))
+    if "cookie" not in vary.lower():
+        added.append(("Vary", f"{vary}, Cookie" if vary else "Cookie"))
+    replaced = {name.lower() for name, _ in added}
+    return [header for header in headers if header[0].lower() not in replaced] + added + ours
+
+
 def _send(answer: Answer, request: Request, start_response: StartResponse) -> Iterable[bytes]:
     status, headers = _head(answer)
     start_response(status, headers)
+    return _body(answer, request)
+
+
+def _body(answer: Answer, request: Request) -> Iterable[bytes]:
     return [b"" if request.method == "HEAD" else answer.body]
 
 
@@ -211,13 +235,14 @@ def _swallow(data: bytes) -> None:
 
 
 def _close(body: Iterable[bytes]) -> None:
-    close: Callable[[], None] | None = getattr(body, "close", None)
-    if close is not None:
-        close()
+    if hasattr(body, "close"):
+        body.close()
 
 
 def _text(value: str) -> str:
     """Decode a path: WSGI hands its bytes on as Latin-1 (PEP 3333)."""
+    if value.isascii():
+        return value
     try:
         return value.encode("latin-1").decode("utf-8", "replace")
     except UnicodeEncodeError:  # somebody decoded it already, as Bottle's mount does

@@ -6,10 +6,10 @@ uvicorn examples.minimal:app
 
 from fastapi import FastAPI, Request
 
-from cm_auth_middleware import CMAuthMiddleware
+from cm_auth_middleware import CMAuthConfig, CMAuthMiddleware
 
 app = FastAPI()
-app.add_middleware(CMAuthMiddleware)
+app.add_middleware(CMAuthMiddleware, config=CMAuthConfig.from_env())
 
 
 @app.get("/")

@@ -28,7 +28,7 @@ def make_app(routes: list[Any] | None = None) -> Starlette:
             Route("/data", data, methods=["GET", "POST"]),
             Route("/state", state),
             Route("/export", export),
-            Route("/health", health),
+            Route("/health", health, methods=["GET", "POST"]),
             Route("/static/{rest:path}", health),
             WebSocketRoute("/ws", websocket),
             *(routes or []),
@@ -158,7 +158,7 @@ def make_wsgi_app() -> flask.Flask:
     def export() -> Any:
         return _text(cm_session.export())
 
-    @app.get("/health")
+    @app.route("/health", methods=["GET", "POST"])
     @app.get("/static/<path:rest>")
     def health(rest: str = "") -> Any:
         return _text(cm_session.user["email"] if cm_session else "nobody")

@@ -4,24 +4,34 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import shutil
 import signal
 import socket
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from werkzeug.serving import make_server
 
 _START_TIMEOUT = 20.0
 
 
 def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+    """Return a port that nobody listens on, below those that outgoing connections are given.
+
+    A server that is stopped finds it free when it is started again.
+    """
+    while True:
+        port = random.randrange(20_000, 32_000)
+        with contextlib.suppress(OSError), socket.socket() as listener:
+            listener.bind(("127.0.0.1", port))
+            return port
 
 
 def require_redis() -> str:
@@ -43,13 +53,21 @@ class RedisServer:
 
     Args:
         directory: for its data and socket; what is saved there survives `stop` and `start`.
-        options: more lines of its configuration, such as ``["--requirepass", "x"]``.
+        options: more of its configuration, such as ``["--requirepass", "x"]``.
         port: 0 for none (only the socket, or TLS).
+        sentinel: the configuration file of a sentinel; it runs as one then.
     """
 
-    def __init__(self, directory: Path, options: list[str], port: int | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        options: list[str],
+        port: int | None = None,
+        sentinel: Path | None = None,
+    ) -> None:
         self.directory = directory
         self.options = options
+        self.sentinel = sentinel
         self.port = free_port() if port is None else port
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self.socket = directory / "s"
@@ -61,20 +79,27 @@ class RedisServer:
         assert self._process is not None
         return self._process.pid
 
-    def start(self) -> None:
-        """Start, and return when it answers on its socket."""
+    def start(self, *, loaded: bool = True) -> None:
+        """Start, and return when it answers on its socket.
+
+        Args:
+            loaded: wait until it has loaded its data, too.
+        """
         log = self.directory / "log"
+        data = ["--save", "", "--appendonly", "no"]
         self._process = subprocess.Popen(
             [
                 self._program,
+                *([str(self.sentinel)] if self.sentinel else []),
                 *("--port", str(self.port), "--bind", "127.0.0.1"),
                 *("--unixsocket", str(self.socket), "--dir", str(self.directory)),
-                *("--save", "", "--appendonly", "no", "--logfile", str(log)),
+                *("--logfile", str(log)),
+                *(["--sentinel"] if self.sentinel else data),
                 *self.options,
             ]
         )
         deadline = time.monotonic() + _START_TIMEOUT
-        while not self._answers():
+        while not self._answers(loaded):
             if self._process.poll() is not None or time.monotonic() > deadline:
                 pytest.fail(f"redis-server did not start:\n{log.read_text()}")
             time.sleep(0.01)
@@ -103,20 +128,40 @@ class RedisServer:
             connection.sendall(f"*{len(words)}\r\n{''.join(parts)}".encode())
             return connection.recv(65536)
 
-    def _answers(self) -> bool:
+    def _answers(self, loaded: bool) -> bool:
         with contextlib.suppress(OSError):
-            return not self.command("PING").startswith(b"-LOADING")
+            return not (loaded and self.command("PING").startswith(b"-LOADING"))
         return False
 
 
 @contextlib.contextmanager
-def redis_server(*options: str, port: int | None = None) -> Iterator[RedisServer]:
-    """Run a redis-server for as long as the `with` lasts."""
+def redis_server(
+    *options: str, port: int | None = None, sentinel: Path | None = None
+) -> Iterator[RedisServer]:
+    """Run a redis-server for as long as the `with` lasts; see `RedisServer`."""
     # A short path: that of a socket has 108 characters at most.
     with tempfile.TemporaryDirectory(prefix="r", dir="/tmp") as directory:
-        server = RedisServer(Path(directory), list(options), port)
-        server.start()
+        server = RedisServer(Path(directory), list(options), port, sentinel)
         try:
+            server.start()
             yield server
         finally:
             server.stop()
+
+
+class WSGIServer:
+    """A WSGI application behind werkzeug's threaded server, for as long as a `with` lasts."""
+
+    def __init__(self, app: Any) -> None:
+        self._server = make_server("127.0.0.1", 0, app, threaded=True)
+        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+
+    def __enter__(self) -> WSGIServer:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()

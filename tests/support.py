@@ -9,6 +9,7 @@ import anyio.to_thread
 import httpx2
 
 from cm_auth_middleware import AuthEngine, CMAuthMiddleware, CMAuthWSGIMiddleware
+from cm_auth_middleware.flask import CMAuth
 from cm_auth_middleware.testing import Network, Settings, Simulator
 
 from .apps import make_app, make_wsgi_app
@@ -80,8 +81,18 @@ class World:
         if shell == "asgi":
             self.app: Any = CMAuthMiddleware(app or make_app(), engine=self.engine)
         else:
-            self.app = CMAuthWSGIMiddleware(app or make_wsgi_app(), engine=self.engine)
+            self.app = self._wsgi(app)
         self.net.add(APP, self.app)
+
+    def _wsgi(self, app: Any) -> CMAuthWSGIMiddleware:
+        """The tests' own app gets the middleware as a Flask user gives it, by the extension."""
+        if app is not None:
+            return CMAuthWSGIMiddleware(app, engine=self.engine)
+        flask_app = make_wsgi_app()
+        CMAuth(flask_app, engine=self.engine)
+        shell = flask_app.wsgi_app
+        assert isinstance(shell, CMAuthWSGIMiddleware)
+        return shell
 
     async def close(self) -> None:
         """Let refreshes that go on beside requests come home."""

@@ -8,9 +8,11 @@ import httpx2
 import pytest
 from fastapi import FastAPI
 from starlette.applications import Starlette
-from starlette.routing import Mount
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Mount, Route
 
-from cm_auth_middleware import CMAuthMiddleware, asgi
+from cm_auth_middleware import CMAuthMiddleware, ConfigError, UnavailableError, asgi
 from cm_auth_middleware.fastapi import CMClient, CMSession
 
 from .apps import make_app
@@ -230,3 +232,39 @@ async def test_a_whole_life_leaves_no_secret_in_the_logs(caplog) -> None:
         assert secret not in ours
     for page in (await browser.get("/auth/callback?code=x", headers=HTML),):
         assert page.status_code == 400
+
+
+async def test_a_handlers_own_answer_to_an_outage_is_left_alone() -> None:
+    async def handler(request: Request) -> Response:
+        try:
+            await request.state.cm.get("/rest/v2.4/cameras")
+        except UnavailableError:
+            return JSONResponse({"mine": True}, 503)
+        return JSONResponse({})
+
+    world = World(app=make_app([Route("/mine", handler)]))
+    browser = await world.login()
+    world.sim.expire_access_tokens()
+    world.sim.fail_token(503)
+    assert (await browser.get("/mine")).json() == {"mine": True}
+
+
+async def test_fastapi_inside_of_the_middleware_asks_for_a_login_on_an_exempt_path() -> None:
+    app = FastAPI()
+
+    @app.get("/me")
+    async def me(session: CMSession) -> str:
+        return session.reference
+
+    world = World(app=app, exempt=["/me"])
+    transport = httpx2.ASGITransport(world.app, raise_app_exceptions=False)
+    async with httpx2.AsyncClient(transport=transport, base_url=APP) as visitor:
+        assert (await visitor.get("/me", headers=HTML)).status_code == 302
+        assert (await visitor.get("/me")).status_code == 401
+
+
+async def test_a_wrong_option_is_logged_where_a_server_may_swallow_it(caplog) -> None:
+    with pytest.raises(ConfigError, match="client_id is missing"):
+        CMAuthMiddleware(make_app())
+    assert "client_id is missing" in caplog.text
+    assert caplog.records[-1].levelname == "CRITICAL"

@@ -163,3 +163,19 @@ async def test_a_response_that_has_started_is_not_answered_twice() -> None:
     world.sim.revoke_user("anna@example.com")
     with pytest.raises(Exception, match="log in again"):
         await browser.get("/")
+
+
+@pytest.mark.parametrize(("name", "value"), [("follow_redirects", True), ("timeout", 3)])
+async def test_what_a_handler_sets_before_the_first_use_counts(name: str, value: object) -> None:
+    seen = []
+
+    async def handler(request: Request) -> Response:
+        cm = request.state.cm
+        setattr(cm, name, value)
+        await cm.get("/rest/v2.4/cameras")
+        seen.append(getattr(cm, name))
+        return PlainTextResponse("")
+
+    world = World(app=make_app([Route("/set", handler)]))
+    await (await world.login()).get("/set")
+    assert seen == [value if name == "follow_redirects" else httpx2.Timeout(3)]

@@ -7,7 +7,13 @@ from datetime import timedelta
 
 import pytest
 
-from cm_auth_middleware import AuthEngine, CMAuthConfig, CMAuthMiddleware, ConfigError
+from cm_auth_middleware import (
+    AuthEngine,
+    CMAuthConfig,
+    CMAuthMiddleware,
+    CMAuthOptions,
+    ConfigError,
+)
 
 from .apps import make_app
 from .support import SECRET_KEY
@@ -42,6 +48,17 @@ GOOD = {"client_id": "id", "client_secret": "secret", "secret_key": SECRET_KEY}
         ({"cookie_name": "__Host-x", "cookie_secure": False}, "needs a secure cookie"),
         ({"colour": "blue"}, "unknown option colour; the options are"),
         ({"store": object()}, "store is a URL or an object"),
+        ({"client_secret": "…"}, "client_secret has characters that no API key has"),
+        ({"allow": "anna"}, "allow is a function"),
+        ({"on_login": 3}, "on_login is a function"),
+        ({"cookie_secure": "false"}, "cookie_secure is True, False or None"),
+        ({"allowed_hosts": ["*"]}, "give host names alone"),
+        ({"allowed_hosts": ["app.example:8000"]}, "give host names alone"),
+        ({"allowed_hosts": ["https://app.example"]}, "give host names alone"),
+        ({"allowed_hosts": None}, "allowed_hosts is a string or several"),
+        ({"prefix": None}, "prefix is a string"),
+        ({"redirect_uri": 7}, "redirect_uri is a string"),
+        ({"secret_key": 12345}, "secret_key is a string or several"),
     ],
 )
 def test_a_wrong_option_is_one_clear_sentence(options, message: str) -> None:
@@ -97,3 +114,10 @@ def test_an_engine_is_shared_and_takes_no_other_options() -> None:
     assert CMAuthMiddleware(make_app(), engine=engine).engine is engine
     with pytest.raises(ConfigError, match="engine is given"):
         CMAuthMiddleware(make_app(), engine=engine, client_id="x")
+
+
+def test_the_options_for_type_checkers_are_those_of_the_configuration() -> None:
+    assert CMAuthOptions.__annotations__.keys() == CMAuthConfig.__annotations__.keys()
+    assert {
+        name: str(kind.__forward_arg__) for name, kind in CMAuthOptions.__annotations__.items()
+    } == CMAuthConfig.__annotations__

@@ -76,3 +76,23 @@ def test_a_port_in_use_is_one_clear_sentence() -> None:
     assert str(port) in result.stderr
     assert "in use" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--port", "99999"], "port 99999 is none"),
+        (["--port", "-1"], "port -1 is none"),
+        (["--host", "no-such-host.invalid"], "cannot be listened on"),
+        (["--host", "192.0.2.1"], "cannot be listened on"),
+        (["--host", "0.0.0.0"], "--host is one address"),
+    ],
+)
+def test_an_address_that_cannot_be_is_one_clear_sentence(options: list[str], words: str) -> None:
+    result = subprocess.run(
+        [*COMMAND, *options], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert result.returncode in (1, 2)
+    assert words in result.stderr
+    assert "Traceback" not in result.stderr

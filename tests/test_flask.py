@@ -147,7 +147,7 @@ def test_options_come_from_the_apps_config_and_keywords_win(monkeypatch) -> None
 
 def test_one_extension_serves_several_apps() -> None:
     auth = CMAuth(config=CMAuthConfig(**GOOD))
-    engines = []
+    engines: list[AuthEngine] = []
     for _ in range(2):
         app = make_app()
         auth.init_app(app)
@@ -168,3 +168,45 @@ def test_without_the_extension_the_proxies_say_what_is_missing() -> None:
             str(cm.base_url)
         with pytest.raises(CMAuthError, match="CMAuth"):
             _ = cm_session.user
+
+
+def test_an_app_is_put_behind_the_login_once() -> None:
+    app = make_app()
+    auth = CMAuth(app, **GOOD)
+    with pytest.raises(ConfigError, match="behind CMAuth already"):
+        auth.init_app(app)
+
+
+def test_a_misspelt_option_in_the_apps_config_is_told() -> None:
+    app = make_app()
+    app.config["CM_AUTH_PREFX"] = "/login"
+    with pytest.raises(ConfigError, match="CM_AUTH_PREFX"):
+        CMAuth(app, **GOOD)
+
+
+def test_several_paths_may_be_one_string_in_the_apps_config() -> None:
+    app = make_app()
+    app.config["CM_AUTH_EXEMPT"] = "/health, /static/*"
+    CMAuth(app, **GOOD)
+    assert app.extensions["cm_auth"].config.exempt == ("/health", "/static/*")
+
+
+async def test_nobody_on_an_exempt_path_is_sent_to_log_in_even_by_a_catch_all_handler(make_world):
+    world = make_world(exempt=["/site/client"])
+    app = make_app()
+    serve(world, app)
+    app.register_error_handler(Exception, lambda _: ("caught", 500))
+    assert (await world.browser().get("/site/client")).status_code == 302
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+async def test_an_answer_under_a_view_is_the_answer_of_any_other_shell(world, method) -> None:
+    serve(world, make_app())
+    browser = world.browser()
+    await browser.login("/site/cameras")
+    world.sim.revoke_user("anna@example.com")
+    died = await browser.request(method, "/site/cameras", headers=JSON)
+    never = await world.browser().request(method, "/site/cameras", headers=JSON)
+    assert died.status_code == never.status_code == 401
+    assert died.headers.raw == never.headers.raw
+    assert died.content == never.content

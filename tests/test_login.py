@@ -310,3 +310,36 @@ async def test_the_on_login_hook_gets_the_session_and_may_write_data(make_world)
     browser = await world.login()
     assert seen == ["anna@example.com"]
     assert (await browser.get("/data")).json() == {"greeted": True}
+
+
+async def test_a_callback_that_goes_astray_is_told_and_not_sent_out_again(world: World) -> None:
+    browser = world.browser()
+    start = await browser.get("/")
+    astray = browser.callback_url(start.headers["location"]).replace("/auth/callback", "/a/b")
+    response = await browser.get(astray)
+    assert response.status_code == 400
+    assert "code=" not in response.text
+
+
+async def test_htmx_comes_back_to_the_page_that_asked(world: World) -> None:
+    htmx = {"HX-Request": "true", "HX-Current-URL": f"{APP}/deep/page?a=1"}
+    response = await world.browser().get("/cameras", headers=htmx)
+    assert response.headers["hx-redirect"] == "/auth/login?next=/deep/page%3Fa%3D1"
+    for elsewhere in ("https://evil.example/x", "http://[", "nonsense"):
+        answer = await world.browser().get(
+            "/cameras", headers={"HX-Request": "true", "HX-Current-URL": elsewhere}
+        )
+        assert answer.headers["hx-redirect"] == "/auth/login"
+
+
+async def test_head_comes_back_to_the_very_url_too(world: World) -> None:
+    browser = world.browser()
+    response = await browser.head("/deep/x?a=1")
+    landed = await browser.finish(response.headers["location"])
+    assert str(landed.url) == f"{APP}/deep/x?a=1"
+
+
+async def test_nobody_gets_in_while_the_allow_rule_fails(make_world) -> None:
+    world = make_world(allow=lambda user: user["no such field"])
+    response = await world.browser().login()
+    assert response.status_code == 403

@@ -213,7 +213,7 @@ async def test_the_application_may_draw_the_pages(make_world) -> None:
             title="U hebt geen toegang",
             text=MESSAGES["denied"]["nl"].text,
             link="/auth/login?next=/cameras%3Fa%3D1",
-            label="Een ander account gebruiken",
+            label="Opnieuw inloggen",
             method="get",
             language="nl",
         )

@@ -206,11 +206,35 @@ def test_a_refresh_that_fails_is_an_outage(server, kind, cm_login, cm_time) -> N
     assert browser.get("/cameras").status_code == 200
 
 
-def test_a_test_is_not_in_the_way_of_the_next(kind, cm_login, cm_time) -> None:
-    """The one before left an engine that waits for a server."""
-    browser = cm_login(MAKERS[kind]())
-    cm_time.expire_access_token()
-    assert browser.get("/cameras").status_code == 200
+def test_a_test_is_not_in_the_way_of_the_next(pytester: pytest.Pytester) -> None:
+    """The first leaves an engine that waits for a server; an app made once keeps it."""
+    pytester.makepyfile(
+        """
+        from fastapi import FastAPI
+        from cm_auth_middleware import CMAuthMiddleware
+        from cm_auth_middleware.fastapi import CMClient
+
+        app = FastAPI()
+        app.add_middleware(CMAuthMiddleware)
+
+        @app.get("/cameras")
+        async def cameras(cm: CMClient):
+            return (await cm.get("/rest/v2.4/cameras")).json()
+
+        def test_outage(cm_login, cm_simulator):
+            browser = cm_login(app)
+            cm_simulator.simulator.expire_access_tokens()
+            cm_simulator.fail_token((503, {}), times=9)
+            assert browser.get("/cameras").status_code == 503
+            assert browser.get("/cameras").status_code == 503
+
+        def test_revoked(cm_login, cm_simulator):
+            browser = cm_login(app)
+            cm_simulator.revoke()
+            assert browser.get("/cameras").status_code == 302
+        """
+    )
+    pytester.runpytest_subprocess().assert_outcomes(passed=2)
 
 
 def test_an_idle_session_ends(kind, cm_login, cm_time) -> None:

@@ -392,31 +392,49 @@ async def test_after_one_failure_a_request_waits_for_a_moment_and_after_more_it_
     async def sleep(seconds: float) -> None:
         waits.append(seconds)
 
-    await backoff.wait(never)
-    backoff.failed(1.0)
-    await backoff.wait(sleep)
+    await backoff.wait("a", never)
+    backoff.failed("a", 1.0)
+    await backoff.wait("a", sleep)
     assert waits == [0.25]
-    backoff.begin(10)
-    backoff.failed(1.0)
+    backoff.begin("a", 10)
+    backoff.failed("a", 1.0)
     with pytest.raises(UnavailableError) as caught:
-        await backoff.wait(never)
+        await backoff.wait("a", never)
     assert caught.value.retry_after == 1.0
     clock.tick(1)
-    await backoff.wait(never)
-    backoff.begin(10)
+    await backoff.wait("a", never)
+    backoff.begin("a", 10)
     with pytest.raises(UnavailableError):
-        backoff.begin(10)
+        backoff.begin("a", 10)
     backoff.answered()
-    backoff.begin(10)
-    backoff.begin(10)
+    backoff.begin("a", 10)
+    backoff.begin("a", 10)
 
 
 async def test_the_server_s_own_retry_after_counts_and_a_clock_that_is_set_back_does_not() -> None:
     clock = Clock()
     backoff = Backoff(clock)
-    backoff.failed(30.0)
-    assert backoff.left == 30.0
+    backoff.failed("a", 30.0)
+    assert backoff.left("a") == 30.0
     clock.tick(-3600)
-    assert backoff.left == 0.0
+    assert backoff.left("a") == 0.0
     with suppress(UnavailableError):
-        await backoff.wait(never)
+        await backoff.wait("a", never)
+
+
+async def test_only_the_grant_that_fails_waits_until_another_fails_too() -> None:
+    clock = Clock()
+    backoff = Backoff(clock)
+    backoff.failed("a", 1.0)
+    backoff.failed("a", 1.0)
+    assert (backoff.left("a"), backoff.left("b")) == (1.0, 0.0)
+    backoff.failed("b", 1.0)
+    assert backoff.left("c") == 1.0
+    assert backoff.left("b") == 2.0  # the others first
+    clock.tick(1)
+    assert backoff.left("c") == 0.0
+    backoff.begin("c", 10)
+    with pytest.raises(UnavailableError):
+        backoff.begin("d", 10)
+    backoff.answered()
+    assert backoff.left("b") == 0.0

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 import anyio
 import pytest
 
+from cm_auth_middleware import MemoryStore
 from cm_auth_middleware.testing import Settings
 
 from .support import CM, JSON, World
@@ -330,3 +333,92 @@ async def test_a_use_of_the_session_is_seen_by_who_asks_for_it(make_world) -> No
     world.clock.tick(900)
     await browser.get("/")
     assert (await browser.get("/auth/session")).json()["expires_in"] == 1000
+
+
+async def test_a_short_idle_timeout_does_not_end_a_session_that_is_used(make_world) -> None:
+    world = make_world(idle_timeout=20)
+    browser = await world.login()
+    for _ in range(10):
+        world.clock.tick(10)
+        assert (await browser.get("/")).status_code == 200
+    world.clock.tick(21)
+    assert (await browser.get("/")).status_code == 302
+
+
+async def test_a_new_secret_key_that_is_being_rolled_out_costs_no_session(make_world) -> None:
+    world = make_world()
+    browser = await world.login()
+    cookie = {"Cookie": f"cm_auth={browser.named('cm_auth')[0]}"}
+    newer = "new-" + "Zx9Yw8Vu7Ts6Rq5Po4Nm3Lk2Ji1Hg0Fe"
+    keys = [world.engine.config.secret_key[0], newer]
+    ahead = make_world(secret_key=keys, store=world.engine.store)
+    assert (await ahead.browser(**cookie).get("/")).status_code == 200  # sealed anew
+    # A process that does not have the key yet cannot open it, and leaves it alone.
+    assert (await world.browser(**cookie).get("/")).status_code == 302
+    assert (await ahead.browser(**cookie).get("/")).status_code == 200
+
+
+async def test_a_record_that_was_spoilt_is_removed_and_told_once(make_world, caplog) -> None:
+    store = MemoryStore()
+    world = make_world(store=store)
+    browser = await world.login()
+    [(key, sealed)] = await store.find(b"")
+    for spoilt in (sealed[:-1] + bytes([sealed[-1] ^ 1]), b"\x80\x04junk", b"", b"\x01"):
+        caplog.clear()
+        await store.put(key, spoilt, 3600)
+        for _ in range(3):
+            assert (await browser.get("/", headers=JSON)).status_code == 401
+        assert caplog.text.count("session_unreadable") == 1
+        assert await store.get(key) is None
+
+
+async def test_a_value_that_only_python_takes_for_the_same_is_saved(world: World) -> None:
+    browser = await world.login()
+    for value in (1, True, 1.5, {"on": 1}, {"on": True}, 0, False):
+        await browser.post("/data", json={"key": value})
+        assert (await browser.get("/data")).text.replace(" ", "").replace("\n", "") == (
+            json.dumps({"key": value}, separators=(",", ":"))
+        )
+
+
+async def test_one_account_that_fails_keeps_no_other_from_its_refresh(world: World) -> None:
+    anna, bob = await world.login(), await world.login("bob@example.com")
+    world.clock.tick(43300)
+    world.sim.fail_token(500, times=2)
+    assert (await anna.get("/cameras")).status_code == 503
+    world.clock.tick(0.3)
+    assert (await anna.get("/cameras")).status_code == 503
+    assert (await anna.get("/cameras")).status_code == 503  # it waits
+    assert (await bob.get("/cameras")).status_code == 200
+
+
+async def test_a_session_that_is_sealed_anew_amid_a_search_is_found(world: World) -> None:
+    old, newer = world.engine.config.secret_key[0], "new-Zx9Yw8Vu7Ts6Rq5Po4Nm3Lk2Ji1Hg0Fe"
+    browser = await world.login()
+    cookie = browser.named("cm_auth")[0]
+
+    class Moving(MemoryStore):
+        """Whose sessions are used, and so sealed anew, after the first search."""
+
+        searched = 0
+
+        async def find(self, prefix: bytes) -> list[tuple[str, bytes]]:
+            found = await super().find(prefix)
+            self.searched += 1
+            if self.searched == 1:
+                await self.after_first()
+            return found
+
+    store = Moving(clock=world.clock)
+    for key, value in await world.engine.store.find(b""):
+        await store.put(key, value, 3600)
+    rotated = World(secret_key=[old, newer], store=store)
+    user = rotated.browser(Cookie=f"cm_auth={cookie}")
+
+    async def use() -> None:
+        assert (await user.get("/")).status_code == 200
+
+    store.after_first = use
+    assert await rotated.engine.logout_user(10003) == 1
+    assert (await user.get("/")).status_code == 302
+    await rotated.close()

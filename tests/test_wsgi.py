@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 import threading
 from typing import Any
 from wsgiref.validate import validator
 
+import anyio.lowlevel
+import anyio.to_thread
 import pytest
 
-from cm_auth_middleware import CMAuthWSGIMiddleware, SessionExpiredError, UnavailableError
+from cm_auth_middleware import (
+    CMAuthWSGIMiddleware,
+    ConfigError,
+    MemoryStore,
+    SessionExpiredError,
+    UnavailableError,
+)
 
 from .support import APP, World
 
@@ -247,3 +257,121 @@ async def test_a_path_that_keeps_to_no_rule_and_a_bare_environ_are_handled(world
     body = middleware(environ, lambda status, *_: seen.append(status))
     assert seen == ["401 Unauthorized"]
     assert b"Login required" in b"".join(body)
+
+
+async def test_a_header_list_that_an_app_uses_again_holds_nobodys_cookie(make_world) -> None:
+    headers = [("Content-Type", "text/plain")]
+
+    def app(environ, start_response):
+        start_response("200 OK", headers)
+        return [b""]
+
+    world = make_world(app=app, exempt=["/health"])
+    browser = await world.login()
+    await browser.get("/")
+    assert headers == [("Content-Type", "text/plain")]
+    assert "set-cookie" not in (await world.browser().get("/health")).headers
+
+
+class Lazily:
+    """What may be awaited, and is no coroutine: a query of an ORM, say."""
+
+    def __await__(self):
+        return False
+        yield
+
+
+async def test_an_allow_rule_that_is_awaited_lazily_is_asked(make_world) -> None:
+    world = make_world(allow=lambda _: Lazily())
+    assert (await world.browser().login()).status_code == 403
+
+
+@pytest.mark.parametrize("late", [False, True])
+async def test_an_answer_to_head_has_no_body(world: World, late: bool) -> None:
+    def at_once(environ, start_response):
+        try:
+            environ["cm_auth.client"].get("/rest/v2.4/cameras")
+        except SessionExpiredError:
+            start(start_response, "500 Internal Server Error")
+        return [b"trace"]
+
+    def later(environ, start_response):
+        yield from at_once(environ, start_response)
+
+    browser = await world.login()
+    put_behind(world, later if late else at_once)
+    world.sim.revoke_user("anna@example.com")
+    (*_, (status, _)), body = await call(world, "HEAD", browser)
+    assert (status, body) == ("401 Unauthorized", b"")
+
+
+async def call(world: World, method: str, browser: Any) -> tuple[list[tuple[str, Any]], bytes]:
+    """Call the middleware as a server does; return every start of a response, and the body."""
+    environ = {
+        "REQUEST_METHOD": method,
+        "PATH_INFO": "/",
+        "wsgi.url_scheme": "http",
+        "HTTP_HOST": "localhost:8000",
+        "HTTP_COOKIE": f"cm_auth={browser.named('cm_auth')[0]}",
+    }
+    started: list[tuple[str, Any]] = []
+    body = await anyio.to_thread.run_sync(
+        lambda: b"".join(world.app(environ, lambda *head: started.append(head[:2])))
+    )
+    return started, body
+
+
+async def test_a_response_that_starts_again_is_decorated_again(world: World) -> None:
+    def app(environ, start_response):
+        start(start_response)
+        try:
+            raise KeyError("mine")
+        except KeyError:
+            exc_info = sys.exc_info()
+            start_response("500 Oh", [("Content-Type", "text/plain")], exc_info)
+        return [b"sorry"]
+
+    browser = await world.login()
+    put_behind(world, app)
+    started, _ = await call(world, "GET", browser)
+    assert [status for status, _ in started] == ["200 OK", "500 Oh"]
+    assert all(("Cache-Control", "no-store") in headers for _, headers in started)
+
+
+def test_a_store_for_event_loops_alone_is_refused_at_construction() -> None:
+    class Suspending(MemoryStore):
+        blocking = None
+
+        async def ping(self) -> None:
+            await anyio.lowlevel.checkpoint()
+
+    with pytest.raises(ConfigError, match="blocking"):
+        World(shell="wsgi", store=Suspending())
+
+
+def test_a_fork_while_threads_use_the_client_leaves_no_lock_held() -> None:
+    code = """
+import os, threading
+from cm_auth_middleware import client, memo
+held, go = threading.Event(), threading.Event()
+def hold():
+    with client._Ready._lock, memo._lock:
+        held.set(); go.wait()
+threading.Thread(target=hold, daemon=True).start()
+held.wait()
+pid = os.fork()
+if pid == 0:
+    with client._Ready._lock, memo._lock:
+        os._exit(7)
+status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+go.set()
+print(status)
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
+    )
+    assert done.stdout.strip() == "7"

@@ -84,8 +84,8 @@ class FindsByPrefix(Protocol):
 class CountsRecords(Protocol):
     """A store that knows how much it holds."""
 
-    async def count(self) -> int:
-        """Return the number of live records; leases are none."""
+    async def count(self, prefix: bytes = b"") -> int:
+        """Return the number of live records whose value begins with `prefix`; leases are none."""
 
 
 @runtime_checkable

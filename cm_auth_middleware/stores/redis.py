@@ -72,7 +72,15 @@ end
 return found
 """)
 _SCAN = _Script("""
-return redis.call('SCAN', ARGV[1], 'MATCH', ARGV[2], 'COUNT', ARGV[3])
+local page = redis.call('SCAN', ARGV[1], 'MATCH', ARGV[2], 'COUNT', ARGV[3])
+local found = {page[1]}
+local size = #ARGV[4]
+for _, key in ipairs(page[2]) do
+  if size == 0 or redis.call('GETRANGE', key, 0, size - 1) == ARGV[4] then
+    found[#found + 1] = key
+  end
+end
+return found
 """)
 
 
@@ -88,7 +96,7 @@ class RedisStore:
     ======================================= ==================================================
 
     ``rediss+sentinel`` and ``rediss+cluster`` use TLS. Options of redis-py's connections follow a
-    question mark: ``ssl_ca_certs=/path``, ``socket_timeout=5`` (seconds), ``max_connections=50``
+    question mark: ``ssl_ca_certs=/path``, ``socket_timeout=5`` (seconds), ``max_connections=16``
     (per event loop, and per process for threads; more requests than that wait their turn), and
     ``sentinel_username``, ``sentinel_password``.
 
@@ -119,7 +127,12 @@ class RedisStore:
 
     async def get(self, key: str) -> bytes | None:
         """Return the value, or None."""
-        value: bytes | None = await self._repeatable(lambda client: client.get(self._records + key))
+        name = self._records + key
+
+        def call(client: Any) -> Any:
+            return client.get(name)
+
+        value: bytes | None = await self._clients.run(call, call)
         return value
 
     async def put(self, key: str, value: bytes, ttl: float) -> None:
@@ -171,13 +184,13 @@ class RedisStore:
             if cursor == b"0":
                 return list(found.items())
 
-    async def count(self) -> int:
+    async def count(self, prefix: bytes = b"") -> int:
         """Count the keys, a page at a time."""
         keys: set[bytes] = set()
         cursor: bytes = b"0"
         while True:
-            arguments = (cursor, self._pattern, _PAGE)
-            cursor, page = await self._run(_SCAN, self._records, arguments, arguments)
+            arguments = (cursor, self._pattern, _PAGE, prefix)
+            cursor, *page = await self._run(_SCAN, self._records, arguments, arguments)
             keys.update(page)
             if cursor == b"0":
                 return len(keys)

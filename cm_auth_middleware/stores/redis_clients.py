@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import inspect
 import os
 import re
-import threading
+import ssl
 import weakref
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
+from queue import Empty, SimpleQueue
 from typing import Any, Generic, TypeVar
 
 import anyio.to_thread
@@ -49,10 +48,11 @@ G = TypeVar("G")
 
 
 class _Link(Generic[G]):
-    """A client and the gate that bounds how many use it at a time."""
+    """A client, others to close with it, and the gate that bounds how many use it at a time."""
 
-    def __init__(self, client: Any, gate: G) -> None:
-        self.client = client
+    def __init__(self, clients: tuple[Any, ...], gate: G) -> None:
+        self.client = clients[0]
+        self.clients = clients
         self.gate = gate
 
 
@@ -61,36 +61,38 @@ class BlockingClients:
 
     def __init__(self, target: Target) -> None:
         self._target = target
-        self._links: dict[int, _Link[threading.Semaphore]] = {}
+        self._links: dict[int, _Link[SimpleQueue[None]]] = {}
 
     async def run(self, call: Call, again: Call | None) -> Any:
         """Call with a client, and once more with `again` if the connection breaks."""
-        return await _attempt(self._target, self._call, call, again)
+        link = self._link()
+        try:
+            link.gate.get(timeout=_QUEUE)
+        except Empty:
+            raise _queued(self._target) from None
+        try:
+            return await _attempt(self._target, link.client, call, again)
+        finally:
+            link.gate.put(None)
 
     async def close(self) -> None:
         """Close the connections of this process."""
         link = self._links.pop(os.getpid(), None)
         if link is not None:
-            link.client.close()
+            for client in link.clients:
+                client.close()
 
-    async def _call(self, call: Call) -> Any:
-        link = self._link()
-        if not link.gate.acquire(timeout=_QUEUE):
-            raise _queued(self._target)
-        try:
-            return await outcome(call(link.client))
-        finally:
-            link.gate.release()
-
-    def _link(self) -> _Link[threading.Semaphore]:
+    def _link(self) -> _Link[SimpleQueue[None]]:
         pid = os.getpid()
         link = self._links.get(pid)
         if link is None:
-            client = self._target.client("redis")
+            clients = self._target.clients("redis")
+            # A queue of tokens: threading.Semaphore, being Python, costs a tenth of a GET.
+            gate: SimpleQueue[None] = SimpleQueue()
+            for _ in range(self._target.connections):
+                gate.put(None)
             # Without a lock, which a fork could leave locked: of two threads one client is kept.
-            link = self._links.setdefault(
-                pid, _Link(client, threading.Semaphore(self._target.connections))
-            )
+            link = self._links.setdefault(pid, _Link(clients, gate))
         return link
 
 
@@ -111,7 +113,18 @@ class AsyncClients:
             blocking = self._blocking.run
             return await anyio.to_thread.run_sync(lambda: _drive(blocking(call, again)))
         link = self._link(loop)
-        return await _attempt(self._target, lambda c: self._call(link, c), call, again)
+        if link.gate.locked():
+            try:
+                async with asyncio.timeout(_QUEUE):
+                    await link.gate.acquire()
+            except TimeoutError:
+                raise _queued(self._target) from None
+        else:
+            await link.gate.acquire()
+        try:
+            return await _attempt(self._target, link.client, call, again)
+        finally:
+            link.gate.release()
 
     async def close(self) -> None:
         """Close the connections of this event loop."""
@@ -121,22 +134,8 @@ class AsyncClients:
             return
         link = self._links.pop(loop, None) if os.getpid() == self._pid else None
         if link is not None:
-            await link.client.aclose()
-
-    async def _call(self, link: _Link[asyncio.Semaphore], call: Call) -> Any:
-        gate = link.gate
-        if gate.locked():
-            try:
-                async with asyncio.timeout(_QUEUE):
-                    await gate.acquire()
-            except TimeoutError:
-                raise _queued(self._target) from None
-        else:
-            await gate.acquire()
-        try:
-            return await outcome(call(link.client))
-        finally:
-            gate.release()
+            for client in link.clients:
+                await client.aclose()
 
     def _link(self, loop: asyncio.AbstractEventLoop) -> _Link[asyncio.Semaphore]:
         if os.getpid() != self._pid:
@@ -148,7 +147,7 @@ class AsyncClients:
             for other in [other for other in self._links if other.is_closed()]:
                 del self._links[other]  # its client refers to it, so it would stay for ever
             link = _Link(
-                self._target.client("redis.asyncio"), asyncio.Semaphore(self._target.connections)
+                self._target.clients("redis.asyncio"), asyncio.Semaphore(self._target.connections)
             )
             self._links[loop] = link
         return link
@@ -156,31 +155,44 @@ class AsyncClients:
 
 async def outcome(answer: Any) -> Any:
     """Return what redis-py answers, now (`redis`) or when awaited (`redis.asyncio`)."""
-    return await answer if inspect.isawaitable(answer) else answer
+    return await answer if hasattr(answer, "__await__") else answer
 
 
-async def _attempt(
-    target: Target, run: Callable[[Call], Awaitable[Any]], call: Call, again: Call | None
-) -> Any:
-    failure = StoreError(f"{target} cannot be used")
+async def _attempt(target: Target, client: Any, call: Call, again: Call | None) -> Any:
+    failure: StoreError | None = None
     for attempt in (call, again):
         if attempt is None:
             break
         try:
-            return await run(attempt)
+            answer = attempt(client)
+            # As in `outcome`, one coroutine fewer: nearly all that a request asks passes here.
+            return await answer if hasattr(answer, "__await__") else answer
         except _ERRORS as error:
             failure = StoreError(f"{target} {_sentence(error)}")
             if not isinstance(error, exceptions.ConnectionError) or isinstance(error, _FINAL):
                 break
+    assert failure is not None  # noqa: S101 - for the type: `call` is no None
     raise failure  # out of the clause above: what redis-py raised may quote keys and values
 
 
 def _sentence(error: Exception) -> str:
     for kind, sentence in _SENTENCES:
         if isinstance(error, kind):
-            return sentence
+            reason = _system_reason(error)
+            return f"{sentence} ({reason})" if reason else sentence
     code = re.match(r"-?([A-Z]{2,16})\b", str(error))  # BUSY, MISCONF, CLUSTERDOWN …
     return f"refused a command ({code[1] if code else type(error).__name__})"
+
+
+def _system_reason(error: BaseException | None) -> str:
+    """Return what the system says: "Connection refused", "certificate has expired" …"""
+    while error is not None:
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return error.verify_message
+        if isinstance(error, OSError) and error.strerror:
+            return error.strerror
+        error = error.__cause__ or error.__context__
+    return ""
 
 
 def _queued(target: Target) -> StoreError:
@@ -188,9 +200,10 @@ def _queued(target: Target) -> StoreError:
 
 
 def _asyncio_loop() -> asyncio.AbstractEventLoop | None:
-    with contextlib.suppress(RuntimeError):
+    try:
         return asyncio.get_running_loop()
-    return None
+    except RuntimeError:
+        return None
 
 
 def _drive(coroutine: Any) -> Any:

@@ -20,7 +20,7 @@ except ImportError:
     ) from None
 
 _TIMEOUT = 5.0  # seconds to connect, and to wait for an answer
-_CONNECTIONS = 50
+_CONNECTIONS = 16
 _PORTS = {"sentinel": 26379, "cluster": 6379}
 _EXAMPLE = "redis://user:password@host:6379/0, special characters of the password as %XX"
 
@@ -96,21 +96,24 @@ class Target:
             raise ValueError
         return cls(label, url, kind, nodes, service, connections)
 
-    def client(self, package: str) -> Any:
-        """Make a client of `redis` or `redis.asyncio`; a cluster's of `redis` connects at once."""
+    def clients(self, package: str) -> tuple[Any, ...]:
+        """Make a client of `redis` or `redis.asyncio`, and those that it needs itself.
+
+        A cluster's of `redis` connects at once.
+        """
         options = self._options(package)
         ours = {name: options.get(name) for name in _OURS}
         options = _without(options, *_OURS)
         if not self.kind:
             side = importlib.import_module(package)
-            return side.Redis.from_pool(side.ConnectionPool(**options))
+            return (side.Redis.from_pool(side.ConnectionPool(**options)),)
         options = _without(options, "connection_class", "host", "port")
         if self.url.startswith("rediss"):
             options["ssl"] = True
         if self.kind == "cluster":
             cluster = importlib.import_module(f"{package}.cluster")
             nodes = [cluster.ClusterNode(host, port) for host, port in self.nodes]
-            return cluster.RedisCluster(startup_nodes=nodes, **options)
+            return (cluster.RedisCluster(startup_nodes=nodes, **options),)
         watching = {
             "username": ours["sentinel_username"],
             "password": ours["sentinel_password"],
@@ -118,7 +121,7 @@ class Target:
         }
         sentinel = importlib.import_module(f"{package}.sentinel")
         watchers = sentinel.Sentinel(list(self.nodes), sentinel_kwargs=watching, **options)
-        return watchers.master_for(self.service)
+        return (watchers.master_for(self.service), *watchers.sentinels)
 
     def _options(self, package: str) -> dict[str, Any]:
         """Return what the URL says, and what it does not say, as arguments of connections."""

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import anyio
+import anyio.to_thread
 
 from ..errors import StoreError
 from .sqlite_file import SQLiteFile, explain, is_busy
@@ -22,8 +23,11 @@ T = TypeVar("T")
 
 _PATIENCE = 2.0  # seconds that a write waits for another process's lock
 _BACKOFF = (0.001, 0.02)  # seconds between two attempts: from, to
-_PURGE_BATCH = 100  # expired records that one write removes: a few ms
+_PURGE_BATCH = 50  # expired records that one write removes: a few ms
 _PURGE_EVERY = 30.0  # seconds between looking for expired records when there were few
+
+# SQLite would do it in the middle of some write, and wait for the disk with the event loop.
+_CHECKPOINT_EVERY = 200  # records written: 4 MB of log
 
 _GET = "SELECT value FROM records WHERE key = ? AND expires > ?"
 _PUT = (
@@ -39,10 +43,11 @@ _ACQUIRE = (
     "WHERE owner = excluded.owner OR expires <= ?"
 )
 _RELEASE = "DELETE FROM leases WHERE key = ? AND owner = ?"
-_COUNT = "SELECT count(*) FROM records WHERE expires > ?"
 # The expression is the indexed one, to the letter: see the schema.
 _FIND = "SELECT key, value FROM records WHERE substr(value, 1, 17) >= ? AND expires > ?"
 _FIND_BELOW = f"{_FIND} AND substr(value, 1, 17) < ?"
+_COUNT = "SELECT count(*) FROM records WHERE expires > ?"
+_COUNT_FROM, _COUNT_BELOW = (q.replace("key, value", "count(*)") for q in (_FIND, _FIND_BELOW))
 _PURGE = (
     "DELETE FROM records WHERE rowid IN "
     "(SELECT rowid FROM records WHERE expires <= ? ORDER BY expires LIMIT ?)"
@@ -80,12 +85,14 @@ class SQLiteStore:
         self._clock = clock
         self._era, self._lease_clock = ("", lease_clock) if lease_clock else machine_time()
         self._sleep: Callable[[float], Awaitable[None]] = anyio.sleep
+        self._apart: Callable[[Callable[[], None]], Awaitable[None]] = anyio.to_thread.run_sync
         self._purge_at = 0.0
+        self._changed = 0
 
     def blocking(self) -> SQLiteStore:
         """Return a twin for threads: it shares the connections, and sleeps by blocking."""
         twin = copy.copy(self)
-        twin._sleep = _block
+        twin._sleep, twin._apart = _block, _here
         return twin
 
     async def get(self, key: str) -> bytes | None:
@@ -99,14 +106,13 @@ class SQLiteStore:
 
     async def put(self, key: str, value: bytes, ttl: float) -> None:
         """Set the value."""
-        await self._change(_PUT, (key, value, self._clock() + ttl))
-        self._purge_some()
+        await self._tidy(await self._change(_PUT, (key, value, self._clock() + ttl)))
 
     async def replace(self, key: str, old: bytes, new: bytes, ttl: float) -> bool:
         """Set `new` if the value is `old`."""
         now = self._clock()
         replaced = await self._change(_REPLACE, (new, now + ttl, key, old, now))
-        self._purge_some()
+        await self._tidy(replaced)
         return replaced == 1
 
     async def delete(self, key: str) -> bytes | None:
@@ -140,20 +146,15 @@ class SQLiteStore:
 
     async def find(self, prefix: bytes) -> list[tuple[str, bytes]]:
         """Return what begins with `prefix`, by an index of the first 17 bytes."""
-        parameters: tuple[bytes | float, ...] = (prefix[:17], self._clock())
-        # What begins with b"ab" is from b"ab" to below b"ac"; nothing is above b"\xff".
-        above = prefix[:17].rstrip(b"\xff")
-        query = _FIND
-        if above:
-            parameters += (above[:-1] + bytes([above[-1] + 1]),)
-            query = _FIND_BELOW
-        rows = await self._fetch(query, parameters)
+        rows = await self._with_prefix(_FIND, _FIND_BELOW, prefix)
         return [(key, value) for key, value in rows if value.startswith(prefix)]
 
-    async def count(self) -> int:
-        """Count the live records."""
-        now = self._clock()
-        rows = await self._fetch(_COUNT, (now,))
+    async def count(self, prefix: bytes = b"") -> int:
+        """Count the live records; of a prefix the first 17 bytes count."""
+        if prefix:
+            rows = await self._with_prefix(_COUNT_FROM, _COUNT_BELOW, prefix)
+        else:
+            rows = await self._fetch(_COUNT, (self._clock(),))
         return int(rows[0][0])
 
     async def ping(self) -> None:
@@ -166,6 +167,15 @@ class SQLiteStore:
 
     def __repr__(self) -> str:
         return f"<SQLiteStore {self._file.path}>"
+
+    async def _with_prefix(self, query: str, query_below: str, prefix: bytes) -> list[Any]:
+        parameters: tuple[bytes | float, ...] = (prefix[:17], self._clock())
+        # What begins with b"ab" is from b"ab" to below b"ac"; nothing is above b"\xff".
+        above = prefix[:17].rstrip(b"\xff")
+        if above:
+            parameters += (above[:-1] + bytes([above[-1] + 1]),)
+            query = query_below
+        return await self._fetch(query, parameters)
 
     async def _fetch(self, query: str, parameters: tuple[Any, ...]) -> list[Any]:
         return await self._patiently(lambda: self._file.fetch(query, parameters))
@@ -185,19 +195,27 @@ class SQLiteStore:
             # Jitter: processes that collided once would meet again.
             await self._sleep(random.uniform(*_BACKOFF))  # noqa: S311
 
-    def _purge_some(self) -> None:
-        """Remove a batch of what has expired, if it is time to and nobody else is writing."""
+    async def _tidy(self, changed: int) -> None:
+        """After a write: remove a batch of what has expired, and empty the log, if it is time to.
+
+        The write succeeded, and that counts: what fails here is left to the next.
+        """
+        with contextlib.suppress(sqlite3.Error, StoreError):
+            self._changed += changed + self._purge_some()
+            if self._changed >= _CHECKPOINT_EVERY:
+                self._changed = 0
+                await self._apart(self._file.checkpoint)
+
+    def _purge_some(self) -> int:
         now = self._clock()
         if now < self._purge_at:
-            return
+            return 0
         self._purge_at = now + _PURGE_EVERY
-        with contextlib.suppress(sqlite3.Error):  # the write before it succeeded; that counts
-            found = self._file.change(_PURGE, (now, _PURGE_BATCH))
-            found = max(
-                found, self._file.change(_PURGE_LEASES, (self._lease_clock(), _PURGE_BATCH))
-            )
-            if found == _PURGE_BATCH:
-                self._purge_at = now  # there is more: go on at the next write
+        records = self._file.change(_PURGE, (now, _PURGE_BATCH))
+        leases = self._file.change(_PURGE_LEASES, (self._lease_clock(), _PURGE_BATCH))
+        if _PURGE_BATCH in (records, leases):
+            self._purge_at = now  # there is more: go on at the next write
+        return records + leases
 
 
 def machine_time() -> tuple[str, Callable[[], float]]:
@@ -215,3 +233,7 @@ def machine_time() -> tuple[str, Callable[[], float]]:
 
 async def _block(seconds: float) -> None:
     time.sleep(seconds)  # noqa: ASYNC251 - the twin for threads; no event loop runs it
+
+
+async def _here(work: Callable[[], None]) -> None:
+    work()

@@ -24,6 +24,7 @@ _SCHEMA = (
     f"PRAGMA application_id = {_APPLICATION}",
     f"PRAGMA user_version = {_VERSION}",
 )
+_LOG_PAGES = 4000  # of the write-ahead log, at which a write moves it although nobody asked it to
 _LOOK_EVERY = 1.0  # seconds between looking whether the file is still the one that was opened
 _FORK_PATIENCE = 1.0  # seconds that a fork waits for other threads' statements
 
@@ -96,6 +97,10 @@ class SQLiteFile:
             raise
         self._give(connection)
         return count
+
+    def checkpoint(self) -> None:
+        """Move what the write-ahead log holds into the file, as far as no reader is in the way."""
+        self.fetch("PRAGMA wal_checkpoint(PASSIVE)", ())
 
     def close(self) -> None:
         """Close what is idle now, and what is in use when it comes back."""
@@ -209,6 +214,7 @@ class SQLiteFile:
                 "one, or name another file"
             )
         connection.execute("PRAGMA synchronous = NORMAL")
+        connection.execute(f"PRAGMA wal_autocheckpoint = {_LOG_PAGES}")
         mode = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
         if mode != "wal":
             raise StoreError(f"{self.path} has to be on a local file system: WAL is impossible")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import shlex
@@ -11,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import PurePath
 
-_logger = logging.getLogger("cm_auth_middleware")
+from ..events import log
 
 # The variables from which each server takes the number that its command line does not give.
 _SERVERS = {
@@ -32,12 +31,7 @@ def warn_if_several_workers() -> None:
     workers = server_workers()
     if workers > 1 and not _warned:
         _warned = True
-        _logger.warning(
-            "memory_store_multiprocess workers=%d: each worker has sessions of its own, so "
-            "users are logged out at random; set store to sqlite:///path or redis://host, or "
-            "run one worker",
-            workers,
-        )
+        log("memory_store_multiprocess", workers=workers)
 
 
 def server_workers() -> int:

@@ -157,9 +157,8 @@ class _Body(httpx2.SyncByteStream):
 
     def start(self) -> tuple[int, list[tuple[bytes, bytes]]]:
         message = self._next()
-        while message is not None and message["type"] != "http.response.start":
-            message = self._next()
         if message is None:
+            self._exchange.answers.put(None)  # for who reads the body
             return 500, []
         return message["status"], list(message.get("headers", []))
 

@@ -362,6 +362,10 @@ class StoreConformance:
                 await store.put(key, b"w", _LONG)
                 await store.acquire(key, "owner", _LONG)
             assert await store.count() - before == 5, "each key counts once, leases do not"
+            prefix = secrets.token_bytes(8)
+            for key in keys[:2]:
+                await store.put(key, prefix + b"v", _LONG)
+            assert await store.count(prefix) == 2, "with a prefix, what begins with it counts"
             await store.delete(keys[0])
             await store.put(keys[1], b"v", self.short)
             self._outlive()

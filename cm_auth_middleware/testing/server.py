@@ -32,7 +32,7 @@ class AppServer:
         log_level: as in uvicorn.
 
     Raises:
-        RuntimeError: the port is in use.
+        RuntimeError: the port is in use, or there is no such port or address here.
     """
 
     def __init__(
@@ -156,6 +156,8 @@ class SimulatorServer(AppServer):
 
 
 def _listen(host: str, port: int) -> socket.socket:
+    if not 0 <= port <= 65_535:
+        raise RuntimeError(f"port {port} is none; choose one up to 65535, or 0 for any free one")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -165,8 +167,8 @@ def _listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         listener.close()
         if error.errno == errno.EADDRINUSE:
-            raise RuntimeError(
-                f"port {port} on {host} is in use; choose another, or 0 for any free one"
-            ) from error
-        raise
+            reason = "is in use; choose another, or 0 for any free one"
+        else:
+            reason = f"cannot be listened on: {error.strerror}"
+        raise RuntimeError(f"port {port} on {host} {reason}") from error
     return listener

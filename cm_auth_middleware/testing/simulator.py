@@ -12,6 +12,7 @@ import base64
 import hashlib
 import hmac
 import random
+import re
 import string
 import threading
 import time
@@ -936,11 +937,19 @@ class Simulator:
         )
 
     async def _big(self, request: Request, user: SimulatedUser) -> Response:  # noqa: ARG002
+        """So many bytes, or the part of them that a Range asks for (RFC 9110 §14.2)."""
         size = _number(request, "bytes", 1 << 20)
+        headers = {"Accept-Ranges": "bytes", "ETag": f'"{size}"', "Content-Length": str(size)}
+        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", request.headers.get("range", ""))
+        if asked is None or int(asked[1]) >= size:
+            return StreamingResponse(
+                _zeros(size), media_type="application/octet-stream", headers=headers
+            )
+        first, last = int(asked[1]), min(int(asked[2] or size - 1), size - 1)
+        headers["Content-Range"] = f"bytes {first}-{last}/{size}"
+        headers["Content-Length"] = str(last - first + 1)
         return StreamingResponse(
-            _zeros(size),
-            media_type="application/octet-stream",
-            headers={"Content-Length": str(size)},
+            _zeros(last - first + 1), 206, media_type="application/octet-stream", headers=headers
         )
 
     async def _redirect(self, request: Request, user: SimulatedUser) -> Response:  # noqa: ARG002

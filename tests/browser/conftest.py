@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
-import threading
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
-from werkzeug.serving import make_server
 
 from cm_auth_middleware.testing import SimulatorServer
 
@@ -40,21 +37,3 @@ def browser() -> Iterator[object]:
 def cm() -> Iterator[SimulatorServer]:
     with SimulatorServer() as server:
         yield server
-
-
-class WSGIServer:
-    """A WSGI application behind werkzeug's threaded server, for as long as a `with` lasts."""
-
-    def __init__(self, app: Any) -> None:
-        self._server = make_server("127.0.0.1", 0, app, threaded=True)
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-
-    def __enter__(self) -> WSGIServer:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()

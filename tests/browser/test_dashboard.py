@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
 from cm_auth_middleware.testing import AppServer, SimulatorServer
@@ -98,13 +99,27 @@ def test_after_logout_back_shows_nothing_private(context, cm, site) -> None:
     page.get_by_role("link", name="Front gate").click()
     page.get_by_role("button", name="Log out").click()
     expect(page.get_by_role("heading", name="You are logged out")).to_be_visible()
-    context.clear_cookies(name=re.compile("^(?!cm_auth)"))  # the login at CameraManager
+    assert cm.simulator.calls("/rest/*/tokens/current", "DELETE")
+    # CameraManager may remember the person, who then gets a new login and not an old page.
+    page.go_back()
+    expect(page.get_by_role("heading", name="Front gate")).to_be_visible()
+    assert len(cm.simulator.token_calls("authorization_code")) == 2
+    page.get_by_role("button", name="Log out").click()
+    expect(page.get_by_role("heading", name="You are logged out")).to_be_visible()
+    context.clear_cookies(name=re.compile("^(?!cm_auth)"))  # now it does not
     page.go_back()
     expect(page.get_by_role("button", name="Log in")).to_be_visible()
     assert not page.url.startswith(site.url)
     page.goto("/")
     expect(page.get_by_label("E-mail")).to_be_visible()
-    assert cm.simulator.calls("/rest/*/tokens/current", "DELETE")
+
+
+def test_what_is_not_there_is_a_page_with_a_way_back(context) -> None:
+    page = context.new_page()
+    log_in(page, "/cameras/99")
+    expect(page.get_by_role("heading", name="Nothing here")).to_be_visible()
+    page.get_by_role("link", name="All cameras").click()
+    expect(page.get_by_role("heading", name="Your cameras")).to_be_visible()
 
 
 def test_refusing_consent_is_a_page_with_a_way_back(context) -> None:
@@ -118,3 +133,44 @@ def test_refusing_consent_is_a_page_with_a_way_back(context) -> None:
     page.get_by_role("link", name="Try again").click()
     page.get_by_role("button", name="Allow").click()
     expect(page.get_by_role("heading", name="Warehouse")).to_be_visible()
+
+
+def test_the_live_page_refreshes_its_pictures_and_sees_no_token(context, cm) -> None:
+    page = context.new_page()
+    page.clock.install()
+    bodies: list[str] = []
+    page.on("response", lambda answer: bodies.append(str(answer.headers)))
+    log_in(page, "/live")
+    expect(page.get_by_role("heading", name="Live")).to_be_visible()
+    expect(page.locator("#live img:visible")).to_have_count(3)
+    expect(page.get_by_text("No picture just now")).to_have_count(1)
+    first = page.locator("#live img").first.get_attribute("src")
+    before = len(cm.simulator.calls("/rest/v2.4/cameras/2001/snapshot"))
+    cm.simulator.expire_access_tokens()
+    page.clock.fast_forward(11_000)
+    expect(page.locator("#live img").first).not_to_have_attribute("src", first)
+    assert len(cm.simulator.calls("/rest/v2.4/cameras/2001/snapshot")) > before
+    assert all(pictures(page)[:3])
+    calls = cm.simulator.calls("/rest/*")
+    tokens = {call.headers["authorization"].removeprefix("Bearer ") for call in calls}
+    assert len(tokens) == 2  # the first, and the one that came with the refresh
+    stored = page.evaluate("JSON.stringify([localStorage, sessionStorage, document.cookie])")
+    assert stored == '[{},{},""]'
+    seen = page.content() + "".join(bodies)
+    assert not [token for token in tokens if token in seen]
+    results = Axe().run(page)
+    assert results.violations_count == 0, results.generate_report()
+
+
+def test_a_session_that_ends_on_the_live_page_leads_to_the_login_and_back(
+    context, cm, site
+) -> None:
+    page = context.new_page()
+    page.clock.install()
+    log_in(page, "/live")
+    expect(page.locator("#live img:visible")).to_have_count(3)
+    cm.simulator.revoke_user("anna@example.com")
+    with page.expect_navigation(url=f"{site.url}/live"):  # CameraManager remembers the person
+        page.clock.fast_forward(11_000)
+    expect(page.locator("#live img:visible")).to_have_count(3)
+    assert len(cm.simulator.token_calls("authorization_code")) >= 2

@@ -18,9 +18,8 @@ from cm_auth_middleware.messages import LANGUAGES, MESSAGES
 from cm_auth_middleware.pages import Pages
 from cm_auth_middleware.testing import AppServer, SimulatorServer
 from tests.apps import make_app, make_wsgi_app
+from tests.servers import WSGIServer
 from tests.support import SECRET_KEY
-
-from .conftest import WSGIServer
 
 pytestmark = pytest.mark.browser
 

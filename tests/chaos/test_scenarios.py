@@ -27,6 +27,8 @@ def test_scenario(name: str, store: str, pytestconfig: pytest.Config) -> None:
     try:
         counts = scenario.play(store, rounds)
     except NotPlayedError as reason:
+        if os.environ.get("CM_AUTH_REQUIRE_CHAOS") == "1":
+            pytest.fail(f"NOT PLAYED: {reason}")
         pytest.skip(f"NOT PLAYED: {reason}")
     pytestconfig.stash[PLAYED].append(counts)
     assert not counts.wrong, f"\n{counts}"

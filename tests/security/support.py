@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
+from wsgiref.util import setup_testing_defaults
 
 import ada_url
+import anyio.to_thread
 import httpx2
 
 from ..support import APP, Browser, World
@@ -68,3 +71,62 @@ def _entries(store: Any) -> Iterator[tuple[str, bytes]]:
     for shard in store._shards:
         for key, (value, _) in shard.items():
             yield key, value
+
+
+async def visit(world: World, cookie: bytes, path: str = "/") -> tuple[int, str, bytes]:
+    """Ask with a Cookie header of any bytes, as a server hands them on: status, headers, body."""
+    if world.shell == "asgi":
+        return await call_asgi(world.app, cookie, path)
+    return await anyio.to_thread.run_sync(call_wsgi, world.app, cookie, path)
+
+
+async def call_asgi(app: Any, cookie: bytes, path: str) -> tuple[int, str, bytes]:
+    """Ask an ASGI app; see `visit`."""
+    headers = [(b"host", b"localhost:8000"), (b"accept", b"text/html"), (b"cookie", cookie)]
+    scope = {
+        "type": "http", "method": "GET", "scheme": "http", "path": path, "raw_path": path.encode(),
+        "root_path": "", "query_string": b"", "headers": headers, "http_version": "1.1",
+        "client": ("127.0.0.1", 1), "server": ("localhost", 8000), "asgi": {"version": "3.0"},
+    }  # fmt: skip
+    sent: list[dict[str, Any]] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b""}
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    await app(scope, receive, send)
+    body = b"".join(message.get("body", b"") for message in sent)
+    return sent[0]["status"], str(sent[0]["headers"]), body
+
+
+def call_wsgi(app: Any, cookie: bytes, path: str) -> tuple[int, str, bytes]:
+    """Ask a WSGI app in this thread; see `visit`."""
+    environ: dict[str, Any] = {}
+    setup_testing_defaults(environ)
+    environ |= {
+        "HTTP_HOST": "localhost:8000", "HTTP_ACCEPT": "text/html", "PATH_INFO": path,
+        "HTTP_COOKIE": cookie.decode("latin-1"), "REMOTE_ADDR": "127.0.0.1",
+    }  # fmt: skip
+    started: list[tuple[str, Any]] = []
+
+    def start_response(status: str, headers: Any, exc_info: Any = None) -> Any:
+        started.append((status, headers))
+        return lambda data: None
+
+    with closing(_Closable(app(environ, start_response))) as parts:
+        body = b"".join(parts)
+    status, headers = started[-1]
+    return int(status[:3]), str(headers), body
+
+
+class _Closable:
+    def __init__(self, parts: Any) -> None:
+        self._parts = parts
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._parts)
+
+    def close(self) -> None:
+        getattr(self._parts, "close", lambda: None)()

@@ -161,7 +161,8 @@ async def test_a_line_end_splits_no_header(world: World, evil: str) -> None:
     "host",
     ["evil.example", "localhost.evil.example", "localhost@evil.example", "evil.example@localhost",
      "localhost:8000@evil.example", "localhost:99999", "localhost:x", "localhost/evil",
-     "localhost?x", "localhost#x", "localhost\\evil", "loc\talhost", "localhost evil", "localhost,evil",
+     "localhost?x", "localhost#x", "localhost\\evil", "loc\talhost", "localhost evil",
+     "localhost,evil",
      "[::1", "[::2]", "", "localhost:80:80", "evil.example#localhost", "127.0.0.1.evil.example",
      "localhost%2eevil", "127.1"],
 )  # fmt: skip

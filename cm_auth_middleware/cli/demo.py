@@ -1,34 +1,24 @@
-"""The ``cm-auth`` command."""
+"""``cm-auth demo``: a simulated CameraManager and the dashboard."""
 
 from __future__ import annotations
 
 import importlib.util
 import secrets
-import sys
 import threading
 import webbrowser
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+import click
+
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
-
-try:
-    import click
-except ModuleNotFoundError:  # pragma: no cover - proven by the packaging test, not under coverage
-    sys.exit("cm-auth needs its extra: pip install 'cm_auth_middleware[demo]'")
 
 _LOOPBACK = ["localhost", "127.0.0.1", "[::1]"]
 
 
-@click.group()
-@click.version_option(package_name="cm_auth_middleware")
-def main() -> None:
-    """Tools for cm_auth_middleware."""
-
-
-@main.command()
+@click.command()
 @click.option(
     "--port", default=8000, show_default=True, help="Port of the dashboard; 0: a free one."
 )
@@ -42,10 +32,14 @@ def demo(port: int, host: str, cm_port: int, token_lifetime: int, open_browser: 
         from cm_auth_middleware.testing import AppServer, Settings, Simulator, SimulatorServer
 
         create_app = _dashboard().create_app
-    except ModuleNotFoundError as error:
+    except ImportError as error:
         raise click.UsageError(
-            f"the demo needs {error.name}: pip install 'cm_auth_middleware[demo]'"
+            f"the demo needs {error.name or error}: pip install 'cm_auth_middleware[demo]'"
         ) from None
+    if host in ("0.0.0.0", "::"):  # noqa: S104 - refused here
+        raise click.UsageError(
+            "--host is one address of this machine, by which its browsers reach both servers"
+        )
     simulator = Simulator(
         Settings(access_token_lifetime=token_lifetime),
         client_secret=secrets.token_urlsafe(24),
@@ -57,7 +51,7 @@ def demo(port: int, host: str, cm_port: int, token_lifetime: int, open_browser: 
                 client_secret=cm.client_secret,
                 secret_key=secrets.token_urlsafe(48),
                 base_url=cm.url,
-                allowed_hosts=[*_LOOPBACK, host],
+                allowed_hosts=[*_LOOPBACK, f"[{host}]" if ":" in host else host],
             )
             with AppServer(app, port, host) as site:
                 _tell(site.url, cm.url, simulator.users[0])
@@ -88,8 +82,8 @@ def _until_interrupted() -> None:
 
 def _dashboard() -> ModuleType:
     """Load the dashboard: from the wheel, or from the checkout around this package."""
-    here = Path(__file__).parent
-    places = (here / "_demo", here.parent / "examples" / "dashboard")
+    package = Path(__file__).parent.parent
+    places = (package / "_demo", package.parent / "examples" / "dashboard")
     for place in places:
         path = place / "app.py"
         if path.is_file():
@@ -100,7 +94,3 @@ def _dashboard() -> ModuleType:
             spec.loader.exec_module(module)
             return module
     raise click.ClickException("the dashboard example is not in this installation")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,190 @@
+"""Whole requests: a real server under wrk, with and without."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import httpx2
+
+from .ideal import Cookies
+from .measure import Spread
+from .report import Figure
+from .served import IDEAL_SESSION
+from .world import (
+    BROWSER,
+    COOKIE,
+    SECRET_KEY,
+    SECRET_KEY_VARIABLE,
+    SimulatedWorld,
+    free_port,
+    wait_for_port,
+)
+
+NAME = "end-to-end"
+_BLOCKS = 3
+_ROUNDS = 4
+_SECONDS = 1  # of a turn; wrk takes whole ones
+_CONNECTIONS = 16
+_TARGETS = {"Starlette, ours": ">= 0.72", "Flask, ours": ">= 0.9"}
+
+_UVICORN = ("-m", "uvicorn", "--factory", "--no-access-log", "--log-level", "warning")
+_GUNICORN = ("-m", "gunicorn", "--worker-class", "gthread", "--log-level", "warning")
+
+
+@dataclass(frozen=True, slots=True)
+class _Contestant:
+    name: str
+    url: str
+    process: int
+    cookie: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Load:
+    """What a turn of wrk came to; times in seconds, `busy` is the server's processor time."""
+
+    requests: int
+    busy: float
+    median: float
+    p99: float
+
+
+def run() -> Iterator[Figure]:
+    """Put load on servers in turns, each a process with one worker."""
+    if shutil.which("wrk") is None:
+        raise SystemExit("end-to-end needs wrk: apt-get install wrk")
+    with ExitStack() as stack:
+        world = stack.enter_context(SimulatedWorld())
+        environment = {
+            **os.environ,
+            SECRET_KEY_VARIABLE: SECRET_KEY,
+            **{f"CM_AUTH_{key.upper()}": str(value) for key, value in world.options().items()},
+        }
+        bare_cookie = f"{COOKIE}={'x' * 130}"
+        asgi = {
+            name: _serve(stack, environment, _UVICORN, f"benchmarks.served:{app}")
+            for name, app in (
+                ("Starlette, bare", "bare"),
+                ("Starlette, ideal", "ideal"),
+                ("Starlette, SessionMiddleware", "session_middleware"),
+                ("Starlette, ours", "ours"),
+            )
+        }
+        wsgi = {
+            name: _serve(stack, environment, _GUNICORN, f"benchmarks.served:{app}()")
+            for name, app in (("Flask, bare", "flask_bare"), ("Flask, ours", "flask_ours"))
+        }
+        cookies = {
+            "Starlette, ideal": f"{COOKIE}={Cookies(SECRET_KEY).sign(IDEAL_SESSION)}",
+            "Starlette, SessionMiddleware": _session(asgi["Starlette, SessionMiddleware"][0]),
+            "Starlette, ours": f"{COOKIE}={world.log_in_at(asgi['Starlette, ours'][0])}",
+            "Flask, ours": f"{COOKIE}={world.log_in_at(wsgi['Flask, ours'][0])}",
+        }
+        for servers in (asgi, wsgi):
+            contestants = [
+                _Contestant(name, *server, cookies.get(name, bare_cookie))
+                for name, server in servers.items()
+            ]
+            yield from _compare(contestants)
+
+
+def _serve(
+    stack: ExitStack, environment: dict[str, str], server: Sequence[str], app: str
+) -> tuple[str, int]:
+    """The address and the process id of a server that has just been started."""
+    port = free_port()
+    where = ("--port", str(port)) if server is _UVICORN else ("--bind", f"127.0.0.1:{port}")
+    process = subprocess.Popen([sys.executable, *server, *where, app], env=environment)
+    stack.callback(process.wait, 10)
+    stack.callback(process.terminate)
+    wait_for_port(port, process)
+    return f"http://127.0.0.1:{port}", process.pid
+
+
+def _session(url: str) -> str:
+    with httpx2.Client() as browser:
+        return f"session={browser.get(f'{url}/log-in').cookies['session']}"
+
+
+def _compare(contestants: Sequence[_Contestant]) -> Iterator[Figure]:
+    """Let contestants take turns, and compare what their servers did per second of work.
+
+    That is the rate itself where the machine has nothing else to do: a server under this load
+    never waits.
+    """
+    names = [contestant.name for contestant in contestants]
+    for contestant in contestants:
+        _wrk(contestant)  # warm
+    blocks: list[dict[str, list[_Load]]] = []
+    for _ in range(_BLOCKS):
+        loads: dict[str, list[_Load]] = {name: [] for name in names}
+        for shift in range(_ROUNDS):
+            turn = shift % len(contestants)
+            for contestant in [*contestants[turn:], *contestants[:turn]]:
+                loads[contestant.name].append(_wrk(contestant))
+        blocks.append(loads)
+    for name in names:
+        rates = [_rate(block[name]) for block in blocks]
+        bare = [_rate(block[names[0]]) for block in blocks]
+        ratio = Spread.of([rate / other for rate, other in zip(rates, bare, strict=True)])
+        turns = [load for block in blocks for load in block[name]]
+        p50, p99 = (min(getattr(load, part) for load in turns) for part in ("median", "p99"))
+        title = f"{name} (p50 {p50 * 1e3:.2f} ms, p99 {p99 * 1e3:.2f} ms)"
+        rate, target = median(rates), _TARGETS.get(name, "")
+        yield Figure(NAME, title, rate, "requests/s", ratio, names[0], target)
+
+
+def _rate(loads: Sequence[_Load]) -> float:
+    return sum(load.requests for load in loads) / sum(load.busy for load in loads)
+
+
+def _wrk(contestant: _Contestant) -> _Load:
+    headers = [f"{name.decode()}: {value.decode()}" for name, value in BROWSER[1:]]
+    headers.append(f"cookie: {contestant.cookie}")
+    options = [part for header in headers for part in ("-H", header)]
+    busy = _processor_time(contestant.process)
+    done = subprocess.run(
+        [
+            "wrk",
+            "-t1",
+            f"-c{_CONNECTIONS}",
+            f"-d{_SECONDS}s",
+            "--latency",
+            *options,
+            contestant.url,
+        ],
+        capture_output=True,
+        check=True,
+        text=True,
+        timeout=_SECONDS + 30,
+    )
+    busy = _processor_time(contestant.process) - busy
+    if "Non-2xx" in done.stdout or "Socket errors" in done.stdout:
+        raise RuntimeError(f"{contestant.name} did not answer well:\n{done.stdout}")
+    found = re.search(r"(\d+) requests in", done.stdout)
+    assert found, done.stdout
+    return _Load(int(found[1]), busy, _latency(done.stdout, 50), _latency(done.stdout, 99))
+
+
+def _processor_time(process: int) -> float:
+    """Seconds that a process and its children have been at work (proc(5))."""
+    folder = Path("/proc") / str(process)
+    parts = (folder / "stat").read_text().rpartition(") ")[2].split()
+    ticks = int(parts[11]) + int(parts[12])
+    children = (folder / "task" / str(process) / "children").read_text().split()
+    return ticks / os.sysconf("SC_CLK_TCK") + sum(_processor_time(int(pid)) for pid in children)
+
+
+def _latency(output: str, percent: int) -> float:
+    found = re.search(rf"^\s+{percent}%\s+([\d.]+)(us|ms|s)\b", output, re.MULTILINE)
+    assert found, output
+    return float(found[1]) * {"us": 1e-6, "ms": 1e-3, "s": 1.0}[found[2]]

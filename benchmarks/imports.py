@@ -1,0 +1,64 @@
+"""How much longer a program takes to start that uses this package."""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator
+
+from .measure import Spread
+from .report import Figure
+
+NAME = "import"
+_STARLETTE = "import starlette"
+_APPLICATION = "import starlette.applications, starlette.requests, starlette.responses"
+_HTTPX2 = f"{_APPLICATION}, httpx2"
+_OURS = "import starlette, cm_auth_middleware"
+_MIDDLEWARE = f"{_APPLICATION}; from cm_auth_middleware import CMAuthMiddleware"
+_PROGRAMS = (_STARLETTE, _APPLICATION, _HTTPX2, _OURS, _MIDDLEWARE)
+_LATER = {"authlib", "redis", "cryptography", "flask", "fastapi", "trio", "uvicorn"}
+_BLOCKS, _ROUNDS = 5, 6
+
+
+def run() -> Iterator[Figure]:
+    """Start interpreters in turns; the fastest of some starts counts, as everywhere here."""
+    blocks = [_block() for _ in range(_BLOCKS)]
+    plain = Spread.of([block[_STARLETTE] for block in blocks]).value
+    yield Figure(NAME, _STARLETTE, plain * 1e3, "ms")
+    for name, program, over, against, target in (
+        ("the parts of starlette that an application uses", _APPLICATION, _STARLETTE, "", ""),
+        ("import cm_auth_middleware", _OURS, _STARLETTE, "import starlette", "<= 60"),
+        ("CMAuthMiddleware", _MIDDLEWARE, _APPLICATION, "an application's imports", "<= 60"),
+        ("of which httpx2", _HTTPX2, _APPLICATION, "an application's imports", ""),
+    ):
+        added = Spread.of([(block[program] - block[over]) * 1e3 for block in blocks])
+        ratio = Spread.of([block[program] / block[over] for block in blocks])
+        against = against or _STARLETTE
+        yield Figure(NAME, name, added.value, "ms more", ratio, against, target, of_ratio=False)
+    early = _loaded_early()
+    title = f"that could wait{': ' + early if early else ''}"
+    yield Figure(NAME, f"packages loaded {title}", len(early.split()), "", target="<= 0")
+
+
+def _block() -> dict[str, float]:
+    best = dict.fromkeys(_PROGRAMS, float("inf"))
+    for _ in range(_ROUNDS):
+        for program in _PROGRAMS:
+            before = _time_of_children()
+            subprocess.run([sys.executable, "-c", program], check=True)
+            best[program] = min(best[program], _time_of_children() - before)
+    return best
+
+
+def _time_of_children() -> float:
+    """Processor time, for importing waits for nothing; in seconds."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def _loaded_early() -> str:
+    """Which of the packages that can wait are imported at once."""
+    program = f"{_MIDDLEWARE}; import sys; print(*({_LATER!r} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
+    return done.stdout.decode().strip()

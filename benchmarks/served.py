@@ -1,0 +1,85 @@
+"""The applications that are put behind a real server; each function makes one."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.sessions import SessionMiddleware
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+
+from .ideal import Cookies, IdealMiddleware, new_record
+from .world import SECRET_KEY_VARIABLE, USER
+
+IDEAL_SESSION = "x" * 86
+
+
+def bare() -> Any:
+    """Starlette that asks nobody who they are."""
+
+    async def home(request: Request) -> Response:
+        return PlainTextResponse("ok")
+
+    return Starlette(routes=[Route("/", home)])
+
+
+def ours() -> Any:
+    """Starlette behind our middleware, configured by the environment."""
+    from cm_auth_middleware import CMAuthMiddleware
+
+    return Starlette(routes=[Route("/", _from_state)], middleware=[Middleware(CMAuthMiddleware)])
+
+
+def session_middleware() -> Any:
+    """Starlette with its own sessions."""
+
+    async def home(request: Request) -> Response:
+        return PlainTextResponse("ok" if request.session["user"]["email"] else "")
+
+    async def log_in(request: Request) -> Response:
+        request.session.update({"user": USER, "scope": "write", "csrf": "x" * 32})
+        return PlainTextResponse("ok")
+
+    return Starlette(
+        routes=[Route("/", home), Route("/log-in", log_in)],
+        middleware=[Middleware(SessionMiddleware, secret_key=os.environ[SECRET_KEY_VARIABLE])],
+    )
+
+
+def ideal() -> Any:
+    """Starlette behind the ideal."""
+    cookies = Cookies(os.environ[SECRET_KEY_VARIABLE])
+    sessions = {IDEAL_SESSION.encode(): new_record(USER)}
+    return Starlette(
+        routes=[Route("/", _from_state)],
+        middleware=[Middleware(IdealMiddleware, cookies=cookies, find=sessions.get)],
+    )
+
+
+async def _from_state(request: Request) -> Response:
+    return PlainTextResponse("ok" if request.state.cm_session.user["email"] else "")
+
+
+def flask_bare() -> Any:
+    """Flask that asks nobody who they are."""
+    from .wsgi_path import bare_app
+
+    return bare_app()
+
+
+def flask_ours() -> Any:
+    """Flask behind our middleware, configured by the environment."""
+    from .wsgi_path import our_app
+
+    return our_app()
+
+
+def flask_session() -> Any:
+    """Flask with its own sessions."""
+    from .wsgi_path import session_app
+
+    return session_app()

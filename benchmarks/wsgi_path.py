@@ -1,0 +1,124 @@
+"""The price of each request to a Flask application."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
+
+from flask import Flask, request, session
+from flask.sessions import SecureCookieSessionInterface
+
+from cm_auth_middleware.flask import CMAuth, cm_session
+
+from .ideal import Cookies, IdealWSGIMiddleware, new_record
+from .measure import Costs, repeated, take_turns
+from .report import Figure
+from .world import COOKIE, SECRET_KEY, USER, SimulatedWorld, WSGIRequests, redis_server
+
+_BARE, _SESSIONS = "a bare Flask application", "Flask's session"
+_SESSION = {"user": USER, "scope": "write", "logged_in_at": 1_800_000_000.0, "csrf": "x" * 32}
+
+
+def bare_app() -> Flask:
+    """A Flask application that asks nobody who they are."""
+    app = Flask("bare")
+    app.add_url_rule("/", view_func=lambda: "ok")
+    return app
+
+
+def session_app() -> Flask:
+    """One that looks at Flask's session."""
+    app = Flask("session")
+    app.secret_key = secrets.token_urlsafe(48)
+    app.add_url_rule("/", view_func=lambda: "ok" if session["user"]["email"] else "")
+    return app
+
+
+def our_app(**options: Any) -> Flask:
+    """One that looks at our session."""
+    app = Flask("ours")
+    app.add_url_rule("/", view_func=lambda: "ok" if cm_session.user["email"] else "")
+    CMAuth(app, **options)
+    return app
+
+
+def run(benchmark: str, *, quick: bool) -> Iterator[Figure]:
+    """Measure the request path of WSGI."""
+    effort = {"blocks": 5, "rounds": 10} if quick else {}
+    with ExitStack() as stack:
+        local = {_BARE: WSGIRequests(bare_app(), f"theme=dark; {COOKIE}={'x' * 130}")}
+        remote = {}
+        redis = None
+        if not quick:
+            local[_SESSIONS] = _flask_session(session_app())
+            local["ideal, WSGI"] = _ideal()
+            redis = stack.enter_context(redis_server())
+        with SimulatedWorld() as world:
+
+            def ours(store: str) -> WSGIRequests:
+                app = our_app(**world.options(store=store))
+                stack.callback(app.extensions["cm_auth"].close)
+                return WSGIRequests(app, f"theme=dark; {COOKIE}={world.log_in_wsgi(app)}")
+
+            local["ours, WSGI, memory"] = ours("memory://")
+            if redis:
+                remote = {name: local[name] for name in (_BARE, _SESSIONS)}
+                remote["ours, WSGI, Redis"] = ours(redis)
+                remote["Flask-Session, Redis"] = _flask_session_on_redis(redis)
+        turns = {name: repeated(call) for name, call in local.items()}
+        costs = take_turns(turns, **effort)
+        yield Figure(benchmark, _BARE, costs.cost(_BARE).value * 1e6, "µs")
+        yield from _figures(benchmark, costs, list(turns)[1:], _BARE if quick else _SESSIONS)
+        if remote:
+            turns = {name: repeated(call, waits=True) for name, call in remote.items()}
+            yield from _figures(benchmark, take_turns(turns, **effort), list(turns)[2:], _SESSIONS)
+
+
+def _flask_session(app: Flask) -> WSGIRequests:
+    serializer = SecureCookieSessionInterface().get_signing_serializer(app)
+    assert serializer is not None
+    return WSGIRequests(app, f"theme=dark; session={serializer.dumps(_SESSION)}")
+
+
+def _flask_session_on_redis(url: str) -> WSGIRequests:
+    from flask_session import Session
+    from redis import Redis
+
+    app = session_app()
+    app.config.update(SESSION_TYPE="redis", SESSION_REDIS=Redis.from_url(url))
+    app.add_url_rule("/login", view_func=_log_in)
+    Session(app)
+    cookie = app.test_client().get("/login").headers["Set-Cookie"].partition(";")[0]
+    return WSGIRequests(app, f"theme=dark; {cookie}")
+
+
+def _log_in() -> str:
+    session.update(_SESSION)
+    return "ok"
+
+
+def _home() -> str:
+    return "ok" if request.environ["cm_auth.session"].user["email"] else ""
+
+
+def _ideal() -> WSGIRequests:
+    cookies, session_id = Cookies(SECRET_KEY), secrets.token_urlsafe(64)
+    sessions = {session_id.encode(): new_record(USER)}
+    app = Flask("ideal")
+    app.add_url_rule("/", view_func=_home)
+    app.wsgi_app = IdealWSGIMiddleware(app.wsgi_app, cookies, sessions.get)  # type: ignore[method-assign]
+    return WSGIRequests(app, f"theme=dark; {COOKIE}={cookies.sign(session_id)}")
+
+
+def _figures(benchmark: str, costs: Costs, names: list[str], reference: str) -> Iterator[Figure]:
+    for name in names:
+        added = costs.cost(name, over=_BARE).value * 1e6
+        if reference == _BARE:
+            ratio = costs.of_two(name, _BARE, _BARE)
+        else:
+            ratio = costs.ratio(name, reference, over=_BARE)
+        is_aimed = name == "ours, WSGI, memory" and reference == _SESSIONS
+        target = "<= 0.3" if is_aimed else ""
+        yield Figure(benchmark, name, added, "µs more", ratio, reference, target)

@@ -1,0 +1,71 @@
+"""``cm-auth check``: what is wrong with a configuration, before users find out."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+
+import click
+
+from cm_auth_middleware.cli.findings import ERROR, OK, WARNING, Finding
+from cm_auth_middleware.cli.options import masked, rows, strays
+
+_STYLES = {OK: ("ok", "green"), WARNING: ("warning", "yellow"), ERROR: ("error", "red")}
+
+
+@click.command()
+@click.option("--offline", is_flag=True, help="Ask neither CameraManager nor the application.")
+@click.option("--quiet", is_flag=True, help="Print warnings and errors only.")
+def check(offline: bool, quiet: bool) -> None:
+    """Check the configuration that the environment holds (CM_AUTH_…).
+
+    Shows each option and where it came from, with secrets hidden; then tries the session store,
+    the way to CameraManager, the API key, the redirect URI and the clock.
+
+    The exit status is 0 if all is well, 1 with warnings, 2 with errors.
+    """
+    if not quiet:
+        table = list(rows())
+        wide = max(len(value) for _, value, _ in table)
+        for name, value, source in table:
+            click.echo(f"{name:<17} {value:<{min(wide, 48)}}  {source}")
+        click.echo()
+    worst = OK
+    for finding in _findings(offline):
+        worst = max(worst, finding.level)
+        if finding.level > OK or not quiet:
+            _tell(finding)
+    raise SystemExit(worst)
+
+
+def _findings(offline: bool) -> Iterator[Finding]:
+    from cm_auth_middleware.config import CMAuthConfig
+    from cm_auth_middleware.errors import ConfigError
+
+    for stray in strays():
+        yield Finding(WARNING, "options", stray)
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            config = CMAuthConfig.from_env()
+    except ConfigError as error:
+        yield Finding(ERROR, "options", str(error), "The rest was not checked.")
+        return
+    for warning in caught:
+        yield Finding(WARNING, "options", str(warning.message))
+    yield Finding(OK, "options", "every option has a value that makes sense")
+
+    from cm_auth_middleware.cli import network, store
+
+    yield from store.check(config)
+    yield from network.check_redirect_uri(config)
+    if not offline:
+        yield from network.check(config)
+
+
+def _tell(finding: Finding) -> None:
+    word, colour = _STYLES[finding.level]
+    lead = click.style(f"{word:<8}", fg=colour, bold=True)
+    click.echo(f"{lead} {finding.topic:<13} {masked(finding.text)}")
+    if finding.advice:
+        click.echo(f"{'':<22} {masked(finding.advice)}")

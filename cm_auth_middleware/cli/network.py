@@ -1,0 +1,196 @@
+"""The checks of what lies outside: CameraManager, the API key, the redirect URI, the clock."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import time
+from collections.abc import Coroutine, Iterator
+from email.utils import parsedate_to_datetime
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import httpx2
+
+from cm_auth_middleware.cli.findings import ERROR, OK, WARNING, Finding
+from cm_auth_middleware.config import LOOPBACK, CMAuthConfig
+from cm_auth_middleware.driver import run_sync
+from cm_auth_middleware.errors import OAuthError, OperatorError, UnavailableError
+from cm_auth_middleware.oauth import CameraManager
+from cm_auth_middleware.ports import ThreadPorts
+
+T = TypeVar("T")
+
+_SKEW = 30  # seconds that a clock may be off before it is worth a word
+_TOO_MUCH_SKEW = 300  # seconds that the middleware tolerates between two servers of one site
+
+
+def check_redirect_uri(config: CMAuthConfig) -> Iterator[Finding]:
+    """Look at the redirect URI, and at the cookies that go with it."""
+    uri = config.redirect_uri
+    if uri is None:
+        hosts = set(config.allowed_hosts) - set(LOOPBACK)
+        if not hosts:
+            yield Finding(
+                WARNING,
+                "redirect_uri",
+                "is not set, and allowed_hosts are loopback names: logins work on localhost only",
+                f"Set CM_AUTH_REDIRECT_URI=https://your.host{config.prefix}/callback",
+            )
+        else:
+            yield Finding(
+                OK, "redirect_uri", f"comes from the request, for {', '.join(sorted(hosts))}"
+            )
+        return
+    parts = urlsplit(uri)
+    if parts.netloc == urlsplit(config.base_url).netloc:
+        yield Finding(
+            ERROR,
+            "redirect_uri",
+            "points at CameraManager itself",
+            "It is your application's own address, where CameraManager sends the browser back to.",
+        )
+    elif not _resolves(parts.hostname or ""):
+        yield Finding(WARNING, "redirect_uri", f"this machine does not know {parts.hostname}")
+    else:
+        yield Finding(OK, "redirect_uri", uri)
+    if parts.scheme == "https" and config.cookie_secure is False:
+        yield Finding(WARNING, "cookie_secure", "is off although the site is https", "Drop it.")
+    if parts.scheme == "http" and config.cookie_secure and parts.hostname != "localhost":
+        yield Finding(
+            ERROR,
+            "cookie_secure",
+            "is on, but redirect_uri is http: browsers drop the session cookie",
+            "Serve the site by https.",
+        )
+
+
+def check(config: CMAuthConfig) -> Iterator[Finding]:
+    """Ask CameraManager, and the application if it says where it lives."""
+    ports = ThreadPorts(config)
+    headers = {"Accept": "application/json"}
+    url = f"{config.base_url}/rest/v2.3/users/self"
+    try:
+        answer = _ask(ports.api_call("GET", url, headers))
+    except OSError as error:
+        yield Finding(ERROR, "base_url", f"{config.base_url}: {error}")
+        return
+    if answer.status_code == 401:
+        yield Finding(OK, "base_url", f"{config.base_url} answers as CameraManager does")
+    else:
+        yield Finding(
+            ERROR,
+            "base_url",
+            f"{config.base_url} answered {answer.status_code} where CameraManager says 401",
+            "Is it the address of CameraManager, without a path, and is it up?",
+        )
+        return
+    yield from _check_clock(answer.headers.get("Date"))
+    server = CameraManager(config, ports)
+    yield from _check_key(config, server)
+    if config.redirect_uri is not None:
+        yield from _check_authorize(config.redirect_uri, server, ports)
+        yield from _check_callback(config.redirect_uri, ports)
+
+
+def _check_key(config: CMAuthConfig, server: CameraManager) -> Iterator[Finding]:
+    """Try to trade a code that cannot exist: CameraManager looks at the API key first."""
+    uri = config.redirect_uri or "http://localhost/auth/callback"
+    try:
+        run_sync(server.exchange("check0", uri, "0" * 43))
+    except OperatorError as error:
+        yield Finding(
+            ERROR,
+            "client_id",
+            f"CameraManager refuses the API key ({error.error})",
+            "Check client_id and client_secret against the dealer portal.",
+        )
+    except UnavailableError as error:
+        yield Finding(WARNING, "client_id", f"the API key could not be tried: {error}")
+    except OAuthError:
+        yield Finding(OK, "client_id", "CameraManager accepts the API key")
+
+
+def _check_authorize(uri: str, server: CameraManager, ports: ThreadPorts) -> Iterator[Finding]:
+    """Look at the page that CameraManager would show to somebody who logs in."""
+    url = server.authorization_url(uri, "check", "0" * 43)
+    try:
+        answer = _ask(ports.api_call("GET", url, {"Accept": "text/html"}))
+    except OSError as error:
+        yield Finding(WARNING, "redirect_uri", f"the login page could not be tried: {error}")
+        return
+    if answer.status_code >= 400:
+        yield Finding(
+            ERROR,
+            "redirect_uri",
+            f"CameraManager's login page answers {answer.status_code} to this client_id and "
+            "redirect_uri",
+            f"Let {uri} be registered with the API key, to the letter.",
+        )
+
+
+def _check_callback(uri: str, ports: ThreadPorts) -> Iterator[Finding]:
+    """See whether the middleware listens where CameraManager sends the browser."""
+    try:
+        answer = _ask(ports.api_call("GET", uri, {"Accept": "application/problem+json"}))
+    except OSError as error:
+        yield Finding(
+            OK, "application", f"nothing answers at redirect_uri, as before its start: {error}"
+        )
+        return
+    kind = answer.headers.get("Content-Type", "")
+    if answer.status_code == 400 and kind.startswith("application/problem+json"):
+        yield Finding(OK, "application", "the middleware answers at redirect_uri")
+    else:
+        yield Finding(
+            WARNING,
+            "application",
+            f"redirect_uri answers {answer.status_code}, not as the middleware does",
+            "Does the proxy pass the path on unchanged, and is prefix the same in the application?",
+        )
+
+
+def _check_clock(date: str | None) -> Iterator[Finding]:
+    try:
+        theirs = parsedate_to_datetime(date or "").timestamp()
+    except ValueError:
+        yield Finding(WARNING, "clock", "CameraManager did not say what time it is")
+        return
+    off = round(abs(time.time() - theirs))
+    level = OK if off < _SKEW else WARNING if off < _TOO_MUCH_SKEW else ERROR
+    word = "agrees with" if off < _SKEW else f"is {off} seconds off"
+    advice = "" if level == OK else "Synchronise it (NTP): logins and sessions expire by it."
+    yield Finding(level, "clock", f"{word} CameraManager's", advice)
+
+
+def _resolves(host: str) -> bool:
+    try:
+        return bool(socket.getaddrinfo(host, None))
+    except OSError:
+        return False
+
+
+def _ask(call: Coroutine[Any, Any, T]) -> T:
+    """Make a call; raise an `OSError` with a sentence that a person can use."""
+    try:
+        return run_sync(call)
+    except (httpx2.HTTPError, UnavailableError) as error:
+        reason = _reason(error)
+    raise OSError(reason)
+
+
+def _reason(error: BaseException) -> str:
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return f"its TLS certificate is not trusted: {cause.verify_message}"
+        if isinstance(cause, ssl.SSLError):
+            return f"TLS failed: {cause.reason or cause}"
+        if isinstance(cause, socket.gaierror):
+            return "this machine does not know the name (DNS)"
+        if isinstance(cause, ConnectionRefusedError):
+            return "the connection was refused: nothing listens there"
+        cause = cause.__cause__ or cause.__context__
+    if isinstance(error, UnavailableError | httpx2.TimeoutException):
+        return "no answer in time"
+    return f"{type(error).__name__}: {error}"

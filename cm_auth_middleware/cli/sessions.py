@@ -1,0 +1,135 @@
+"""``cm-auth sessions``: look after the sessions of a store that outlives its processes."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Callable
+from datetime import UTC, datetime
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
+
+import click
+
+if TYPE_CHECKING:
+    from cm_auth_middleware import AuthEngine
+    from cm_auth_middleware.stores import SessionStore
+
+_store = click.option(
+    "--store",
+    envvar="CM_AUTH_STORE",
+    metavar="URL",
+    required=True,
+    help="sqlite:///path or redis://…; CM_AUTH_STORE if not given.",
+)
+_user = click.option("--user", required=True, metavar="ID", help="CameraManager's userId.")
+
+
+def _telling(command: Callable[..., None]) -> Callable[..., None]:
+    """Turn the errors of this package into one sentence and exit status 1."""
+
+    @wraps(command)
+    def run(*args: Any, **options: Any) -> None:
+        from cm_auth_middleware.cli.options import masked
+        from cm_auth_middleware.errors import CMAuthError
+
+        try:
+            command(*args, **options)
+        except CMAuthError as error:
+            raise click.ClickException(masked(str(error))) from None
+
+    return run
+
+
+@click.group()
+def sessions() -> None:
+    """Count, list and end sessions in SQLite or Redis."""
+
+
+@sessions.command()
+@_store
+@_telling
+def count(store: str) -> None:
+    """Count the live sessions."""
+    from cm_auth_middleware.driver import run_sync
+    from cm_auth_middleware.sealing import SESSION
+
+    opened = _open(store)
+    click.echo(run_sync(opened.count(SESSION)))  # type: ignore[attr-defined]  # both stores count
+    run_sync(opened.close())
+
+
+@sessions.command()
+@_store
+@_telling
+def purge(store: str) -> None:
+    """Remove what has expired; print how many records. Redis does it by itself."""
+    from cm_auth_middleware.driver import run_sync
+
+    opened = _open(store)
+    run_sync(opened.ping())  # Redis would purge nothing without being asked
+    click.echo(run_sync(opened.purge()))
+    run_sync(opened.close())
+
+
+@sessions.command("list")
+@_store
+@_user
+@_telling
+def list_sessions(store: str, user: str) -> None:
+    """List a user's sessions, the one used last first. Needs CM_AUTH_SECRET_KEY."""
+    engine = _engine(store)
+    for info in engine.sessions(user):
+        click.echo(
+            f"{info.reference}  logged in {_when(info.logged_in_at)}  "
+            f"last seen {_when(info.last_seen_at)}  from {info.address or 'unknown'}"
+        )
+    engine.close()
+
+
+@sessions.command()
+@_store
+@_user
+@_telling
+def revoke(store: str, user: str) -> None:
+    """End all sessions of a user; print how many. Needs CM_AUTH_SECRET_KEY.
+
+    Their tokens at CameraManager live on, sealed, until they expire: only the users' cookies
+    could open them. Disable the account there, too, if it must not be used.
+    """
+    engine = _engine(store)
+    click.echo(engine.logout_user(user))
+    engine.close()
+
+
+def _open(url: str) -> SessionStore:
+    from cm_auth_middleware.cli.store import open_blocking
+
+    if url.startswith("memory:"):
+        raise click.UsageError(
+            "the memory store is inside your application's process, where no other can look"
+        )
+    if url.startswith("sqlite:///"):
+        path = Path(unquote(url.removeprefix("sqlite:///")))
+        if not path.exists():
+            raise click.ClickException(f"there is no file {path}")
+    return open_blocking(url)
+
+
+def _engine(url: str) -> AuthEngine:
+    from cm_auth_middleware import AuthEngine
+
+    # Sessions are found with the secret key alone; the API key is for the application.
+    engine = AuthEngine(
+        store=url,
+        client_id=os.environ.get("CM_AUTH_CLIENT_ID") or "unused",
+        client_secret=os.environ.get("CM_AUTH_CLIENT_SECRET") or secrets.token_hex(),
+    )
+    _open(url)
+    return engine
+
+
+def _when(epoch: float) -> str:
+    return datetime.fromtimestamp(epoch, UTC).strftime("%Y-%m-%d %H:%M UTC")

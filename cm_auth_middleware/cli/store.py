@@ -1,0 +1,73 @@
+"""The check of the session store: it can be reached, written, read and emptied."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import unquote
+
+from cm_auth_middleware.cli.findings import ERROR, OK, WARNING, Finding
+from cm_auth_middleware.config import CMAuthConfig
+from cm_auth_middleware.driver import run_sync
+from cm_auth_middleware.errors import ConfigError, StoreError
+from cm_auth_middleware.stores import SessionStore, open_store
+
+
+def open_blocking(url: str) -> SessionStore:
+    """Open a store for a program without an event loop."""
+    store = open_store(url)
+    blocking: SessionStore = getattr(store, "blocking", lambda: store)()
+    return blocking
+
+
+def check(config: CMAuthConfig) -> Iterator[Finding]:
+    """Try the store that the options name."""
+    url = str(config.store)
+    if url.startswith("memory:"):
+        yield Finding(
+            WARNING,
+            "store",
+            "memory:// serves one process, and forgets every session when that ends",
+            "For several workers, or restarts: sqlite:///sessions.db or redis://host",
+        )
+        return
+    try:
+        store = open_blocking(url)
+    except ConfigError as error:
+        yield Finding(ERROR, "store", str(error))
+        return
+    if url.startswith("sqlite:"):
+        path = Path(unquote(url.removeprefix("sqlite:///")))
+        if not path.exists():
+            yield _new_file(path)
+            return
+    try:
+        run_sync(_try(store))
+    except StoreError as error:
+        yield Finding(ERROR, "store", str(error))
+    else:
+        yield Finding(OK, "store", "was reached, written, read and emptied again")
+    finally:
+        run_sync(store.close())
+
+
+async def _try(store: SessionStore) -> None:
+    key, value = f"check.{secrets.token_hex(16)}", secrets.token_bytes(64)
+    await store.ping()
+    await store.put(key, value, 60)
+    found = await store.get(key)
+    await store.delete(key)
+    if found != value:  # pragma: no cover - no store of ours does
+        raise StoreError("the store gave back something else than was put there")
+
+
+def _new_file(path: Path) -> Finding:
+    """The file is left for the application to make: it has to belong to the application's user."""
+    folder = path.resolve().parent
+    if not folder.is_dir():
+        return Finding(ERROR, "store", f"there is no folder {folder}", "Make it.")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        return Finding(ERROR, "store", f"this user may not write in {folder}")
+    return Finding(OK, "store", f"{path} will be made when the first session is")

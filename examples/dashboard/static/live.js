@@ -1,0 +1,69 @@
+// Thumbnails that refresh, from the API through this application's own proxy. There is no token in
+// this page: the session's cookie comes along by itself, and no script can read it.
+(() => {
+  const grid = document.getElementById("live");
+  const note = document.getElementById("live-note");
+  const { api, every } = grid.dataset;
+  const cards = new Map();
+
+  // Reads from the API; a session that is over leads to the login and back.
+  async function ask(path, options) {
+    const answer = await fetch(api + path, options);
+    if (answer.status === 401) {
+      const { login_url: login } = await answer.json();
+      location.assign(`${login}?next=${encodeURIComponent(location.pathname)}`);
+      return new Promise(() => {}); // this page is about to be left: nothing more happens on it
+    }
+    if (!answer.ok) throw new Error(`${answer.status} for ${path}`);
+    return answer;
+  }
+
+  function element(name, className, text = "") {
+    return Object.assign(document.createElement(name), { className, textContent: text });
+  }
+
+  function addCard(camera) {
+    const card = element("li", "card"), picture = element("div", "picture");
+    const caption = element("p", "seen", "…"), image = element("img", "");
+    image.alt = `Live picture of ${camera.name}`;
+    image.hidden = true;
+    const empty = element("div", "nopicture", "Loading…");
+    picture.append(image, empty);
+    card.append(picture, element("h2", "", camera.name), caption);
+    grid.append(card);
+    cards.set(camera.cameraId, { image, empty, caption });
+  }
+
+  async function refresh(id, card) {
+    const path = `/cameras/${id}/snapshot?resolution=640x360&includeTimestamp=true`;
+    try {
+      const picture = await (await ask(path, { signal: AbortSignal.timeout(15_000) })).blob();
+      const old = card.image.src;
+      card.image.src = URL.createObjectURL(picture);
+      await card.image.decode();
+      if (old) URL.revokeObjectURL(old);
+      card.image.hidden = false;
+      card.empty.hidden = true;
+      card.caption.textContent = `Picture of ${new Date().toLocaleTimeString()}`;
+    } catch {
+      card.caption.textContent = card.image.hidden ? "No picture" : `${card.caption.textContent.replace(/ – .*/, "")} – no newer one`;
+      card.empty.textContent = "No picture just now";
+    }
+  }
+
+  async function round() {
+    if (!document.hidden) {
+      try {
+        if (!cards.size) (await (await ask("/cameras")).json()).forEach(addCard);
+        note.textContent = cards.size ? `New pictures every ${every} seconds` : "This account has no cameras";
+        // One after the other: CameraManager makes pictures on the fly, and only so many at once.
+        for (const [id, card] of cards) await refresh(id, card);
+      } catch {
+        note.textContent = "CameraManager does not answer just now";
+      }
+    }
+    setTimeout(round, 1000 * every);
+  }
+
+  round();
+})();

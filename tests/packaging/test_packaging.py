@@ -1,0 +1,156 @@
+"""The wheel, as a user gets it: in clean environments, with each extra alone, for type checkers."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tarfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+MakeVenv = Callable[..., Path]
+
+# What each extra promises, as a program that needs it; and what is then still not there.
+PROMISES = {
+    "fastapi": ("from cm_auth_middleware.fastapi import CMClient, CMSession", "flask"),
+    "flask": ("from cm_auth_middleware.flask import CMAuth, cm, cm_session", "fastapi"),
+    "redis": (
+        "from cm_auth_middleware.stores import RedisStore; RedisStore('redis://localhost/0')",
+        "flask",
+    ),
+    "otel": ("from cm_auth_middleware import telemetry; assert telemetry.find()", "flask"),
+    "cli": ("from cm_auth_middleware.cli import main; main(['secret'])", "uvicorn"),
+    "testing": (
+        "import pytest; from cm_auth_middleware.testing import SimulatorServer\n"
+        "with SimulatorServer() as server: assert server.url",
+        "fastapi",
+    ),
+    "demo": (
+        "import importlib; demo = importlib.import_module('cm_auth_middleware.cli.demo')\n"
+        "assert demo._dashboard().create_app",
+        "redis",
+    ),
+}
+
+
+def run(*command: str | Path, fails: bool = False, cwd: Path | None = None) -> str:
+    """Run a command in an environment of its own; return what it printed."""
+    clean = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("CM_AUTH_", "PYTHON", "COVERAGE", "VIRTUAL_ENV"))
+    }
+    done = subprocess.run(
+        [str(word) for word in command],
+        cwd=cwd,
+        env=clean,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode != 0) is fails, f"{command}\n{done.stdout}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder with the wheel and the source distribution, the wheel made from the latter."""
+    folder = tmp_path_factory.mktemp("dist")
+    run(sys.executable, "-m", "build", "--outdir", folder, ROOT)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wheel(built: Path) -> Path:
+    return next(built.glob("*.whl"))
+
+
+@pytest.fixture
+def venv(wheel: Path, tmp_path: Path) -> MakeVenv:
+    """Make a clean environment with the wheel, an extra, and other packages."""
+
+    def make(extra: str = "", *others: str) -> Path:
+        run(sys.executable, "-m", "venv", tmp_path / "venv")
+        python = tmp_path / "venv" / "bin" / "python"
+        what = f"cm_auth_middleware[{extra}] @ {wheel.as_uri()}" if extra else str(wheel)
+        run(python, "-m", "pip", "install", "-q", what, *others)
+        return python
+
+    return make
+
+
+def test_the_distributions_hold_what_they_should(built: Path, wheel: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    for wanted in ("py.typed", "testing/plugin.py", "cli/check.py", "_demo/templates/base.html"):
+        assert f"cm_auth_middleware/{wanted}" in names
+    tops = {name.partition("/")[0] for name in names}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {"cm_auth_middleware"}
+    assert not [name for name in names if "__pycache__" in name]
+    with tarfile.open(next(built.glob("*.tar.gz"))) as source:
+        paths = {name.partition("/")[2] for name in source.getnames()}
+    assert {"README.md", "LICENSE", "CHANGELOG.md", "docs/index.md", "mkdocs.yml"} <= paths
+    assert "tests/support.py" in paths
+    assert not [path for path in paths if path.startswith((".ci", "site/", "dist/"))]
+
+
+def test_the_core_alone_serves_both_kinds_of_apps(venv: MakeVenv, tmp_path: Path) -> None:
+    python = venv()
+    run(python, "-W", "error", HERE / "smoke.py", cwd=tmp_path)
+    for module in ("flask", "fastapi"):
+        answer = run(python, "-c", f"import cm_auth_middleware.{module}", fails=True)
+        assert f"No module named '{module}'" in answer
+    told = run(python.parent / "cm-auth", "check", fails=True)
+    assert told == "cm-auth needs its extra: pip install 'cm_auth_middleware[cli]'\n"
+    store = "from cm_auth_middleware.stores import open_store; open_store('redis://localhost/0')"
+    assert "cm_auth_middleware[redis]" in run(python, "-c", store, fails=True)
+
+
+@pytest.mark.parametrize("extra", list(PROMISES))
+def test_an_extra_alone_brings_what_it_promises(venv: MakeVenv, tmp_path: Path, extra: str) -> None:
+    python = venv(extra)
+    program, absent = PROMISES[extra]
+    run(python, "-W", "error", "-c", program, cwd=tmp_path)
+    run(python, "-c", f"import {absent}", fails=True)
+
+
+def test_every_extra_for_users_is_tried() -> None:
+    text = (ROOT / "pyproject.toml").read_text()
+    section = text.partition("[project.optional-dependencies]\n")[2].partition("\n[")[0]
+    extras = set(re.findall(r"^(\w+) = ", section, re.M))
+    assert extras - {"bench", "dev", "docs", "fuzz", "matrix", "test"} == set(PROMISES)
+
+
+def test_the_plugin_says_what_a_real_port_needs(venv: MakeVenv, tmp_path: Path) -> None:
+    python = venv("", "pytest")
+    (tmp_path / "test_it.py").write_text(
+        "def test_port(cm_server): pass\ndef test_none(cm_simulator): pass\n"
+    )
+    told = run(python, "-m", "pytest", "-q", "test_it.py", fails=True, cwd=tmp_path)
+    assert "cm_server needs uvicorn: pip install 'cm_auth_middleware[testing]'" in told
+    assert "1 passed, 1 error" in told
+
+
+def test_a_type_checker_sees_our_types(venv: MakeVenv, tmp_path: Path) -> None:
+    """mypy and pyright (as basedpyright, which needs no npm), strict, on the installed wheel."""
+    python = venv("fastapi,flask,testing", "mypy", "basedpyright")
+    for name in ("sample_app.py", "mistakes.py"):
+        (tmp_path / name).write_bytes((HERE / name).read_bytes())
+    mypy = [python, "-m", "mypy", "--strict", "--no-incremental"]
+    run(*mypy, "sample_app.py", cwd=tmp_path)
+    found = run(*mypy, "mistakes.py", fails=True, cwd=tmp_path)
+    assert len(re.findall(r"^mistakes\.py:\d+: error", found, re.M)) == 5, found
+
+    (tmp_path / "pyrightconfig.json").write_text('{"typeCheckingMode": "strict"}')
+    pyright = [python.parent / "basedpyright", "--pythonpath", python]
+    run(*pyright, "sample_app.py", cwd=tmp_path)
+    found = run(*pyright, "mistakes.py", fails=True, cwd=tmp_path)
+    assert len(set(re.findall(r"mistakes\.py:(\d+):\d+ - error", found))) == 5, found

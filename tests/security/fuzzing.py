@@ -1,0 +1,199 @@
+"""What is checked of each input, for hypothesis and atheris alike."""
+
+from __future__ import annotations
+
+import asyncio
+import posixpath
+import re
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import unquote
+from wsgiref.util import setup_testing_defaults
+
+import ada_url
+import httpx2
+
+from cm_auth_middleware import AuthEngine, CMAuthMiddleware, CMAuthWSGIMiddleware
+from cm_auth_middleware.errors import CMAuthError
+from cm_auth_middleware.paths import ExemptPaths, safe_target
+from cm_auth_middleware.ports import run_sync
+from cm_auth_middleware.sealing import Sealer
+from cm_auth_middleware.session import Tokens
+
+from ..support import APP, CM, SECRET_KEY, World
+from .support import call_asgi, call_wsgi, session_of
+
+EXEMPT = ("/health", "/public/*")
+_exempt = ExemptPaths(EXEMPT)
+_sealer = Sealer([SECRET_KEY])
+
+
+def check_target(target: str, mount: str, judge: Callable[[str, str], str] = safe_target) -> None:
+    """Where a browser ends up is below the mount of this app, by every reading of the target."""
+    safe = judge(target, mount)
+    assert safe.isascii()
+    for form in (safe, unquote(safe), unquote(unquote(safe))):
+        for base in (f"{APP}/auth/callback", "https://localhost:8000/x/y/"):
+            where = ada_url.URL(form, base=base)
+            assert where.origin == ada_url.URL(base).origin
+            assert where.username == ""
+        assert posixpath.normpath(form.split("?")[0].split("#")[0] or "/").startswith(mount or "/")
+        assert not form.startswith(("//", "/\\"))
+    assert not re.search(r"[\x00-\x20\x7f\\]", safe)
+
+
+def check_exempt(path: str, judge: Callable[[str], bool] = _exempt.__contains__) -> None:
+    """An exempt path is still exempt when a server or framework cleans it up."""
+    if not judge(path) or path in EXEMPT:
+        return
+    for form in (path, unquote(path), unquote(unquote(path)), path.replace("\\", "/")):
+        for clean in (form, form.split(";")[0], form.split("\0")[0], re.sub("//+", "/", form)):
+            where = posixpath.normpath(clean)
+            assert where == "/public" or where.startswith("/public/"), (path, clean)
+
+
+def check_handle(handle: str) -> None:
+    """No text is a handle but those that we made."""
+    assert _sealer.open_handle(handle) is None
+    assert _sealer.open_handle("cmauth1." + handle) is None
+
+
+class Shells:
+    """Both shells with somebody logged in, asked from an event loop that stays open."""
+
+    def __enter__(self) -> Shells:
+        self._runner = asyncio.Runner()
+        self._answers = _Answers()
+        self._engine = AuthEngine(
+            client_id="id",
+            client_secret="secret",
+            secret_key=SECRET_KEY,
+            base_url=CM,
+            transport=self._answers,
+        )
+        self.asgi, self.wsgi = (World(shell=shell, exempt=EXEMPT) for shell in ("asgi", "wsgi"))
+        self.wsgi.engine.store = self.asgi.engine.store
+        self._give_store()
+        self.cookie = session_of(self._runner.run(self.asgi.login()))
+        self.token_calls_before = self.token_calls()
+        assert self.statuses(f"cm_auth={self.cookie}".encode()) == [200, 200]
+        return self
+
+    def _give_store(self) -> None:
+        old, store = self.wsgi, self.asgi.engine.store
+        old.net.shut_down()
+        self.wsgi = World(shell="wsgi", exempt=EXEMPT, store=store)
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._runner.run(self.asgi.close())
+        self._runner.run(self.wsgi.close())
+        self._runner.close()
+
+    def token_calls(self) -> int:
+        return len(self.asgi.sim.token_calls()) + len(self.wsgi.sim.token_calls())
+
+    def statuses(self, cookie: bytes, path: str = "/") -> list[int]:
+        """What both shells answer to a Cookie header."""
+        asgi = self._runner.run(call_asgi(self.asgi.app, cookie, path))
+        return [asgi[0], call_wsgi(self.wsgi.app, cookie, path)[0]]
+
+    def check_visitor(self, method: str, path: str, query: str, headers: dict[str, str]) -> None:
+        """Somebody without a session: nothing of the app, no error, no way elsewhere."""
+        answers = [
+            self._runner.run(_ask_asgi(self.asgi.app, method, path, query, headers)),
+            _ask_wsgi(self.wsgi.app, method, path, query, headers),
+        ]
+        for status, sent, body in answers:
+            assert status < 500 or status == 503, (status, body)
+            assert b"anna@example.com" not in body
+            for name, value in sent:
+                assert not re.search(r"[\r\n\0]", name + value)
+                value.encode("latin-1")
+                if name.lower() == "location":
+                    where = ada_url.URL(value, base=f"{APP}/x")
+                    assert where.origin in (CM, APP), value
+
+    def check_token_answer(self, raw: bytes, status: int = 200) -> None:
+        """The exchange gives tokens, or raises an error of ours."""
+        self._answers.raw, self._answers.status = raw, status
+        for side, run in ((self._engine.async_side, self._runner.run),
+                          (self._engine.thread_side, run_sync)):  # fmt: skip
+            try:
+                tokens: Any = run(side.keeper._server.exchange("code", f"{APP}/cb", "v" * 43))
+            except CMAuthError:
+                continue
+            assert isinstance(tokens, Tokens)
+            assert re.fullmatch(r"[\x21-\x7e]+", tokens.access_token)
+            assert 0 <= tokens.expires_at - tokens.refresh_at < 1e10
+
+
+def check_cookie(shells: Shells, header: bytes) -> None:
+    """A Cookie header that nobody signed is nobody."""
+    for path in ("/", "/auth/callback", "/auth/login"):
+        for status in shells.statuses(header, path):
+            assert status in (302, 400), (status, header)
+
+
+class _Answers(httpx2.AsyncBaseTransport, httpx2.BaseTransport):
+    """CameraManager that answers what it is told to."""
+
+    raw = b""
+    status = 200
+
+    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+        headers = {"Location": "http://evil/"}
+        return httpx2.Response(self.status, content=self.raw, headers=headers)
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        return self.handle_request(request)
+
+
+def _raw(text: str) -> str:
+    return text.encode("utf-8", "surrogatepass").decode("latin-1")
+
+
+async def _ask_asgi(
+    app: CMAuthMiddleware, method: str, path: str, query: str, headers: dict[str, str]
+) -> tuple[int, list[tuple[str, str]], bytes]:
+    lines = {"host": "localhost:8000", **headers}
+    scope = {
+        "type": "http", "method": method, "scheme": "http", "root_path": "", "asgi": {},
+        "path": path.encode("utf-8", "replace").decode(), "raw_path": _raw(path).encode("latin-1"),
+        "query_string": _raw(query).encode("latin-1"), "client": ("127.0.0.1", 1),
+        "headers": [(k.encode(), _raw(v).encode("latin-1")) for k, v in lines.items()],
+    }  # fmt: skip
+    sent: list[dict[str, Any]] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b""}
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    await app(scope, receive, send)
+    head = [(k.decode("latin-1"), v.decode("latin-1")) for k, v in sent[0]["headers"]]
+    return sent[0]["status"], head, b"".join(m.get("body", b"") for m in sent)
+
+
+def _ask_wsgi(
+    app: CMAuthWSGIMiddleware, method: str, path: str, query: str, headers: dict[str, str]
+) -> tuple[int, list[tuple[str, str]], bytes]:
+    environ: dict[str, Any] = {}
+    setup_testing_defaults(environ)
+    environ |= {
+        "REQUEST_METHOD": method, "PATH_INFO": _raw(path), "QUERY_STRING": _raw(query),
+        "REQUEST_URI": _raw(path), "HTTP_HOST": "localhost:8000",
+    }  # fmt: skip
+    environ |= {f"HTTP_{k.upper().replace('-', '_')}": _raw(v) for k, v in headers.items()}
+    started: list[Any] = []
+
+    def start_response(status: str, sent: Any, exc_info: Any = None) -> Any:
+        started.append((int(status[:3]), sent))
+        return lambda data: None
+
+    body = app(environ, start_response)
+    try:
+        whole = b"".join(body)
+    finally:
+        getattr(body, "close", lambda: None)()
+    return started[-1][0], started[-1][1], whole

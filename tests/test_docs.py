@@ -1,0 +1,126 @@
+"""The documentation: every piece of Python in it runs, and what it names exists."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import runpy
+import subprocess
+import sys
+import textwrap
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import pytest
+
+from cm_auth_middleware import CMAuthConfig, MemoryStore
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+PAGES = sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md"))
+MATRIX = ("quickstart/django.md", "quickstart/litestar.md", "quickstart/quart.md")
+_BLOCK = re.compile(
+    r"^(?P<indent> *)```python(?: title=\"(?P<title>[^\"]+)\")?\n(?P<code>.*?)^(?P=indent)```$",
+    re.M | re.S,
+)
+_FRAGMENT = re.compile(r"<!-- fragment: (.+) -->\s*\Z")
+
+
+@dataclass(frozen=True)
+class Block:
+    title: str | None
+    code: str
+    why_not: str | None  # it is not run
+
+
+def blocks_of(text: str) -> list[Block]:
+    found = []
+    for match in _BLOCK.finditer(text):
+        fragment = _FRAGMENT.search(text[: match.start()])
+        code = textwrap.dedent(match["code"])
+        found.append(Block(match["title"], code, fragment and fragment[1]))
+    return found
+
+
+def blocks(page: str) -> list[Block]:
+    return blocks_of((DOCS / page).read_text())
+
+
+def with_marks(page: str) -> object:
+    return pytest.param(page, marks=[pytest.mark.matrix] if page in MATRIX else [])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [with_marks(page) for page in PAGES if blocks(page)])
+def test_the_code_of_a_page_runs(page: str, tmp_path: Path) -> None:
+    """Titled blocks are files; tests among them are run, and so is what they leave untouched."""
+    names = []
+    for number, block in enumerate(blocks(page)):
+        if block.why_not is None:
+            name = block.title or f"block_{number}.py"
+            assert not (tmp_path / name).exists(), f"{name} is there twice"
+            (tmp_path / name).write_text(block.code)
+            if not name.startswith(("test_", "conftest")):
+                names.append(name)
+    (tmp_path / "test_that_each_file_runs.py").write_text(
+        "import runpy, pytest\n"
+        f"@pytest.mark.parametrize('name', {names})\n"
+        "def test_file(name, cm_simulator):\n    runpy.run_path(name)\n"
+    )
+    clean = {name: v for name, v in os.environ.items() if not name.startswith("CM_AUTH_")}
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider"],
+        cwd=tmp_path,
+        env=clean,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+def test_the_code_of_the_readme_runs(cm_simulator) -> None:
+    given = {"application": object(), "MyStore": MemoryStore}
+    names: dict[str, object] = {"__name__": "readme", **given}
+    pieces = blocks_of((ROOT / "README.md").read_text())
+    assert len(pieces) > 3
+    for block in pieces:
+        if block.why_not is None:
+            code = re.sub(r',? *client_id="…", client_secret="…", secret_key="…"', "", block.code)
+            assert "…" not in code
+            exec(compile(code, "README.md", "exec", dont_inherit=True), names)
+
+
+def test_a_test_of_a_users_app_has_ten_lines_at_most() -> None:
+    counted = 0
+    for page in PAGES:
+        for block in blocks(page):
+            if block.title and block.title.startswith("test_"):
+                counted += 1
+                for node in ast.parse(block.code).body:
+                    if isinstance(node, ast.FunctionDef):
+                        assert node.end_lineno - node.lineno < 10, f"{page}: {node.name}"
+    assert counted >= 10
+
+
+@pytest.mark.parametrize("path", [ROOT / "README.md", *(DOCS / page for page in PAGES)], ids=str)
+def test_the_variables_that_a_page_names_are_options(path: Path) -> None:
+    known = {f"CM_AUTH_{option.name.upper()}" for option in fields(CMAuthConfig)}
+    named = set(re.findall(r"\bCM_AUTH_[A-Z_]*[A-Z]\b", path.read_text()))
+    assert named <= known
+
+
+def test_every_option_is_in_the_table() -> None:
+    hook = runpy.run_path(str(DOCS / "_hooks" / "options.py"))
+    meanings = hook["documented"]()
+    assert list(meanings) == [option.name for option in fields(CMAuthConfig)]
+    assert all(len(meaning) > 10 and "``" not in meaning for meaning in meanings.values())
+    table = hook["on_page_markdown"]((DOCS / "options.md").read_text())
+    assert "| `refresh_leeway`<br>`CM_AUTH_REFRESH_LEEWAY` | 60 s | The access token" in table
+    assert "| `allow` | – |" in table
+
+
+def test_the_readme_names_every_option() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert [option.name for option in fields(CMAuthConfig) if f"`{option.name}`" not in text] == []

@@ -1,0 +1,864 @@
+"""Redis: every kind of deployment, and what happens when it is in trouble."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime
+import ipaddress
+import logging
+import re
+import socket
+import threading
+import time
+import traceback
+from collections.abc import Callable, Coroutine, Iterator
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from cm_auth_middleware import ConfigError, SessionStore, StoreError
+from cm_auth_middleware.stores import RedisStore, open_store
+from cm_auth_middleware.testing import StoreConformance
+
+from .servers import RedisServer, free_port, redis_server
+from .test_stores_sqlite import INCREMENTS, finish, run, start
+
+SECRET = "pass-word/that?nobody#sees"
+QUOTED = "pass-word%2Fthat%3Fnobody%23sees"
+Both = Callable[[Callable[[SessionStore], Coroutine[Any, Any, Any]]], Any]
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[RedisServer]:
+    """A server for tests that leave it as it is."""
+    with redis_server() as server:
+        yield server
+
+
+@pytest.fixture
+def server() -> Iterator[RedisServer]:
+    """A server for tests that break it."""
+    with redis_server("--appendonly", "yes", "--appendfsync", "always") as server:
+        yield server
+
+
+@pytest.fixture(params=["asyncio", "trio", "threads"])
+def side(request: pytest.FixtureRequest) -> Callable[..., None]:
+    """Runs a check with a store, on each side."""
+
+    def run_check(check: Callable[[SessionStore], Coroutine[Any, Any, None]], url: str) -> None:
+        async def checked(store: SessionStore) -> None:
+            try:
+                await check(store)
+            finally:
+                await store.close()
+
+        if request.param == "threads":
+            run(checked(RedisStore(url).blocking()))
+        else:
+            anyio.run(checked, RedisStore(url), backend=request.param)
+
+    return run_check
+
+
+# The protocol, on every kind of deployment
+
+
+class OnRedis(StoreConformance):
+    url = ""
+
+    def make_store(self) -> SessionStore:
+        store = open_store(self.url)
+        assert isinstance(store, RedisStore)
+        return store.blocking() if self.blocking else store
+
+
+class TestRedisStore(OnRedis):
+    @pytest.fixture(autouse=True)
+    def _given(self, shared: RedisServer) -> None:
+        self.url = shared.url
+
+
+class TestRedisStoreForThreads(TestRedisStore):
+    blocking = True
+
+
+@pytest.mark.slow
+class TestRedisStoreOnTrio(TestRedisStore):
+    backend = "trio"
+
+
+@pytest.mark.slow
+class TestUnixSocket(OnRedis):
+    @pytest.fixture(autouse=True)
+    def _given(self, shared: RedisServer) -> None:
+        self.url = f"unix://{shared.socket}?db=3"
+
+
+class TestUnixSocketForThreads(TestUnixSocket):
+    blocking = True
+
+
+@pytest.mark.slow
+class TestTLS(OnRedis):
+    @pytest.fixture(autouse=True)
+    def _given(self, tls: tuple[str, str]) -> None:
+        self.url = "?ssl_ca_certs=".join(tls)
+
+
+class TestTLSForThreads(TestTLS):
+    blocking = True
+
+
+@pytest.mark.slow
+class TestSentinel(OnRedis):
+    @pytest.fixture(autouse=True)
+    def _given(self, sentinel: str) -> None:
+        self.url = sentinel
+
+
+class TestSentinelForThreads(TestSentinel):
+    blocking = True
+
+
+@pytest.mark.slow
+class TestCluster(OnRedis):
+    @pytest.fixture(autouse=True)
+    def _given(self, cluster: str) -> None:
+        self.url = cluster
+
+
+class TestClusterForThreads(TestCluster):
+    blocking = True
+
+
+@pytest.fixture(scope="module")
+def tls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
+    """The URL of a server with a certificate of an own authority, and that authority's file."""
+    directory = tmp_path_factory.mktemp("tls")
+    certificate(directory)
+    port = free_port()
+    options = ["--tls-port", str(port), "--tls-auth-clients", "no"]
+    for option, name in (("cert", "server.pem"), ("key", "server.key"), ("ca-cert", "ca.pem")):
+        options += [f"--tls-{option}-file", str(directory / name)]
+    with redis_server(*options, port=0):
+        yield f"rediss://127.0.0.1:{port}/0", str(directory / "ca.pem")
+
+
+def certificate(directory: Path) -> None:
+    now = datetime.datetime.now(datetime.UTC)
+    ca_key, key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
+    issuer = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "an own authority")])
+
+    def sign(name: x509.Name, public: Any, *extensions: Any) -> bytes:
+        builder = x509.CertificateBuilder(issuer, name, public, x509.random_serial_number())
+        builder = builder.not_valid_before(now - datetime.timedelta(days=1))
+        builder = builder.not_valid_after(now + datetime.timedelta(days=1))
+        for extension, critical in extensions:
+            builder = builder.add_extension(extension, critical)
+        return builder.sign(ca_key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "a server")])
+    address = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+    issued_by = x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key())
+    key_id = x509.SubjectKeyIdentifier.from_public_key(ca_key.public_key())
+    ca = (x509.BasicConstraints(ca=True, path_length=0), True)
+    signs_certificates = x509.KeyUsage(*[False] * 5, True, *[False] * 3)
+    use = (signs_certificates, True)  # Python 3.13 insists on it
+    (directory / "ca.pem").write_bytes(sign(issuer, ca_key.public_key(), ca, use, (key_id, False)))
+    (directory / "server.pem").write_bytes(
+        sign(name, key.public_key(), (address, False), (issued_by, False))
+    )
+    (directory / "server.key").write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+    )
+
+
+@pytest.fixture(scope="module")
+def sentinel(tmp_path_factory: pytest.TempPathFactory, shared: RedisServer) -> Iterator[str]:
+    with watched(tmp_path_factory.mktemp("sentinel"), shared) as url:
+        yield f"redis+sentinel://127.0.0.1:1,{url}/mymaster?db=2"  # the first does not answer
+
+
+@contextlib.contextmanager
+def watched(directory: Path, primary: RedisServer) -> Iterator[str]:
+    """Run a sentinel that watches `primary`; yield its address."""
+    file = directory / "sentinel.conf"
+    file.write_text(
+        f"sentinel monitor mymaster 127.0.0.1 {primary.port} 1\n"
+        "sentinel down-after-milliseconds mymaster 500\n"
+        "sentinel failover-timeout mymaster 2000\n"
+    )
+    with redis_server(sentinel=file) as server:
+        yield f"127.0.0.1:{server.port}"
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[str]:
+    with redis_server("--cluster-enabled", "yes", "--cluster-port", str(free_port())) as server:
+        server.command("CLUSTER", "ADDSLOTSRANGE", "0", "16383")
+        until(lambda: b"cluster_state:ok" in server.command("CLUSTER", "INFO"))
+        yield f"redis+cluster://127.0.0.1:{server.port},127.0.0.1:1"
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline, "it never came true"
+        time.sleep(0.02)
+
+
+async def elapse(seconds: float) -> None:
+    """Wait, on any side."""
+    try:
+        await anyio.sleep(seconds)
+    except RuntimeError:  # no event loop
+        time.sleep(seconds)  # noqa: ASYNC251
+
+
+async def fails(call: Coroutine[Any, Any, Any], sentence: str) -> None:
+    with pytest.raises(StoreError, match=sentence) as caught:
+        await call
+    assert caught.value.__cause__ is None
+    assert caught.value.__context__ is None, "what redis-py raised is not chained"
+
+
+async def all_fail(store: SessionStore, sentence: str) -> None:
+    await fails(store.get("k"), sentence)
+    await fails(store.put("k", b"w", 60), sentence)
+    await fails(store.replace("k", b"v", b"w", 60), sentence)
+    await fails(store.delete("k"), sentence)
+    await fails(store.acquire("k", "owner", 60), sentence)
+    await fails(store.release("k", "owner"), sentence)
+    await fails(store.ping(), sentence)
+
+
+# What is in Redis
+
+
+def test_every_key_has_the_prefix_and_an_end(shared: RedisServer) -> None:
+    async def use(store: RedisStore) -> None:
+        await store.put("k", b"v", 60)
+        await store.replace("k", b"v", b"w", 60)
+        await store.acquire("k", "owner", 60)
+        await store.ping()
+        await store.close()
+
+    shared.command("FLUSHALL")
+    run(use(RedisStore(shared.url).blocking()))
+    keys = re.findall(rb"{cm_auth}:\S+", shared.command("KEYS", "*"))
+    assert sorted(keys) == [b"{cm_auth}:l:k", b"{cm_auth}:ping", b"{cm_auth}:s:k"]
+    assert shared.command("DBSIZE") == b":3\r\n"
+    for key in keys:
+        assert int(shared.command("PTTL", key.decode())[1:]) > 0, key
+
+
+def test_stores_of_different_prefixes_see_nothing_of_each_other(shared: RedisServer) -> None:
+    async def use(one: RedisStore, two: RedisStore) -> None:
+        await one.put("k", b"1", 60)
+        await two.put("k", b"2", 60)
+        assert (await one.get("k"), await two.get("k")) == (b"1", b"2")
+        assert await one.find(b"") == [("k", b"1")]
+        assert await two.find(b"") == [("k", b"2")]
+        assert await one.count() == await two.count() == 1
+        await one.close()
+
+    # The first, taken for a pattern, would match the second.
+    stores = (RedisStore(shared.url, prefix=prefix).blocking() for prefix in ("{*}?[a]:", "{b}xa:"))
+    run(use(*stores))
+
+
+def test_a_listing_has_all_pages(shared: RedisServer) -> None:
+    async def use(store: RedisStore) -> None:
+        for number in range(1500):
+            await store.put(f"key {number}", b"prefix %d" % number, 60)
+        found = await store.find(b"prefix ")
+        assert sorted(found) == sorted((f"key {n}", b"prefix %d" % n) for n in range(1500))
+        assert await store.count() == 1500
+        await store.close()
+
+    run(use(RedisStore(shared.url, prefix="{listing}:").blocking()))
+
+
+def test_scripts_are_sent_again_when_redis_forgot_them(
+    side: Callable[..., None], server: RedisServer
+) -> None:
+    async def check(store: SessionStore) -> None:
+        await store.put("k", b"v", 60)
+        for number in range(3):
+            server.command("SCRIPT", "FLUSH")
+            assert await store.acquire("k", "owner", 60)
+            server.command("SCRIPT", "FLUSH")
+            assert await store.replace("k", b"v", b"v", 60), number
+
+    side(check, server.url)
+
+
+# Outages
+
+
+def test_a_server_that_is_gone_is_an_error_until_it_is_back(
+    side: Callable[..., None], server: RedisServer
+) -> None:
+    async def check(store: SessionStore) -> None:
+        await store.put("k", b"v", 60)
+        server.stop()
+        await all_fail(store, "cannot be reached")
+        server.start()
+        assert await store.get("k") == b"v"
+        assert await store.replace("k", b"v", b"w", 60)
+
+    side(check, server.url)
+
+
+def test_a_restart_between_two_requests_is_not_noticed(
+    side: Callable[..., None], server: RedisServer
+) -> None:
+    async def check(store: SessionStore) -> None:
+        for method in ("get", "replace", "delete"):
+            await store.put("k", b"v", 60)
+            server.stop()
+            server.start()
+            await elapse(0.05)  # an event loop has to see that the connection is gone
+            if method == "get":
+                assert await store.get("k") == b"v"
+            elif method == "replace":
+                assert await store.replace("k", b"v", b"w", 60)
+            else:
+                assert await store.delete("k") == b"v"
+
+    side(check, server.url)
+
+
+@pytest.mark.slow
+def test_a_server_that_stands_still_for_two_seconds_is_waited_for(
+    side: Callable[..., None], server: RedisServer
+) -> None:
+    async def check(store: SessionStore) -> None:
+        await store.put("k", b"v", 60)
+        server.pause()
+        threading.Timer(2, server.resume).start()
+        assert await store.replace("k", b"v", b"w", 60)
+        server.pause()
+        threading.Timer(2, server.resume).start()
+        assert await store.get("k") == b"w"
+
+    side(check, server.url)
+
+
+def test_a_server_that_stands_still_for_longer_is_an_error(
+    side: Callable[..., None], server: RedisServer
+) -> None:
+    async def check(store: SessionStore) -> None:
+        await store.put("k", b"v", 60)
+        server.pause()
+        await fails(store.get("k"), "did not answer in time")
+        await fails(store.delete("k"), "did not answer in time")
+        server.resume()
+        await store.put("k", b"w", 60)
+        assert await store.get("k") == b"w"
+
+    side(check, f"{server.url}?socket_timeout=0.3")
+
+
+def test_an_answer_that_nobody_waits_for_is_not_given_to_the_next(server: RedisServer) -> None:
+    async def check() -> None:
+        store = RedisStore(f"{server.url}?max_connections=1")
+        await store.put("mine", b"of one user", 60)
+        await store.put("yours", b"of another", 60)
+        server.pause()
+        with anyio.move_on_after(0.2):  # a client hangs up
+            await store.get("mine")
+        server.resume()
+        assert await store.get("yours") == b"of another"
+        assert await store.get("mine") == b"of one user"
+        await store.close()
+
+    anyio.run(check)
+
+
+class Cutter:
+    """A proxy that hands a request on and then cuts the connection instead of answering."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+        self.cut_at: bytes | None = None
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"redis://127.0.0.1:{self.listener.getsockname()[1]}/0"
+        threading.Thread(target=self.accept, daemon=True).start()
+
+    def accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self.listener.accept()
+                threading.Thread(target=self.serve, args=[client], daemon=True).start()
+
+    def serve(self, client: socket.socket) -> None:
+        with client, socket.create_connection(("127.0.0.1", self.port)) as server:
+            while request := client.recv(65536):
+                server.sendall(request)
+                answer = server.recv(65536)
+                if self.cut_at and self.cut_at in request and not answer.startswith(b"-NOSCRIPT"):
+                    self.cut_at = None
+                    return
+                client.sendall(answer)
+
+
+@pytest.fixture
+def cutter(shared: RedisServer) -> Iterator[Cutter]:
+    cutter = Cutter(shared.port)
+    yield cutter
+    cutter.listener.close()
+
+
+def test_a_replace_whose_answer_is_lost_says_that_it_replaced(
+    side: Callable[..., None], cutter: Cutter
+) -> None:
+    async def check(store: SessionStore) -> None:
+        await store.put("k", b"old", 60)
+        cutter.cut_at = b"EVAL"
+        assert await store.replace("k", b"old", b"new", 60)
+        assert cutter.cut_at is None, "the connection was cut"
+        assert await store.get("k") == b"new"
+        cutter.cut_at = b"EVAL"
+        assert not await store.replace("k", b"old", b"newer", 60), "and no more than that"
+
+    side(check, cutter.url)
+
+
+def test_a_delete_whose_answer_is_lost_does_not_say_that_nothing_was_there(
+    side: Callable[..., None], cutter: Cutter
+) -> None:
+    async def check(store: SessionStore) -> None:
+        await store.put("k", b"v", 60)
+        cutter.cut_at = b"EVAL"
+        await fails(store.delete("k"), "cannot be reached")
+        assert await store.get("k") is None
+
+    side(check, cutter.url)
+
+
+def test_what_may_run_twice_does_when_an_answer_is_lost(
+    side: Callable[..., None], cutter: Cutter
+) -> None:
+    async def check(store: SessionStore) -> None:
+        cutter.cut_at = b"SET"
+        await store.put("k", b"v", 60)
+        cutter.cut_at = b"GET"
+        assert await store.get("k") == b"v"
+        cutter.cut_at = b"EVAL"
+        assert await store.acquire("a lease", "one", 60)
+        cutter.cut_at = b"EVAL"
+        await store.release("a lease", "one")
+        assert await store.acquire("a lease", "two", 60)
+        await store.release("a lease", "two")
+        assert cutter.cut_at is None
+
+    side(check, cutter.url)
+
+
+# Refusals
+
+
+def test_a_replica_is_an_error_until_it_is_a_primary(
+    side: Callable[..., None], server: RedisServer
+) -> None:
+    async def check(store: SessionStore) -> None:
+        await store.put("k", b"v", 60)
+        server.command("REPLICAOF", "127.0.0.1", "1")
+        await fails(store.put("k", b"w", 60), "replica")
+        await fails(store.replace("k", b"v", b"w", 60), "replica")
+        await fails(store.delete("k"), "replica")
+        await fails(store.ping(), "replica")
+        server.command("REPLICAOF", "NO", "ONE")
+        assert await store.delete("k") == b"v"
+
+    side(check, server.url)
+
+
+def test_a_full_memory_is_an_error_and_reading_goes_on(
+    side: Callable[..., None], server: RedisServer
+) -> None:
+    async def check(store: SessionStore) -> None:
+        await store.put("k", b"v", 60)
+        server.command("CONFIG", "SET", "maxmemory", "1")
+        await fails(store.put("k", b"w", 60), "out of memory")
+        await fails(store.replace("k", b"v", b"w", 60), "out of memory")
+        await fails(store.ping(), "out of memory")
+        assert await store.get("k") == b"v"
+        server.command("CONFIG", "SET", "maxmemory", "0")
+        await store.put("k", b"w", 60)
+
+    side(check, server.url)
+
+
+def test_a_server_busy_with_a_script_is_an_error_until_it_is_done(
+    side: Callable[..., None], server: RedisServer
+) -> None:
+    async def check(store: SessionStore) -> None:
+        await store.put("k", b"v", 60)
+        server.command("CONFIG", "SET", "busy-reply-threshold", "50")
+        endless = threading.Thread(target=server.command, args=["EVAL", "while 1 do end", "0"])
+        endless.start()
+        until(lambda: server.command("PING").startswith(b"-BUSY"))
+        await fails(store.get("k"), "BUSY")
+        await fails(store.delete("k"), "BUSY")
+        server.command("SCRIPT", "KILL")
+        endless.join()
+        assert await store.get("k") == b"v"
+
+    side(check, server.url)
+
+
+def test_a_server_that_loads_is_an_error_until_it_has_loaded(
+    side: Callable[..., None], server: RedisServer
+) -> None:
+    async def check(store: SessionStore) -> None:
+        for number in range(200):
+            await store.put(f"k{number}", b"v" * 1000, 60)
+        server.stop()
+        # Options for Redis's own tests: 0.1 s for each key, and an ear for clients in between.
+        slow = ["--key-load-delay", "100000", "--loading-process-events-interval-bytes", "1024"]
+        server.options += slow
+        server.start(loaded=False)
+        await fails(store.get("k1"), "loading|cannot be reached")
+        await fails(store.delete("k1"), "loading|cannot be reached")
+        server.stop()
+        del server.options[-4:]
+        server.start()
+        assert await store.delete("k1") == b"v" * 1000
+
+    side(check, server.url)
+
+
+def everything_about(error: BaseException, store: RedisStore) -> str:
+    parts = [repr(error), str(error), *traceback.format_exception(error), repr(store)]
+    parts += [
+        repr(vars(store)),
+        *(repr(vars(value)) for value in vars(store).values() if vars_of(value)),
+    ]
+    return "\n".join(parts)
+
+
+def vars_of(value: Any) -> bool:
+    return hasattr(value, "__dict__")
+
+
+@pytest.mark.parametrize("where", ["refused", "denied", "unreachable"])
+def test_a_password_is_in_no_message(
+    where: str, side: Callable[..., None], caplog: pytest.LogCaptureFixture, server: RedisServer
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    server.command("ACL", "SETUSER", "cm", "on", f">{SECRET}", "~*", "+ping", "+get")
+    host = f"127.0.0.1:{server.port}"
+    url = {
+        "refused": f"redis://cm:wrong-{QUOTED}@{host}/0",
+        "denied": f"redis://cm:{QUOTED}@{host}/0",
+        "unreachable": f"redis://cm:{QUOTED}@127.0.0.1:1/0",
+    }[where]
+    sentence = {"refused": "refuses", "denied": "permit", "unreachable": "reached"}[where]
+
+    async def check(store: SessionStore) -> None:
+        with pytest.raises(StoreError, match=sentence) as caught:
+            await store.put("key-of-a-session", b"value-of-a-session", 60)
+        assert isinstance(store, RedisStore)
+        told = everything_about(caught.value, store) + caplog.text
+        for secret in (SECRET, QUOTED, "key-of-a-session", "value-of-a-session"):
+            # The test's own call is in the traceback.
+            assert secret not in told.replace('"key-of-a-session", b"value-of-a-session"', "")
+
+    side(check, url)
+
+
+def test_the_right_password_opens(side: Callable[..., None]) -> None:
+    async def check(store: SessionStore) -> None:
+        await store.put("k", b"v", 60)
+        assert await store.get("k") == b"v"
+
+    with redis_server() as server:
+        server.command("CONFIG", "SET", "requirepass", SECRET)
+        side(check, f"redis://:{QUOTED}@127.0.0.1:{server.port}/0")
+
+
+def test_certificates_are_verified(side: Callable[..., None], tls: tuple[str, str]) -> None:
+    url, authority = tls
+
+    async def unknown(store: SessionStore) -> None:
+        await fails(store.get("k"), "cannot be reached.*certificate")
+
+    async def misnamed(store: SessionStore) -> None:
+        await fails(store.get("k"), "cannot be reached.*not valid for 'localhost'")
+
+    async def accepted(store: SessionStore) -> None:
+        assert await store.get("k") is None
+
+    side(unknown, url)
+    side(misnamed, f"{url.replace('127.0.0.1', 'localhost')}?ssl_ca_certs={authority}")
+    side(accepted, f"{url}?ssl_ca_certs={authority}")
+
+
+# Many at once
+
+
+def test_more_requests_than_connections_wait_their_turn(server: RedisServer) -> None:
+    async def check() -> None:
+        store = RedisStore(server.url)
+        await store.put("k", b"v", 60)
+        most = 0
+
+        async def ask(number: int) -> None:
+            nonlocal most
+            assert await store.get("k") == b"v"
+            if number % 100 == 0:
+                most = max(most, server.command("CLIENT", "LIST").count(b"id="))
+
+        async with anyio.create_task_group() as group:
+            for number in range(500):
+                group.start_soon(ask, number)
+        assert most <= 51, "50, and the one of the test"
+        await store.close()
+
+    anyio.run(check)
+
+
+def test_threads_wait_their_turn_too(shared: RedisServer) -> None:
+    store = RedisStore(f"{shared.url}?max_connections=2").blocking()
+    run(store.put("k", b"0", 60))
+
+    def increment() -> None:
+        for _ in range(10):
+            while True:
+                value = run(store.get("k"))
+                if run(store.replace("k", value, b"%d" % (int(value) + 1), 60)):
+                    break
+
+    threads = [threading.Thread(target=increment) for _ in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert run(store.get("k")) == b"120"
+    run(store.close())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("threads", [False, True])
+def test_who_waits_for_a_connection_for_too_long_is_told(
+    threads: bool, server: RedisServer
+) -> None:
+    url = f"{server.url}?max_connections=1&socket_timeout=8"
+    store = RedisStore(url).blocking() if threads else RedisStore(url)
+    failures: list[str] = []
+
+    async def ask() -> None:
+        try:
+            await store.get("k")
+        except StoreError as error:
+            failures.append(str(error))
+
+    async def crowd() -> None:
+        async with anyio.create_task_group() as group:
+            for _ in range(3):
+                group.start_soon(ask)
+        await store.close()
+
+    server.pause()
+    resume = threading.Timer(6.5, server.resume)
+    resume.start()
+    if threads:
+        crowd_of_threads = [threading.Thread(target=lambda: run(ask())) for _ in range(3)]
+        for thread in crowd_of_threads:
+            thread.start()
+        for thread in crowd_of_threads:
+            thread.join()
+        run(store.close())
+    else:
+        anyio.run(crowd)
+    resume.join()
+    assert len(failures) == 2, "the first has the connection and its answer"
+    assert all("too slow" in failure for failure in failures)
+
+
+def test_several_event_loops_and_threads_share_one_store(shared: RedisServer) -> None:
+    store = RedisStore(shared.url, prefix="{loops}:")
+
+    async def increment() -> None:
+        for _ in range(20):
+            while True:
+                value = await store.get("k")
+                assert value is not None
+                if await store.replace("k", value, b"%d" % (int(value) + 1), 60):
+                    break
+        await store.close()
+
+    run(store.blocking().put("k", b"0", 60))
+    threads = [threading.Thread(target=lambda: asyncio.run(increment())) for _ in range(4)]
+    threads.append(threading.Thread(target=lambda: anyio.run(increment, backend="trio")))
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert run(store.blocking().get("k")) == b"100"
+    run(store.blocking().close())
+
+
+@pytest.mark.slow
+def test_four_processes_lose_no_increment(shared: RedisServer) -> None:
+    store = RedisStore(shared.url).blocking()
+    run(store.put("compared", b"0", 600))
+    run(store.put("guarded", b"0", 600))
+    processes = [start(INCREMENTS, shared.url, 100) for _ in range(4)]
+    assert [finish(process) for process in processes] == [0] * 4
+    assert run(store.get("compared")) == b"400"
+    assert run(store.get("guarded")) == b"400"
+    run(store.close())
+
+
+def test_a_fork_shares_no_connection_with_its_parent(shared: RedisServer) -> None:
+    # Sharing a socket would mix up answers: each asks many times for a key of its own.
+    code = """
+    async def ask(store, name):
+        for _ in range(300):
+            assert await store.get(name) == name.encode(), name
+
+    twin = store.blocking()
+    names = ["parent", "child 0", "child 1"]
+    for name in names:
+        run(twin.put(name, name.encode(), 60))
+
+    async def main():
+        await store.get("parent")
+        children = []
+        for name in names[1:]:
+            pid = os.fork()
+            if pid == 0:
+                try:
+                    asyncio.events._set_running_loop(None)  # as a server's fork finds it
+                    run(ask(twin, name))
+                    asyncio.new_event_loop().run_until_complete(ask(store, name))
+                    os._exit(0)
+                finally:
+                    os._exit(1)
+            children.append(pid)
+        await ask(store, "parent")
+        await ask(twin, "parent")
+        codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children]
+        await ask(store, "parent")
+        await store.close()
+        assert codes == [0, 0], codes
+
+    asyncio.run(main())
+    """
+    assert finish(start(code, shared.url)) == 0
+
+
+def test_a_loop_that_was_used_before_a_fork_connects_anew_after_it(server: RedisServer) -> None:
+    code = """
+    import redis
+
+    def connections():
+        with redis.Redis.from_url(sys.argv[1]) as client:
+            return len(client.client_list())
+
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(store.put("k", b"v", 60))
+    before = connections()
+    pid = os.fork()
+    if pid == 0:
+        value = loop.run_until_complete(store.get("k"))
+        os._exit(0 if (value, connections()) == (b"v", before + 1) else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    loop.run_until_complete(store.close())
+    loop.close()
+    """
+    assert finish(start(code, server.url)) == 0
+
+
+@pytest.mark.slow
+def test_after_a_failover_the_new_primary_is_used(
+    side: Callable[..., None], tmp_path: Path, server: RedisServer
+) -> None:
+    with contextlib.ExitStack() as stack:
+        replica = stack.enter_context(redis_server())
+        replica.command("REPLICAOF", "127.0.0.1", str(server.port))
+        until(lambda: b"master_link_status:up" in replica.command("INFO", "replication"))
+        address = stack.enter_context(watched(tmp_path, server))  # it has to find the replica
+
+        async def check(store: SessionStore) -> None:
+            await store.put("k", b"v", 60)
+            until(lambda: b"k" in replica.command("KEYS", "*k"))
+            await elapse(1)
+            server.stop()
+            deadline = time.monotonic() + 40
+            while True:
+                try:
+                    assert await store.replace("k", b"v", b"w", 60)
+                except StoreError:
+                    assert time.monotonic() < deadline, "no failover"
+                    await elapse(0.1)
+                else:
+                    break
+            assert await store.get("k") == b"w"
+
+        side(check, f"redis+sentinel://{address}/mymaster")
+
+
+# URLs
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"redis://user:{SECRET}@localhost/0",  # not percent-encoded
+        "redis://localhost:port",
+        "redis://localhost/0?colour=blue",
+        "redis://localhost/0?socket_timeout=soon",
+        "redis://localhost/0?max_connections=0",
+        "redis://localhost/0#fragment",
+        "redis+sentinel://localhost:26379",
+        "redis+sentinel:///mymaster",
+        "redis+cluster://",
+        "redis+cluster://a:1,b:port",
+        "redis+cluster://a:1?db=3",
+        "redis+proxy://localhost",
+        "unix+sentinel:///x/y",
+        "rediss+socket://localhost",
+    ],
+)
+def test_a_wrong_url_is_refused_and_not_quoted(url: str) -> None:
+    with pytest.raises(ConfigError, match="store") as caught:
+        open_store(url)
+    told = "".join(traceback.format_exception(caught.value)).replace(url, "")
+    assert "nobody" not in told
+    assert "pass-word" not in str(caught.value)
+    assert caught.value.__context__ is None
+
+
+def test_an_unknown_option_is_named() -> None:
+    with pytest.raises(ConfigError, match="colour"):
+        open_store("redis://localhost/0?colour=blue")
+
+
+def test_a_name_without_secrets() -> None:
+    for url, name in (
+        (f"redis://u:{QUOTED}@h:1/2?socket_timeout=1", "redis://h:1/2"),
+        (f"rediss://u:{QUOTED}@h/2", "rediss://h/2"),
+        (f"unix://u:{QUOTED}@/tmp/s?db=1", "unix:///tmp/s"),
+        (
+            f"redis+sentinel://u:{QUOTED}@a,b:2/m?sentinel_password={QUOTED}",
+            "redis+sentinel://a,b:2/m",
+        ),
+        (f"redis+cluster://u:{QUOTED}@a,[::1]:2", "redis+cluster://a,[::1]:2"),
+    ):
+        assert repr(RedisStore(url)) == f"<RedisStore {name}>"
