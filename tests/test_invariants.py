@@ -44,18 +44,41 @@ IDS = {"anna@example.com": "10003", "bob@example.com": "10007"}
 
 
 @dataclass
-class Account:
-    """What is known of a user's grant at CameraManager.
+class Grant:
+    """What a user gave this site at CameraManager; logins share it while it can be used.
 
     Attributes:
-        grant: whether it can be used; None where that depends on more than this model knows.
+        usable: None where that depends on more than this model knows.
+    """
+
+    usable: bool | None
+
+
+@dataclass
+class Account:
+    """What is known of a user's grants at CameraManager.
+
+    Attributes:
+        grants: the last one is the one that a login would be given again.
         born: when its access token was given.
         kills: how often that token was ended since.
     """
 
-    grant: bool | None = False
+    grants: list[Grant] = field(default_factory=lambda: [Grant(False)])
     born: float = 0.0
     kills: int = 0
+
+    @property
+    def is_doubtful(self) -> bool:
+        return any(grant.usable is None for grant in self.grants)
+
+    def end(self, grant: Grant, usable: bool | None = False) -> None:
+        """Note that a grant is over, or may be; one in doubt may be another's."""
+        if grant.usable is None:
+            for other in self.grants:
+                other.usable = None if other.usable else other.usable
+        elif grant.usable:
+            grant.usable = usable
 
 
 @dataclass
@@ -70,6 +93,7 @@ class Login:
 
     cookie: str
     email: str
+    grant: Grant
     at: float
     seen: tuple[float, float]
     alive: bool | None = True
@@ -200,12 +224,13 @@ class Site(RuleBasedStateMachine):
         account = self.account_of(call.form["refresh_token"])
         if call.status == 200 and not self.outage:  # a page of HTML is 200, too
             is_due = call.time >= account.born + LIFETIME - LEEWAY
-            assert is_due or account.kills, "a refresh that nothing called for"
+            called_for = is_due or account.kills or account.is_doubtful
+            assert called_for, "a refresh that nothing called for"
             account.born, account.kills = call.time, 0
         elif call.status is None:  # done, and the answer was lost
             account.kills += 1
             if self.sim.settings.rotate_refresh_tokens:
-                account.grant = None if account.grant else account.grant
+                account.end(account.grants[-1], usable=None)
 
     def account_of(self, token: str) -> Account:
         user_id = token.partition(":")[2]
@@ -222,7 +247,7 @@ class Site(RuleBasedStateMachine):
         over = now >= min(login.seen[1] + IDLE, login.at + ABSOLUTE)
         perhaps = now >= min(login.seen[0] + IDLE, login.at + ABSOLUTE) - 1
         if status in LOGIN:
-            assert login.alive is not True or account.grant is not True or perhaps, (
+            assert login.alive is not True or login.grant.usable is not True or perhaps, (
                 f"{login.email} was logged out"
             )
             # A store that cannot delete leaves it for later: it is over all the same.
@@ -233,12 +258,14 @@ class Site(RuleBasedStateMachine):
             if login.alive is False:
                 return
             good = now < account.born + LIFETIME - 1 and not account.kills
-            assert self.store.broken or not good or account.grant is not True, "served too little"
+            assert self.store.broken or not good or login.grant.usable is not True, (
+                "served too little"
+            )
             return
         assert status == 200
         assert login.alive is not False, "a session came back"
         assert not over, "a session outlived its timeouts"
-        assert path == "/" or account.grant is not False, "tokens outlived their grant"
+        assert path == "/" or login.grant.usable is not False, "tokens outlived their grant"
         lately = now if self.store.broken else max(now - MINUTE, login.seen[0])
         login.seen = (login.seen[0] if self.store.broken else lately, now)
 
@@ -256,6 +283,8 @@ class Site(RuleBasedStateMachine):
     def begin(self, rotates: bool) -> None:
         settings = self.sim.settings
         settings.rotate_refresh_tokens = settings.revoke_family_on_reuse = rotates
+        for number in (0, 1):
+            self.log_in_again(number)
 
     @rule(number=slots, process=processes, email=accounts)
     def log_in(self, number: int, process: int, email: str) -> None:
@@ -279,29 +308,40 @@ class Site(RuleBasedStateMachine):
 
         cookie = self.run(walk()).partition("=")[2]
         account, now = self.accounts[email], self.clock.now
-        if account.grant is not True:
+        if account.grants[-1].usable is not True:
             account.born, account.kills = now, 0
-        account.grant = True
+            account.grants.append(Grant(usable=True))
         if previous is not None:
             self.dead.append(previous.cookie)
-        self.browsers[number] = Login(cookie, email, now, (now, now))
+        self.browsers[number] = Login(cookie, email, account.grants[-1], now, (now, now))
         self.visit(number, world, "/cameras")  # no loop: who logged in is in
         login = self.browsers[number]
         assert login is not None
         assert login.alive is True
 
+    def log_in_again(self, number: int) -> None:
+        """So that most of a history happens to people who are logged in."""
+        login = self.browsers[number]
+        if login is None or login.alive is False:
+            self.log_in(number, number, "anna@example.com")
+
     @rule(number=slots, process=processes, path=st.sampled_from(["/", "/cameras"]))
     def ask(self, number: int, process: int, path: str) -> None:
         self.visit(number, self.worlds[process], path)
+        self.log_in_again(number)
 
     @rule(process=processes, count=st.integers(2, 6))
     def ask_much_at_once(self, process: int, count: int) -> None:
         for number in (0, 1):
             self.visit(number, self.worlds[process], *(["/cameras", "/"] * count))
 
-    @rule(count=st.integers(1, 3))
-    def all_ask_everywhere_at_once(self, count: int) -> None:
-        """Both browsers at both processes, in one moment."""
+    @rule(count=st.integers(1, 3), expired=st.booleans())
+    def all_ask_everywhere_at_once(self, count: int, expired: bool) -> None:
+        """Both browsers at both processes, in one moment, perhaps that of expiry."""
+        for number in (0, 1):
+            self.log_in_again(number)
+        if expired:
+            self.time_passes(LIFETIME + 1)
         logins = [login for login in self.browsers if login is not None and login.alive]
         if not logins:
             return
@@ -321,37 +361,47 @@ class Site(RuleBasedStateMachine):
             self.look_at(answer)
             self.judge(login, answer.status_code, "/cameras")
 
-    @rule(number=slots, process=processes, key=st.sampled_from("abc"), value=st.integers(0, 9))
-    def keep_data(self, number: int, process: int, key: str, value: int) -> None:
+    @rule(number=slots, value=st.integers(0, 9))
+    def keep_data(self, number: int, value: int) -> None:
+        """Two requests at two processes change different keys at once; both keep theirs."""
+        self.log_in_again(number)
         login = self.browsers[number]
         if login is None:
             return
-        request = ("POST", "/data", login.cookie, {key: value})
-        status = self.send(self.worlds[process], request)[0].status_code
-        self.judge(login, status, "/")
-        if status == 200:
-            login.data[key] = value
-            login.doubtful.discard(key)
-        else:
-            login.doubtful.add(key)
 
-    @rule(number=slots, process=processes)
-    def read_data(self, number: int, process: int) -> None:
-        login = self.browsers[number]
-        if login is None:
-            return
-        answer = self.get(self.worlds[process], "/data", login.cookie)
+        async def both() -> list[httpx2.Response]:
+            async def one(world: World, key: str) -> httpx2.Response:
+                async with world.browser(Cookie=f"cm_auth={login.cookie}") as browser:
+                    return await browser.post("/data", json={key: value})
+
+            return await asyncio.gather(*map(one, self.worlds, "ab"))
+
+        for key, answer in zip("ab", self.run(both()), strict=True):
+            self.look_at(answer)
+            self.judge(login, answer.status_code, "/")
+            if answer.status_code == 200:
+                login.data[key] = value
+                login.doubtful.discard(key)
+            else:
+                login.doubtful.add(key)
+        self.read_data(login)
+
+    def read_data(self, login: Login) -> None:
+        answer = self.get(self.worlds[0], "/data", login.cookie)
         self.judge(login, answer.status_code, "/")
         if answer.status_code == 200:
             found = {k: v for k, v in answer.json().items() if k not in login.doubtful}
             assert found == {k: v for k, v in login.data.items() if k not in login.doubtful}
 
-    @rule(number=slots, process=processes, in_refresh=st.booleans())
-    def log_out(self, number: int, process: int, in_refresh: bool) -> None:
+    @rule(number=slots, process=processes, turns=st.integers(0, 60))
+    def log_out(self, number: int, process: int, turns: int) -> None:
         """Log out, perhaps in the middle of a refresh that another process makes."""
+        self.log_in_again(number)
         login = self.browsers[number]
         if login is None:
             return
+        if turns:
+            self.time_passes(LIFETIME + 1)
         world, other = self.worlds[process], self.worlds[1 - process]
 
         async def both() -> httpx2.Response:
@@ -359,8 +409,8 @@ class Site(RuleBasedStateMachine):
                 async with other.browser(Cookie=f"cm_auth={login.cookie}", **JSON) as browser:
                     self.look_at(await browser.get("/cameras"))
 
-            racing = asyncio.create_task(ask()) if in_refresh else None
-            for _ in range(3 if in_refresh else 0):
+            racing = asyncio.create_task(ask()) if turns else None
+            for _ in range(turns):
                 await asyncio.sleep(0)
             async with world.browser(Cookie=f"cm_auth={login.cookie}") as browser:
                 answer = await browser.post("/auth/logout")
@@ -374,18 +424,19 @@ class Site(RuleBasedStateMachine):
         if answer.status_code == 503:
             assert self.store.broken
             login.alive = None if login.alive else login.alive
-            account.grant = None if account.grant else account.grant
+            account.end(login.grant, usable=None)
             return
         assert answer.status_code == 303
-        if login.alive:
+        if login.alive is not False:
             # While CameraManager does not answer, it may not have heard of it.
-            account.grant = None if self.outage or account.grant is None else False
-            if account.grant is False and not self.perhaps_over(login):
+            certain = login.alive and not self.outage and not self.perhaps_over(login)
+            account.end(login.grant, usable=False if certain else None)
+            if login.grant.usable is False and account.grants[-1] is login.grant:
                 living = [t for t in self.sim._tokens.refresh if t.endswith(IDS[login.email])]
                 assert not living, "a grant outlived its logout"
-            elif account.grant is False:
-                account.grant = None
         login.alive = False
+        for world in self.worlds:
+            self.visit(number, world, "/")
 
     def perhaps_over(self, login: Login) -> bool:
         return self.clock.now >= min(login.seen[0] + IDLE, login.at + ABSOLUTE) - 1
@@ -422,7 +473,8 @@ class Site(RuleBasedStateMachine):
     @rule(email=accounts)
     def camera_manager_ends_a_grant(self, email: str) -> None:
         self.sim.revoke_user(email)
-        self.accounts[email].grant = False
+        for grant in self.accounts[email].grants:
+            grant.usable = False
 
     @rule(email=accounts, process=processes)
     def an_administrator_logs_a_user_out(self, email: str, process: int) -> None:
@@ -451,12 +503,18 @@ class Site(RuleBasedStateMachine):
     @precondition(lambda self: not self.outage)
     @rule(
         what=st.sampled_from(
-            [500, 503, "html", "truncated", "drop", "lost", {"error": "invalid_client"}]
-        )
+            [503, "html", "truncated", "drop", "lost", {"error": "invalid_client"}]
+        ),
+        expired=st.booleans(),
     )
-    def camera_manager_fails(self, what: Any) -> None:
+    def camera_manager_fails(self, what: Any, expired: bool) -> None:
         self.sim.fail_token(what, times=10_000)
         self.outage = True
+        if expired:
+            self.time_passes(LIFETIME + 1)
+        for number in (0, 1):
+            for world in self.worlds:
+                self.visit(number, world, "/")
 
     @precondition(lambda self: self.outage)
     @rule()
@@ -470,6 +528,9 @@ class Site(RuleBasedStateMachine):
     @rule(methods=st.sampled_from([EVERYTHING, WRITES]))
     def the_store_fails(self, methods: set[str]) -> None:
         self.store.broken |= methods
+        for number in (0, 1):
+            for world in self.worlds:
+                self.visit(number, world, "/cameras")
 
     @precondition(lambda self: self.store.broken)
     @rule()
