@@ -216,15 +216,17 @@ class Site(RuleBasedStateMachine):
             assert set(login.cookie) <= set(ALPHABET)
         calls = self.sim.requests[self.seen :]
         self.seen += len(calls)
+        # A logout may have to refresh: only a living access token ends a grant.
+        is_logout = any(call.method == "DELETE" for call in calls)
         for call in calls:
             if call.path == "/oauth/token" and call.param("grant_type") == "refresh_token":
-                self.audit_refresh(call)
+                self.audit_refresh(call, is_logout)
 
-    def audit_refresh(self, call: RecordedRequest) -> None:
+    def audit_refresh(self, call: RecordedRequest, is_logout: bool) -> None:
         account = self.account_of(call.form["refresh_token"])
         if call.status == 200 and not self.outage:  # a page of HTML is 200, too
             is_due = call.time >= account.born + LIFETIME - LEEWAY
-            called_for = is_due or account.kills or account.is_doubtful
+            called_for = is_due or account.kills or account.is_doubtful or is_logout
             assert called_for, "a refresh that nothing called for"
             account.born, account.kills = call.time, 0
         elif call.status is None:  # done, and the answer was lost
