@@ -23,6 +23,8 @@ LONG = (
     "security/test_state_changes.py",
     "security/test_targets.py",
     "security/test_token_endpoint.py",
+    "security/test_tokens.py",
+    "test_at_rest.py",
     "test_plugin.py",
     "test_proxy_streams.py",
     "test_stores_redis.py",

@@ -578,5 +578,5 @@ def case_of(site: type[Site], few: int) -> Any:
     return case
 
 
-TestInvariants = case_of(Site, 50)
-TestInvariantsOfBothShells = case_of(MixedSite, 20)
+TestInvariants = case_of(Site, 30)
+TestInvariantsOfBothShells = case_of(MixedSite, 10)

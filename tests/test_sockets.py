@@ -165,6 +165,7 @@ def test_a_streamed_body_is_repeated_while_it_is_small(cm, site, size, first) ->
     assert again.json()["length"] == len(body)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["hang", "drop", "lost"])
 def test_a_token_endpoint_that_does_not_answer_is_503_and_nobody_is_logged_out(
     cm, site, what
