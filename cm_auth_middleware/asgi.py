@@ -10,8 +10,7 @@ from .client import AsyncCMClient
 from .engine import AuthEngine
 from .errors import ConfigError, UnavailableError
 from .events import log
-from .flow import VISITOR
-from .http import Access, Answer, Request, must_not_be_cached
+from .http import Answer, Request, must_not_be_cached
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Iterable
@@ -27,6 +26,8 @@ if TYPE_CHECKING:
 _RawHeaders = list[tuple[bytes, bytes]]
 
 _WATCH = 30.0  # seconds between looks at the session of an open WebSocket
+_NO_STORE = (b"cache-control", b"no-store")
+_VARY = (b"vary", b"Cookie")
 _LOGGED_OUT = 4401  # close code: 4000 + 401, in the range for applications (RFC 6455 §7.4.2)
 
 
@@ -76,25 +77,25 @@ class CMAuthMiddleware:
         if scope["type"] != "http":
             await self._other(scope, receive, send)
             return
-        request = ASGIRequest(scope)
-        if not request.cookie_line and self._flow.is_exempt(request):
-            access = VISITOR
+        exchange = _Exchange(scope)
+        if not exchange.cookie_line and self._flow.is_exempt(exchange):
+            session = None
         else:
-            outcome = await self._flow.handle(request)
+            outcome = await self._flow.handle(exchange)
             if isinstance(outcome, Answer):
-                await _send(outcome, send, head=request.method == "HEAD")
+                await _send(outcome, send, head=exchange.method == "HEAD")
                 return
-            access = outcome
-        self._hand_over(scope, access.session)
-        response = _Response(self._flow, request, access, send)
+            session = outcome
+        self._hand_over(scope, session)
+        exchange.begin(self._flow, session, send)
         try:
-            await self.app(scope, receive, response.send)
+            await self.app(scope, receive, exchange.send)
         except Exception as error:
-            answer = None if response.started else await self._flow.answer_to(request, error)
+            answer = None if exchange.started else await self._flow.answer_to(exchange, error)
             if answer is None:
                 raise
-            if not response.answered:
-                await _send(answer, send, head=request.method == "HEAD")
+            if not exchange.answered:
+                await _send(answer, send, head=exchange.method == "HEAD")
 
     async def _other(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
@@ -118,9 +119,9 @@ class CMAuthMiddleware:
         if isinstance(outcome, Answer):
             await _deny(outcome, scope, receive, send)
             return
-        self._hand_over(scope, outcome.session)
-        if outcome.session is not None:
-            watch = _Watch(self._flow, outcome.session, receive, send)
+        self._hand_over(scope, outcome)
+        if outcome is not None:
+            watch = _Watch(self._flow, outcome, receive, send)
             receive, send = watch.receive, watch.send
         await self.app(scope, receive, send)
 
@@ -141,17 +142,20 @@ class ASGIRequest(Request):
         self.method = scope.get("method", "GET")
         path: str = scope["path"]
         root_path: str = scope.get("root_path", "")
-        if root_path and path.startswith(root_path) and path[len(root_path) :][:1] in ("", "/"):
-            # Some servers put the mount into the path, as the specification says; some do not.
-            # To the letter what Starlette routes, or an exempt path might be another there.
-            path = path[len(root_path) :]
+        if root_path:
+            if path.startswith(root_path) and path[len(root_path) :][:1] in ("", "/"):
+                # Some servers put the mount into the path, as the specification says; some do
+                # not. To the letter what Starlette routes, or an exempt path might be another.
+                path = path[len(root_path) :]
+            root_path = root_path.rstrip("/")
         self.path = path
-        self.root_path = root_path.rstrip("/")
+        self.root_path = root_path
         line = b""
         for name, value in scope["headers"]:
             if name == b"cookie":  # HTTP/2 may send several lines (RFC 9113 §8.2.3)
                 line = line + b"; " + value if line else value
         self.cookie_line = line.decode("latin-1") if line else ""
+        self.set_cookies = []
 
     @property
     def state(self) -> dict[str, Any]:
@@ -195,16 +199,17 @@ class ASGIRequest(Request):
         return b", ".join(lines).decode("latin-1") if lines else None
 
 
-class _Response:
-    """The application's response on its way out."""
+class _Exchange(ASGIRequest):
+    """A request, and the application's response to it on its way out."""
 
-    started = False
-    answered = False  # by us, in place of the application
+    __slots__ = ("_flow", "_send", "_session", "answered", "started")
 
-    def __init__(self, flow: Flow, request: ASGIRequest, access: Access, send: Send) -> None:
+    def begin(self, flow: Flow, session: Session | None, send: Send) -> None:
+        """Let the application answer."""
+        self.started = False
+        self.answered = False  # by us, in place of the application
         self._flow = flow
-        self._request = request
-        self._access = access
+        self._session = session
         self._send = send
 
     def send(self, message: Message) -> Awaitable[None]:
@@ -212,11 +217,11 @@ class _Response:
         if self.answered:
             return _nothing()
         if message["type"] == "http.response.start":
-            session = self._access.session
+            session = self._session
             if message["status"] == 500 or (session is not None and session.is_touched):
                 return self._start(message)
             if session is not None:
-                message["headers"] = _private(message.get("headers", ()), self._access.headers)
+                message["headers"] = _private(message.get("headers", ()), self.set_cookies)
             self.started = True
         return self._send(message)
 
@@ -227,16 +232,16 @@ class _Response:
             await self._send(message)
         else:
             self.answered = True
-            await _send(answer, self._send, head=self._request.method == "HEAD")
+            await _send(answer, self._send, head=self.method == "HEAD")
 
     async def _before_start(self, message: Message) -> Answer | None:
-        session = self._access.session
+        session = self._session
         if message["status"] == 500:
             # The framework may have caught our error on its way and made a 500 of it.
-            trouble = self._request.state.get("cm_trouble")
+            trouble = self.state.get("cm_trouble")
             if trouble is None and session is not None:
                 trouble = session.trouble
-            answer = await self._flow.answer_to(self._request, trouble)
+            answer = await self._flow.answer_to(self, trouble)
             if answer is not None:
                 return answer
         if session is None:
@@ -244,8 +249,8 @@ class _Response:
         try:
             await self._flow.save(session)
         except UnavailableError as error:
-            return await self._flow.unavailable(self._request, error)
-        message["headers"] = _private(message.get("headers", ()), self._access.headers)
+            return await self._flow.unavailable(self, error)
+        message["headers"] = _private(message.get("headers", ()), self.set_cookies)
         return None
 
 
@@ -255,22 +260,21 @@ async def _nothing() -> None:
 
 def _private(headers: Iterable[tuple[bytes, bytes]], ours: Headers) -> _RawHeaders:
     """Say that a response is one user's own, and add our headers."""
-    result, own, varies = [], [], False
-    for name, value in headers:
-        if name == b"cache-control":
-            own.append(value.decode("latin-1"))
-        elif name == b"vary" and not varies:
-            varies = True
-            if b"cookie" not in value.lower():
-                value += b", Cookie"
-        result.append((name, value))
+    result, own, vary = list(headers), [], None
+    for header in result:
+        if header[0] == b"cache-control":
+            own.append(header[1].decode("latin-1"))
+        elif header[0] == b"vary" and vary is None:
+            vary = header
     if not own:
-        result.append((b"cache-control", b"no-store"))
+        result.append(_NO_STORE)
     elif must_not_be_cached(own, ours):
-        result = [(name, value) for name, value in result if name != b"cache-control"]
-        result.append((b"cache-control", b"no-store"))
-    if not varies:
-        result.append((b"vary", b"Cookie"))
+        result = [header for header in result if header[0] != b"cache-control"]
+        result.append(_NO_STORE)
+    if vary is None:
+        result.append(_VARY)
+    elif b"cookie" not in vary[1].lower():
+        result[result.index(vary)] = (b"vary", vary[1] + b", Cookie")
     if ours:
         result += [(name.lower().encode(), value.encode("latin-1")) for name, value in ours]
     return result

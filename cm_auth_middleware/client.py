@@ -33,7 +33,7 @@ class _Ready:
     _lock = threading.RLock()
 
     def __init__(self, side: Side, session: Session, keeper: Keeper | None = None) -> None:
-        object.__setattr__(self, "_cm", (side, session, keeper))  # without our own, below
+        self.__dict__["_cm"] = (side, session, keeper)  # not by our own __setattr__, below
 
     def __getattr__(self, name: str) -> Any:
         # Only called for what is missing: before the first use, everything.

@@ -9,7 +9,7 @@ from urllib.parse import quote, urlsplit
 from .config import CMAuthConfig
 from .errors import SessionExpiredError, StoreError, UnavailableError
 from .events import log
-from .http import SAFE_METHODS, Access, Answer, Request, json_answer, not_allowed, problem, redirect
+from .http import SAFE_METHODS, Answer, Request, json_answer, not_allowed, problem, redirect
 from .jar import CookieJar, Cookies
 from .login import Login
 from .pages import Pages
@@ -21,9 +21,6 @@ if TYPE_CHECKING:
     from .session import Session
     from .tokens import TokenKeeper
     from .vault import SessionVault
-
-
-VISITOR = Access(None)
 
 
 class Flow:
@@ -44,7 +41,6 @@ class Flow:
         self._jar = CookieJar(config, ports.clock)
         self._pages = Pages(config, ports)
         self._login = Login(config, ports, vault, keeper, server, self._jar, self._pages)
-        self._exempt = ExemptPaths(config.exempt)
         callback = urlsplit((config.redirect_uri or "").lower())
         self.own_origin = f"{callback.scheme}://{callback.netloc}" if callback.netloc else ""
         self._routes = {
@@ -54,13 +50,14 @@ class Flow:
             f"{config.prefix}/session": self._session_info,
             f"{config.prefix}/signed-out": self._signed_out,
         }
+        self._exempt = ExemptPaths(config.exempt, but=self._routes)
 
     # -- every request ---------------------------------------------------------------------
 
     def handle(
         self, request: Request, *, websocket: bool = False
-    ) -> Coroutine[Any, Any, Answer | Access]:
-        """Answer the request, or let it through with its session."""
+    ) -> Coroutine[Any, Any, Answer | Session | None]:
+        """Answer the request, or let it through: with its session, or as a visitor's."""
         route = None if websocket else self._routes.get(request.path)
         if route is not None:
             return self._serve(route, request)
@@ -70,8 +67,7 @@ class Flow:
 
     def is_exempt(self, request: Request) -> bool:
         """Whether a request needs no login."""
-        path = request.path
-        if path not in self._exempt or path in self._routes:
+        if not self._exempt.cover(request.path):
             return False
         return not (request.root_path and request.is_ambiguous)
 
@@ -83,54 +79,55 @@ class Flow:
         except UnavailableError as error:
             return await self.unavailable(request, error)
 
-    async def _pass_exempt(self, request: Request, websocket: bool) -> Access:
+    async def _pass_exempt(self, request: Request, websocket: bool) -> Session | None:
         if self._is_cross_site(request, websocket):
-            return VISITOR  # open to everybody, but not with the cookie of whoever was lured
+            return None  # open to everybody, but not with the cookie of whoever was lured
         try:
             return await self._find(request)
         except UnavailableError:
-            return VISITOR
+            return None
 
-    async def _protect(self, request: Request, websocket: bool) -> Answer | Access:
+    async def _protect(self, request: Request, websocket: bool) -> Answer | Session:
         cookies = self._jar.read(request)
         try:
-            access = await self._open(request, cookies)
-            session = access.session
+            now = self._ports.clock()
+            session = await self._open(request, cookies, now)
             if session is None:
                 return await self.unauthenticated(request)
             if (websocket or request.method not in SAFE_METHODS) and self._is_cross_site(
                 request, websocket
             ):
                 return problem(403, "Cross-site request refused")
-            if self._ports.clock() >= session.record.tokens.refresh_at:
+            if now >= session.record.tokens.refresh_at:
                 await self._keeper.freshen(session)
         except SessionExpiredError:
             return await self.unauthenticated(request)
         except UnavailableError as error:
             return await self.unavailable(request, error)
         if cookies.stamps and self._jar.is_marked(request):
-            access.headers.append(self._jar.unmark(request))  # it did stick
-        return access
+            request.set_cookies.append(self._jar.unmark(request))  # it did stick
+        return session
 
     def _is_cross_site(self, request: Request, websocket: bool) -> bool:
         return self._config.cross_site_check and request.is_cross_site(
             self.own_origin, websocket=websocket
         )
 
-    def _find(self, request: Request) -> Awaitable[Access]:
-        """The session that a request's cookies open, and a cookie to set, if any."""
-        return self._open(request, self._jar.read(request))
+    def _find(self, request: Request) -> Awaitable[Session | None]:
+        """The session that a request's cookies open."""
+        return self._open(request, self._jar.read(request), self._ports.clock())
 
-    async def _open(self, request: Request, cookies: Cookies) -> Access:
+    async def _open(self, request: Request, cookies: Cookies, now: float) -> Session | None:
         for ticket, is_old in cookies.tickets:
-            session = await self._vault.read(ticket)
+            session = await self._vault.read(ticket, now)
             if session is None:
                 continue
-            if not is_old:
-                return Access(session, [])
-            await self._vault.reseal(session)  # before the old key goes
-            return Access(session, [self._jar.session(request, ticket, session.logged_in_at)])
-        return VISITOR
+            if is_old:
+                await self._vault.reseal(session)  # before the old key goes
+                cookie = self._jar.session(request, ticket, session.logged_in_at)
+                request.set_cookies.append(cookie)
+            return session
+        return None
 
     async def _peek(self, request: Request) -> Session | None:
         """The session of a request, which is not noted as a use of it."""
@@ -192,7 +189,7 @@ class Flow:
             return not_allowed("GET, HEAD, POST")
         if request.is_cross_site(self.own_origin):
             return problem(403, "Cross-site request refused")
-        session = (await self._find(request)).session
+        session = await self._find(request)
         if session is not None:
             await self.end(session)
         return redirect(303, target, *self._jar.forget(request))
@@ -201,9 +198,8 @@ class Flow:
         """A page to send people to after a logout: ``logout?next=/auth/signed-out``."""
         if request.method not in ("GET", "HEAD"):
             return not_allowed("GET, HEAD")
-        access = await self._find(request)
-        if access.session is not None:  # logged in again meanwhile: the page would not be true
-            return redirect(302, f"{request.mount}/", *access.headers)
+        if await self._find(request) is not None:  # again meanwhile: the page would not be true
+            return redirect(302, f"{request.mount}/", *request.set_cookies)
         return await self._pages.show(request, 200, "signed_out", self._login.url(request, None))
 
     async def _session_info(self, request: Request) -> Answer:

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 from .paths import mount_url, safe_target
 from .session import dumps
-
-if TYPE_CHECKING:
-    from .session import Session
 
 Headers = list[tuple[str, str]]
 
@@ -29,14 +26,16 @@ class Request(ABC):
         root_path: where the application is mounted.
         path: what the framework routes, decoded, without the `root_path`.
         cookie_line: the Cookie header; empty if there is none.
+        set_cookies: headers for the application's response, if the request is passed on.
     """
 
-    __slots__ = ("cookie_line", "method", "path", "root_path")
+    __slots__ = ("cookie_line", "method", "path", "root_path", "set_cookies")
 
     method: str
     path: str
     root_path: str
     cookie_line: str
+    set_cookies: Headers
 
     @property
     @abstractmethod
@@ -174,14 +173,6 @@ class Answer:
     status: int
     headers: Headers
     body: bytes = b""
-
-
-@dataclass(slots=True)
-class Access:
-    """Leave to pass on to the application, and what to add to its response."""
-
-    session: Session | None
-    headers: Headers = field(default_factory=list)
 
 
 def must_not_be_cached(own: Sequence[str], added: Headers) -> bool:

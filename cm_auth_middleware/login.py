@@ -13,9 +13,9 @@ from .config import CMAuthConfig
 from .cookies import PendingLogin, Ticket
 from .errors import CMAuthError, OperatorError, UnavailableError
 from .events import log
-from .http import Access, Answer, Headers, Request, not_allowed, redirect
+from .http import Answer, Headers, Request, not_allowed, redirect
 from .paths import safe_target
-from .session import Record, Tokens, dumps
+from .session import Record, Session, Tokens, dumps
 
 if TYPE_CHECKING:
     from .jar import CookieJar
@@ -33,7 +33,7 @@ _FAILURES = {403: "login_cancelled", 502: "login_unavailable", 503: "login_not_k
 
 _HOST = re.compile(r"(?P<name>[a-z0-9._-]+|\[[0-9a-f:.]+\])(:(?P<port>[0-9]{1,5}))?")
 
-Find = Callable[[Request], Awaitable[Access]]
+Find = Callable[[Request], Awaitable[Session | None]]
 
 
 class Login:
@@ -190,7 +190,7 @@ class Login:
         find: Find,
     ) -> Answer:
         now = self._ports.clock()
-        previous = (await find(request)).session
+        previous = await find(request)
         ticket = Ticket.new()
         await self._keeper.welcome(tokens)
         record = Record(tokens, dumps(user), now, now, address=request.address[:64])
@@ -209,7 +209,7 @@ class Login:
         )
 
     async def _stale(self, request: Request, login: PendingLogin | None, find: Find) -> Answer:
-        session = (await find(request)).session
+        session = await find(request)
         if session is not None:
             return redirect(302, login.target if login else f"{request.mount}/")
         log("login_stale")

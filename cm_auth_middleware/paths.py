@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 from urllib.parse import quote, unquote, urlsplit
 
 MAX_TARGET = 4096  # characters
+_REMEMBERED, _SHORT = 256, 128  # paths whose exemption is remembered, and their most characters
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
-_PLAIN = r"[A-Za-z0-9_-][A-Za-z0-9_.~-]*(?:/[A-Za-z0-9_-][A-Za-z0-9_.~-]*)*"  # no two readings
+_SEGMENT = r"[A-Za-z0-9_-][A-Za-z0-9_.~-]*+"  # no two readings
+_PLAIN = rf"{_SEGMENT}(?:/{_SEGMENT})*+"
 
 
 def mount_url(root_path: str) -> str:
@@ -54,21 +57,30 @@ class ExemptPaths:
 
     Judged on the path that the framework routes; a path that could be read in two ways (an
     empty or dot segment, a backslash, an encoded slash) is never exempt.
+
+    Args:
+        patterns: as in the option ``exempt``.
+        but: paths that never are, whatever the patterns say.
     """
 
-    def __init__(self, patterns: Iterable[str]) -> None:
+    def __init__(self, patterns: Iterable[str], but: Iterable[str] = ()) -> None:
         patterns = tuple(patterns)
         exact = [re.escape(p) for p in patterns if not p.endswith("/*")]
         self._trees = tuple(p[:-1] for p in patterns if p.endswith("/*"))
         trees = [re.escape(tree) + _PLAIN for tree in self._trees]
-        # Most that is not exempt is found by how it begins, nearly all that is by an expression.
-        self._beginnings = tuple(p.removesuffix("*") for p in patterns)
         self._plain = re.compile("|".join([*exact, *trees]) or r"(?!)")
+        self._but = frozenset(but)
+        # Most requests are for a few paths, and a path is exempt or not for ever.
+        self._remembered = lru_cache(_REMEMBERED)(self._judge)
 
-    def __contains__(self, path: str) -> bool:
-        if not path.startswith(self._beginnings):
+    def cover(self, path: str) -> bool:
+        """Whether a path needs no login."""
+        return self._remembered(path) if len(path) <= _SHORT else self._judge(path)
+
+    def _judge(self, path: str) -> bool:
+        if path in self._but:
             return False
-        if self._plain.fullmatch(path):
+        if self._plain.fullmatch(path):  # nearly all that is exempt
             return True
         return path.startswith(self._trees) and _is_unambiguous(path)
 

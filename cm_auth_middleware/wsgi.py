@@ -10,7 +10,7 @@ from .client import CMClient
 from .driver import run_sync
 from .engine import AuthEngine
 from .errors import CMAuthError, UnavailableError
-from .http import Access, Answer, Request, must_not_be_cached
+from .http import Answer, Request, must_not_be_cached
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .flow import Flow
     from .http import Headers
     from .options import CMAuthOptions
+    from .session import Session
 
 _UNPREFIXED = {"content-type": "CONTENT_TYPE", "content-length": "CONTENT_LENGTH"}
 
@@ -54,10 +55,9 @@ class CMAuthWSGIMiddleware:
         outcome = run_sync(self._flow.handle(request))
         if isinstance(outcome, Answer):
             return _send(outcome, request, start_response)
-        session = outcome.session
         environ["cm_auth.engine"] = self.engine
-        environ["cm_auth.session"] = session
-        environ["cm_auth.client"] = None if session is None else CMClient(self._side, session)
+        environ["cm_auth.session"] = outcome
+        environ["cm_auth.client"] = None if outcome is None else CMClient(self._side, outcome)
         response = _Response(self._flow, request, outcome, start_response)
         try:
             body = self.app(environ, response.start)
@@ -82,6 +82,7 @@ class WSGIRequest(Request):
         path = _text(environ.get("PATH_INFO", ""))
         self.path = path if path or self.root_path else "/"
         self.cookie_line = environ.get("HTTP_COOKIE", "")
+        self.set_cookies = []
 
     @property
     def trouble(self) -> CMAuthError | None:
@@ -115,11 +116,11 @@ class _Response:
     """The application's response on its way out."""
 
     def __init__(
-        self, flow: Flow, request: WSGIRequest, access: Access, start_response: StartResponse
+        self, flow: Flow, request: WSGIRequest, session: Session | None, start: StartResponse
     ) -> None:
         self._flow = flow
-        self._access = access
-        self._start_response = start_response
+        self._session = session
+        self._start_response = start
         self.request = request
         self.started = False
         self.answer: Answer | None = None  # ours, in place of the application's
@@ -136,8 +137,8 @@ class _Response:
             status, headers = _head(self.answer)
             self._start_response(status, headers, exc_info)
             return _swallow
-        if self._access.session is not None:
-            headers = _private(headers, self._access.headers)
+        if self._session is not None:
+            headers = _private(headers, self.request.set_cookies)
         return self._start_response(status, headers, exc_info)
 
     def answer_to(self, error: Exception) -> Iterable[bytes]:
@@ -151,7 +152,7 @@ class _Response:
         return _send(answer, self.request, self._start_response)
 
     def _before_start(self, status: int) -> Answer | None:
-        session = self._access.session
+        session = self._session
         if status == 500:
             # The framework may have caught our error on its way and made a 500 of it.
             trouble = self.request.trouble or (None if session is None else session.trouble)
