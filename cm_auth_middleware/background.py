@@ -37,6 +37,10 @@ class HandleKeeper:
         self._vault = vault
         self._keeper = keeper
 
+    def is_due(self, _: Session) -> bool:
+        """Always: before each call, `freshen` looks whether the session is still there."""
+        return True
+
     async def freshen(self, session: Session) -> None:
         """Renew the access token if it is due.
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Generator, Iterator
-from functools import lru_cache
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Generator, Iterator
 from typing import TYPE_CHECKING, Any, Union
 
 import httpx2
@@ -28,7 +27,7 @@ _Step = Coroutine[Any, Any, Any] | httpx2.Request
 
 
 class _Ready:
-    """Builds the client when it is first used, so that a handler which never asks pays nothing."""
+    """Becomes a client when it is first used, so that a handler which never asks pays nothing."""
 
     _lock = threading.RLock()
 
@@ -38,17 +37,9 @@ class _Ready:
     def __getattr__(self, name: str) -> Any:
         # Only called for what is missing: before the first use, everything.
         with self._lock:
-            if "_cm_building" not in self.__dict__:
-                self.__dict__["_cm_building"] = True
-                side, session, keeper = self._cm
-                base_url = _parsed(side.config.base_url)
-                self._build(
-                    base_url=base_url,
-                    headers={"Accept": "application/json"},
-                    auth=BearerAuth(keeper or side.keeper, session, base_url),
-                    transport=_OriginGuard(side.transport(), base_url),
-                    timeout=side.ports.timeout,
-                )
+            if "_cm_begun" not in self.__dict__:
+                self.__dict__["_cm_begun"] = True
+                self._begin()
         try:
             return object.__getattribute__(self, name)
         except AttributeError:
@@ -56,12 +47,29 @@ class _Ready:
             raise AttributeError(message) from None
 
     def __setattr__(self, name: str, value: Any) -> None:
-        # What a handler sets before the first use has to outlive the building.
-        if "_cm_building" not in self.__dict__:
+        # What a handler sets before the first use has to outlive the beginning.
+        if "_cm_begun" not in self.__dict__:
             self.__getattr__("_state")
         super().__setattr__(name, value)
 
-    def _build(self, **options: Any) -> None:
+    def _begin(self) -> None:
+        side, session, keeper = self._cm
+        if side.pattern is None:
+            side.pattern = self._pattern(
+                base_url=side.config.base_url,
+                headers={"Accept": "application/json"},
+                transport=_OriginGuard(side.transport, side.config.base_url),
+            )
+        # A copy of a client takes a third of what making one does. What can be changed in it is
+        # this request's own; the rest is replaced when it is set.
+        for name, value in vars(side.pattern).items():
+            self.__dict__[name] = value.copy() if isinstance(value, httpx2.Headers) else value
+        self.auth: Any = BearerAuth(keeper or side.keeper, session, side.pattern.base_url)
+        self.cookies: Any = None
+        self.event_hooks: Any = {}
+        self.timeout: Any = side.ports.timeout
+
+    def _pattern(self, **options: Any) -> httpx2.AsyncClient | httpx2.Client:
         raise NotImplementedError
 
     def __repr__(self) -> str:
@@ -79,8 +87,8 @@ class AsyncCMClient(_Ready, httpx2.AsyncClient):
         UnavailableError: the token has expired and cannot be renewed just now.
     """
 
-    def _build(self, **options: Any) -> None:
-        httpx2.AsyncClient.__init__(self, **options)
+    def _pattern(self, **options: Any) -> httpx2.AsyncClient:
+        return httpx2.AsyncClient(**options)
 
 
 class CMClient(_Ready, httpx2.Client):
@@ -89,8 +97,8 @@ class CMClient(_Ready, httpx2.Client):
     The threads of one request may share it.
     """
 
-    def _build(self, **options: Any) -> None:
-        httpx2.Client.__init__(self, **options)
+    def _pattern(self, **options: Any) -> httpx2.Client:
+        return httpx2.Client(**options)
 
 
 class BearerAuth(httpx2.Auth):
@@ -136,23 +144,22 @@ class BearerAuth(httpx2.Auth):
         if _origin(request.url) != self._origin or "Authorization" in request.headers:
             yield request
             return
-        yield self._noting_trouble(self._keeper.freshen(self._session))
-        body = _Replayable(request.stream)
+        if self._keeper.is_due(self._session):
+            yield self._noting_trouble(self._keeper.freshen(self._session))
+        body = None
         if not isinstance(request.stream, httpx2.ByteStream):
-            request.stream = body
+            request.stream = body = _Replayable(request.stream)
         is_new = False
         for _ in range(_TRIES):
             sent = self._attach(request)
             response = yield request
-            # Redirected elsewhere, and back even, it lost the bearer: no 401 of that refuses it.
-            is_refused = response.request.headers.get("Authorization") == f"Bearer {sent}"
-            if response.status_code != 401 or not is_refused:
+            if response.status_code != 401 or not _is_refused(response, sent):
                 return
             if not is_new:
                 is_new = yield self._noting_trouble(self._keeper.refresh(self._session, sent))
             elif not (yield self._noting_trouble(self._keeper.catch_up(self._session, sent))):
                 return  # refused though it is the newest: another one would be, too
-            if request.stream is body and not body.can_replay:
+            if body is not None and not body.can_replay:
                 return
 
     async def _noting_trouble(self, step: Coroutine[Any, Any, Any]) -> Any:
@@ -170,24 +177,33 @@ class BearerAuth(httpx2.Auth):
         return token
 
 
+def _is_refused(response: httpx2.Response, token: str) -> bool:
+    """Whether a 401 is for our token: redirected elsewhere, and even back, a request lost it."""
+    return response.request.headers.get("Authorization") == f"Bearer {token}"
+
+
 class _OriginGuard(httpx2.AsyncBaseTransport, httpx2.BaseTransport):
     """Takes our bearer and the API's cookies off whatever leaves for another origin.
 
     Redirects never pass the auth class, and httpx2 keeps the header on one from http to https.
+
+    Args:
+        transport: gives the pool to send by: each event loop has its own.
+        base_url: of the API.
     """
 
-    def __init__(self, transport: Any, base_url: httpx2.URL) -> None:
+    def __init__(self, transport: Callable[[], Any], base_url: str) -> None:
         self._transport = transport
-        self._origin = _origin(base_url)
+        self._origin = _origin(httpx2.URL(base_url))
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         self._guard(request)
-        response: httpx2.Response = await self._transport.handle_async_request(request)
+        response: httpx2.Response = await self._transport().handle_async_request(request)
         return response
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
         self._guard(request)
-        response: httpx2.Response = self._transport.handle_request(request)
+        response: httpx2.Response = self._transport().handle_request(request)
         return response
 
     def _guard(self, request: httpx2.Request) -> None:
@@ -242,12 +258,6 @@ class _Replayable(httpx2.AsyncByteStream, httpx2.SyncByteStream):
 
     def close(self) -> None:
         """The body belongs to the caller."""
-
-
-@lru_cache(16)
-def _parsed(base_url: str) -> httpx2.URL:
-    """The base URL with the slash that httpx2 wants: parsing it takes longer than all the rest."""
-    return httpx2.URL(f"{base_url}/")
 
 
 def _origin(url: httpx2.URL) -> tuple[str, str, int | None]:

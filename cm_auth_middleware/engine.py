@@ -42,6 +42,7 @@ class Side:
         self.vault = SessionVault(config, ports, store)
         self.keeper = TokenKeeper(config, ports, self.vault, server)
         self.flow = Flow(config, ports, self.vault, self.keeper, server)
+        self.pattern: httpx2.AsyncClient | httpx2.Client | None = None  # of the ready clients
 
     def transport(self) -> Any:
         """What the ready clients send by: the connection pool."""

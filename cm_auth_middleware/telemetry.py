@@ -126,11 +126,10 @@ class Telemetry:
         self.look()
         events.observers.append(self._count)
 
-    def look(self) -> None:
-        """See whether the application has set up an SDK by now."""
-        provider = self._metrics.get_meter_provider()
-        # The API's own providers drop everything.
-        self.is_read = not type(provider).__module__.startswith("opentelemetry.metrics")
+    def look(self) -> bool:
+        """See whether the application has set up an SDK by now, for metrics or for spans."""
+        self.is_read = not _drops_all(self._metrics.get_meter_provider())
+        return self.is_read or not _drops_all(self._trace.get_tracer_provider())
 
     def stored(self, operation: str, start: float, error: BaseException | None = None) -> None:
         """Note a call of the store that began at `start`."""
@@ -181,6 +180,11 @@ class Telemetry:
             except StoreError:
                 continue  # no number is better than a wrong one
         return [self._metrics.Observation(total, {"store": name}) for name, total in totals.items()]
+
+
+def _drops_all(provider: Any) -> bool:
+    """Whether a provider is the API's own, which keeps nothing."""
+    return type(provider).__module__.startswith(("opentelemetry.metrics", "opentelemetry.trace"))
 
 
 class TimedStore:
@@ -264,22 +268,33 @@ class TimedServer(CameraManager):
 
 
 class TimedTransport(httpx2.AsyncBaseTransport, httpx2.BaseTransport):
-    """The transport of the ready clients, whose calls are timed until their headers are there."""
+    """The transport of the ready clients, whose calls are timed until their headers are there.
+
+    Without an SDK they are not: an empty span costs a twentieth of a call.
+    """
 
     def __init__(self, transport: Any, telemetry: Telemetry) -> None:
         self._transport = transport
         self._telemetry = telemetry
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        response: httpx2.Response
+        if not self._telemetry.look():
+            response = await self._transport.handle_async_request(request)
+            return response
         with self._telemetry.call("api", request.url.host) as attributes:
             attributes["http.request.method"] = request.method
-            response: httpx2.Response = await self._transport.handle_async_request(request)
+            response = await self._transport.handle_async_request(request)
             attributes["http.response.status_code"] = response.status_code
         return response
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+        response: httpx2.Response
+        if not self._telemetry.look():
+            response = self._transport.handle_request(request)
+            return response
         with self._telemetry.call("api", request.url.host) as attributes:
             attributes["http.request.method"] = request.method
-            response: httpx2.Response = self._transport.handle_request(request)
+            response = self._transport.handle_request(request)
             attributes["http.response.status_code"] = response.status_code
         return response

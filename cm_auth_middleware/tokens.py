@@ -36,6 +36,10 @@ class TokenKeeper:
 
     # -- for a session ---------------------------------------------------------------------
 
+    def is_due(self, session: Session) -> bool:
+        """Whether the access token should be renewed: `freshen` does it."""
+        return self._ports.clock() >= session.record.tokens.refresh_at
+
     async def freshen(self, session: Session) -> None:
         """Renew the access token if it is due: beside the request while the old one lives.
 

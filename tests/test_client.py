@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from enum import Enum
+
 import httpx2
 import pytest
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
+
+from cm_auth_middleware.session import Session
 
 from .apps import make_app
 from .support import CM, World
@@ -179,3 +183,31 @@ async def test_what_a_handler_sets_before_the_first_use_counts(name: str, value:
     world = World(app=make_app([Route("/set", handler)]))
     await (await world.login()).get("/set")
     assert seen == [value if name == "follow_redirects" else httpx2.Timeout(3)]
+
+
+_UNCHANGING = (str, int, bool, type(None), Enum, httpx2.URL, httpx2.QueryParams)
+
+
+async def test_what_one_request_changes_in_its_client_no_other_finds(make_world, shell) -> None:
+    sessions: list[Session] = []
+    world = make_world(on_login=sessions.append)
+    await world.login()
+    make = world.engine.client if shell == "asgi" else world.engine.sync_client
+    one, two, three = (make(sessions[0]) for _ in range(3))
+    one.headers["X-Mine"] = "1"
+    one.cookies.set("mine", "1")
+    one.params = {"mine": "1"}
+    one.event_hooks["request"].append(print)
+    one.timeout.read = 1
+    one.follow_redirects = True
+    one.base_url = "https://elsewhere.example/"
+    for name in ("headers", "params", "event_hooks", "timeout", "follow_redirects", "base_url"):
+        assert getattr(one, name) != getattr(two, name), name
+    assert not dict(two.cookies) | dict(three.cookies)
+    # A ready client is a copy. An httpx2 that keeps more in one has to be looked at again.
+    shared = {
+        name
+        for name, value in vars(three).items()
+        if value is vars(two)[name] and not isinstance(value, _UNCHANGING)
+    }
+    assert shared == {"_transport", "_mounts"}
