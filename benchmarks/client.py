@@ -15,7 +15,7 @@ import httpx2
 from cm_auth_middleware import CMAuthMiddleware
 
 from .fast_server import BIG_BYTES, FastServer
-from .measure import Costs, Spread, Turn, awaited, take_turns
+from .measure import Costs, Spread, Turn, awaited, one_processor, take_turns
 from .processes import forget_peak, in_new_process, peak_memory
 from .report import Figure
 from .request_path import bare
@@ -25,6 +25,7 @@ NAME = "client"
 _CAMERAS = "/rest/v2.4/cameras"
 _BIG = "/rest/v2.4/big"
 _BARE, _SLOW = "a bare shared client", "an Authlib client each time"
+_BARE_ONCE = "a bare shared client, one get a request"
 _FLAT = 16.0  # MB that the memory of a process may grow by while 100 MB pass through it
 
 Use = Callable[[httpx2.AsyncClient], Awaitable[Any]]
@@ -32,7 +33,7 @@ Use = Callable[[httpx2.AsyncClient], Awaitable[Any]]
 
 def run() -> Iterator[Figure]:
     """Measure single calls and one long answer, against a server that costs next to nothing."""
-    with ExitStack() as stack:
+    with one_processor(), ExitStack() as stack:
         runner = stack.enter_context(asyncio.Runner())
         handler = _Handler()
         requests, url = _logged_in(stack, runner, handler)
@@ -95,12 +96,18 @@ def _turns(
     stack.callback(lambda: runner.run(authlib.aclose()))
 
     def first_calls(calls: int) -> float:
-        handler.calls, handler.seconds = 1, 0.0
+        handler.calls, handler.seconds, handler.use = 1, 0.0, _get
+        runner.run(_again(request, calls))
+        return handler.seconds
+
+    def first_bare_calls(calls: int) -> float:
+        # A call out of a request that was just served finds the processor's caches full of that.
+        handler.calls, handler.seconds, handler.use = 1, 0.0, lambda _: _get(shared)
         runner.run(_again(request, calls))
         return handler.seconds
 
     def later_calls(calls: int) -> float:
-        handler.calls, handler.seconds = calls, 0.0
+        handler.calls, handler.seconds, handler.use = calls, 0.0, _get
         runner.run(_again(request, 1))
         return handler.seconds
 
@@ -110,6 +117,7 @@ def _turns(
 
     return {
         _BARE: awaited(runner, lambda: _get(shared), waits=True),
+        _BARE_ONCE: first_bare_calls,
         "request.state.cm, one get a request": first_calls,
         "request.state.cm, further gets of a request": later_calls,
         "one Authlib client shared by all": awaited(runner, lambda: _get(authlib), waits=True),
@@ -131,13 +139,14 @@ async def _again(request: Requests, times: int) -> None:
 
 def _figures(costs: Costs) -> Iterator[Figure]:
     yield Figure(NAME, _BARE, costs.cost(_BARE).value * 1e6, "µs")
-    for name, target in (
-        ("request.state.cm, one get a request", "<= 1.1"),
-        ("request.state.cm, further gets of a request", "<= 1.1"),
-        ("one Authlib client shared by all", ""),
+    for name, against, target in (
+        (_BARE_ONCE, _BARE, ""),
+        ("request.state.cm, one get a request", _BARE_ONCE, "<= 1.1"),
+        ("request.state.cm, further gets of a request", _BARE, "<= 1.1"),
+        ("one Authlib client shared by all", _BARE, ""),
     ):
-        cost, ratio = costs.cost(name).value * 1e6, costs.ratio(name, _BARE)
-        yield Figure(NAME, name, cost, "µs", ratio, _BARE, target)
+        cost, ratio = costs.cost(name).value * 1e6, costs.ratio(name, against)
+        yield Figure(NAME, name, cost, "µs", ratio, against, target)
 
 
 # 100 MB through one process: how long, and how much of it the process held.

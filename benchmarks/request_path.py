@@ -17,7 +17,7 @@ from cm_auth_middleware import CMAuthMiddleware
 
 from . import wsgi_path
 from .ideal import Cookies, IdealMiddleware, SQLiteFind, new_record
-from .measure import Costs, Turn, awaited, take_turns
+from .measure import Costs, Turn, awaited, one_processor, take_turns
 from .report import Figure
 from .world import (
     COOKIE,
@@ -93,7 +93,7 @@ class StarlettesOwn:
 def run(*, quick: bool = False) -> Iterator[Figure]:
     """Measure the request path; `quick` for the figures that CI compares only."""
     effort = {"blocks": 5, "rounds": 10} if quick else {}
-    with ExitStack() as stack:
+    with one_processor(), ExitStack() as stack:
         runner = stack.enter_context(asyncio.Runner())
         redis = stack.enter_context(redis_server())
         sqlite = stack.enter_context(sqlite_url())
@@ -203,10 +203,10 @@ def _starsessions(runner: asyncio.Runner, redis: str | None) -> Requests:
 
 
 def _bare_get(stack: ExitStack, runner: asyncio.Runner, url: str) -> Call:
-    """One GET of a record's size, by the client that our Redis store uses."""
-    from redis.asyncio import Redis
+    """One GET of a record's size, by a client like that of our Redis store."""
+    from cm_auth_middleware.stores.redis_target import Target
 
-    client = Redis.from_url(url)
+    client = Target.parse(url).clients("redis.asyncio")[0]
     runner.run(client.set("benchmark", secrets.token_bytes(500)))
     stack.callback(lambda: runner.run(client.aclose()))
     return lambda: client.get("benchmark")

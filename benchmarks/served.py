@@ -20,48 +20,47 @@ IDEAL_SESSION = "x" * 86
 
 def bare() -> Any:
     """Starlette that asks nobody who they are."""
+    return _app()
+
+
+def ours() -> Any:
+    """The same behind our middleware, configured by the environment."""
+    from cm_auth_middleware import CMAuthMiddleware
+
+    return _app(Middleware(CMAuthMiddleware))
+
+
+def session_middleware() -> Any:
+    """The same with Starlette's own sessions."""
+    return _app(Middleware(SessionMiddleware, secret_key=os.environ[SECRET_KEY_VARIABLE]))
+
+
+def ideal() -> Any:
+    """The same behind the ideal."""
+    cookies = Cookies(os.environ[SECRET_KEY_VARIABLE])
+    sessions = {IDEAL_SESSION.encode(): new_record(USER)}
+    return _app(Middleware(IdealMiddleware, cookies=cookies, find=sessions.get))
+
+
+def _app(*middleware: Middleware) -> Starlette:
+    """An application whose first route does not look who is logged in."""
 
     async def home(request: Request) -> Response:
         return PlainTextResponse("ok")
 
-    return Starlette(routes=[Route("/", home)])
+    async def who(request: Request) -> Response:
+        return PlainTextResponse("ok" if request.state.cm_session.user["email"] else "")
 
-
-def ours() -> Any:
-    """Starlette behind our middleware, configured by the environment."""
-    from cm_auth_middleware import CMAuthMiddleware
-
-    return Starlette(routes=[Route("/", _from_state)], middleware=[Middleware(CMAuthMiddleware)])
-
-
-def session_middleware() -> Any:
-    """Starlette with its own sessions."""
-
-    async def home(request: Request) -> Response:
+    async def session(request: Request) -> Response:
         return PlainTextResponse("ok" if request.session["user"]["email"] else "")
 
     async def log_in(request: Request) -> Response:
         request.session.update({"user": USER, "scope": "write", "csrf": "x" * 32})
         return PlainTextResponse("ok")
 
-    return Starlette(
-        routes=[Route("/", home), Route("/log-in", log_in)],
-        middleware=[Middleware(SessionMiddleware, secret_key=os.environ[SECRET_KEY_VARIABLE])],
-    )
-
-
-def ideal() -> Any:
-    """Starlette behind the ideal."""
-    cookies = Cookies(os.environ[SECRET_KEY_VARIABLE])
-    sessions = {IDEAL_SESSION.encode(): new_record(USER)}
-    return Starlette(
-        routes=[Route("/", _from_state)],
-        middleware=[Middleware(IdealMiddleware, cookies=cookies, find=sessions.get)],
-    )
-
-
-async def _from_state(request: Request) -> Response:
-    return PlainTextResponse("ok" if request.state.cm_session.user["email"] else "")
+    handlers = {"/": home, "/who": who, "/session": session, "/log-in": log_in}
+    routes = [Route(path, handler) for path, handler in handlers.items()]
+    return Starlette(routes=routes, middleware=list(middleware))
 
 
 def flask_bare() -> Any:

@@ -13,7 +13,7 @@ from flask.sessions import SecureCookieSessionInterface
 from cm_auth_middleware.flask import CMAuth, cm_session
 
 from .ideal import Cookies, IdealWSGIMiddleware, new_record
-from .measure import Costs, repeated, take_turns
+from .measure import Costs, one_processor, repeated, take_turns
 from .report import Figure
 from .world import COOKIE, SECRET_KEY, USER, SimulatedWorld, WSGIRequests, redis_server
 
@@ -39,7 +39,8 @@ def session_app() -> Flask:
 def our_app(**options: Any) -> Flask:
     """One that looks at our session."""
     app = Flask("ours")
-    app.add_url_rule("/", view_func=lambda: "ok" if cm_session.user["email"] else "")
+    app.add_url_rule("/", "home", lambda: "ok")
+    app.add_url_rule("/who", "who", lambda: "ok" if cm_session.user["email"] else "")
     CMAuth(app, **options)
     return app
 
@@ -47,7 +48,7 @@ def our_app(**options: Any) -> Flask:
 def run(benchmark: str, *, quick: bool) -> Iterator[Figure]:
     """Measure the request path of WSGI."""
     effort = {"blocks": 5, "rounds": 10} if quick else {}
-    with ExitStack() as stack:
+    with one_processor(), ExitStack() as stack:
         local = {_BARE: WSGIRequests(bare_app(), f"theme=dark; {COOKIE}={'x' * 130}")}
         remote = {}
         redis = None
@@ -60,7 +61,7 @@ def run(benchmark: str, *, quick: bool) -> Iterator[Figure]:
             def ours(store: str) -> WSGIRequests:
                 app = our_app(**world.options(store=store))
                 stack.callback(app.extensions["cm_auth"].close)
-                return WSGIRequests(app, f"theme=dark; {COOKIE}={world.log_in_wsgi(app)}")
+                return WSGIRequests(app, f"theme=dark; {COOKIE}={world.log_in_wsgi(app)}", "/who")
 
             local["ours, WSGI, memory"] = ours("memory://")
             if redis:
