@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Unpack, cast
 from .client import CMClient
 from .driver import run_sync
 from .engine import AuthEngine
-from .errors import CMAuthError, UnavailableError
-from .http import Answer, Request, must_not_be_cached
+from .errors import UnavailableError
+from .http import NO_STORE, Answer, Request, must_not_be_cached
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -51,23 +51,23 @@ class CMAuthWSGIMiddleware:
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Handle one request."""
-        request = WSGIRequest(environ)
-        outcome = run_sync(self._flow.handle(request))
+        exchange = _Exchange(environ)
+        outcome = run_sync(self._flow.handle(exchange))
         if isinstance(outcome, Answer):
-            return _send(outcome, request, start_response)
+            return _send(outcome, exchange, start_response)
         environ["cm_auth.engine"] = self.engine
         environ["cm_auth.session"] = outcome
         environ["cm_auth.client"] = None if outcome is None else CMClient(self._side, outcome)
-        response = _Response(self._flow, request, outcome, start_response)
+        exchange.begin(self._flow, outcome, start_response)
         try:
-            body = self.app(environ, response.start)
+            body = self.app(environ, exchange.start)
         except Exception as error:
-            return response.answer_to(error)
-        if response.answer is not None:
+            return exchange.answer_to(error)
+        if exchange.answer is not None:
             _close(body)
-            return _body(response.answer, request)
+            return _body(exchange.answer, exchange)
         # An application that is a generator has not begun; its errors are still to come.
-        return body if response.started else _Late(body, response)
+        return body if exchange.started else _Late(body, exchange)
 
 
 class WSGIRequest(Request):
@@ -83,11 +83,6 @@ class WSGIRequest(Request):
         self.path = path if path or self.root_path else "/"
         self.cookie_line = environ.get("HTTP_COOKIE", "")
         self.set_cookies = []
-
-    @property
-    def trouble(self) -> CMAuthError | None:
-        """An error of ours that a framework is told of, and may make a 500 of."""
-        return cast("CMAuthError | None", self._environ.get("cm_auth.trouble"))
 
     @property
     def is_secure(self) -> bool:
@@ -112,16 +107,16 @@ class WSGIRequest(Request):
         return cast("str | None", self._environ.get(key))
 
 
-class _Response:
-    """The application's response on its way out."""
+class _Exchange(WSGIRequest):
+    """A request, and the application's response to it on its way out."""
 
-    def __init__(
-        self, flow: Flow, request: WSGIRequest, session: Session | None, start: StartResponse
-    ) -> None:
+    __slots__ = ("_flow", "_session", "_start_response", "answer", "started")
+
+    def begin(self, flow: Flow, session: Session | None, start_response: StartResponse) -> None:
+        """Let the application answer."""
         self._flow = flow
         self._session = session
-        self._start_response = start
-        self.request = request
+        self._start_response = start_response
         self.started = False
         self.answer: Answer | None = None  # ours, in place of the application's
 
@@ -131,49 +126,50 @@ class _Response:
         It may be called again with an error, as long as nothing was sent (PEP 3333).
         """
         if self.answer is None:
-            self.answer = self._before_start(int(status[:3]))
+            self.answer = self._before_start(status)
         self.started = True
         if self.answer is not None:
             status, headers = _head(self.answer)
             self._start_response(status, headers, exc_info)
             return _swallow
         if self._session is not None:
-            headers = _private(headers, self.request.set_cookies)
+            headers = _private(headers, self.set_cookies)
         return self._start_response(status, headers, exc_info)
 
     def answer_to(self, error: Exception) -> Iterable[bytes]:
         """Send the answer to an error of ours; raise any other one, and any that comes late."""
         answer = None
         if not self.started:
-            answer = run_sync(self._flow.answer_to(self.request, error))
+            answer = run_sync(self._flow.answer_to(self, error))
         if answer is None:
             raise error
         self.started = True
-        return _send(answer, self.request, self._start_response)
+        return _send(answer, self, self._start_response)
 
-    def _before_start(self, status: int) -> Answer | None:
+    def _before_start(self, status: str) -> Answer | None:
         session = self._session
-        if status == 500:
+        if status.startswith("500"):
             # The framework may have caught our error on its way and made a 500 of it.
-            trouble = self.request.trouble or (None if session is None else session.trouble)
-            answer = run_sync(self._flow.answer_to(self.request, trouble))
+            noted = self._environ.get("cm_auth.trouble")
+            trouble = noted or (None if session is None else session.trouble)
+            answer = run_sync(self._flow.answer_to(self, trouble))
             if answer is not None:
                 return answer
         if session is not None and session.is_touched:
             try:
                 run_sync(self._flow.save(session))
             except UnavailableError as error:
-                return run_sync(self._flow.unavailable(self.request, error))
+                return run_sync(self._flow.unavailable(self, error))
         return None
 
 
 class _Late:
     """The body of an application that starts its response when it is first asked for a part."""
 
-    def __init__(self, body: Iterable[bytes], response: _Response) -> None:
+    def __init__(self, body: Iterable[bytes], exchange: _Exchange) -> None:
         self._body = body
         self._parts: Iterator[bytes] = iter(())
-        self._response = response
+        self._exchange = exchange
         self._begun = False
 
     def __iter__(self) -> Iterator[bytes]:
@@ -189,11 +185,11 @@ class _Late:
         except StopIteration:
             part, self._parts = b"", iter(())
         except Exception as error:
-            self._parts = iter(self._response.answer_to(error))
+            self._parts = iter(self._exchange.answer_to(error))
             return next(self._parts)
-        if self._response.answer is not None:
+        if self._exchange.answer is not None:
             self._parts = iter(())
-            return b"".join(_body(self._response.answer, self._response.request))
+            return b"".join(_body(self._exchange.answer, self._exchange))
         return part
 
     def close(self) -> None:
@@ -205,15 +201,18 @@ def _private(headers: Headers, ours: Headers) -> Headers:
 
     The list is a new one: an application may use its own for every response, and other users.
     """
-    cached = [value for name, value in headers if name.lower() == "cache-control"]
-    vary = ", ".join(value for name, value in headers if name.lower() == "vary")
-    added = []
-    if must_not_be_cached(cached, ours):
-        added.append(("Cache-Control", "no-store"))
+    lists: tuple[Headers, Headers, Headers] = ([], [], [])
+    result, cached, varied = lists
+    for header in headers:
+        name = header[0].lower()
+        kind = cached if name == "cache-control" else varied if name == "vary" else result
+        kind.append(header)
+    if must_not_be_cached([value for _, value in cached], ours):
+        cached = [NO_STORE]
+    vary = ", ".join(value for _, value in varied) if varied else ""
     if "cookie" not in vary.lower():
-        added.append(("Vary", f"{vary}, Cookie" if vary else "Cookie"))
-    replaced = {name.lower() for name, _ in added}
-    return [header for header in headers if header[0].lower() not in replaced] + added + ours
+        varied = [("Vary", f"{vary}, Cookie" if vary else "Cookie")]
+    return result + cached + varied + ours
 
 
 def _send(answer: Answer, request: Request, start_response: StartResponse) -> Iterable[bytes]:
