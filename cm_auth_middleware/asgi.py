@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack, cast
 
 import anyio
 
-from .client import AsyncCMClient
+from .client import AsyncCMClient, UnusedAsyncCMClient
 from .engine import AuthEngine
 from .errors import ConfigError, UnavailableError
 from .events import log
@@ -129,7 +129,7 @@ class CMAuthMiddleware:
         state = scope.setdefault("state", {})
         state["cm_auth"] = self.engine
         state["cm_session"] = session
-        state["cm"] = None if session is None else AsyncCMClient(self._side, session)
+        state["cm"] = None if session is None else UnusedAsyncCMClient(self._side, session)
 
 
 class ASGIRequest(Request):

@@ -26,57 +26,7 @@ Keeper = Union["TokenKeeper", "HandleKeeper"]
 _Step = Coroutine[Any, Any, Any] | httpx2.Request
 
 
-class _Ready:
-    """Becomes a client when it is first used, so that a handler which never asks pays nothing."""
-
-    _lock = threading.RLock()
-
-    def __init__(self, side: Side, session: Session, keeper: Keeper | None = None) -> None:
-        self.__dict__["_cm"] = (side, session, keeper)  # not by our own __setattr__, below
-
-    def __getattr__(self, name: str) -> Any:
-        # Only called for what is missing: before the first use, everything.
-        with self._lock:
-            if "_cm_begun" not in self.__dict__:
-                self.__dict__["_cm_begun"] = True
-                self._begin()
-        try:
-            return object.__getattribute__(self, name)
-        except AttributeError:
-            message = f"{type(self).__name__!r} object has no attribute {name!r}"
-            raise AttributeError(message) from None
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        # What a handler sets before the first use has to outlive the beginning.
-        if "_cm_begun" not in self.__dict__:
-            self.__getattr__("_state")
-        super().__setattr__(name, value)
-
-    def _begin(self) -> None:
-        side, session, keeper = self._cm
-        if side.pattern is None:
-            side.pattern = self._pattern(
-                base_url=side.config.base_url,
-                headers={"Accept": "application/json"},
-                transport=_OriginGuard(side.transport, side.config.base_url),
-            )
-        # A copy of a client takes a third of what making one does. What can be changed in it is
-        # this request's own; the rest is replaced when it is set.
-        for name, value in vars(side.pattern).items():
-            self.__dict__[name] = value.copy() if isinstance(value, httpx2.Headers) else value
-        self.auth: Any = BearerAuth(keeper or side.keeper, session, side.pattern.base_url)
-        self.cookies: Any = None
-        self.event_hooks: Any = {}
-        self.timeout: Any = side.ports.timeout
-
-    def _pattern(self, **options: Any) -> httpx2.AsyncClient | httpx2.Client:
-        raise NotImplementedError
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self._cm[1].reference}>"
-
-
-class AsyncCMClient(_Ready, httpx2.AsyncClient):
+class AsyncCMClient(httpx2.AsyncClient):
     """An `httpx2.AsyncClient` for one user of CameraManager.
 
     Relative URLs go to ``base_url``; the bearer token goes to its origin and nowhere else, nor
@@ -87,18 +37,79 @@ class AsyncCMClient(_Ready, httpx2.AsyncClient):
         UnavailableError: the token has expired and cannot be renewed just now.
     """
 
-    def _pattern(self, **options: Any) -> httpx2.AsyncClient:
-        return httpx2.AsyncClient(**options)
+    _cm: tuple[Side, Session, Keeper | None]
+
+    def __repr__(self) -> str:
+        return f"<AsyncCMClient {self._cm[1].reference}>"
 
 
-class CMClient(_Ready, httpx2.Client):
+class CMClient(httpx2.Client):
     """An `httpx2.Client` for one user of CameraManager; see `AsyncCMClient`.
 
     The threads of one request may share it.
     """
 
-    def _pattern(self, **options: Any) -> httpx2.Client:
-        return httpx2.Client(**options)
+    _cm: tuple[Side, Session, Keeper | None]
+
+    def __repr__(self) -> str:
+        return f"<CMClient {self._cm[1].reference}>"
+
+
+class _Unused:
+    """Becomes a client when it is first used, so that a handler which never asks pays nothing."""
+
+    _lock = threading.RLock()
+    _kind: type[AsyncCMClient | CMClient]
+    _pattern: type[httpx2.AsyncClient | httpx2.Client]
+
+    def __init__(self, side: Side, session: Session, keeper: Keeper | None = None) -> None:
+        self.__dict__["_cm"] = (side, session, keeper)  # not by our own __setattr__, below
+
+    def __getattr__(self, name: str) -> Any:
+        # Only called for what is missing: before the first use, everything.
+        _Unused._use(self)  # which another thread may have done since this method was found
+        return getattr(self, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # What a handler sets before the first use has to outlive it.
+        _Unused._use(self)
+        setattr(self, name, value)
+
+    def _use(self) -> None:
+        with _Unused._lock:
+            if isinstance(self, _Unused):  # no other thread was faster
+                self._begin(*self.__dict__["_cm"])
+
+    def _begin(self, side: Side, session: Session, keeper: Keeper | None) -> None:
+        if side.pattern is None:
+            side.pattern = self._pattern(
+                base_url=side.config.base_url,
+                headers={"Accept": "application/json"},
+                transport=_OriginGuard(side.transport, side.config.base_url),
+            )
+        # A copy of a client takes a third of what making one does. What can be changed in it is
+        # this request's own; the rest is replaced when it is set.
+        ready = object.__new__(self._kind)
+        for name, value in vars(side.pattern).items():
+            ready.__dict__[name] = value.copy() if isinstance(value, httpx2.Headers) else value
+        ready.auth = BearerAuth(keeper or side.keeper, session, side.pattern.base_url)
+        ready.cookies = httpx2.Cookies()
+        ready.event_hooks = {}
+        ready.timeout = httpx2.Timeout(side.ports.timeout)
+        self.__dict__.update(ready.__dict__)  # all at once: another thread may be looking
+        object.__setattr__(self, "__class__", self._kind)  # which has none of these detours
+
+
+class UnusedAsyncCMClient(_Unused, AsyncCMClient):
+    """An `AsyncCMClient`, until it is one."""
+
+    _kind, _pattern = AsyncCMClient, httpx2.AsyncClient
+
+
+class UnusedCMClient(_Unused, CMClient):
+    """A `CMClient`, until it is one."""
+
+    _kind, _pattern = CMClient, httpx2.Client
 
 
 class BearerAuth(httpx2.Auth):
@@ -266,7 +277,7 @@ def _origin(url: httpx2.URL) -> tuple[str, str, int | None]:
 
 
 def _renew_lock() -> None:
-    _Ready._lock = threading.RLock()
+    _Unused._lock = threading.RLock()
 
 
 if hasattr(os, "register_at_fork"):  # another thread of the parent may hold it at the fork

@@ -10,7 +10,7 @@ import httpx2
 
 from . import telemetry
 from .background import HandleKeeper, open_handle
-from .client import AsyncCMClient, CMClient
+from .client import AsyncCMClient, CMClient, UnusedAsyncCMClient, UnusedCMClient
 from .config import CMAuthConfig
 from .driver import has_event_loop, run_sync
 from .errors import ConfigError, StoreError
@@ -45,9 +45,10 @@ class Side:
         self.pattern: httpx2.AsyncClient | httpx2.Client | None = None  # of the ready clients
 
     def transport(self) -> Any:
-        """What the ready clients send by: the connection pool."""
+        """What a ready client sends a request by: the connection pool."""
         pool = self.ports.transport()
-        if self._telemetry is None:
+        # Without an SDK nothing is timed: an empty span costs a twentieth of a call.
+        if self._telemetry is None or not self._telemetry.times_calls:
             return pool
         return telemetry.TimedTransport(pool, self._telemetry)
 
@@ -141,11 +142,11 @@ class AuthEngine:
 
     def client(self, session: Session) -> AsyncCMClient:
         """A ready client for the user of a session; it costs nothing until it is used."""
-        return AsyncCMClient(self.async_side, session)
+        return UnusedAsyncCMClient(self.async_side, session)
 
     def sync_client(self, session: Session) -> CMClient:
         """The same for threads."""
-        return CMClient(self.thread_side, session)
+        return UnusedCMClient(self.thread_side, session)
 
     async def client_for(self, handle: str) -> AsyncCMClient:
         """A ready client for a job outside any request, by a handle of `Session.export`.
@@ -160,13 +161,13 @@ class AuthEngine:
         """
         side = self.async_side
         session = await open_handle(side.vault, handle)
-        return AsyncCMClient(side, session, HandleKeeper(side.vault, side.keeper))
+        return UnusedAsyncCMClient(side, session, HandleKeeper(side.vault, side.keeper))
 
     def sync_client_for(self, handle: str) -> CMClient:
         """The same for threads."""
         side = self.thread_side
         session = run_sync(open_handle(side.vault, handle))
-        return CMClient(side, session, HandleKeeper(side.vault, side.keeper))
+        return UnusedCMClient(side, session, HandleKeeper(side.vault, side.keeper))
 
     def logout(self, session: Session) -> Any:
         """Log a session out, here and at CameraManager."""

@@ -126,10 +126,18 @@ class Telemetry:
         self.look()
         events.observers.append(self._count)
 
-    def look(self) -> bool:
+    def look(self) -> None:
         """See whether the application has set up an SDK by now, for metrics or for spans."""
+        self._looked_at = perf_counter()
         self.is_read = not _drops_all(self._metrics.get_meter_provider())
-        return self.is_read or not _drops_all(self._trace.get_tracer_provider())
+        self._is_traced = not _drops_all(self._trace.get_tracer_provider())
+
+    @property
+    def times_calls(self) -> bool:
+        """Whether calls of the ready clients are timed: once an SDK is there, or a second later."""
+        if not (self.is_read or self._is_traced) and perf_counter() > self._looked_at + 1:
+            self.look()
+        return self.is_read or self._is_traced
 
     def stored(self, operation: str, start: float, error: BaseException | None = None) -> None:
         """Note a call of the store that began at `start`."""
@@ -268,33 +276,22 @@ class TimedServer(CameraManager):
 
 
 class TimedTransport(httpx2.AsyncBaseTransport, httpx2.BaseTransport):
-    """The transport of the ready clients, whose calls are timed until their headers are there.
-
-    Without an SDK they are not: an empty span costs a twentieth of a call.
-    """
+    """The transport of the ready clients, whose calls are timed until their headers are there."""
 
     def __init__(self, transport: Any, telemetry: Telemetry) -> None:
         self._transport = transport
         self._telemetry = telemetry
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        response: httpx2.Response
-        if not self._telemetry.look():
-            response = await self._transport.handle_async_request(request)
-            return response
         with self._telemetry.call("api", request.url.host) as attributes:
             attributes["http.request.method"] = request.method
-            response = await self._transport.handle_async_request(request)
+            response: httpx2.Response = await self._transport.handle_async_request(request)
             attributes["http.response.status_code"] = response.status_code
         return response
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
-        response: httpx2.Response
-        if not self._telemetry.look():
-            response = self._transport.handle_request(request)
-            return response
         with self._telemetry.call("api", request.url.host) as attributes:
             attributes["http.request.method"] = request.method
-            response = self._transport.handle_request(request)
+            response: httpx2.Response = self._transport.handle_request(request)
             attributes["http.response.status_code"] = response.status_code
         return response

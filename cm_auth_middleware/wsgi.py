@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Unpack, cast
 
-from .client import CMClient
+from .client import UnusedCMClient
 from .driver import run_sync
 from .engine import AuthEngine
 from .errors import UnavailableError
@@ -57,7 +57,7 @@ class CMAuthWSGIMiddleware:
             return _send(outcome, exchange, start_response)
         environ["cm_auth.engine"] = self.engine
         environ["cm_auth.session"] = outcome
-        environ["cm_auth.client"] = None if outcome is None else CMClient(self._side, outcome)
+        environ["cm_auth.client"] = outcome and UnusedCMClient(self._side, outcome)
         exchange.begin(self._flow, outcome, start_response)
         try:
             body = self.app(environ, exchange.start)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from enum import Enum
 
+import anyio
 import httpx2
 import pytest
 from starlette.requests import Request
@@ -211,3 +215,35 @@ async def test_what_one_request_changes_in_its_client_no_other_finds(make_world,
         if value is vars(two)[name] and not isinstance(value, _UNCHANGING)
     }
     assert shared == {"_transport", "_mounts"}
+
+
+@pytest.mark.parametrize("shell", ["wsgi"])
+async def test_threads_that_share_a_client_from_its_first_use_all_send_the_bearer(
+    make_world,
+) -> None:
+    sessions: list[Session] = []
+    world = make_world(on_login=sessions.append)
+    await world.login()
+    already = len(world.net.seen)
+
+    def share() -> None:
+        before, interval = threading.Barrier(8), sys.getswitchinterval()
+        client = world.engine.sync_client(sessions[0])
+
+        def use() -> None:
+            before.wait(10)
+            client.get("/rest/v2.4/cameras").raise_for_status()
+
+        sys.setswitchinterval(1e-6)  # as often as it can
+        try:
+            with ThreadPoolExecutor(8) as pool:
+                for used in [pool.submit(use) for _ in range(8)]:
+                    used.result()
+        finally:
+            sys.setswitchinterval(interval)
+
+    for _ in range(100):
+        await anyio.to_thread.run_sync(share)
+    sent = [r for r in world.net.seen[already:] if r.url.path == "/rest/v2.4/cameras"]
+    assert len(sent) == 800
+    assert all(r.headers.get("Authorization", "").startswith("Bearer ") for r in sent)

@@ -355,13 +355,13 @@ import os, threading
 from cm_auth_middleware import client, memo
 held, go = threading.Event(), threading.Event()
 def hold():
-    with client._Ready._lock, memo._lock:
+    with client._Unused._lock, memo._lock:
         held.set(); go.wait()
 threading.Thread(target=hold, daemon=True).start()
 held.wait()
 pid = os.fork()
 if pid == 0:
-    with client._Ready._lock, memo._lock:
+    with client._Unused._lock, memo._lock:
         os._exit(7)
 status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 go.set()
