@@ -126,7 +126,9 @@ class CMAuthMiddleware:
         await self.app(scope, receive, send)
 
     def _hand_over(self, scope: Scope, session: Session | None) -> None:
-        state = scope.setdefault("state", {})
+        state = scope.get("state")
+        if state is None:
+            state = scope["state"] = {}
         state["cm_auth"] = self.engine
         state["cm_session"] = session
         state["cm"] = None if session is None else UnusedAsyncCMClient(self._side, session)
