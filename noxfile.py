@@ -28,6 +28,14 @@ def tests(session: nox.Session) -> None:
 
 
 @nox.session
+def coverage(session: nox.Session) -> None:
+    """The quick and the slow tests, and which branches they leave out."""
+    session.install("-e", ".[test]")
+    session.run("coverage", "run", "-m", "pytest", "-q", "-m", "not matrix and not chaos")
+    session.run("coverage", "report", "--skip-covered")
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """Style."""
     session.install("ruff")

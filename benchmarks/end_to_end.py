@@ -41,6 +41,7 @@ _ASKING = {
     "Starlette, ideal": "/who",
     "Starlette, SessionMiddleware": "/session",
     "Starlette, ours": "/who",
+    "Flask, its session": "/who",
     "Flask, ours": "/who",
 }
 
@@ -89,11 +90,16 @@ def run() -> Iterator[Figure]:
         }
         wsgi = {
             name: _serve(stack, environment, _GUNICORN, f"benchmarks.served:{app}()")
-            for name, app in (("Flask, bare", "flask_bare"), ("Flask, ours", "flask_ours"))
+            for name, app in (
+                ("Flask, bare", "flask_bare"),
+                ("Flask, its session", "flask_session"),
+                ("Flask, ours", "flask_ours"),
+            )
         }
         cookies = {
             "Starlette, ideal": f"{COOKIE}={Cookies(SECRET_KEY).sign(IDEAL_SESSION)}",
             "Starlette, SessionMiddleware": _session(asgi["Starlette, SessionMiddleware"][0]),
+            "Flask, its session": _session(wsgi["Flask, its session"][0]),
             "Starlette, ours": f"{COOKIE}={world.log_in_at(asgi['Starlette, ours'][0])}",
             "Flask, ours": f"{COOKIE}={world.log_in_at(wsgi['Flask, ours'][0])}",
         }

@@ -32,7 +32,9 @@ def session_app() -> Flask:
     """One that looks at Flask's session."""
     app = Flask("session")
     app.secret_key = secrets.token_urlsafe(48)
-    app.add_url_rule("/", view_func=lambda: "ok" if session["user"]["email"] else "")
+    app.add_url_rule("/", "home", lambda: "ok")
+    app.add_url_rule("/who", "who", lambda: "ok" if session["user"]["email"] else "")
+    app.add_url_rule("/log-in", view_func=_log_in)
     return app
 
 
@@ -80,7 +82,7 @@ def run(benchmark: str, *, quick: bool) -> Iterator[Figure]:
 def _flask_session(app: Flask) -> WSGIRequests:
     serializer = SecureCookieSessionInterface().get_signing_serializer(app)
     assert serializer is not None
-    return WSGIRequests(app, f"theme=dark; session={serializer.dumps(_SESSION)}")
+    return WSGIRequests(app, f"theme=dark; session={serializer.dumps(_SESSION)}", "/who")
 
 
 def _flask_session_on_redis(url: str) -> WSGIRequests:
@@ -89,10 +91,9 @@ def _flask_session_on_redis(url: str) -> WSGIRequests:
 
     app = session_app()
     app.config.update(SESSION_TYPE="redis", SESSION_REDIS=Redis.from_url(url))
-    app.add_url_rule("/login", view_func=_log_in)
     Session(app)
-    cookie = app.test_client().get("/login").headers["Set-Cookie"].partition(";")[0]
-    return WSGIRequests(app, f"theme=dark; {cookie}")
+    cookie = app.test_client().get("/log-in").headers["Set-Cookie"].partition(";")[0]
+    return WSGIRequests(app, f"theme=dark; {cookie}", "/who")
 
 
 def _log_in() -> str:
