@@ -22,6 +22,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from redis.asyncio.connection import AbstractConnection
 
 from cm_auth_middleware import ConfigError, SessionStore, StoreError
 from cm_auth_middleware.stores import RedisStore, open_store
@@ -339,6 +340,35 @@ def test_a_restart_between_two_requests_is_not_noticed(
                 assert await store.delete("k") == b"v"
 
     side(check, server.url)
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_a_connection_that_closes_just_before_it_is_written_to_is_not_noticed(
+    shared: RedisServer, monkeypatch: pytest.MonkeyPatch, loop: str
+) -> None:
+    """uvloop has an error of its own for that, a RuntimeError, which redis-py hands on."""
+    send, closed = AbstractConnection.send_packed_command, []
+
+    async def closing(self: Any, *arguments: Any, **options: Any) -> None:
+        if not closed:
+            closed.append(self)
+            self._writer.transport.abort()
+        await send(self, *arguments, **options)
+
+    async def check() -> None:
+        store = RedisStore(shared.url)
+        await store.put("k", b"v", 60)
+        monkeypatch.setattr(AbstractConnection, "send_packed_command", closing)
+        assert await store.get("k") == b"v"
+        closed.clear()
+        assert await store.replace("k", b"v", b"w", 60)
+        closed.clear()
+        with pytest.raises(StoreError, match="cannot be reached"):
+            await store.delete("k")  # twice could answer "not there" for what was there
+        assert await store.delete("k") == b"w"
+        await store.close()
+
+    anyio.run(check, backend_options={"use_uvloop": loop == "uvloop"})
 
 
 @pytest.mark.slow

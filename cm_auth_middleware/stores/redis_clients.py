@@ -42,6 +42,9 @@ _SENTENCES: tuple[tuple[type[Exception], str], ...] = (
     (EOFError, "cannot be reached"),
 )
 
+# What uvloop raises, and redis-py hands on, where a connection closed just before a write to it.
+_UVLOOP_CLOSED = "the handler is closed"
+
 _inherited: list[Any] = []  # clients of a parent process, which closing would disturb
 
 G = TypeVar("G")
@@ -171,6 +174,10 @@ async def _attempt(target: Target, client: Any, call: Call, again: Call | None) 
             failure = StoreError(f"{target} {_sentence(error)}")
             if not isinstance(error, exceptions.ConnectionError) or isinstance(error, _FINAL):
                 break
+        except RuntimeError as error:
+            if _UVLOOP_CLOSED not in str(error):
+                raise
+            failure = StoreError(f"{target} cannot be reached")
     assert failure is not None  # noqa: S101 - for the type: `call` is no None
     raise failure  # out of the clause above: what redis-py raised may quote keys and values
 
