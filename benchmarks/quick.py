@@ -1,4 +1,4 @@
-"""The request path in half a minute: has anything become much slower than what was committed?"""
+"""The request path in some seconds: has anything become much slower than what was committed?"""
 
 from __future__ import annotations
 

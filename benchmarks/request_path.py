@@ -130,6 +130,13 @@ def _contestants(
             remote["ours, Redis"] = ours(redis)
         exempt = CMAuthMiddleware(bare, **world.options(exempt=_EXEMPT))
         local["ours, exempt path"] = Requests(exempt, path="/static/app.css")
+        if not quick:
+            local["ours, exempt path, somebody else's cookie"] = Requests(
+                exempt, "theme=dark; consent=1", path="/static/app.css"
+            )
+            local["ours, memory, nothing remembered"] = _forgetting(ours("memory://"))
+            cookie = f"theme=dark; {COOKIE}={runner.run(world.log_in(exempt))}"
+            local["ours, exempt path, logged in"] = Requests(exempt, cookie, path="/static/app.css")
         local["ours, redirect to the login"] = Requests(exempt, status=302)
     if not quick:
         local["ideal, SQLite"] = _ideal_sqlite(sqlite)
@@ -137,6 +144,19 @@ def _contestants(
         if redis:
             remote["starsessions, Redis"] = _starsessions(runner, redis)
     return local, remote
+
+
+def _forgetting(requests: Requests) -> Call:
+    """The same, as when the process has not seen this session, or 4 096 others since."""
+    side = requests.app.engine.async_side
+    remembered = (*side.flow._jar._known, side.vault._opened)
+
+    async def call() -> None:
+        for known in remembered:
+            known.clear()
+        await requests()
+
+    return call
 
 
 def _session_middleware(runner: asyncio.Runner) -> Requests:

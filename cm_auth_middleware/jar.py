@@ -62,6 +62,8 @@ class CookieJar:
         known = self._known[request.is_secure]
         cookies = known.get(line)
         if cookies is None:
+            if self._name(request) not in line:  # nor, then, its mark: other people's cookies
+                return _NONE
             cookies = self._read(request)
             if cookies.tickets and len(line) <= _MOST_LINE:
                 remember(known, line, cookies)
