@@ -45,10 +45,10 @@ class TokenKeeper:
 
         Raises: as `refresh`.
         """
-        tokens, now = session.record.tokens, self._ports.clock()
-        if now < tokens.refresh_at:
+        if not self.is_due(session):
             return
-        if now < tokens.expires_at:
+        tokens = session.record.tokens
+        if self._ports.clock() < tokens.expires_at:
             held = tokens.refresh_token
             if held is not None and not self._renewal.is_closed(held):
                 self._ports.start_flight(
