@@ -23,7 +23,7 @@ _REPLAY = 1_048_576  # bytes of a streamed body that are kept, to send it again 
 _TRIES = 3  # a token that another session had renewed may have been refused meanwhile, too
 
 Keeper = Union["TokenKeeper", "HandleKeeper"]
-_Step = Coroutine[Any, Any, Any] | httpx2.Request
+_Step = Coroutine[Any, Any, Any] | httpx2.Request | httpx2.Response
 
 
 class AsyncCMClient(httpx2.AsyncClient):
@@ -130,6 +130,8 @@ class BearerAuth(httpx2.Auth):
             while True:
                 if isinstance(step, httpx2.Request):
                     step = steps.send((yield step))
+                elif isinstance(step, httpx2.Response):
+                    step = steps.send(await step.aread())
                 else:
                     step = steps.send(await step)
         except StopIteration:
@@ -145,13 +147,15 @@ class BearerAuth(httpx2.Auth):
             while True:
                 if isinstance(step, httpx2.Request):
                     step = steps.send((yield step))
+                elif isinstance(step, httpx2.Response):
+                    step = steps.send(step.read())
                 else:
                     step = steps.send(run_sync(step))
         except StopIteration:
             return
 
     def _steps(self, request: httpx2.Request) -> Generator[_Step, Any, None]:
-        """What to do, in order: a coroutine to run or a request to send; both drivers obey."""
+        """What to do, in order: coroutines to run, requests to send, responses to read."""
         if _origin(request.url) != self._origin or "Authorization" in request.headers:
             yield request
             return
@@ -166,6 +170,7 @@ class BearerAuth(httpx2.Auth):
             response = yield request
             if response.status_code != 401 or not _is_refused(response, sent):
                 return
+            yield response  # which gives its connection back: others wait for one, too
             if not is_new:
                 is_new = yield self._noting_trouble(self._keeper.refresh(self._session, sent))
             elif not (yield self._noting_trouble(self._keeper.catch_up(self._session, sent))):

@@ -73,7 +73,8 @@ class AuthEngine:
         config: the options; keywords override them, the environment fills the rest.
         transport: speaks HTTP to CameraManager instead of a connection pool of the engine's
             own: a transport with a private CA or a proxy, or an in-process simulator. An
-            `httpx2.AsyncBaseTransport` for ASGI, an `httpx2.BaseTransport` for WSGI.
+            `httpx2.AsyncBaseTransport` for ASGI, an `httpx2.BaseTransport` for WSGI. Its limits
+            hold for logins and refreshes, too.
         clock: epoch seconds.
         options: as in `CMAuthConfig`.
 

@@ -23,7 +23,15 @@ from .errors import UnavailableError
 from .events import log
 from .flights import AsyncFlights, Flight, ThreadFlights, Work
 from .surroundings import SURROUNDINGS
-from .transports import AsyncBounded, Bounded, Watchdog, async_pool, pool, tls_context
+from .transports import (
+    AsyncBounded,
+    AsyncPools,
+    Bounded,
+    Watchdog,
+    async_pool,
+    pool,
+    tls_context,
+)
 
 if TYPE_CHECKING:
     import ssl
@@ -70,21 +78,27 @@ class AsyncPorts(_Hooks):
         self._base_url = config.base_url
         self._given = transport
         self._tls: ssl.SSLContext | None = None
-        self._pools: weakref.WeakKeyDictionary[Any, tuple[int, httpx2.AsyncBaseTransport]]
+        self._pools: weakref.WeakKeyDictionary[Any, tuple[int, AsyncPools]]
         self._pools = weakref.WeakKeyDictionary()
         self._flights = AsyncFlights()
         self.single_flight, self.start_flight = self._flights.single_flight, self._flights.start
 
     def transport(self) -> httpx2.AsyncBaseTransport:
-        """The connection pool of this event loop in this process: a socket outlives neither."""
+        """The ready clients' connection pool."""
+        return self._given or SURROUNDINGS.transport(self._base_url) or self._open().clients
+
+    def _one_call(self) -> AsyncBounded:
+        """The transport of a call of our own: no number of clients leaves it without one."""
         standing_in = self._given or SURROUNDINGS.transport(self._base_url)
-        if standing_in is not None:
-            return standing_in
+        return AsyncBounded(standing_in or self._open().own)
+
+    def _open(self) -> AsyncPools:
+        """The pools of this event loop in this process: a socket outlives neither."""
         loop = running_loop()
         pid, found = self._pools.get(loop, (0, None))
         if found is None or pid != os.getpid():
             self._tls = self._tls or tls_context()
-            found = async_pool(self._tls)
+            found = AsyncPools(async_pool(self._tls), async_pool(self._tls))
             self._pools[loop] = (os.getpid(), found)
         return found
 
@@ -93,8 +107,9 @@ class AsyncPorts(_Hooks):
         import httpx2
 
         async def call() -> httpx2.Response:
-            transport = AsyncBounded(self.transport())
-            async with httpx2.AsyncClient(transport=transport, timeout=self.timeout) as client:
+            async with httpx2.AsyncClient(
+                transport=self._one_call(), timeout=self.timeout
+            ) as client:
                 return await client.request(method, url, headers=headers)
 
         return await self._bounded(call)
@@ -104,9 +119,8 @@ class AsyncPorts(_Hooks):
         from authlib.integrations.httpx_client import AsyncOAuth2Client
 
         async def call() -> Any:
-            transport = AsyncBounded(self.transport())
             async with AsyncOAuth2Client(
-                transport=transport, timeout=self.timeout, **options
+                transport=self._one_call(), timeout=self.timeout, **options
             ) as client:
                 return await send(client)
 
@@ -144,12 +158,12 @@ class AsyncPorts(_Hooks):
         return flight.outcome()
 
     async def close(self) -> None:
-        """Let refreshes under way come home, then close the pool of this loop."""
+        """Let refreshes under way come home, then close the pools of this loop."""
         loop = running_loop()
         await self._flights.land()
-        entry = self._pools.pop(loop, None)
-        if entry is not None:
-            await entry[1].aclose()
+        _, found = self._pools.pop(loop, (0, ()))
+        for each in found:
+            await each.aclose()
 
 
 class ThreadPorts(_Hooks):
@@ -178,7 +192,7 @@ class ThreadPorts(_Hooks):
         self.single_flight, self.start_flight = self._flights.single_flight, self._flights.start
 
     def transport(self) -> httpx2.BaseTransport:
-        """The connection pool of this process, for all its threads."""
+        """The ready clients' connection pool, for all threads of this process."""
         standing_in = self._given or SURROUNDINGS.transport(self._base_url)
         if standing_in is not None:
             return standing_in

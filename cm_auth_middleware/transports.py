@@ -8,7 +8,7 @@ import socket
 import ssl
 import threading
 from collections.abc import AsyncIterator, Iterator
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import httpx2
 
@@ -16,6 +16,9 @@ from .errors import UnavailableError
 
 MAX_BODY = 1_000_000  # bytes of an answer to a call of our own; a token answer has 300
 
+# A live view keeps its connection for as long as somebody looks at it. Of httpx2's 100 a hundred
+# viewers would leave none to anybody else.
+_LIMITS = httpx2.Limits(max_connections=1000, max_keepalive_connections=20)
 
 _WIRE = logging.getLogger("httpcore2.http11")
 _TELLTALE = re.compile(
@@ -45,15 +48,26 @@ def tls_context() -> ssl.SSLContext:
 
 
 def async_pool(tls: ssl.SSLContext) -> httpx2.AsyncBaseTransport:
-    """A connection pool for one event loop."""
+    """A connection pool for an event loop."""
     _WIRE.addFilter(_DISCREET)
-    return httpx2.AsyncHTTPTransport(verify=tls)
+    return httpx2.AsyncHTTPTransport(verify=tls, limits=_LIMITS)
+
+
+class AsyncPools(NamedTuple):
+    """The connections of one event loop: the ready clients', and those of calls of our own.
+
+    A client that waits for a new token may keep a connection meanwhile, and the token must not
+    have to wait for that.
+    """
+
+    clients: httpx2.AsyncBaseTransport
+    own: httpx2.AsyncBaseTransport
 
 
 def pool(tls: ssl.SSLContext) -> httpx2.BaseTransport:
     """A connection pool for the threads of one process."""
     _WIRE.addFilter(_DISCREET)
-    return httpx2.HTTPTransport(verify=tls)
+    return httpx2.HTTPTransport(verify=tls, limits=_LIMITS)
 
 
 class AsyncBounded(httpx2.AsyncBaseTransport):

@@ -5,9 +5,12 @@ from __future__ import annotations
 import hashlib
 import re
 import threading
-from collections.abc import Iterator
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx2
 import pytest
@@ -16,12 +19,13 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from werkzeug.serving import make_server
 
-from cm_auth_middleware import CMAuthMiddleware
+from cm_auth_middleware import CMAuthMiddleware, transports
 from cm_auth_middleware.flask import CMAuth
 from cm_auth_middleware.flask import cm as client
 from cm_auth_middleware.testing import AppServer, SimulatorServer
 
 from .apps import make_app, make_wsgi_app
+from .chaos.crowd import Ask, Crowd
 from .support import HTML, SECRET_KEY
 
 
@@ -70,13 +74,24 @@ class WSGIServer:
 
 
 @pytest.fixture
-def site(cm: SimulatorServer, shell: str) -> Iterator[AppServer | WSGIServer]:
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if ten connections were very many; to be named before `site`."""
+    monkeypatch.setattr(transports, "_LIMITS", httpx2.Limits(max_connections=10))
+
+
+@pytest.fixture
+def timeout() -> float:
+    return 2.0
+
+
+@pytest.fixture
+def site(cm: SimulatorServer, shell: str, timeout: float) -> Iterator[AppServer | WSGIServer]:
     options: dict[str, Any] = {
         "client_id": cm.client_id,
         "client_secret": cm.client_secret,
         "secret_key": SECRET_KEY,
         "base_url": cm.url,
-        "timeout": 2,
+        "timeout": timeout,
     }
     if shell == "asgi":
         app = make_app([Route("/digest", digest)])
@@ -92,16 +107,22 @@ def site(cm: SimulatorServer, shell: str) -> Iterator[AppServer | WSGIServer]:
         flask_app.extensions["cm_auth"].close()
 
 
-def log_in(site: AppServer | WSGIServer, path: str = "/") -> httpx2.Client:
+def log_in(
+    site: AppServer | WSGIServer, path: str = "/", email: str = "anna@example.com"
+) -> httpx2.Client:
     """Walk through CameraManager's real forms, as a person does."""
     browser = httpx2.Client(base_url=site.url, headers=HTML, follow_redirects=True)
     page = browser.get(path)
-    for fields in ({"email": "anna@example.com", "password": "cameras"}, {"decision": "allow"}):
+    for fields in ({"email": email, "password": "cameras"}, {"decision": "allow"}):
         inputs = dict(re.findall(r'<input type="hidden" name="(\w+)" value="([^"]*)"', page.text))
         inputs = {k: v.replace("&amp;", "&") for k, v in inputs.items()}
         page = browser.post(page.url, data={**inputs, **fields})
     assert page.status_code == 200, page.text
     return browser
+
+
+def ask_for(site: AppServer | WSGIServer, browser: httpx2.Client, path: str) -> Ask:
+    return Ask(urlsplit(site.url).port or 0, path, browser.cookies["cm_auth"])
 
 
 def test_a_whole_login_is_one_authorize_one_token_one_users_self(cm, site) -> None:
@@ -140,6 +161,61 @@ def test_many_requests_at_expiry_make_one_token_call(cm, site) -> None:
             thread.join()
     assert statuses == [200] * 20
     assert len(cm.simulator.token_calls("refresh_token")) == 1
+
+
+@pytest.mark.parametrize("timeout", [8.0])
+def test_hundreds_of_requests_that_are_refused_at_once_all_get_the_new_token(cm, site) -> None:
+    """Each kept a connection until it had the token, which found none of httpx2's 100 left."""
+    cm.simulator.settings.latency = 0.5  # so that all are on their way when the token expires
+    with closing(log_in(site)) as browser, closing(Crowd()) as crowd:
+        asks = [ask_for(site, browser, "/cameras")] * 150
+        answers = crowd.ask(asks, (0.25, cm.simulator.expire_access_tokens))
+    assert Counter(answer.status for answer in answers) == {200: 150}
+    assert len(cm.simulator.token_calls("refresh_token")) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("timeout", [20.0])
+def test_a_hundred_long_answers_keep_nobody_waiting(cm, site) -> None:
+    with closing(log_in(site)) as browser:
+        cm.simulator.settings.snapshot_latency = 4.0
+        views = [ask_for(site, browser, "/snapshot/2001")] * 120
+        assert is_served_before(views, lambda: browser.get("/cameras"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("timeout", [20.0])
+def test_a_login_needs_no_connection_that_the_clients_could_take(cm, few, site) -> None:
+    with closing(log_in(site)) as browser:
+        cm.simulator.settings.snapshot_latency = 4.0
+        views = [ask_for(site, browser, "/snapshot/2001")] * 20
+        assert is_served_before(views, lambda: log_in(site).close())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("timeout", [20.0])
+def test_who_waits_for_a_new_token_takes_no_connection_from_others(cm, few, site) -> None:
+    with closing(log_in(site)) as anna:
+        cm.simulator.expire_access_tokens()
+        with closing(log_in(site, email="bob@example.com")) as bob:
+            cm.simulator.settings.token_latency = 4.0
+            waiting = [ask_for(site, anna, "/cameras")] * 20
+            assert is_served_before(waiting, lambda: bob.get("/cameras"))
+
+
+def is_served_before(asks: list[Ask], deed: Callable[[], Any]) -> bool:
+    """Whether something is done long before so many requests have their answers."""
+    took: list[float] = []
+
+    def timed() -> None:
+        began = time.monotonic()
+        deed()
+        took.append(time.monotonic() - began)
+
+    with closing(Crowd()) as crowd:
+        answers = crowd.ask(asks, (1.0, timed))
+    assert {answer.status for answer in answers} == {200}
+    return took[0] < (min(answer.seconds for answer in answers) - 1.0) / 2
 
 
 def test_a_large_answer_streams_through(cm, site) -> None:
