@@ -20,6 +20,7 @@ class Counts:
         sessions: logged-in browsers that should have survived.
         lost: those of them that did not.
         wrong: a sentence for each thing that was not as it has to be.
+        complaints: what the processes said of it.
     """
 
     scenario: str
@@ -30,6 +31,7 @@ class Counts:
     sessions: int = 0
     lost: int = 0
     wrong: list[str] = field(default_factory=list)
+    complaints: list[str] = field(default_factory=list)
 
     def saw(self, answers: Iterable[Answer], *expected: int) -> None:
         """Count answers; only those statuses are right, if any are given."""
@@ -61,4 +63,5 @@ class Counts:
             f"{self.scenario:<34} {self.store:<7} rounds {self.rounds:>3}  "
             f"token calls {self.token_calls:>4}  lost {self.lost}/{self.sessions}  {answers}"
         )
-        return "\n".join([line, *(f"    WRONG {sentence}" for sentence in self.wrong)])
+        wrong = (f"    WRONG {sentence}" for sentence in self.wrong)
+        return "\n".join([line, *wrong, *(f"    | {line}" for line in self.complaints)])

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -260,6 +261,16 @@ class Rig:
     def tracebacks(self) -> int:
         """How many errors nobody had foreseen."""
         return sum(worker.log.read_text().count("Traceback") for worker in self.workers)
+
+    def complaints(self, most: int = 30) -> list[str]:
+        """The kinds of lines in the processes' logs, rarest first, and how many of each."""
+        lines = [
+            f"{process.log.stem}: {re.sub(r'[0-9]+', '#', line)[:200]}"
+            for process in [*self.workers, self.cm.process]
+            for line in process.log.read_text().splitlines()
+            if not line.startswith(" ")  # the frames of a traceback
+        ]
+        return [f"{n} x {line}" for line, n in reversed(Counter(lines).most_common())][:most]
 
 
 @contextlib.contextmanager

@@ -39,6 +39,9 @@ def expiry(store: str, repeat: int, shell: str = "asgi", requests: int = REQUEST
                 answers = site.crowd.ask(asks, (0.02 * (number % 7), site.expire))
                 if not site.cm.refreshes(mark):  # all were served before
                     answers += site.crowd.ask(site.asks(cookies, 40))
+            elif number % 4:  # CameraManager alone forgets: all meet a 401
+                site.cm.control(expire_access_tokens=True)
+                answers = site.crowd.ask(asks)
             else:
                 site.expire()
                 answers = site.crowd.ask(asks)
@@ -640,6 +643,8 @@ def recover(counts: Counts, site: Rig, cookies: list[str]) -> None:
 def finish(counts: Counts, site: Rig, cookies: list[str]) -> None:
     counts.survived(site.alive(cookies), len(cookies))
     counts.check(site.tracebacks() == 0, "an error page")
+    if counts.wrong:
+        counts.complaints = site.complaints()
 
 
 class Scenario(NamedTuple):
