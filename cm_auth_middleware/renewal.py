@@ -11,7 +11,7 @@ from .backoff import PAUSE, Backoff
 from .errors import OAuthError, OperatorError, SessionExpiredError, StoreError, UnavailableError
 from .events import log
 from .grants import Grants, Marks, grant_name
-from .memo import remember
+from .memo import forget, remember
 from .oauth import GRANT_REFUSED, CameraManager
 from .session import Tokens
 
@@ -121,7 +121,7 @@ class Renewal:
             raise SessionExpiredError
         if before.failed_by(marks):
             raise UnavailableError("another process has just failed to reach CameraManager")
-        fresh = self._unsaved.pop(refresh_token, None)
+        fresh = forget(self._unsaved, refresh_token)
         if fresh is None:
             try:
                 fresh = await self._fetch(kept or held, refresh_token)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from .config import CMAuthConfig, seconds
 from .errors import StoreError, UnavailableError
 from .events import log
-from .memo import remember
+from .memo import forget, remember
 from .sealing import Sealer, SessionInfo
 from .session import Record, Session
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .stores import SessionStore
 
 _TOUCH = 60.0  # seconds between two writes of "last seen"
+_IDLE = 120.0  # seconds after which a record that nobody asks for is not kept open
 _GONE_TTL = 600.0  # seconds that refreshes under way can learn that a session was ended
 _Opened = tuple[bytes, bytes, Record, float]  # half key, stored value, record, when to look again
 
@@ -41,9 +42,11 @@ class SessionVault:
         """Return the live session of a ticket, or None; note once a minute that it is used."""
         key, half_key = ticket.store_key, ticket.half_key
         sealed = await self.store.get(key)
-        if sealed is None:
-            return None
         known = self._opened.get(key)
+        if sealed is None:
+            if known is not None:
+                forget(self._opened, key)
+            return None
         if known is None or known[1] != sealed or known[0] != half_key:
             record = self.sealer.open_session(key, half_key, sealed)
             if record is None:
@@ -149,7 +152,7 @@ class SessionVault:
     async def remove(self, session: Session) -> Record:
         """Take the session out of the store; return its newest record."""
         sealed = await self.store.delete(session.key)
-        self._opened.pop(session.key, None)
+        forget(self._opened, session.key)
         session.ended = True
         if sealed is None:
             return session.record
@@ -195,4 +198,7 @@ class SessionVault:
 
     def _keep_opened(self, key: str, half_key: bytes, sealed: bytes, record: Record) -> _Opened:
         due = min(self._ends_at(record), record.last_seen_at + self._touch_every)
-        return remember(self._opened, key, (half_key, sealed, record, due))
+        long_ago = self._ports.clock() - _IDLE
+        return remember(
+            self._opened, key, (half_key, sealed, record, due), lambda kept: kept[3] < long_ago
+        )

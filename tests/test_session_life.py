@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import json
 
 import anyio
 import pytest
 
 from cm_auth_middleware import MemoryStore
+from cm_auth_middleware.session import Tokens
 from cm_auth_middleware.testing import Settings
 
 from .support import CM, JSON, World
@@ -422,3 +424,28 @@ async def test_a_session_that_is_sealed_anew_amid_a_search_is_found(world: World
     assert await rotated.engine.logout_user(10003) == 1
     assert (await user.get("/")).status_code == 302
     await rotated.close()
+
+
+def tokens_in_memory() -> set[str]:
+    gc.collect()
+    return {found.access_token for found in gc.get_objects() if isinstance(found, Tokens)}
+
+
+@pytest.mark.parametrize("end", ["logged out elsewhere", "left alone"])
+async def test_the_tokens_of_a_session_do_not_stay_in_memory_when_it_is_over(
+    make_world, world: World, end: str
+) -> None:
+    anna, bob = await world.login(), await world.login(email="bob@example.com")
+    await anna.get("/")
+    asked = world.sim.calls("/rest/v2.3/users/self")[0]
+    held = asked.headers["authorization"].removeprefix("Bearer ")
+    assert held in tokens_in_memory()
+    if end == "left alone":
+        world.clock.tick(300)
+        await bob.get("/")  # whoever comes next sweeps
+    else:
+        elsewhere = make_world(beside=world).browser()
+        elsewhere.cookies.update(anna.cookies)
+        assert (await elsewhere.post("/auth/logout")).status_code == 303
+        assert (await anna.get("/")).status_code == 302
+    assert held not in tokens_in_memory()
