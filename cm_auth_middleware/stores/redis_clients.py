@@ -28,6 +28,7 @@ _FINAL = (
     exceptions.BusyLoadingError,
     exceptions.MaxConnectionsError,
 )
+_UNREACHABLE = "cannot be reached"
 _SENTENCES: tuple[tuple[type[Exception], str], ...] = (
     (exceptions.AuthenticationError, "refuses the user or the password"),
     (exceptions.AuthorizationError, "refuses the user or the password"),
@@ -37,9 +38,9 @@ _SENTENCES: tuple[tuple[type[Exception], str], ...] = (
     (exceptions.OutOfMemoryError, "is out of memory: raise its maxmemory"),
     (exceptions.TimeoutError, "did not answer in time"),
     (TimeoutError, "did not answer in time"),
-    (exceptions.ConnectionError, "cannot be reached"),
-    (OSError, "cannot be reached"),
-    (EOFError, "cannot be reached"),
+    (exceptions.ConnectionError, _UNREACHABLE),
+    (OSError, _UNREACHABLE),
+    (EOFError, _UNREACHABLE),
 )
 
 # What uvloop raises, and redis-py hands on, where a connection closed just before a write to it.
@@ -177,7 +178,7 @@ async def _attempt(target: Target, client: Any, call: Call, again: Call | None) 
         except RuntimeError as error:
             if _UVLOOP_CLOSED not in str(error):
                 raise
-            failure = StoreError(f"{target} cannot be reached")
+            failure = StoreError(f"{target} {_UNREACHABLE}")
     assert failure is not None  # noqa: S101 - for the type: `call` is no None
     raise failure  # out of the clause above: what redis-py raised may quote keys and values
 
