@@ -23,12 +23,14 @@ def check() -> int:
         figures = _measure()
         print(table(figures))
         worse = {name: ratio for name, ratio in _worse(figures, baseline).items() if name in worse}
-    missing = baseline.keys() - {figure.name for figure in figures}
-    for name in missing:
+    measured = _ratios(figures).keys()
+    for name in baseline.keys() - measured:
         print(f"\nNot measured, though the baseline has it: {name}")
+    for name in measured - baseline.keys():
+        print(f"\nNot in the baseline: {name}; add it with --accept")
     for name, ratio in worse.items():
         print(f"\nSLOWER: {name}: {ratio:.3f}, and the baseline has {baseline[name]:.3f}")
-    return 1 if worse or missing else 0
+    return 1 if worse or baseline.keys() != measured else 0
 
 
 def accept() -> int:

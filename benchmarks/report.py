@@ -49,7 +49,7 @@ class Figure:
 
 def table(figures: Iterable[Figure]) -> str:
     """A Markdown table."""
-    rows = [("", "measured", "ratio", "spread", "to", "target", "")]
+    rows: list[tuple[str, ...]] = [("", "measured", "ratio", "spread", "to", "target", "")]
     rows += [_row(figure) for figure in figures]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in rows]

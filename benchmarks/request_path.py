@@ -197,6 +197,7 @@ def _starsessions(runner: asyncio.Runner, redis: str | None) -> Requests:
     from starsessions import SessionMiddleware as StarSessions
     from starsessions.stores.redis import RedisStore
 
+    store: InMemoryStore | RedisStore
     if redis:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)

@@ -154,7 +154,7 @@ def _password_grant(world: SimulatedWorld) -> dict[str, Any]:
 # The processes that the requests come in at
 
 
-Request = Callable[[], Awaitable[None]]
+Request = Callable[[], Awaitable[Any]]
 
 
 class _Workers:
@@ -247,7 +247,7 @@ async def _ready(scope: Any, receive: Any, send: Any) -> None:
         await reading_state(scope, receive, send)
 
 
-async def _nothing(*message: Any) -> None:
+async def _nothing(*message: Any) -> Any:
     """Hear and say nothing."""
 
 
