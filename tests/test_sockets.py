@@ -166,8 +166,8 @@ def test_many_requests_at_expiry_make_one_token_call(cm, site) -> None:
 @pytest.mark.parametrize("timeout", [8.0])
 def test_hundreds_of_requests_that_are_refused_at_once_all_get_the_new_token(cm, site) -> None:
     """Each kept a connection until it had the token, which found none of httpx2's 100 left."""
-    cm.simulator.settings.latency = 0.5  # so that all are on their way when the token expires
     with closing(log_in(site)) as browser, closing(Crowd()) as crowd:
+        cm.simulator.settings.latency = 0.5  # so that all are on their way when the token expires
         asks = [ask_for(site, browser, "/cameras")] * 150
         answers = crowd.ask(asks, (0.25, cm.simulator.expire_access_tokens))
     assert Counter(answer.status for answer in answers) == {200: 150}
