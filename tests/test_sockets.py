@@ -12,8 +12,10 @@ from contextlib import closing
 from typing import Any
 from urllib.parse import urlsplit
 
+import anyio.from_thread
 import httpx2
 import pytest
+from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -22,6 +24,7 @@ from werkzeug.serving import make_server
 from cm_auth_middleware import CMAuthMiddleware, transports
 from cm_auth_middleware.flask import CMAuth
 from cm_auth_middleware.flask import cm as client
+from cm_auth_middleware.stores import sqlite
 from cm_auth_middleware.testing import AppServer, SimulatorServer
 
 from .apps import make_app, make_wsgi_app
@@ -172,6 +175,31 @@ def test_hundreds_of_requests_that_are_refused_at_once_all_get_the_new_token(cm,
         answers = crowd.ask(asks, (0.25, cm.simulator.expire_access_tokens))
     assert Counter(answer.status for answer in answers) == {200: 150}
     assert len(cm.simulator.token_calls("refresh_token")) == 1
+
+
+def test_routes_that_occupy_every_thread_leave_one_to_the_refresh(
+    cm, monkeypatch, tmp_path
+) -> None:
+    """They wait for the new token, whose keeping needs a thread of the store's now and then."""
+    monkeypatch.setattr(sqlite, "_CHECKPOINT_EVERY", 1)
+    cm.simulator.settings.rotate_refresh_tokens = True
+
+    def cameras(request: Request) -> Response:
+        answer = anyio.from_thread.run(request.state.cm.get, "/rest/v2.4/cameras")
+        return Response(status_code=answer.status_code)
+
+    app = CMAuthMiddleware(
+        Starlette(routes=[Route("/", cameras)]),
+        client_id=cm.client_id,
+        client_secret=cm.client_secret,
+        secret_key=SECRET_KEY,
+        base_url=cm.url,
+        store=f"sqlite:///{tmp_path / 'sessions.db'}",
+    )
+    with AppServer(app) as site, closing(log_in(site)) as browser, closing(Crowd()) as crowd:
+        cm.simulator.expire_access_tokens()
+        answers = crowd.ask([ask_for(site, browser, "/")] * 60)
+    assert Counter(answer.status for answer in answers) == {200: 60}
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
-import anyio
+import anyio.to_thread
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -67,6 +67,29 @@ def side(request: pytest.FixtureRequest) -> Callable[..., None]:
             anyio.run(checked, RedisStore(url), backend=request.param)
 
     return run_check
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_it_needs_none_of_the_threads_that_everybody_shares(shared, backend) -> None:
+    """They may all wait for what the store will say."""
+
+    async def check() -> None:
+        store = RedisStore(shared.url)
+        over = threading.Event()
+        everybodys = anyio.to_thread.current_default_thread_limiter()
+        async with anyio.create_task_group() as group:
+            for _ in range(int(everybodys.total_tokens)):
+                group.start_soon(anyio.to_thread.run_sync, over.wait)
+            await anyio.wait_all_tasks_blocked()
+            assert everybodys.available_tokens == 0
+            try:
+                with anyio.fail_after(10):
+                    assert await store.get("nothing") is None
+            finally:
+                over.set()
+        await store.close()
+
+    anyio.run(check, backend=backend)
 
 
 # The protocol, on every kind of deployment

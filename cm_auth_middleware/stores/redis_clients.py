@@ -14,11 +14,13 @@ from typing import Any, Generic, TypeVar
 import anyio.to_thread
 from redis import exceptions
 
+from ..driver import running_loop
 from ..errors import StoreError
 from .redis_target import Target
 
 Call = Callable[[Any], Any]  # a client -> an answer, or something to await for it
 
+_THREADS = 40  # that wait for Redis at once under trio
 _QUEUE = 5.0  # seconds that a request waits for one of the connections
 _ERRORS = (exceptions.RedisError, exceptions.RedisClusterException, OSError, EOFError)
 # Connection errors after which nothing is gained by asking again at once.
@@ -49,6 +51,7 @@ _UVLOOP_CLOSED = "the handler is closed"
 _inherited: list[Any] = []  # clients of a parent process, which closing would disturb
 
 G = TypeVar("G")
+T = TypeVar("T")
 
 
 class _Link(Generic[G]):
@@ -109,13 +112,15 @@ class AsyncClients:
         self._pid = os.getpid()
         self._links: weakref.WeakKeyDictionary[Any, _Link[asyncio.Semaphore]]
         self._links = weakref.WeakKeyDictionary()
+        self._threads: weakref.WeakKeyDictionary[Any, anyio.CapacityLimiter]
+        self._threads = weakref.WeakKeyDictionary()
 
     async def run(self, call: Call, again: Call | None) -> Any:
         """Call with a client, and once more with `again` if the connection breaks."""
         loop = _asyncio_loop()
         if loop is None:
             blocking = self._blocking.run
-            return await anyio.to_thread.run_sync(lambda: _drive(blocking(call, again)))
+            return await self._in_a_thread(lambda: _drive(blocking(call, again)))
         link = self._link(loop)
         if link.gate.locked():
             try:
@@ -134,12 +139,18 @@ class AsyncClients:
         """Close the connections of this event loop."""
         loop = _asyncio_loop()
         if loop is None:
-            await anyio.to_thread.run_sync(lambda: _drive(self._blocking.close()))
+            await self._in_a_thread(lambda: _drive(self._blocking.close()))
             return
         link = self._links.pop(loop, None) if os.getpid() == self._pid else None
         if link is not None:
             for client in link.clients:
                 await client.aclose()
+
+    async def _in_a_thread(self, work: Callable[[], T]) -> T:
+        # Not one of those that everybody shares: routes that wait for what this brings may have
+        # taken them all.
+        limiter = self._threads.setdefault(running_loop(), anyio.CapacityLimiter(_THREADS))
+        return await anyio.to_thread.run_sync(work, limiter=limiter)
 
     def _link(self, loop: asyncio.AbstractEventLoop) -> _Link[asyncio.Semaphore]:
         if os.getpid() != self._pid:

@@ -85,7 +85,7 @@ class SQLiteStore:
         self._clock = clock
         self._era, self._lease_clock = ("", lease_clock) if lease_clock else machine_time()
         self._sleep: Callable[[float], Awaitable[None]] = anyio.sleep
-        self._apart: Callable[[Callable[[], None]], Awaitable[None]] = anyio.to_thread.run_sync
+        self._apart: Callable[[Callable[[], None]], Awaitable[None]] = _in_a_thread
         self._purge_at = 0.0
         self._changed = 0
 
@@ -229,6 +229,12 @@ def machine_time() -> tuple[str, Callable[[], float]]:
         return f"{era}.", partial(time.clock_gettime, time.CLOCK_BOOTTIME)
     except (AttributeError, OSError):
         return "", time.time
+
+
+async def _in_a_thread(work: Callable[[], None]) -> None:
+    # Not one of those that everybody shares: routes that wait for this very write may have taken
+    # them all.
+    await anyio.to_thread.run_sync(work, limiter=anyio.CapacityLimiter(1))
 
 
 async def _block(seconds: float) -> None:
