@@ -17,7 +17,7 @@ import httpx2
 import pytest
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from werkzeug.serving import make_server
 
@@ -30,6 +30,17 @@ from cm_auth_middleware.testing import AppServer, SimulatorServer
 from .apps import make_app, make_wsgi_app
 from .chaos.crowd import Ask, Crowd
 from .support import HTML, SECRET_KEY
+
+
+async def big(request: Request) -> Response:
+    cm = request.state.cm
+    answer = await cm.send(cm.build_request("GET", "/rest/v2.4/big?bytes=50000000"), stream=True)
+    return StreamingResponse(answer.aiter_bytes(), answer.status_code)
+
+
+def blocking_big() -> Any:
+    answer = client.send(client.build_request("GET", "/rest/v2.4/big?bytes=50000000"), stream=True)
+    return answer.iter_bytes(), answer.status_code
 
 
 async def digest(request: Request) -> Response:
@@ -97,13 +108,14 @@ def site(cm: SimulatorServer, shell: str, timeout: float) -> Iterator[AppServer 
         "timeout": timeout,
     }
     if shell == "asgi":
-        app = make_app([Route("/digest", digest)])
+        app = make_app([Route("/digest", digest), Route("/big", big)])
         app.add_middleware(CMAuthMiddleware, **options)
         with AppServer(app) as server:
             yield server
     else:
         flask_app = make_wsgi_app()
         flask_app.add_url_rule("/digest", view_func=blocking_digest)
+        flask_app.add_url_rule("/big", view_func=blocking_big)
         CMAuth(flask_app, **options)
         with WSGIServer(flask_app) as wsgi_server:
             yield wsgi_server
@@ -216,7 +228,7 @@ def test_a_hundred_long_answers_keep_nobody_waiting(cm, site) -> None:
 def test_a_login_needs_no_connection_that_the_clients_could_take(cm, few, site) -> None:
     with closing(log_in(site)) as browser:
         cm.simulator.settings.snapshot_latency = 4.0
-        views = [ask_for(site, browser, "/snapshot/2001")] * 20
+        views = [ask_for(site, browser, "/snapshot/2001")] * 10
         assert is_served_before(views, lambda: log_in(site).close())
 
 
@@ -229,6 +241,17 @@ def test_who_waits_for_a_new_token_takes_no_connection_from_others(cm, few, site
             cm.simulator.settings.token_latency = 4.0
             waiting = [ask_for(site, anna, "/cameras")] * 20
             assert is_served_before(waiting, lambda: bob.get("/cameras"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("timeout", [5.0])
+@pytest.mark.parametrize("seconds", [0.05, 0.5])
+def test_viewers_who_leave_give_their_connections_back(cm, few, site, seconds) -> None:
+    with closing(log_in(site)) as browser, closing(Crowd()) as crowd:
+        for _ in range(3):
+            views = [ask_for(site, browser, "/big")] * 10
+            crowd.send_and_leave(views, seconds)
+        assert browser.get("/cameras").status_code == 200
 
 
 def is_served_before(asks: list[Ask], deed: Callable[[], Any]) -> bool:
