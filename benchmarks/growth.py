@@ -6,7 +6,7 @@ import asyncio
 import secrets
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing
 from itertools import cycle
 from pathlib import Path
@@ -17,7 +17,7 @@ from cm_auth_middleware import CMAuthMiddleware, MemoryStore
 from .measure import Costs, Turn, awaited, take_turns
 from .processes import in_new_process, memory
 from .report import Figure, number
-from .request_path import bare, reading_state
+from .request_path import Call, bare, forgetting, reading_state
 from .world import COOKIE, Requests, SimulatedWorld, close, sqlite_url
 
 NAME = "growth"
@@ -56,31 +56,42 @@ def _memory() -> list[Figure]:
     with ExitStack() as stack:
         runner = stack.enter_context(asyncio.Runner())
         world = stack.enter_context(SimulatedWorld())
-        turns, used = {}, {}
+        turns, forgetful, used = {}, {}, {}
         for size in _SIZES:
             store = _Measuring(2 * size)
-            turns[f"{size}"] = awaited(runner, _requests(stack, runner, world, store))
+            requests = _requests(stack, runner, world, store)
+            turns[f"{size}"] = awaited(runner, _in_turn(requests))
+            forgetful[f"{size}"] = awaited(runner, _in_turn(map(forgetting, requests)))
             before = memory()
             runner.run(_fill(store, size - _REAL))
             used[size] = (memory() - before) * 1e6 / (size - _REAL)
-        costs = _steady_costs(turns)
-    figures = list(_cost_figures("memory", costs, {1_000_000: "<= 1.25"}))
+        costs, forgetful_costs = _steady_costs(turns), take_turns(forgetful, rounds=8)
+    target = {1_000_000: "<= 1.25"}
+    figures = list(_cost_figures("memory", costs, target))
+    figures += _cost_figures("memory, nothing remembered", forgetful_costs, target)
     for size in _SIZES[1:]:
         title = f"memory: bytes per session, {number(size)} sessions"
         figures.append(Figure(NAME, title, used[size], "bytes", target="<= 700"))
     return figures
 
 
-def _requests(stack: ExitStack, runner: asyncio.Runner, world: SimulatedWorld, store: Any) -> Any:
-    """Requests of sessions that take turns."""
+def _requests(
+    stack: ExitStack, runner: asyncio.Runner, world: SimulatedWorld, store: Any
+) -> list[Requests]:
+    """The requests of each session."""
     app = CMAuthMiddleware(reading_state, **world.options(store=store))
     stack.callback(lambda: runner.run(close(app)))
 
     async def log_in() -> list[Requests]:
         return [Requests(app, f"{COOKIE}={await world.log_in(app)}") for _ in range(_REAL)]
 
-    requests = cycle(runner.run(log_in()))
-    return lambda: next(requests)()
+    return runner.run(log_in())
+
+
+def _in_turn(requests: Iterable[Call]) -> Call:
+    """The next request of so many."""
+    following = cycle(requests)
+    return lambda: next(following)()
 
 
 def _steady_costs(turns: dict[str, Turn]) -> Costs:
@@ -105,7 +116,7 @@ def _sqlite() -> list[Figure]:
         turns, sizes = {}, {}
         for size in _SIZES:
             url = stack.enter_context(sqlite_url())
-            turns[f"{size}"] = awaited(runner, _requests(stack, runner, world, url))
+            turns[f"{size}"] = awaited(runner, _in_turn(_requests(stack, runner, world, url)))
             sizes[size] = _copy_rows(Path(url.removeprefix("sqlite:///")), size)
         costs = _steady_costs(turns)
     figures = list(_cost_figures("SQLite", costs, {}))

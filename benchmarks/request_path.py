@@ -134,7 +134,7 @@ def _contestants(
             local["ours, exempt path, somebody else's cookie"] = Requests(
                 exempt, "theme=dark; consent=1", path="/static/app.css"
             )
-            local["ours, memory, nothing remembered"] = _forgetting(ours("memory://"))
+            local["ours, memory, nothing remembered"] = forgetting(ours("memory://"))
             cookie = f"theme=dark; {COOKIE}={runner.run(world.log_in(exempt))}"
             local["ours, exempt path, logged in"] = Requests(exempt, cookie, path="/static/app.css")
         local["ours, redirect to the login"] = Requests(exempt, status=302)
@@ -146,7 +146,7 @@ def _contestants(
     return local, remote
 
 
-def _forgetting(requests: Requests) -> Call:
+def forgetting(requests: Requests) -> Call:
     """The same, as when the process has not seen this session, or 4 096 others since."""
     side = requests.app.engine.async_side
     remembered = (*side.flow._jar._known, side.vault._opened)
