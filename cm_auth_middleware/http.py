@@ -15,6 +15,7 @@ Headers = list[tuple[str, str]]
 
 NO_STORE = ("Cache-Control", "no-store")
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})  # RFC 9110 §9.2.1
+_BLANK = " \t"
 _MOST_COOKIES = 200  # that are looked at; browsers keep 180 for a site
 
 
@@ -81,7 +82,9 @@ class Request(ABC):
         """Every name and value, duplicates included: which one counts is not for here."""
         parts = self.cookie_line.split(";", _MOST_COOKIES)[:_MOST_COOKIES]
         pairs = (part.partition("=") for part in parts)
-        return [(name.strip(), value.strip()) for name, _, value in pairs]
+        # No more than a browser does (RFC 6265bis §5.6). Python's own strip() takes off a no-break
+        # space, too: to a browser such a name is another one, which any neighbour may set.
+        return [(name.strip(_BLANK), value.strip(_BLANK)) for name, _, value in pairs]
 
     @property
     def url(self) -> str:

@@ -82,10 +82,11 @@ async def visit(world: World, cookie: bytes, path: str = "/") -> tuple[int, str,
 
 async def call_asgi(app: Any, cookie: bytes, path: str) -> tuple[int, str, bytes]:
     """Ask an ASGI app; see `visit`."""
+    path, _, query = path.partition("?")
     headers = [(b"host", b"localhost:8000"), (b"accept", b"text/html"), (b"cookie", cookie)]
     scope = {
         "type": "http", "method": "GET", "scheme": "http", "path": path, "raw_path": path.encode(),
-        "root_path": "", "query_string": b"", "headers": headers, "http_version": "1.1",
+        "root_path": "", "query_string": query.encode(), "headers": headers, "http_version": "1.1",
         "client": ("127.0.0.1", 1), "server": ("localhost", 8000), "asgi": {"version": "3.0"},
     }  # fmt: skip
     sent: list[dict[str, Any]] = []
@@ -103,7 +104,8 @@ async def call_asgi(app: Any, cookie: bytes, path: str) -> tuple[int, str, bytes
 
 def call_wsgi(app: Any, cookie: bytes, path: str) -> tuple[int, str, bytes]:
     """Ask a WSGI app in this thread; see `visit`."""
-    environ: dict[str, Any] = {}
+    path, _, query = path.partition("?")
+    environ: dict[str, Any] = {"QUERY_STRING": query}
     setup_testing_defaults(environ)
     environ |= {
         "HTTP_HOST": "localhost:8000", "HTTP_ACCEPT": "text/html", "PATH_INFO": path,

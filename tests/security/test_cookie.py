@@ -103,6 +103,24 @@ JUNK = [
 ]  # fmt: skip
 
 
+@pytest.mark.parametrize("blank", [b"\xa0", b"\x85", b"\x1c", b"\x0b", b"\x0c", b"\xc2\xa0"])
+async def test_a_name_that_looks_like_ours_to_python_is_another(world: World, blank: bytes) -> None:
+    """23: a neighbour may set it, for to the browser it does not begin with __Host-."""
+    ours = f"{NAME}={session_of(await world.login())}".encode()
+    victim = f"{NAME}={session_of(await world.login(email='bob@example.com'))}".encode()
+    for name in (blank + ours, ours.replace(b"=", blank + b"=", 1)):
+        assert (await visit(world, name))[0] == 302
+        assert (await visit(world, b"theme=dark; " + name))[0] == 302
+        status, _, body = await visit(world, name + b"; " + victim)
+        assert (status, body.rpartition(b" ")[2]) == (200, b"bob@example.com")
+    attacker = world.browser()
+    url = attacker.callback_url((await started(attacker)).headers["location"])
+    [login] = [f"{c.name}={c.value}".encode() for c in attacker.cookies.jar]
+    callback = url.removeprefix(APP)
+    assert (await visit(world, blank + login, callback))[0] == 400
+    assert (await visit(world, login, callback))[0] == 302
+
+
 @pytest.mark.parametrize("junk", JUNK, ids=range(len(JUNK)))
 async def test_junk_among_the_cookies_decides_nothing(world: World, junk: bytes) -> None:
     """23: alone it is nobody; before and after a valid cookie, that one counts."""
