@@ -129,7 +129,9 @@ class SQLiteStore:
     async def acquire(self, key: str, owner: str, ttl: float) -> bool:
         """Take or extend a lease."""
         now = self._lease_clock()
-        return await self._change(_ACQUIRE, (self._era + key, owner, now + ttl, now)) == 1
+        is_ours = await self._change(_ACQUIRE, (self._era + key, owner, now + ttl, now)) == 1
+        await self._tidy(0)  # a visitor can make one write leases only
+        return is_ours
 
     async def release(self, key: str, owner: str) -> None:
         """Give a lease back."""

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import anyio
 import anyio.to_thread
@@ -240,6 +241,25 @@ async def test_strangers_leave_no_trace(world: World) -> None:
     assert grown < 100_000  # bytes: what a cache of fixed size and the interpreter keep
     assert stored(world) == {}
     assert world.engine.store._leases == {}
+
+
+async def test_logins_that_fail_leave_nothing_for_long(make_world, tmp_path) -> None:
+    """47: a callback with an invented code notes that its login was used, for half a minute."""
+    clock = Clock()
+    store = SQLiteStore(tmp_path / "s.db", clock=clock, lease_clock=clock)
+    world = make_world(store=store)
+    rows = []
+    for _ in range(4):
+        for _ in range(60):
+            browser = world.browser()
+            query = parse_qs(urlsplit((await browser.get("/")).headers["location"]).query)
+            invented = {"code": "invented", "state": query["state"][0]}
+            assert (await browser.get("/auth/callback", params=invented)).status_code == 400
+        clock.tick(3600)
+        with closing(sqlite3.connect(tmp_path / "s.db")) as database:
+            rows += database.execute("SELECT count(*) FROM leases").fetchone()
+    assert max(rows) < 130
+    assert await store.count() == 0
 
 
 async def _call(world: World, cookie: bytes, path: str) -> tuple[int, str, bytes]:
