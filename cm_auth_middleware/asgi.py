@@ -176,6 +176,11 @@ class ASGIRequest(Request):
 
     @property
     def is_ambiguous(self) -> bool:
+        raw: bytes = self._scope.get("raw_path") or b""
+        if b"%" in raw and b"%2f" in raw.lower():  # BlackSheep, for one, routes the raw path
+            return True
+        if not self.root_path:
+            return False
         # Litestar routes what comes after the mount's path, wherever in the path that is.
         is_stripped = self.path != self._scope["path"]
         return self.root_path in self.path and not is_stripped

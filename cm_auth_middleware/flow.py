@@ -69,7 +69,7 @@ class Flow:
         """Whether a request needs no login."""
         if not self._exempt.cover(request.path):
             return False
-        return not (request.root_path and request.is_ambiguous)
+        return not request.is_ambiguous
 
     async def _serve(
         self, route: Callable[[Request], Awaitable[Answer]], request: Request

@@ -9,6 +9,7 @@ from itertools import product
 
 import pytest
 from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse
 from starlette.routing import Mount
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
 
@@ -266,6 +267,21 @@ async def test_a_websocket_from_the_http_twin_of_an_https_site_is_refused(world:
         one = Socket(world, {**headers, "Origin": f"{origin}://localhost:8000"})
         one.scope["scheme"] = "wss"
         assert (await one.run())[0]["type"] == expected
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("path", ["/public%2fx", "/public%2Fa/b", "/public/a%2fb", "/a%2fb"])
+async def test_a_framework_that_routes_the_raw_path_opens_nothing_else(make_world, path) -> None:
+    """17: BlackSheep takes "/public%2fx" for one segment of another route."""
+
+    async def app(scope, receive, send) -> None:
+        is_open = scope["raw_path"].startswith((b"/public/", b"/a/"))
+        await PlainTextResponse("open" if is_open else "secret")(scope, receive, send)
+
+    world = make_world(app=app, exempt=["/public/*", "/a/b"])
+    browser = world.browser()
+    assert (await browser.get(path)).status_code == 302
+    assert (await browser.get(path.lower().replace("%2f", "/"))).status_code == 200
 
 
 @pytest.mark.anyio
