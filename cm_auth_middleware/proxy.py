@@ -46,6 +46,8 @@ _ANSWERED = (
     "accept-ranges", "content-disposition", "content-encoding", "content-language",
     "content-length", "content-range", "content-type", "etag", "last-modified", "retry-after",
 )  # fmt: skip
+# What Spring would read: a bearer token (RFC 6750 §2.3), and another method than the one judged.
+_FORBIDDEN = frozenset({"access_token", "_method"})
 _GUARDS = [
     # HTML from the API, opened as a page, would run as one of ours without this.
     ("Content-Security-Policy", "sandbox; default-src 'none'; frame-ancestors 'none'"),
@@ -72,10 +74,10 @@ class _Relay:
         segments = path.split("/")[1:]
         if not path.startswith("/") or not all(map(_is_plain, segments)):
             return problem(400, "This path is not relayed", detail="It could be read in two ways.")
-        if not _QUERY.fullmatch(query) or _has_token(query):
+        if not _QUERY.fullmatch(query) or not _FORBIDDEN.isdisjoint(_names(query)):
             return problem(400, "This query is not relayed")
         methods = {method for method, pattern in self._rules if pattern.fullmatch(path)}
-        if not methods or "tokens" in map(str.lower, segments):
+        if not methods or any(map(_is_about_tokens, segments)):
             return problem(404, "This path is not relayed", detail="No rule of allow names it.")
         if "GET" in methods:
             methods.add("HEAD")
@@ -224,15 +226,16 @@ def _outgoing(
     cm: AsyncCMClient | CMClient, request: Request, target: str, body: Any
 ) -> httpx2.Request:
     dropped = _named_in_connection(request.header("connection"))
-    headers = {"accept": "*/*", "accept-encoding": "identity"}
+    headers = {b"accept": b"*/*", b"accept-encoding": b"identity"}
     for name in _ASKED:
         value = request.header(name)
         if value is not None and name not in dropped:
-            headers[name] = value
+            headers[name.encode()] = value.encode("latin-1")
     return cm.build_request(request.method, target, headers=headers, content=body)
 
 
 def _passing(answer: httpx2.Response) -> list[tuple[str, str]]:
+    answer.headers.encoding = "latin-1"  # byte for byte, as ASGI and WSGI want them
     dropped = _named_in_connection(answer.headers.get("connection"))
     headers = [
         (name.title(), answer.headers[name])
@@ -271,10 +274,12 @@ def _is_plain(segment: str) -> bool:
     return _SEGMENT.fullmatch(segment) is not None and segment.strip(".") != ""
 
 
-def _has_token(query: str) -> bool:
-    """Whether a query brings a bearer token, which Spring would read (RFC 6750 §2.3)."""
-    names = (name.lower() for name, _ in parse_qsl(query, keep_blank_values=True))
-    return "access_token" in names
+def _is_about_tokens(segment: str) -> bool:
+    return segment.lower().partition(".")[0] == "tokens"  # Spring may route "tokens.json" alike
+
+
+def _names(query: str) -> list[str]:
+    return [name.lower() for name, _ in parse_qsl(query, keep_blank_values=True)]
 
 
 def _rule(text: str) -> tuple[str, re.Pattern[str]]:

@@ -23,6 +23,7 @@ from .servers import WSGIServer
 from .support import SECRET_KEY
 
 RULES = ["GET /rest/v2.4/live", "POST /rest/v2.4/live"]
+NAMED = 'attachment; filename="Caf\xe9 \u2192.mp4"'.encode()  # not allowed, and widespread
 WAIT = 20.0  # seconds until a test gives up
 
 
@@ -35,6 +36,7 @@ class Upstream:
         self.arrived = threading.Event()
         self.left = threading.Event()
         self.received = b""
+        self.asked: list[tuple[bytes, bytes]] = []
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] != "/rest/v2.4/live":
@@ -58,7 +60,8 @@ class Upstream:
     async def _download(self, scope: Scope, receive: Receive, send: Send) -> None:
         endless = b"endless" in scope["query_string"]
         broken = b"broken" in scope["query_string"]
-        headers = [(b"content-type", b"video/mp4")]
+        self.asked = scope["headers"]
+        headers = [(b"content-type", b"video/mp4"), (b"content-disposition", NAMED)]
         if not endless:
             headers.append((b"content-length", b"10"))
         await send({"type": "http.response.start", "status": 200, "headers": headers})
@@ -152,3 +155,13 @@ def test_a_recording_that_breaks_off_does_not_look_whole(browser, upstream: Upst
         browser.stream("GET", "/cm/rest/v2.4/live?broken") as answer,
     ):
         answer.read()
+
+
+def test_headers_that_are_no_ascii_pass_as_they_are(browser, upstream: Upstream) -> None:
+    upstream.go_on.set()
+    answer = browser.get("/cm/rest/v2.4/live", headers=[(b"if-none-match", b'"\xe9"')])
+    assert (answer.status_code, answer.content) == (200, b"first last")
+    assert {name.lower(): value for name, value in answer.headers.raw}[
+        b"content-disposition"
+    ] == NAMED
+    assert dict(upstream.asked)[b"if-none-match"] == b'"\xe9"'
