@@ -29,6 +29,7 @@ from .transports import (
     Bounded,
     Watchdog,
     async_pool,
+    keep_tokens_out_of_logs,
     pool,
     tls_context,
 )
@@ -77,6 +78,7 @@ class AsyncPorts(_Hooks):
         self.timeout = seconds(config.timeout)
         self._base_url = config.base_url
         self._given = transport
+        keep_tokens_out_of_logs()
         self._tls: ssl.SSLContext | None = None
         self._pools: weakref.WeakKeyDictionary[Any, tuple[int, AsyncPools]]
         self._pools = weakref.WeakKeyDictionary()
@@ -180,6 +182,7 @@ class ThreadPorts(_Hooks):
         self.timeout = seconds(config.timeout)
         self._base_url = config.base_url
         self._given = transport
+        keep_tokens_out_of_logs()
         self._tls: ssl.SSLContext | None = None
         self._after_fork()
         _forget_at_fork(self)

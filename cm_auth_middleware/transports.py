@@ -20,7 +20,7 @@ MAX_BODY = 1_000_000  # bytes of an answer to a call of our own; a token answer 
 # viewers would leave none to anybody else.
 _LIMITS = httpx2.Limits(max_connections=1000, max_keepalive_connections=20)
 
-_WIRE = logging.getLogger("httpcore2.http11")
+_WIRES = [logging.getLogger(name) for name in ("httpcore2.http11", "httpcore2.http2")]
 _TELLTALE = re.compile(
     r"""\(b'(www-authenticate|set-cookie|location)', b('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")\)""",
     re.IGNORECASE,
@@ -42,6 +42,12 @@ class _Discreet(logging.Filter):
 _DISCREET = _Discreet()
 
 
+def keep_tokens_out_of_logs() -> None:
+    """Filter what httpcore2 logs, by pools that applications made, too."""
+    for wire in _WIRES:
+        wire.addFilter(_DISCREET)
+
+
 def tls_context() -> ssl.SSLContext:
     """The TLS settings of every pool: certificates are verified. Costs 20 ms, so make one."""
     return httpx2.create_ssl_context()
@@ -49,7 +55,6 @@ def tls_context() -> ssl.SSLContext:
 
 def async_pool(tls: ssl.SSLContext) -> httpx2.AsyncBaseTransport:
     """A connection pool for an event loop."""
-    _WIRE.addFilter(_DISCREET)
     return httpx2.AsyncHTTPTransport(verify=tls, limits=_LIMITS)
 
 
@@ -66,7 +71,6 @@ class AsyncPools(NamedTuple):
 
 def pool(tls: ssl.SSLContext) -> httpx2.BaseTransport:
     """A connection pool for the threads of one process."""
-    _WIRE.addFilter(_DISCREET)
     return httpx2.HTTPTransport(verify=tls, limits=_LIMITS)
 
 

@@ -11,6 +11,7 @@ from contextlib import suppress
 from typing import Any
 
 import anyio
+import httpx2
 import pytest
 
 from cm_auth_middleware import CMAuthError
@@ -268,3 +269,21 @@ async def test_the_search_finds_what_it_looks_for(shell: str, caplog) -> None:
         assert [r for r in caplog.records if token in _whole(r)]
         life.look_at(CMAuthError(token))
         assert [text for text in life.texts if token in text]
+
+
+async def test_a_transport_of_ones_own_logs_no_token_either(shell: str, caplog) -> None:
+    """33: CameraManager repeats a token that has expired, and httpcore2 logs what it says."""
+    logging.getLogger("httpcore2.http11").filters.clear()  # those of other tests' pools
+    own: Any = httpx2.AsyncHTTPTransport() if shell == "asgi" else httpx2.HTTPTransport()
+    with SimulatorServer(clocked()) as server:
+        server.simulator.settings.repeat_tokens_in_errors = True
+        world = Wired(shell, server.simulator, server.url, transport=own)
+        browser = await world.login()
+        token = server.simulator.calls("/rest/v2.3/users/self")[0].headers["authorization"][7:]
+        server.simulator.expire_access_tokens()
+        assert (await browser.get("/cameras")).status_code == 200
+        await world.close()
+        await own.aclose() if shell == "asgi" else own.close()
+    repeated = [r for r in caplog.records if "www-authenticate" in _whole(r)]
+    assert repeated
+    assert [r for r in caplog.records if token in _whole(r)] == []
