@@ -8,7 +8,6 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 ALL = set(range(1, 51))
-BOTH_SHELLS = re.compile(r"\b(world|make_world|shell|ports|real)\b")
 
 
 def numbered() -> dict[int, list[str]]:

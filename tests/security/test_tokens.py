@@ -167,6 +167,19 @@ async def test_nothing_follows_to_another_port_or_scheme_of_the_same_host(
     assert "cookie" in world.sim.calls("/rest/v2.4/redirect")[0].headers
 
 
+async def test_nothing_follows_from_http_to_https(make_world) -> None:
+    """31: on the standard ports, where httpx2 itself takes it for the same server."""
+    world = make_world(base_url="http://127.0.0.1")
+    world.net.add("http://127.0.0.1", world.sim)
+    world.net.add("https://127.0.0.1", stranger)
+    browser = await world.login()
+    params = {"url": "/rest/v2.4/redirect?to=https://127.0.0.1/x", "follow": "1"}
+    await browser.get("/api/x", params=params)
+    [request] = [r for r in world.net.seen if str(r.url) == "https://127.0.0.1/x"]
+    assert "authorization" not in request.headers
+    assert "cookie" not in request.headers
+
+
 async def test_cookies_of_the_api_stay_with_the_user_they_were_set_for(world: World) -> None:
     """32: not with another user, not with the same one's next request, and ours never leave."""
     one, two = await world.login(), await world.login(email="bob@example.com")
