@@ -151,6 +151,7 @@ class ASGIRequest(Request):
                 path = path[len(root_path) :]
             root_path = root_path.rstrip("/")
         self.path = path
+        self.routed_raw = scope.get("raw_path") or b""
         self.root_path = root_path
         line = b""
         for name, value in scope["headers"]:
@@ -171,16 +172,10 @@ class ASGIRequest(Request):
 
     @property
     def raw_path(self) -> str:
-        raw: bytes = self._scope.get("raw_path") or b""
-        return raw.decode("latin-1")
+        return self.routed_raw.decode("latin-1")
 
     @property
     def is_ambiguous(self) -> bool:
-        raw: bytes = self._scope.get("raw_path") or b""
-        if b"%" in raw and b"%2f" in raw.lower():  # BlackSheep, for one, routes the raw path
-            return True
-        if not self.root_path:
-            return False
         # Litestar routes what comes after the mount's path, wherever in the path that is.
         is_stripped = self.path != self._scope["path"]
         return self.root_path in self.path and not is_stripped

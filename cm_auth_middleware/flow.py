@@ -50,7 +50,7 @@ class Flow:
             f"{config.prefix}/session": self._session_info,
             f"{config.prefix}/signed-out": self._signed_out,
         }
-        self._exempt = ExemptPaths(config.exempt, but=self._routes)
+        self.is_exempt = ExemptPaths(config.exempt, but=self._routes).admit
 
     # -- every request ---------------------------------------------------------------------
 
@@ -64,12 +64,6 @@ class Flow:
         if self.is_exempt(request):
             return self._pass_exempt(request, websocket)
         return self._protect(request, websocket)
-
-    def is_exempt(self, request: Request) -> bool:
-        """Whether a request needs no login."""
-        if not self._exempt.cover(request.path):
-            return False
-        return not request.is_ambiguous
 
     async def _serve(
         self, route: Callable[[Request], Awaitable[Answer]], request: Request

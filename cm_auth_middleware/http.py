@@ -26,15 +26,17 @@ class Request(ABC):
         method: as it was sent, in capitals.
         root_path: where the application is mounted.
         path: what the framework routes, decoded, without the `root_path`.
+        routed_raw: the path as it was sent, where some frameworks route that instead of `path`.
         cookie_line: the Cookie header; empty if there is none.
         set_cookies: headers for the application's response, if the request is passed on.
     """
 
-    __slots__ = ("cookie_line", "method", "path", "root_path", "set_cookies")
+    __slots__ = ("cookie_line", "method", "path", "root_path", "routed_raw", "set_cookies")
 
     method: str
     path: str
     root_path: str
+    routed_raw: bytes
     cookie_line: str
     set_cookies: Headers
 

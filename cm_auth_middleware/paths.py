@@ -5,10 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from functools import lru_cache
+from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote, urlsplit
+
+if TYPE_CHECKING:
+    from .http import Request
 
 MAX_TARGET = 4096  # characters
 _REMEMBERED, _SHORT = 256, 128  # paths whose exemption is remembered, and their most characters
+_PERCENT = ord("%")  # found among bytes in a tenth of the time that b"%" takes
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _SEGMENT = r"[A-Za-z0-9_-][A-Za-z0-9_.~-]*+"  # no two readings
 _PLAIN = rf"{_SEGMENT}(?:/{_SEGMENT})*+"
@@ -71,13 +76,19 @@ class ExemptPaths:
         self._plain = re.compile("|".join([*exact, *trees]) or r"(?!)")
         self._but = frozenset(but)
         # Most requests are for a few paths, and a path is exempt or not for ever.
-        self._remembered = lru_cache(_REMEMBERED)(self._judge)
+        self._remembered = lru_cache(_REMEMBERED)(self.cover)
+
+    def admit(self, request: Request) -> bool:
+        """Whether a request needs no login."""
+        path, raw = request.path, request.routed_raw
+        if not (self._remembered(path) if len(path) <= _SHORT else self.cover(path)):
+            return False
+        if _PERCENT in raw and b"%2f" in raw.lower():
+            return False  # BlackSheep, for one, takes it for a part of a segment
+        return not (request.root_path and request.is_ambiguous)
 
     def cover(self, path: str) -> bool:
         """Whether a path needs no login."""
-        return self._remembered(path) if len(path) <= _SHORT else self._judge(path)
-
-    def _judge(self, path: str) -> bool:
         if path in self._but:
             return False
         if self._plain.fullmatch(path):  # nearly all that is exempt

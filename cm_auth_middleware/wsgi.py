@@ -81,6 +81,7 @@ class WSGIRequest(Request):
         self.root_path = _text(environ.get("SCRIPT_NAME", "")).rstrip("/")
         path = _text(environ.get("PATH_INFO", ""))
         self.path = path if path or self.root_path else "/"
+        self.routed_raw = b""
         self.cookie_line = environ.get("HTTP_COOKIE", "")
         self.set_cookies = []
 
