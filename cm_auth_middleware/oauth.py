@@ -64,6 +64,7 @@ class CameraManager:
                 code=code,
                 redirect_uri=redirect_uri,
                 code_verifier=code_verifier,
+                scope=self._config.scope,  # which Authlib sends with a refresh only
                 headers=dict(_HEADERS),
             )
         )

@@ -131,7 +131,9 @@ class Browser(httpx2.AsyncClient):
     def callback_url(self, authorize_url: str, email: str = "anna@example.com") -> str:
         """Where CameraManager would send the browser, consent given."""
         query = {k: v[0] for k, v in parse_qs(urlsplit(authorize_url).query).items()}
-        code = self.world.sim.issue_code(email, query["redirect_uri"], query["code_challenge"])
+        code = self.world.sim.issue_code(
+            email, query["redirect_uri"], query["code_challenge"], scope=query["scope"]
+        )
         return f"{query['redirect_uri']}?code={code}&state={query['state']}"
 
     def named(self, name: str) -> list[str]:

@@ -45,6 +45,16 @@ async def test_one_login_makes_one_token_call_and_reads_the_user_once(world: Wor
     assert token.query == {}
 
 
+async def test_every_grant_says_the_scope_which_the_server_may_require(make_world) -> None:
+    world = make_world(scope="read")
+    assert world.sim.settings.scope_required
+    browser = await world.login()
+    world.clock.tick(43300)
+    assert (await browser.get("/cameras")).status_code == 200
+    sent = [(call.form["grant_type"], call.form["scope"]) for call in world.sim.token_calls()]
+    assert sent == [("authorization_code", "read"), ("refresh_token", "read")]
+
+
 async def test_a_server_that_knows_pkce_accepts_the_verifier(make_world) -> None:
     world = make_world()
     world.sim.settings.pkce = True

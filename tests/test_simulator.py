@@ -62,6 +62,7 @@ async def http(sim: Simulator) -> AsyncIterator[httpx2.AsyncClient]:
 
 
 async def ask(http: httpx2.AsyncClient, **params: str) -> httpx2.Response:
+    params = {"scope": "write", **params}
     return await http.post("/oauth/token", data=params, auth=("demo-key-id", "demo-key-secret"))
 
 
@@ -229,6 +230,7 @@ async def test_parameters_may_be_in_the_query_and_the_answer_is_xml_unless_json_
             "grant_type": "authorization_code",
             "code": sim.issue_code(ANNA, CALLBACK),
             "redirect_uri": CALLBACK,
+            "scope": "write",
         },
         auth=("demo-key-id", "demo-key-secret"),
         headers={"Accept": "*/*"},
@@ -236,6 +238,20 @@ async def test_parameters_may_be_in_the_query_and_the_answer_is_xml_unless_json_
     assert answer.status_code == 200
     assert answer.headers["content-type"].startswith("application/xml")
     assert "<access_token>" in answer.text
+
+
+async def test_a_grant_without_scope_is_refused_unless_the_knob_is_off(
+    sim: Simulator, http: httpx2.AsyncClient
+) -> None:
+    code = sim.issue_code(ANNA, CALLBACK)
+    by_code = {"grant_type": "authorization_code", "code": code, "redirect_uri": CALLBACK}
+    refused = await ask(http, **by_code, scope="")
+    assert (refused.status_code, refused.json()["error"]) == (400, "invalid_request")
+    tokens = (await ask(http, **by_code)).json()  # the code was not used up
+    by_token = {"grant_type": "refresh_token", "refresh_token": tokens["refresh_token"]}
+    assert (await ask(http, **by_token, scope="")).status_code == 400
+    sim.settings.scope_required = False
+    assert (await ask(http, **by_token, scope="")).status_code == 200
 
 
 @pytest.mark.parametrize(

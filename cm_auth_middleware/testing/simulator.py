@@ -42,6 +42,7 @@ What = int | str | dict[str, Any] | tuple[int, Any]
 _COOKIE = "cm_simulator"
 _FORM = "application/x-www-form-urlencoded"
 _SCOPES = frozenset({"read", "write"})
+_GRANT_TYPES = frozenset({"authorization_code", "refresh_token", "password"})
 _AUTHORIZE_FIELDS = (
     "response_type",
     "client_id",
@@ -75,6 +76,8 @@ class Settings:
             are ignored, as Spring does.
         redirect_uris: the only ones that are accepted; `None` accepts any http or https URI.
         scope: the scope when the authorization request has none.
+        scope_required: the token endpoint answers 400 ``invalid_request`` to a grant without
+            ``scope``, which CameraManager's swagger marks as required there.
         media_url: where recordings are said to be: another host, which must get no bearer token.
         snapshot_limit: so many snapshots are made at once, and 503 is the answer beyond.
         snapshot_latency: seconds that the making of a snapshot takes.
@@ -96,6 +99,7 @@ class Settings:
     pkce: bool = False
     redirect_uris: list[str] | None = None
     scope: str = "write"
+    scope_required: bool = True
     media_url: str = "https://media.example.invalid"
     snapshot_limit: int | None = None
     snapshot_latency: float = 0.0
@@ -766,7 +770,10 @@ class Simulator:
         return _negotiated(request, answer, 200)
 
     def _grant(self, call: RecordedRequest) -> _AccessToken:
-        match call.param("grant_type"):
+        kind = call.param("grant_type")
+        if kind in _GRANT_TYPES and self.settings.scope_required:
+            _required(call, "scope")
+        match kind:
             case "authorization_code":
                 code = self._tokens.redeem(
                     _required(call, "code"),
