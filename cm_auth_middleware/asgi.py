@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .session import Session
 
 _RawHeaders = list[tuple[bytes, bytes]]
+_NO_STATE: dict[str, Any] = {}
 
 _WATCH = 30.0  # seconds between looks at the session of an open WebSocket
 _NO_STORE = (b"cache-control", b"no-store")
@@ -86,8 +87,8 @@ class CMAuthMiddleware:
                 await _send(outcome, send, head=exchange.method == "HEAD")
                 return
             session = outcome
-        self._hand_over(scope, session)
-        exchange.begin(self._flow, session, send)
+        scope = self._own_scope(scope, session)
+        exchange.begin(self._flow, session, scope["state"], send)
         try:
             await self.app(scope, receive, exchange.send)
         except Exception as error:
@@ -119,19 +120,25 @@ class CMAuthMiddleware:
         if isinstance(outcome, Answer):
             await _deny(outcome, scope, receive, send)
             return
-        self._hand_over(scope, outcome)
+        scope = self._own_scope(scope, outcome)
         if outcome is not None:
             watch = _Watch(self._flow, outcome, receive, send)
             receive, send = watch.receive, watch.send
         await self.app(scope, receive, send)
 
-    def _hand_over(self, scope: Scope, session: Session | None) -> None:
-        state = scope.get("state")
-        if state is None:
-            state = scope["state"] = {}
-        state["cm_auth"] = self.engine
-        state["cm_session"] = session
-        state["cm"] = None if session is None else UnusedAsyncCMClient(self._side, session)
+    def _own_scope(self, scope: Scope, session: Session | None) -> Scope:
+        """Return a scope of this request's own, with what the application finds in its state.
+
+        A server may give one ``state`` to all requests of a connection, and a proxy may put
+        several users on one connection.
+        """
+        state = {
+            **(scope.get("state") or _NO_STATE),
+            "cm_auth": self.engine,
+            "cm_session": session,
+            "cm": None if session is None else UnusedAsyncCMClient(self._side, session),
+        }
+        return {**scope, "state": state}
 
 
 class ASGIRequest(Request):
@@ -159,12 +166,6 @@ class ASGIRequest(Request):
                 line = line + b"; " + value if line else value
         self.cookie_line = line.decode("latin-1") if line else ""
         self.set_cookies = []
-
-    @property
-    def state(self) -> dict[str, Any]:
-        """What is handed over to the application."""
-        state: dict[str, Any] = self._scope["state"]
-        return state
 
     @property
     def is_secure(self) -> bool:
@@ -204,10 +205,11 @@ class ASGIRequest(Request):
 class _Exchange(ASGIRequest):
     """A request, and the application's response to it on its way out."""
 
-    __slots__ = ("_flow", "_send", "_session", "answered", "started")
+    __slots__ = ("_flow", "_send", "_session", "_state", "answered", "started")
 
-    def begin(self, flow: Flow, session: Session | None, send: Send) -> None:
+    def begin(self, flow: Flow, session: Session | None, state: dict[str, Any], send: Send) -> None:
         """Let the application answer."""
+        self._state = state
         self.started = False
         self.answered = False  # by us, in place of the application
         self._flow = flow
@@ -223,7 +225,7 @@ class _Exchange(ASGIRequest):
             if message["status"] == 500 or (session is not None and session.is_touched):
                 return self._start(message)
             if session is not None:
-                message["headers"] = _private(message.get("headers", ()), self.set_cookies)
+                message = self._private(message)
             self.started = True
         return self._send(message)
 
@@ -231,7 +233,7 @@ class _Exchange(ASGIRequest):
         answer = await self._before_start(message)
         if answer is None:
             self.started = True
-            await self._send(message)
+            await self._send(message if self._session is None else self._private(message))
         else:
             self.answered = True
             await _send(answer, self._send, head=self.method == "HEAD")
@@ -240,7 +242,7 @@ class _Exchange(ASGIRequest):
         session = self._session
         if message["status"] == 500:
             # The framework may have caught our error on its way and made a 500 of it.
-            trouble = self.state.get("cm_trouble")
+            trouble = self._state.get("cm_trouble")
             if trouble is None and session is not None:
                 trouble = session.trouble
             answer = await self._flow.answer_to(self, trouble)
@@ -252,8 +254,12 @@ class _Exchange(ASGIRequest):
             await self._flow.save(session)
         except UnavailableError as error:
             return await self._flow.unavailable(self, error)
-        message["headers"] = _private(message.get("headers", ()), self.set_cookies)
         return None
+
+    def _private(self, message: Message) -> Message:
+        # A new message: an application may send its own to many users, as response caches do.
+        headers = _private(message.get("headers", ()), self.set_cookies)
+        return {**message, "headers": headers}
 
 
 async def _nothing() -> None:
