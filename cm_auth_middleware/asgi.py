@@ -116,7 +116,7 @@ class CMAuthMiddleware:
         await self.app(scope, receive, closing_send)
 
     async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
-        outcome = await self._flow.handle(ASGIRequest(scope), websocket=True)
+        outcome = await self._flow.handle(ASGIRequest(scope))
         if isinstance(outcome, Answer):
             await _deny(outcome, scope, receive, send)
             return
@@ -149,6 +149,7 @@ class ASGIRequest(Request):
     def __init__(self, scope: Scope) -> None:
         self._scope = scope
         self.method = scope.get("method", "GET")
+        self.is_websocket = scope["type"] == "websocket"
         path: str = scope["path"]
         root_path: str = scope.get("root_path", "")
         if root_path:
@@ -180,11 +181,6 @@ class ASGIRequest(Request):
         # Litestar routes what comes after the mount's path, wherever in the path that is.
         is_stripped = self.path != self._scope["path"]
         return self.root_path in self.path and not is_stripped
-
-    @property
-    def is_navigation(self) -> bool:
-        # A WebSocket is denied with 401, whatever its handshake accepts.
-        return self._scope["type"] == "http" and super().is_navigation
 
     @property
     def query(self) -> str:
