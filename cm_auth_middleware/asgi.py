@@ -98,7 +98,9 @@ class CMAuthMiddleware:
         except Exception as error:
             answer = None if exchange.started else await self._flow.answer_to(exchange, error)
             if answer is None and not (exchange.ended and _is_about_the_end(error)):
-                raise
+                if session is None or not _has_expired(error):
+                    raise
+                await exchange.end()  # of the ready client: too late for an answer of ours
         finally:
             if session is not None:
                 if exchange.is_watched or session.is_touched:
@@ -399,7 +401,9 @@ class _WebSocket:
             await app(scope, self.receive, self.send)
         except Exception as error:
             if not (self._waits.ended and _is_about_the_end(error)):
-                raise
+                if not _has_expired(error):
+                    raise
+                await self.end()
         finally:
             self._waits.finish()
             with anyio.CancelScope(shield=True):
@@ -428,6 +432,13 @@ class _WebSocket:
             self._waits.end()
             with suppress(Exception):  # it closed just now
                 await self._send({"type": "websocket.close", "code": _LOGGED_OUT})
+
+
+def _has_expired(error: BaseException) -> bool:
+    """Return True for the error of a ready client whose session is over, however it is wrapped."""
+    if isinstance(error, BaseExceptionGroup):
+        return all(map(_has_expired, error.exceptions))
+    return isinstance(error, SessionExpiredError)
 
 
 def _is_about_the_end(error: BaseException) -> bool:
