@@ -173,7 +173,7 @@ class _Exchange(WSGIRequest):
     def _before_start(self, status: str) -> Answer | None:
         session, flow, is_failure = self.session, self._side.flow, status.startswith("500")
         if not is_failure and (
-            session is None or not (session.is_touched or flow.is_stale(session))
+            session is None or not (session.is_touched or self._side.vault.is_stale(session))
         ):
             return None
         noted = self._environ.get("cm_auth.trouble")
