@@ -1,0 +1,148 @@
+"""Hold the simulator's settings, users and cameras, and the record of each request it received."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from starlette.requests import Request
+
+What = int | str | dict[str, Any] | tuple[int, Any]
+
+
+@dataclass(slots=True)
+class Settings:
+    """What the simulator can do differently. Every field may be changed while it runs.
+
+    Attributes:
+        access_token_lifetime: seconds; CameraManager's is twelve hours less a second.
+        rotate_refresh_tokens: a refresh hands out a new refresh token and ends the old one.
+        revoke_family_on_reuse: with rotation, the use of an old refresh token ends all its heirs.
+        shared_access_token: one user at one client with one scope gets the same living access
+            token again at each login.
+        refresh_token_lifetime: seconds; `None` is for ever.
+        code_lifetime: seconds that an authorization code may be exchanged.
+        repeat_tokens_in_errors: `error_description` contains the token, as in older Spring.
+        echo_state: the `state` comes back to the redirect URI.
+        latency: seconds before any answer of `/oauth/` and `/rest/`.
+        token_latency: seconds more before an answer of the token endpoint.
+        pkce: verify the `code_verifier` when a `code_challenge` was sent (RFC 7636); without, both
+            are ignored, as Spring does.
+        redirect_uris: the only ones that are accepted; `None` accepts any http or https URI.
+        scope: the scope when the authorization request has none.
+        scope_required: the token endpoint answers 400 ``invalid_request`` to a grant without
+            ``scope``, which CameraManager's swagger marks as required there.
+        media_url: where recordings are said to be: another host, which must get no bearer token.
+        snapshot_limit: so many snapshots are made at once, and 503 is the answer beyond.
+        snapshot_latency: seconds that the making of a snapshot takes.
+        hang_time: seconds until a "hang" gives up on a client that does not leave.
+        hint: show the first user's e-mail address and password on the login page.
+        any_key: accept the API key of any application, not only `client_id` and `client_secret`.
+    """
+
+    access_token_lifetime: float = 43199
+    rotate_refresh_tokens: bool = False
+    revoke_family_on_reuse: bool = False
+    shared_access_token: bool = True
+    refresh_token_lifetime: float | None = None
+    code_lifetime: float = 300
+    repeat_tokens_in_errors: bool = False
+    echo_state: bool = True
+    latency: float = 0.0
+    token_latency: float = 0.0
+    pkce: bool = False
+    redirect_uris: list[str] | None = None
+    scope: str = "write"
+    scope_required: bool = True
+    media_url: str = "https://media.example.invalid"
+    snapshot_limit: int | None = None
+    snapshot_latency: float = 0.0
+    hang_time: float = 60.0
+    hint: bool = True
+    any_key: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SimulatedCamera:
+    """A camera of a simulated user."""
+
+    camera_id: int
+    name: str
+    online: bool = True
+    zone_id: int = 1
+
+
+@dataclass(slots=True)
+class SimulatedUser:
+    """Somebody who can log in at the simulator, and what they own."""
+
+    email: str
+    password: str
+    first_name: str
+    last_name: str
+    user_id: int
+    account_id: int
+    cameras: list[SimulatedCamera] = field(default_factory=list)
+    disabled: bool = False
+    language: str = "en"
+
+
+@dataclass(slots=True)
+class RecordedRequest:
+    """A request that the simulator got.
+
+    Attributes:
+        query: the parameters of the URL.
+        headers: by lower-case name; several of one name are joined by a comma.
+        form: the fields of an urlencoded body; the last of several of one name.
+        body_length: bytes that were read of the body.
+        status: of the answer; `None` when there was none (yet).
+        time: when it came, by the simulator's clock.
+    """
+
+    method: str
+    path: str
+    query: dict[str, list[str]]
+    headers: dict[str, str]
+    form: dict[str, str]
+    body_length: int
+    status: int | None
+    time: float
+
+    def param(self, name: str) -> str | None:
+        """The parameter from the body or else the query: CameraManager reads either."""
+        return self.form.get(name) or next(iter(self.query.get(name, ())), None)
+
+
+def recorded(request: Request) -> RecordedRequest:
+    """The record of a request that the simulator is answering."""
+    record: RecordedRequest = request.scope["cm.record"]
+    return record
+
+
+def default_users() -> list[SimulatedUser]:
+    return [
+        SimulatedUser(
+            email="anna@example.com",
+            password="cameras",  # noqa: S106 - of a simulator
+            first_name="Anna",
+            last_name="Jansen",
+            user_id=10003,
+            account_id=501,
+            cameras=[
+                SimulatedCamera(2001, "Front gate"),
+                SimulatedCamera(2002, "Parking lot"),
+                SimulatedCamera(2003, "Warehouse"),
+                SimulatedCamera(2004, "Loading dock", online=False, zone_id=2),
+            ],
+        ),
+        SimulatedUser(
+            email="bob@example.com",
+            password="cameras",  # noqa: S106 - of a simulator
+            first_name="Bob",
+            last_name="de Vries",
+            user_id=10007,
+            account_id=502,
+            cameras=[SimulatedCamera(3001, "Shop floor"), SimulatedCamera(3002, "Back door")],
+        ),
+    ]
