@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cm_auth_middleware.testing.browser import Browser, LoginFailed
     from cm_auth_middleware.testing.conformance import StoreConformance
-    from cm_auth_middleware.testing.harness import CMLogin, CMServer, CMTime
+    from cm_auth_middleware.testing.fixtures import CMLogin, CMServer, CMTime
     from cm_auth_middleware.testing.network import Network
     from cm_auth_middleware.testing.server import AppServer, SimulatorServer
     from cm_auth_middleware.testing.simulator import (
@@ -42,9 +42,9 @@ __all__ = [
 _HOMES = {
     "AppServer": "server",
     "Browser": "browser",
-    "CMLogin": "harness",
-    "CMServer": "harness",
-    "CMTime": "harness",
+    "CMLogin": "fixtures",
+    "CMServer": "fixtures",
+    "CMTime": "fixtures",
     "LoginFailed": "browser",
     "Network": "network",
     "SimulatorServer": "server",

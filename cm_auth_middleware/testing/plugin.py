@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from cm_auth_middleware.testing.harness import CMLogin, CMServer, CMTime
+    from cm_auth_middleware.testing.fixtures import CMLogin, CMServer, CMTime
     from cm_auth_middleware.testing.simulator import Simulator
 
 
 @pytest.fixture(scope="session")
 def _cm_simulator() -> Simulator:
-    from cm_auth_middleware.testing.harness import make_simulator
+    from cm_auth_middleware.testing.fixtures import make_simulator
 
     return make_simulator()
 
@@ -43,7 +43,7 @@ def cm_simulator(
     _cm_simulator: Simulator, _cm_servers: dict[str, CMServer], monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[CMServer]:
     """A simulated CameraManager in this process, without a socket; see `cm_server`."""
-    from cm_auth_middleware.testing.harness import IN_PROCESS_URL
+    from cm_auth_middleware.testing.fixtures import IN_PROCESS_URL
 
     yield from _serve(IN_PROCESS_URL, _cm_simulator, _cm_servers, monkeypatch)
 
@@ -70,7 +70,7 @@ def cm_login(request: pytest.FixtureRequest) -> Iterator[CMLogin]:
 
     Uses ``cm_server`` if the test does, else ``cm_simulator``.
     """
-    from cm_auth_middleware.testing.harness import CMLogin
+    from cm_auth_middleware.testing.fixtures import CMLogin
 
     name = "cm_server" if "cm_server" in request.fixturenames else "cm_simulator"
     login = CMLogin(request.getfixturevalue(name))
@@ -81,7 +81,7 @@ def cm_login(request: pytest.FixtureRequest) -> Iterator[CMLogin]:
 @pytest.fixture
 def cm_time(cm_login: CMLogin) -> CMTime:
     """Move time: ``expire_access_token()``, ``idle_out()``, ``tick(seconds)``."""
-    from cm_auth_middleware.testing.harness import CMTime
+    from cm_auth_middleware.testing.fixtures import CMTime
 
     return CMTime(cm_login)
 
@@ -92,7 +92,7 @@ def _serve(
     servers: dict[str, CMServer],
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[CMServer]:
-    from cm_auth_middleware.testing.harness import CMServer
+    from cm_auth_middleware.testing.fixtures import CMServer
 
     server = servers.setdefault(url, CMServer(simulator, url))
     for name, value in server.env.items():
