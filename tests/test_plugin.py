@@ -23,6 +23,8 @@ from cm_auth_middleware.fastapi import CMClient, CMSession
 from cm_auth_middleware.flask import CMAuth, cm, cm_session
 from cm_auth_middleware.testing import CMLogin, CMServer, CMTime, LoginFailed, SimulatedUser
 
+pytestmark = pytest.mark.slow
+
 JSON = {"Accept": "application/json"}
 
 

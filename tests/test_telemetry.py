@@ -23,7 +23,7 @@ from cm_auth_middleware.stores import SQLiteStore
 
 from .support import CM, World
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 REPOSITORY = Path(__file__).parents[1]
 

@@ -30,7 +30,7 @@ from ..support import APP, CM, JSON, Browser, Clock, World
 from .support import NAME, call_asgi, call_wsgi, is_logged_in, session_of, started, stored, visit
 from .wired import Wired, clocked
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 ROTATING = {"rotate_refresh_tokens": True, "revoke_family_on_reuse": True}
 
