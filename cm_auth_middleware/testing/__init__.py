@@ -1,6 +1,6 @@
-"""Test with a simulated CameraManager, and test a session store of one's own.
+"""Test an application against a simulated CameraManager, and test your own session store.
 
-Everything is imported when first asked for: pytest imports this package at its every start.
+Each name is imported when it is first used, because pytest imports this package at every start.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Be the REST API: a user, cameras with their pictures, and addresses that test a client."""
+"""Answer as CameraManager's REST API, and offer a few paths that only test a client."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from cm_auth_middleware.testing.simulator.settings import (
 
 
 class API:
-    """The endpoints of the REST API, each for the user whose bearer token the request carried.
+    """The endpoints of the REST API. Each gets the user whose bearer token the request carried.
 
     Args:
-        settings: the simulator's.
-        clock: gives the seconds since 1970, which a snapshot shows.
+        settings: the simulator's settings.
+        clock: returns the seconds since 1970, which a snapshot shows.
     """
 
     def __init__(self, settings: Settings, clock: Callable[[], float]) -> None:
@@ -113,7 +113,7 @@ class API:
         )
 
     async def echo(self, request: Request, user: SimulatedUser) -> Response:
-        """What came in; the body is read as it comes, and hashed."""
+        """Return the request as it arrived, with the length and the hash of its body."""
         digest = hashlib.sha256()
         length = 0
         async for chunk in request.stream():
@@ -132,7 +132,7 @@ class API:
         )
 
     async def big(self, request: Request, user: SimulatedUser) -> Response:  # noqa: ARG002
-        """So many bytes, or the part of them that a Range asks for (RFC 9110 §14.2)."""
+        """Return so many zeros, or the part of them that a Range asks for (RFC 9110 §14.2)."""
         size = number(request, "bytes", 1 << 20)
         headers = {"Accept-Ranges": "bytes", "ETag": f'"{size}"', "Content-Length": str(size)}
         asked = re.fullmatch(r"bytes=(\d+)-(\d*)", request.headers.get("range", ""))

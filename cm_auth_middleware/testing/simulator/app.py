@@ -1,7 +1,7 @@
 """Simulate Eagle Eye CameraManager as one ASGI application.
 
-`Simulator` puts the OAuth server, the REST API and `/_control` behind one address, records each
-request, and lets requests fail as a test asked for.
+`Simulator` puts the OAuth server, the REST API and `/_control` behind one address. It records each
+request, and makes requests fail if a test asked for that.
 """
 
 from __future__ import annotations
@@ -52,17 +52,17 @@ class Simulator:
         sim = Simulator()
         client = httpx2.AsyncClient(transport=httpx2.ASGITransport(sim), base_url="http://cm")
 
-    A connection that is to be dropped is really closed under uvicorn; in process
-    (`ASGITransport`) the caller gets the `httpx2.RemoteProtocolError` that comes of it.
+    Under uvicorn, a failure that drops the connection really closes it. In the same process
+    (`ASGITransport`), the caller gets the `httpx2.RemoteProtocolError` that this causes.
 
     Args:
-        settings: the knobs; also changed later, in `sim.settings`.
+        settings: the settings, which may also be changed later, in `sim.settings`.
         client_id: the ID of the one API key that is accepted.
-        client_secret: its SECRET.
-        seed: of the codes, tokens and cookies, which so are the same in each run.
-        users: who can log in; by default anna@example.com and bob@example.com, both with the
+        client_secret: the SECRET of this API key.
+        seed: the seed of the codes, tokens and cookies; the same seed gives the same ones.
+        users: the users; by default anna@example.com and bob@example.com, both with the
             password "cameras".
-        clock: gives the seconds since 1970; replace it to move time in a test.
+        clock: returns the seconds since 1970; a test passes a clock that it can move.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class Simulator:
 
     @property
     def settings(self) -> Settings:
-        """The knobs; change its fields, at any time."""
+        """The settings; a test may change its fields at any time."""
         return self._settings
 
     @property
@@ -105,12 +105,12 @@ class Simulator:
 
     @property
     def requests(self) -> list[RecordedRequest]:
-        """The requests so far, oldest first, without those to `/_control`."""
+        """The requests so far, the oldest first, without those to `/_control`."""
         with self._lock:
             return list(self._requests)
 
     def calls(self, path: str, method: str | None = None) -> list[RecordedRequest]:
-        """The requests to `path`, which may contain `*`."""
+        """Return the requests to `path`, which may contain `*`."""
         return [
             call
             for call in self.requests
@@ -118,7 +118,7 @@ class Simulator:
         ]
 
     def token_calls(self, grant_type: str | None = None) -> list[RecordedRequest]:
-        """The requests to the token endpoint, all or those of one `grant_type`."""
+        """Return the requests to the token endpoint, all or those of one `grant_type`."""
         return [
             call
             for call in self.calls("/oauth/token")
@@ -127,21 +127,21 @@ class Simulator:
 
     @property
     def access_tokens(self) -> int:
-        """How many access tokens are valid now."""
+        """The number of access tokens that are valid now."""
         now = self._clock()
         with self._oauth.lock:
             return sum(token.expires_at > now for token in self._tokens.access.values())
 
     @property
     def refresh_tokens(self) -> int:
-        """How many refresh tokens can be used; each stands for a grant."""
+        """The number of refresh tokens that can be used; each stands for a grant."""
         with self._oauth.lock:
             return len(self._tokens.refresh)
 
     def reset(self) -> None:
         """Forget tokens, logins, consents, failures and requests; restore settings and users.
 
-        What was handed out before stays invalid: the seed goes on.
+        Codes, tokens and cookies issued before stay invalid, because new ones always differ.
         """
         for knob in fields(Settings):
             setattr(self.settings, knob.name, getattr(self._initial_settings, knob.name))
@@ -154,22 +154,26 @@ class Simulator:
         """Let the next calls to the token endpoint fail.
 
         Args:
-            what: a status; `"html"`, `"xml"` or `"truncated"` (JSON) as the body of a 200;
-                `"hang"` until the client leaves; `"drop"` the connection; `"lost"`: do what was
-                asked, then drop the connection; a dict, or a status and a dict, as the answer.
-            times: how many calls.
+            what: a status; or `"html"`, `"xml"` or `"truncated"`, the body of an answer 200; or
+                `"hang"`, no answer until the client disconnects; or `"drop"`, a connection that
+                closes without an answer; or `"lost"`, the same after the request was carried out;
+                or a dict, the body of an error; or a status and a body.
+            times: the number of calls that fail.
         """
         self._token_failures.add(what, times)
 
     def fail_api(self, what: What, times: int = 1, path: str | None = None) -> None:
-        """Let the next calls below `/rest/` fail: all, or those to `path`, which may contain `*`.
+        """Let the next calls of the REST API fail.
 
-        The rest is as with `fail_token`.
+        Args:
+            what: the failure, as for `fail_token`.
+            times: the number of calls that fail.
+            path: let only calls to this path fail; it may contain `*`.
         """
         self._api_failures.add(what, times, path)
 
     def forget_failures(self) -> None:
-        """Let nothing fail any more that was to fail."""
+        """Cancel the failures that are still due."""
         self._token_failures.clear()
         self._api_failures.clear()
 
@@ -181,18 +185,18 @@ class Simulator:
                 self._tokens.access[value] = replace(token, expires_at=now)
 
     def expire_refresh_tokens(self) -> None:
-        """Let every refresh token expire now. Access tokens live on."""
+        """Let every refresh token expire now. Access tokens stay valid."""
         now = self._clock()
         with self._oauth.lock:
             for value, token in self._tokens.refresh.items():
                 self._tokens.refresh[value] = replace(token, expires_at=now)
 
     def revoke_user(self, email: str) -> None:
-        """End all tokens of a user, who can log in again at once; consent and cookie stay."""
+        """End all tokens of a user. Consent and login stay, so new tokens are issued at once."""
         self._oauth.revoke(email)
 
     def disable_user(self, email: str) -> None:
-        """Refuse this user's logins and refreshes. An access token lives on until it expires."""
+        """Refuse a user's logins and refreshes. Access tokens stay valid until they expire."""
         self._oauth.disable(email)
 
     def issue_code(
@@ -203,7 +207,7 @@ class Simulator:
         scope: str = "write",
         code_challenge_method: str = "S256",
     ) -> str:
-        """An authorization code as if the user had logged in and agreed."""
+        """Return an authorization code, as if the user had logged in and agreed."""
         return self._oauth.issue_code(
             email, redirect_uri, scope, code_challenge or "", code_challenge_method
         )
@@ -338,7 +342,7 @@ def _headers(scope: Scope) -> dict[str, str]:
 
 
 def _http_error(request: Request, error: Exception) -> Response:
-    """CameraManager's own shape of an error."""
+    """Answer with an error, in CameraManager's own form."""
     status = error.status_code if isinstance(error, HTTPException) else 500
     detail = error.detail if isinstance(error, HTTPException) else ""
     headers = dict(error.headers or {}) if isinstance(error, HTTPException) else {}
@@ -372,14 +376,14 @@ def _replay(body: bytes, receive: Receive) -> Receive:
 
 
 async def _swallow(message: Message) -> None:
-    """Send nowhere."""
+    """Discard a message."""
 
 
 async def _close_connection(receive: Receive, send: Send) -> None:
-    """End the connection without an answer, which ASGI has no message for.
+    """Close the connection without an answer, for which ASGI has no message.
 
-    uvicorn's `send` is a method of an object that knows the transport. In process there is none,
-    and the error that a client would make of it is raised instead.
+    uvicorn's `send` is a method of an object that has the transport. Without a server there is no
+    transport, and this raises the error that a client would raise.
     """
     transport = getattr(getattr(send, "__self__", None), "transport", None)
     if transport is None:

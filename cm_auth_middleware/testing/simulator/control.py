@@ -1,4 +1,4 @@
-"""Steer the simulator over HTTP: `/_control` tells its state, and obeys commands."""
+"""Control the simulator over HTTP: `/_control` returns its state, and accepts commands."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class Control:
     """The endpoint `/_control`.
 
     Args:
-        settings: the simulator's; each field is a command that sets it.
-        actions: the other commands; each function gets the value that was sent with it.
-        state: gives what the answer tells besides settings and requests.
-        requests: gives the requests so far.
+        settings: the simulator's settings; the name of each is a command that changes it.
+        actions: the other commands by name; each is called with the value that was sent.
+        state: returns the part of the answer beside settings and requests.
+        requests: returns the requests so far.
     """
 
     def __init__(
@@ -36,9 +36,9 @@ class Control:
         self._requests = requests
 
     async def endpoint(self, request: Request) -> Response:
-        """Obey the JSON object of a POST; answer with the state after it."""
+        """Execute the commands of a POST, a JSON object; answer with the state after them."""
         if request.method == "POST":
-            # A page elsewhere cannot send this media type without being asked for CORS first.
+            # A page of another site cannot send this media type without a CORS preflight.
             if not request.headers.get("content-type", "").startswith("application/json"):
                 return JSONResponse({"error": "send application/json"}, 415)
             try:
@@ -68,7 +68,7 @@ class Control:
         if unknown:
             known = [*sorted(self._actions), *sorted(knobs)]
             raise ValueError(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(known)}")
-        # A reset in the same command comes first, or it would undo the rest.
+        # A reset comes before the other commands, which it would undo.
         for name in sorted(command, key=lambda name: name != "reset"):
             if name in knobs:
                 setattr(self._settings, name, command[name])

@@ -1,4 +1,4 @@
-"""Let requests fail as they are told to: the queue of failures, and the answers they become."""
+"""Make requests fail: keep the failures that a test asked for, and answer with them."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ _TITLES = {
 }
 
 
-class Dropped(Exception):  # noqa: N818 - nobody's error: the connection ends here
-    """The connection is to be closed without an answer."""
+class Dropped(Exception):  # noqa: N818 - no error: this is how the connection is to end
+    """The simulator must close the connection without an answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,17 +38,17 @@ class _Failure:
 
 
 class Failures:
-    """The failures that are still to come. Each one makes one request fail, the oldest first."""
+    """The failures that are still due. Each makes one request fail, the oldest first."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._failures: list[_Failure] = []
 
     def add(self, what: What, times: int, path: str | None = None) -> None:
-        """Let the next requests fail: all, or those to `path`, which may contain `*`.
+        """Let the next requests fail, or only those to `path`, which may contain `*`.
 
         Raises:
-            ValueError: `what` is a word that names no way to fail.
+            ValueError: `what` is a string that names no way to fail.
         """
         if isinstance(what, str) and what not in _WAYS_TO_FAIL:
             raise ValueError(f"unknown way to fail: {what}; known: {sorted(_WAYS_TO_FAIL)}")
@@ -56,7 +56,7 @@ class Failures:
             self._failures.extend([_Failure(what, path)] * times)
 
     def take(self, path: str) -> What | None:
-        """Remove the failure that a request to `path` meets, and return it."""
+        """Remove and return the oldest failure for a request to `path`."""
         with self._lock:
             for index, failure in enumerate(self._failures):
                 if failure.path is None or fnmatchcase(path, failure.path):
@@ -64,18 +64,21 @@ class Failures:
         return None
 
     def clear(self) -> None:
-        """Forget them all."""
+        """Forget the failures that are still due."""
         with self._lock:
             self._failures.clear()
 
 
 def api_error(status: int, detail: str) -> dict[str, Any]:
-    """The body of an error of the REST API, in CameraManager's own shape."""
+    """Return the body of an error of the REST API, in CameraManager's own form."""
     return {"code": status, "title": _TITLES.get(status, "Error"), "detail": detail}
 
 
 def failure_arguments(value: Any) -> dict[str, Any]:
-    """`503`, `{"error": …}` or `{"what": 503, "times": 2}`; `what` may be `[400, {…}]`."""
+    """Return the arguments of `Simulator.fail_token` or `fail_api` that a command stands for.
+
+    A command is `503`, `{"error": …}` or `{"what": 503, "times": 2}`; `what` may be `[400, {…}]`.
+    """
     arguments = dict(value) if isinstance(value, dict) and "what" in value else {"what": value}
     if isinstance(arguments["what"], list):
         arguments["what"] = tuple(arguments["what"])
@@ -83,7 +86,7 @@ def failure_arguments(value: Any) -> dict[str, Any]:
 
 
 def failure_response(what: What, is_token: bool) -> Response:
-    """The answer of a request that is to fail, of the token endpoint or of the REST API."""
+    """Return the answer of the token endpoint or the REST API to a request that must fail."""
     match what:
         case "html":
             return Response(

@@ -1,6 +1,6 @@
-"""Be the OAuth server: the login and consent pages, the token endpoint, the check of tokens.
+"""Answer as CameraManager's OAuth server: login and consent pages, token endpoint, bearer tokens.
 
-The endpoints follow RFC 6749; where it leaves something open, they do as Spring Security OAuth 2.
+The endpoints follow RFC 6749, and Spring Security OAuth 2 where the RFC leaves a choice.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _AUTHORIZE_FIELDS = (
 
 
 class Accounts(Protocol):
-    """The API key and the users; they may change while the server runs."""
+    """The API key and the users, which a test may change while the server runs."""
 
     client_id: str
     client_secret: str
@@ -50,16 +50,16 @@ class Accounts(Protocol):
 
 
 class OAuthServer:
-    """The OAuth server: who is logged in, who agreed to what, and which tokens are valid.
+    """The OAuth server, with its logins, its consents and its tokens.
 
     Args:
         accounts: the API key and the users.
-        settings: the simulator's.
-        clock: gives the seconds since 1970.
-        seed: of the codes, tokens and cookies.
+        settings: the simulator's settings.
+        clock: returns the seconds since 1970.
+        seed: the seed of the random codes, tokens and cookies.
 
     Attributes:
-        lock: to be held by whoever uses `tokens`.
+        lock: must be held while `tokens` is used.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class OAuthServer:
         self._consents: set[tuple[str, str, str]] = set()
 
     def reset(self) -> None:
-        """Forget tokens, logins and consents, and let every user log in again."""
+        """Forget tokens, logins and consents, and enable every user."""
         with self.lock:
             for user in self._accounts.users:
                 user.disabled = False
@@ -106,11 +106,12 @@ class OAuthServer:
     # The authorization endpoint, RFC 6749 §4.1.1
 
     async def authorize(self, request: Request) -> Response:
+        """Show the login page or the consent page, or redirect back with a code or an error."""
         form = recorded(request).form
         params = dict(request.query_params) | form
         carried = {name: params[name] for name in _AUTHORIZE_FIELDS if params.get(name)}
         redirect_uri = params.get("redirect_uri", "")
-        # RFC 6749 §4.1.2.1: with a bad client or redirect URI, nothing may be redirected.
+        # RFC 6749 §4.1.2.1: with a bad client or redirect URI, the server must not redirect.
         if params.get("client_id") != self._accounts.client_id and not self._settings.any_key:
             return pages.message_page("Unknown application", "No API key has this client_id.")
         if not self._redirect_allowed(redirect_uri):
@@ -203,7 +204,7 @@ class OAuthServer:
         return parts.scheme in ("http", "https") and bool(parts.netloc) and not parts.fragment
 
     async def log_out(self, request: Request) -> Response:
-        """End the browser's login at the simulator, so that somebody else can log in."""
+        """End the browser's login at the simulator, so that another user can log in."""
         answer = pages.message_page("Logged out", "You are logged out of CameraManager.", 200)
         self._end_login(request, answer)
         return answer
@@ -221,6 +222,7 @@ class OAuthServer:
     # The token endpoint, RFC 6749 §4.1.3 and §6
 
     async def token(self, request: Request) -> Response:
+        """Issue tokens for a grant, or refuse it."""
         call = recorded(request)
         try:
             self._check_client(call.headers.get("authorization", ""))
@@ -291,6 +293,8 @@ class OAuthServer:
     def with_bearer(
         self, handler: Callable[[Request, SimulatedUser], Awaitable[Response]]
     ) -> Callable[[Request], Awaitable[Response]]:
+        """Make an endpoint that passes the user of a valid bearer token to `handler`."""
+
         async def endpoint(request: Request) -> Response:
             if request.path_params["minor"] > 4:
                 raise HTTPException(404)
@@ -307,6 +311,7 @@ class OAuthServer:
         return endpoint
 
     async def delete_token(self, request: Request, user: SimulatedUser) -> Response:  # noqa: ARG002
+        """End the request's access token and its refresh token."""
         value = request.headers["authorization"].partition(" ")[2].strip()
         with self.lock:
             token = self.tokens.access.get(value)
@@ -318,7 +323,7 @@ class OAuthServer:
     def _new_code(
         self, user: SimulatedUser, redirect_uri: str, scope: str, challenge: str, method: str
     ) -> str:
-        """The lock is held."""
+        """Make an authorization code; the caller holds the lock."""
         return self.tokens.new_code(
             Code(
                 email=user.email,
@@ -358,6 +363,7 @@ def _required(call: RecordedRequest, name: str) -> str:
 
 
 def oauth_error(request: Request, error: Exception) -> Response:
+    """Answer with an `OAuthError`, from an OAuth endpoint or from the REST API."""
     if not isinstance(error, OAuthError):
         raise error
     headers = {}
@@ -376,7 +382,7 @@ def oauth_error(request: Request, error: Exception) -> Response:
 def _negotiated(
     request: Request, body: Mapping[str, Any], status: int, headers: Mapping[str, str] | None = None
 ) -> Response:
-    """JSON for who asks for JSON by name; XML for the others, as Spring may do."""
+    """Answer in JSON if `Accept` names JSON, else in XML, as Spring may do."""
     all_headers = {"Cache-Control": "no-store", "Pragma": "no-cache", **(headers or {})}
     if "application/json" in request.headers.get("accept", "").lower():
         return JSONResponse(body, status, all_headers)

@@ -1,4 +1,4 @@
-"""Hold the simulator's settings, users and cameras, and the record of each request it received."""
+"""Define the simulator's settings, its users and cameras, and its record of a request."""
 
 from __future__ import annotations
 
@@ -7,35 +7,36 @@ from typing import Any
 
 from starlette.requests import Request
 
-What = int | str | dict[str, Any] | tuple[int, Any]
+What = int | str | dict[str, Any] | tuple[int, Any]  # a failure; see Simulator.fail_token
 
 
 @dataclass(slots=True)
 class Settings:
-    """What the simulator can do differently. Every field may be changed while it runs.
+    """The settings of a simulator. Every field may be changed while it runs.
 
     Attributes:
         access_token_lifetime: seconds; CameraManager's is twelve hours less a second.
-        rotate_refresh_tokens: a refresh hands out a new refresh token and ends the old one.
-        revoke_family_on_reuse: with rotation, the use of an old refresh token ends all its heirs.
-        shared_access_token: one user at one client with one scope gets the same living access
-            token again at each login.
-        refresh_token_lifetime: seconds; `None` is for ever.
-        code_lifetime: seconds that an authorization code may be exchanged.
+        rotate_refresh_tokens: each refresh issues a new refresh token, and ends the old one.
+        revoke_family_on_reuse: with rotation, the use of an old refresh token ends every token
+            that was issued in its place.
+        shared_access_token: a further login of the same user, client and scope gets the same
+            access token, until it expires.
+        refresh_token_lifetime: seconds; `None` means that refresh tokens do not expire.
+        code_lifetime: seconds within which an authorization code can be exchanged.
         repeat_tokens_in_errors: `error_description` contains the token, as in older Spring.
-        echo_state: the `state` comes back to the redirect URI.
+        echo_state: the redirect back to the application carries the `state`.
         latency: seconds before any answer of `/oauth/` and `/rest/`.
-        token_latency: seconds more before an answer of the token endpoint.
-        pkce: verify the `code_verifier` when a `code_challenge` was sent (RFC 7636); without, both
-            are ignored, as Spring does.
-        redirect_uris: the only ones that are accepted; `None` accepts any http or https URI.
-        scope: the scope when the authorization request has none.
+        token_latency: further seconds before an answer of the token endpoint.
+        pkce: verify the `code_verifier` if a `code_challenge` was sent (RFC 7636); if False, both
+            are ignored, as by Spring.
+        redirect_uris: the redirect URIs that are accepted; `None` accepts any http or https URI.
+        scope: the scope if the authorization request has none.
         scope_required: the token endpoint answers 400 ``invalid_request`` to a grant without
             ``scope``, which CameraManager's swagger marks as required there.
-        media_url: where recordings are said to be: another host, which must get no bearer token.
-        snapshot_limit: so many snapshots are made at once, and 503 is the answer beyond.
-        snapshot_latency: seconds that the making of a snapshot takes.
-        hang_time: seconds until a "hang" gives up on a client that does not leave.
+        media_url: the start of the recordings' URLs: another host, which must get no bearer token.
+        snapshot_limit: the number of snapshots that can be made at once; others get a 503.
+        snapshot_latency: seconds that it takes to make a snapshot.
+        hang_time: seconds after which a "hang" drops the connection of a client that still waits.
         hint: show the first user's e-mail address and password on the login page.
         any_key: accept the API key of any application, not only `client_id` and `client_secret`.
     """
@@ -74,7 +75,7 @@ class SimulatedCamera:
 
 @dataclass(slots=True)
 class SimulatedUser:
-    """Somebody who can log in at the simulator, and what they own."""
+    """A user who can log in at the simulator, with their cameras."""
 
     email: str
     password: str
@@ -89,15 +90,15 @@ class SimulatedUser:
 
 @dataclass(slots=True)
 class RecordedRequest:
-    """A request that the simulator got.
+    """A request that the simulator received.
 
     Attributes:
         query: the parameters of the URL.
-        headers: by lower-case name; several of one name are joined by a comma.
-        form: the fields of an urlencoded body; the last of several of one name.
-        body_length: bytes that were read of the body.
-        status: of the answer; `None` when there was none (yet).
-        time: when it came, by the simulator's clock.
+        headers: the headers by lower-case name; those of the same name are joined by a comma.
+        form: the fields of an urlencoded body; of fields of the same name, the last.
+        body_length: the number of bytes that were read of the body.
+        status: the status of the answer; `None` if there was no answer, or not yet.
+        time: when the request arrived, in seconds since 1970, by the simulator's clock.
     """
 
     method: str
@@ -110,17 +111,18 @@ class RecordedRequest:
     time: float
 
     def param(self, name: str) -> str | None:
-        """The parameter from the body or else the query: CameraManager reads either."""
+        """Return a parameter from the body, or else from the query: CameraManager reads both."""
         return self.form.get(name) or next(iter(self.query.get(name, ())), None)
 
 
 def recorded(request: Request) -> RecordedRequest:
-    """The record of a request that the simulator is answering."""
+    """Return the record of a request that the simulator is answering."""
     record: RecordedRequest = request.scope["cm.record"]
     return record
 
 
 def default_users() -> list[SimulatedUser]:
+    """Make the users of a simulator that was given none."""
     return [
         SimulatedUser(
             email="anna@example.com",

@@ -1,8 +1,8 @@
-"""Keep the codes and tokens that are valid now: the authorization server's memory.
+"""Keep the codes and tokens of the OAuth server, and decide which are valid.
 
-`Tokens` follows `DefaultTokenServices` of Spring Security OAuth 2, to which CameraManager's token
-shapes and lifetimes point, and which is where the surprising parts come from (a shared access
-token, a refresh that kills the old access token at once).
+`Tokens` follows `DefaultTokenServices` of Spring Security OAuth 2: the form and the lifetimes of
+CameraManager's tokens suggest that it uses this class. The surprising parts come from there, such
+as a shared access token, and a refresh that ends the old access token at once.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from cm_auth_middleware.testing.simulator.settings import Settings, SimulatedUse
 
 @dataclass(frozen=True, slots=True)
 class Code:
+    """An authorization code that was not exchanged yet; times in seconds since 1970."""
+
     email: str
     client_id: str
     redirect_uri: str
@@ -33,6 +35,8 @@ class Code:
 
 @dataclass(frozen=True, slots=True)
 class RefreshToken:
+    """A refresh token; those that replace each other by rotation are one `family`."""
+
     value: str
     email: str
     client_id: str
@@ -43,6 +47,8 @@ class RefreshToken:
 
 @dataclass(frozen=True, slots=True)
 class AccessToken:
+    """An access token, and the refresh token that was issued with it."""
+
     value: str
     email: str
     client_id: str
@@ -52,7 +58,7 @@ class AccessToken:
 
 
 class OAuthError(Exception):
-    """An answer of RFC 6749 §5.2."""
+    """An error that the OAuth server answers with (RFC 6749 §5.2)."""
 
     def __init__(self, status: int, error: str, description: str) -> None:
         super().__init__(error)
@@ -62,7 +68,7 @@ class OAuthError(Exception):
 
 
 class Tokens:
-    """The codes and tokens that are valid now. Not thread-safe: the simulator holds the lock."""
+    """The codes and tokens that are valid now. Not thread-safe: `OAuthServer.lock` guards it."""
 
     def __init__(self, settings: Settings, rng: random.Random, clock: Callable[[], float]) -> None:
         self.settings = settings
@@ -71,6 +77,7 @@ class Tokens:
         self.clear()
 
     def clear(self) -> None:
+        """Forget all codes and tokens."""
         self.codes: dict[str, Code] = {}
         self.access: dict[str, AccessToken] = {}
         self.refresh: dict[str, RefreshToken] = {}
@@ -78,9 +85,11 @@ class Tokens:
         self.shared: dict[tuple[str, str, str], str] = {}
 
     def new_id(self) -> str:
+        """Make a UUID, which the seed determines."""
         return str(uuid.UUID(int=self.rng.getrandbits(128), version=4))
 
     def new_code(self, code: Code) -> str:
+        """Keep a code under six random letters and digits, and return these."""
         value = "".join(self.rng.choices(string.ascii_letters + string.digits, k=6))
         self.codes[value] = code
         return value
@@ -88,7 +97,7 @@ class Tokens:
     def redeem(
         self, value: str, client_id: str, redirect_uri: str | None, verifier: str | None
     ) -> Code:
-        """Use up a code (RFC 6749 §4.1.3). As in Spring, a mistake uses it up, too."""
+        """Use up a code (RFC 6749 §4.1.3); a request with a mistake does so, too, as in Spring."""
         code = self.codes.pop(value, None)
         if code is None or code.expires_at <= self.clock():
             raise self._grant_error("Invalid authorization code", value)
@@ -101,34 +110,34 @@ class Tokens:
         return code
 
     def log_in(self, user: SimulatedUser, client_id: str, scope: str) -> AccessToken:
-        """`DefaultTokenServices.createAccessToken`."""
-        heir: RefreshToken | None = None
+        """Issue tokens for a login, as `DefaultTokenServices.createAccessToken` does."""
+        parent: RefreshToken | None = None
         existing = self.access.get(self.shared.get((user.email, client_id, scope), ""))
         if self.settings.shared_access_token and existing is not None:
             if existing.expires_at > self.clock():
                 return existing
-            heir = self.refresh.get(existing.refresh_token)
+            parent = self.refresh.get(existing.refresh_token)
             self.drop_access(existing.value)
-        if heir is None or self._expired(heir):
-            heir = self._new_refresh(user, client_id, scope, self.rng.getrandbits(64))
-        return self._new_access(user, heir)
+        if parent is None or self._expired(parent):
+            parent = self._new_refresh(user, client_id, scope, self.rng.getrandbits(64))
+        return self._new_access(user, parent)
 
     def renew(
         self, value: str, client_id: str, user_of: Callable[[str], SimulatedUser | None]
     ) -> AccessToken:
-        """`DefaultTokenServices.refreshAccessToken`."""
+        """Issue tokens for a refresh token, as `DefaultTokenServices.refreshAccessToken` does."""
         token = self.refresh.get(value)
         if token is None:
             family = self.spent.get(value)
             if family is not None and self.settings.revoke_family_on_reuse:
-                self.drop_where(lambda heir: heir.family == family)
+                self.drop_where(lambda later: later.family == family)
             raise self._grant_error("Invalid refresh token", value)
         if token.client_id != client_id:
             raise self._grant_error("Wrong client for this refresh token", value)
         user = user_of(token.email)
         if user is None or user.disabled:
             raise OAuthError(400, "invalid_grant", "User is disabled")
-        # The old access token goes first, even if the refresh is then refused.
+        # The old access token ends first, even if the refresh is then refused.
         for access in [a for a in self.access.values() if a.refresh_token == value]:
             self.drop_access(access.value)
         if self._expired(token):
@@ -141,7 +150,7 @@ class Tokens:
         return self._new_access(user, token)
 
     def check(self, value: str) -> AccessToken:
-        """`DefaultTokenServices.loadAuthentication`."""
+        """Return a valid access token, as `DefaultTokenServices.loadAuthentication` does."""
         token = self.access.get(value)
         if token is None:
             raise self._token_error("Invalid access token", value)
@@ -151,6 +160,7 @@ class Tokens:
         return token
 
     def drop_access(self, value: str) -> None:
+        """End an access token."""
         token = self.access.pop(value, None)
         if token is not None:
             key = (token.email, token.client_id, token.scope)
@@ -158,7 +168,7 @@ class Tokens:
                 del self.shared[key]
 
     def drop_where(self, condemned: Callable[[RefreshToken], bool]) -> None:
-        """End the refresh tokens that are `condemned`, and their access tokens."""
+        """End the refresh tokens for which `condemned` is True, and their access tokens."""
         gone = {token.value for token in self.refresh.values() if condemned(token)}
         for value in gone:
             del self.refresh[value]
@@ -166,7 +176,7 @@ class Tokens:
             self.drop_access(access.value)
 
     def answer(self, token: AccessToken) -> dict[str, Any]:
-        """The body of RFC 6749 §5.1."""
+        """Return the body of a successful answer (RFC 6749 §5.1)."""
         return {
             "access_token": token.value,
             "token_type": "bearer",
@@ -217,7 +227,7 @@ class Tokens:
 
 
 def _verifies(code: Code, verifier: str | None) -> bool:
-    """RFC 7636 §4.6."""
+    """True if the verifier belongs to the code's challenge (RFC 7636 §4.6)."""
     if code.challenge is None:
         return True
     if verifier is None:
