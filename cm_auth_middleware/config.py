@@ -38,6 +38,7 @@ _SCHEMES = (
 )
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")  # RFC 9110 §5.6.2
 FUNCTIONS = ("allow", "on_login", "on_refresh", "on_logout", "error_handler")  # in no environment
+LISTS = ("secret_key", "exempt", "allowed_hosts")  # by commas in the environment
 _SWITCHES = ("cookie_secure", "cross_site_check", "auto_login")
 _HOST = re.compile(r"[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]")
 _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
@@ -123,18 +124,20 @@ class CMAuthConfig:
         self._set("secret_key", self._checked_secret_keys())
         for name in ("exempt", "allowed_hosts"):
             self._set(name, _strings(name, getattr(self, name)))
-        for host in self.allowed_hosts:
+        # No message quotes a value: one that is wrong may be of another option, or a password.
+        for number, host in enumerate(self.allowed_hosts, 1):
             if not _HOST.fullmatch(host):
                 raise ConfigError(
-                    f"allowed_hosts has {host!r}: give host names alone, without scheme, port or *"
+                    f"allowed_hosts has no host name in place {number}: give names alone, without "
+                    "scheme, port or *"
                 )
         for name in ("idle_timeout", "absolute_timeout", "refresh_leeway", "timeout"):
             self._set(name, _seconds(name, getattr(self, name)))
         if self.scope not in ("read", "write"):
             raise ConfigError("scope is 'read' or 'write'")
         self._set("base_url", self._checked_base_url())
-        self._check_redirect_uri()
         self._check_paths()
+        self._check_redirect_uri()
         self._check_cookie()
         store = self.store
         if isinstance(store, str) and store.partition(":")[0] not in _SCHEMES:
@@ -208,7 +211,8 @@ class CMAuthConfig:
             raise ConfigError(
                 "base_url needs a scheme and a host: https://rest.cameramanager.com for example"
             )
-        if parts.username or parts.password or parts.query or parts.fragment:
+        # Of "https://user:12/34@host", urlsplit makes the host "user".
+        if "@" in self.base_url or parts.query or parts.fragment:
             raise ConfigError("base_url is scheme, host and port: no user, query or fragment")
         if parts.scheme == "http" and not _is_loopback(parts.hostname):
             warnings.warn(
@@ -227,6 +231,10 @@ class CMAuthConfig:
                 "redirect_uri is not absolute: give the whole callback URL, "
                 f"https://your.host{self.prefix}/callback for example"
             )
+        if "@" in self.redirect_uri.partition("?")[0]:
+            raise ConfigError(
+                "redirect_uri has a user or an @: it is sent to CameraManager and to every browser"
+            )
         if parts.fragment or not self.redirect_uri.isascii() or not self.redirect_uri.isprintable():
             raise ConfigError("redirect_uri has a fragment or characters that no URL has")
         if not parts.path.endswith(f"{self.prefix}/callback"):
@@ -244,10 +252,11 @@ class CMAuthConfig:
     def _check_paths(self) -> None:
         if not re.fullmatch(r"(/[A-Za-z0-9._~-]+)+", self.prefix) or "/." in self.prefix:
             raise ConfigError("prefix is a path such as /auth, without a slash at its end")
-        for path in self.exempt:
+        for number, path in enumerate(self.exempt, 1):
             if not path.startswith("/") or "*" in path.removesuffix("/*"):
                 raise ConfigError(
-                    f"exempt path {path!r} has to start with / and may end in /* for a subtree"
+                    f"exempt has no path in place {number}: each starts with / and may end in /* "
+                    "for a subtree"
                 )
 
     def _check_cookie(self) -> None:
@@ -257,7 +266,9 @@ class CMAuthConfig:
         if not _TOKEN.match(name) or len(name) > 64:
             raise ConfigError("cookie_name is a token of letters, digits, - and _ (RFC 6265)")
         if name.startswith(("__Host-", "__Secure-")) and self.cookie_secure is False:
-            raise ConfigError(f"cookie_name {name} needs a secure cookie: drop cookie_secure=False")
+            raise ConfigError(
+                "cookie_name needs a secure cookie by its prefix: drop cookie_secure=False"
+            )
 
 
 def _is_repetition(key: str) -> bool:
@@ -271,7 +282,7 @@ def seconds(value: float | timedelta) -> float:
 
 
 def _parse(name: str, value: str) -> Any:
-    if name in ("secret_key", "exempt", "allowed_hosts"):
+    if name in LISTS:
         return tuple(part.strip() for part in value.split(",") if part.strip())
     if name in _SWITCHES:
         if value.lower() in _TRUE:
