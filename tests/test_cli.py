@@ -193,7 +193,7 @@ def test_a_folder_in_which_nobody_may_write(run: Run, monkeypatch: pytest.Monkey
     monkeypatch.setattr(os, "access", lambda *_: False)  # root may write everywhere
     result = run("check", "--offline")
     assert result.exit_code == 2
-    assert "may not write in" in lines(result, "error")[0]
+    assert "may not write in the folder /" in lines(result, "error")[0]
 
 
 def test_a_file_that_is_no_store(run: Run, tmp_path: Path) -> None:
