@@ -193,7 +193,7 @@ class Login:
         previous = await find(request)
         ticket = Ticket.new()
         await self._keeper.welcome(tokens)
-        record = Record(tokens, dumps(user), now, now, address=request.address[:64])
+        record = Record(tokens, dumps(user), now, now, address=request.address)
         session = await self._vault.create(ticket, record)
         if previous is not None:
             await self._vault.remove(previous)
