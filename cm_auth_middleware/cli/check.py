@@ -55,6 +55,14 @@ def _findings(offline: bool) -> Iterator[Finding]:
     for warning in caught:
         yield Finding(WARNING, "options", str(warning.message))
     yield Finding(OK, "options", "every option has a value that makes sense")
+    if not config.allow_emails and not config.allow_accounts:
+        yield Finding(
+            WARNING,
+            "allow",
+            "everybody with a CameraManager account may come in, unless the application gives "
+            "allow=…",
+            "Set CM_AUTH_ALLOW_EMAILS=*@example.com or CM_AUTH_ALLOW_ACCOUNTS=…",
+        )
 
     from cm_auth_middleware.cli import network, store
 
