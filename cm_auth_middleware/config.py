@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import warnings
@@ -41,7 +42,7 @@ FUNCTIONS = ("allow", "on_login", "on_refresh", "on_logout", "error_handler")  #
 # Separated by commas in the environment.
 LISTS = ("secret_key", "exempt", "allowed_hosts", "allow_emails", "allow_accounts")
 _SWITCHES = ("cookie_secure", "cross_site_check", "auto_login")
-_ADDRESS = re.compile(r"(\*|[^\s@*,]+)@[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*")
+_ADDRESS = re.compile(r"(\*|[^\s@*,:]+)@[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*")
 _HOST = re.compile(r"[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]")
 _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 
@@ -99,12 +100,12 @@ class CMAuthConfig:
         ConfigError: an option is missing or wrong; the message names it and the way out.
     """
 
-    client_id: str
+    client_id: str = field(repr=False)  # into which the secret is pasted now and then
     client_secret: str = field(repr=False)
     secret_key: str | Iterable[str] = field(repr=False)
     base_url: str = "https://rest.cameramanager.com"
     scope: str = "write"
-    redirect_uri: str | None = None
+    redirect_uri: str | None = field(default=None, repr=False)
     prefix: str = "/auth"
     exempt: Iterable[str] = ()
     store: str | SessionStore = field(default="memory://", repr=False)
@@ -341,10 +342,11 @@ def _strings(name: str, value: str | Iterable[str]) -> tuple[str, ...]:
 
 
 def _seconds(name: str, value: float | str | timedelta) -> float:
-    try:
+    number: float | None = None
+    with contextlib.suppress(TypeError, ValueError):  # which would quote the value in the chain
         number = float(value.total_seconds() if isinstance(value, timedelta) else value)
-    except (TypeError, ValueError):
-        raise ConfigError(f"{name} is a number of seconds or a timedelta") from None
+    if number is None:
+        raise ConfigError(f"{name} is a number of seconds or a timedelta")
     least = 0 if name == "refresh_leeway" else 0.001
     if not least <= number < 10**10:
         raise ConfigError(f"{name} has to be a positive number of seconds")
@@ -352,12 +354,11 @@ def _seconds(name: str, value: float | str | timedelta) -> float:
 
 
 def _split(name: str, value: str) -> Any:
-    try:
+    with contextlib.suppress(ValueError):  # which would quote a part of the value in the chain
         parts = urlsplit(value)
         _ = parts.port  # raises on a port that is no number
-    except ValueError:
-        raise ConfigError(f"{name} is not a URL") from None
-    return parts
+        return parts
+    raise ConfigError(f"{name} is not a URL")
 
 
 def _is_loopback(host: str) -> bool:
