@@ -202,7 +202,7 @@ class ASGIRequest(Request):
         return query.decode("latin-1")
 
     @property
-    def address(self) -> str:
+    def peer(self) -> str:
         client = self._scope.get("client")
         return str(client[0]) if client else ""
 

@@ -3,6 +3,7 @@
 Each is one `logging.LogRecord`: a message such as `login session=1f0c93ab` for people, and the
 same as attributes for machines: `event`, the name, and the fields named here. `session` is a
 short hash that opens nothing. No token, code, cookie, secret or user data is ever in an event.
+Characters that are not printable are written as escapes.
 
 | event | level | when, and its fields |
 | --- | --- | --- |
@@ -37,7 +38,10 @@ short hash that opens nothing. No token, code, cookie, secret or user data is ev
 from __future__ import annotations
 
 import logging
+import traceback
 from collections.abc import Callable
+
+from .display import printable
 
 logger = logging.getLogger(__package__)
 
@@ -97,8 +101,31 @@ def log(event: str, *, exc_info: bool = False, **fields: object) -> None:
         observer(event)
     level = LEVELS[event]
     if logger.isEnabledFor(level):
-        plain = {k: v if isinstance(v, int | str) else str(v) for k, v in fields.items()}
+        # A line end in a host or a path would forge a line of the log, an escape code would reach
+        # the terminal of who reads it (CWE-117, CWE-150).
+        plain = {k: v if isinstance(v, int) else printable(str(v)) for k, v in fields.items()}
         words = [event, *(f"{name}={value}" for name, value in plain.items())]
         message = ": ".join([" ".join(words), *([_HINTS[event]] if event in _HINTS else [])])
         extra = {"event": event, **plain}
         logger.log(level, "%s", message, exc_info=exc_info, extra=extra, stacklevel=2)
+
+
+def _escape_traceback(record: logging.LogRecord) -> bool:
+    """Escape what a hook's error quotes, an e-mail address for example; lets every record pass."""
+    error = record.exc_info[1] if record.exc_info else None
+    if error is not None:
+        parts = traceback.format_exception(error)
+        escaped = [_escaped(part) for part in parts]
+        if escaped != parts:
+            record.exc_text = "".join(escaped).removesuffix("\n")  # formatters prefer it
+    return True
+
+
+def _escaped(part: str) -> str:
+    """Escape a part of a traceback; line ends stay in frames, where no message is."""
+    text = part.removesuffix("\n")
+    lines = text.split("\n") if text.startswith((" ", "\n")) else [text]
+    return "\n".join(map(printable, lines)) + "\n"
+
+
+logger.addFilter(_escape_traceback)

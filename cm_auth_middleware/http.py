@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
+from .display import ip_address
 from .paths import mount_url, safe_target
 from .session import dumps
 
@@ -71,8 +72,16 @@ class Request(ABC):
 
     @property
     @abstractmethod
+    def peer(self) -> str:
+        """The client's address as the server tells it, where it does."""
+
+    @property
     def address(self) -> str:
-        """The client's address, where the server tells it."""
+        """The client's IP address; empty if the server tells none, or something else.
+
+        A server that believes any proxy hands on what a visitor wrote into a header.
+        """
+        return ip_address(self.peer)
 
     @abstractmethod
     def header(self, name: str) -> str | None:

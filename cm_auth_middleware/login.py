@@ -194,9 +194,7 @@ class Login:
         previous = await find(request)
         ticket = Ticket.new()
         await self._keeper.welcome(tokens)
-        record = Record(
-            tokens, dumps(user), now, now, address=request.address[:64], user_read_at=now
-        )
+        record = Record(tokens, dumps(user), now, now, address=request.address, user_read_at=now)
         session = await self._vault.create(ticket, record)
         self._rule.note(session, is_allowed=True)
         if previous is not None:

@@ -112,7 +112,7 @@ class WSGIRequest(Request):
         return str(self._environ.get("QUERY_STRING", ""))
 
     @property
-    def address(self) -> str:
+    def peer(self) -> str:
         return str(self._environ.get("REMOTE_ADDR", ""))
 
     def header(self, name: str) -> str | None:

@@ -10,6 +10,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 from opentelemetry import metrics, trace
 from opentelemetry.sdk.metrics import MeterProvider
@@ -18,7 +19,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from cm_auth_middleware import MemoryStore
+from cm_auth_middleware import MemoryStore, telemetry
 from cm_auth_middleware.stores import SQLiteStore
 
 from .helpers.stores import BrokenStore
@@ -177,6 +178,20 @@ async def test_time_at_camera_manager_is_measured(operator: Operator, world: Wor
         ("GET", 200, "api"): 2,
         ("GET", 500, "api"): 1,
     }
+
+
+def test_an_attribute_has_no_escape_code(operator) -> None:
+    found = telemetry.find()
+    assert found is not None
+    answers = httpx2.MockTransport(lambda _: httpx2.Response(200))
+    request = httpx2.Request("GET\x1b[2J\r\n", "http://evil")
+    telemetry.TimedTransport(answers, found).handle_request(request)
+    with found.call("api", "evil\x9b\u202e"):
+        pass
+    seen = [str(value) for span in operator.spans.get_finished_spans()
+            for value in span.attributes.values()]  # fmt: skip
+    assert {"GET\\x1b[2J\\r\\n", "evil\\x9b\\u202e"} <= set(seen)
+    assert all(value.isprintable() for value in seen)
 
 
 async def test_calls_to_camera_manager_are_spans_of_the_request(operator, world: World) -> None:
