@@ -69,9 +69,12 @@ class CMAuthConfig:
         absolute_timeout: Every session ends after this time.
         refresh_leeway: The access token is renewed this long before it expires.
         timeout: In total, for every call to CameraManager that the middleware itself makes.
-        cookie_name: The session cookie; ``__Host-cm_auth`` on https and ``cm_auth`` on http if
-            not given.
-        cookie_secure: Whether cookies are for https only; from the request's scheme if not given.
+        cookie_name: The session cookie, ``cm_auth`` if not given. On https it is called
+            ``__Host-cm_auth``, and a name of your own gets ``__Host-`` too, which keeps
+            neighbouring hosts from setting it; one that begins with ``__Secure-`` stays, and they
+            can.
+        cookie_secure: Whether cookies are for https only; if not given, they are where
+            `redirect_uri` or the request is https.
         allowed_hosts: Host names that the redirect URI may be derived from.
         cross_site_check: Refuse writes (POST, PUT, …) and WebSockets that another site makes the
             browser send.
@@ -256,8 +259,30 @@ class CMAuthConfig:
             return
         if not _TOKEN.match(name) or len(name) > 64:
             raise ConfigError("cookie_name is a token of letters, digits, - and _ (RFC 6265)")
-        if name.startswith(("__Host-", "__Secure-")) and self.cookie_secure is False:
+        if not needs_https(name):
+            return
+        if self.cookie_secure is False:
             raise ConfigError(f"cookie_name {name} needs a secure cookie: drop cookie_secure=False")
+        if self.cookie_secure is None and urlsplit(self.redirect_uri or "").scheme == "http":
+            warnings.warn(
+                f"cookie_name {name} needs https, and redirect_uri is http: browsers refuse the "
+                "cookie; use https, or give a plain name, which gets __Host- on https by itself",
+                stacklevel=5,
+            )
+        elif not name.lower().startswith("__host-"):
+            warnings.warn(
+                f"cookie_name {name}: a neighbouring host may set a cookie of this name; give a "
+                "plain name, which gets __Host- on https by itself",
+                stacklevel=5,
+            )
+
+
+def needs_https(name: str) -> bool:
+    """True if browsers refuse a cookie of this name without ``Secure``, whatever its letters' case.
+
+    Source: RFC 6265bis §4.1.3 and §5.7.
+    """
+    return name.lower().startswith(("__host-", "__secure-"))
 
 
 def _is_repetition(key: str) -> bool:

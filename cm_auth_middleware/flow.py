@@ -145,6 +145,7 @@ class Flow:
 
     async def unauthenticated(self, request: Request) -> Answer:
         """The answer to a caller without a session: a login for a browser, else 401."""
+        self._jar.watch_scheme(request)
         if request.is_navigation:
             if self._jar.is_marked(request):
                 unmark = self._jar.unmark(request)

@@ -270,6 +270,52 @@ async def test_a_websocket_from_the_http_twin_of_an_https_site_is_refused(world:
 
 
 @pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("redirect_uri", "scheme", "name"),
+    [
+        ("https://app.example/auth/callback", "ws", "__Host-cm_auth"),
+        ("https://app.example/auth/callback", "wss", "__Host-cm_auth"),
+        (None, "wss", "__Host-cm_auth"),
+        (None, "ws", "cm_auth"),
+    ],
+)
+async def test_a_websocket_finds_its_session_by_the_name_that_the_site_uses(
+    make_world, redirect_uri: str | None, scheme: str, name: str
+) -> None:
+    """62: wss and ws are https and http; redirect_uri counts there, too."""
+    cookie = session_of(await (one := make_world()).login())
+    world = make_world(redirect_uri=redirect_uri, store=one.engine.store)
+    own = "https://app.example" if redirect_uri else f"http{scheme[2:]}://localhost:8000"
+    for sent, expected in (
+        (name, "accept"),
+        ({"cm_auth": "__Host-cm_auth"}.get(name, "cm_auth"), ""),
+    ):
+        headers = {"Host": "localhost:8000", "Origin": own, "Cookie": f"{sent}={cookie}"}
+        one_socket = Socket(world, headers)
+        one_socket.scope["scheme"] = scheme
+        [first, *_] = await one_socket.run()
+        assert (first["type"] == "websocket.accept") is bool(expected)
+
+
+@pytest.mark.anyio
+async def test_the_http_twin_of_a_site_is_foreign_though_the_proxy_forgot_the_scheme(
+    make_world,
+) -> None:
+    """62: redirect_uri says that the site is https, under whatever other name it is reached."""
+    cookie = session_of(await (one := make_world()).login())
+    world = make_world(redirect_uri="https://app.example/auth/callback", store=one.engine.store)
+    for origin, expected in (
+        ("https://app.example", "websocket.accept"),
+        ("https://www.app.example", "websocket.accept"),
+        ("http://app.example", "websocket.http.response.start"),
+        ("http://www.app.example", "websocket.http.response.start"),
+    ):
+        headers = {"Host": "www.app.example", "Cookie": f"__Host-cm_auth={cookie}"}
+        sent = await Socket(world, {**headers, "Origin": origin}).run()
+        assert sent[0]["type"] == expected, origin
+
+
+@pytest.mark.anyio
 @pytest.mark.parametrize("path", ["/public%2fx", "/public%2Fa/b", "/public/a%2fb", "/a%2fb"])
 async def test_a_framework_that_routes_the_raw_path_opens_nothing_else(make_world, path) -> None:
     """17: BlackSheep takes "/public%2fx" for one segment of another route."""
