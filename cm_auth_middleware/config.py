@@ -61,8 +61,8 @@ class CMAuthConfig:
         redirect_uri: The absolute URL of ``/auth/callback``, as browsers see it; from the request
             if not given. Give it behind a proxy.
         prefix: Where ``login``, ``callback``, ``logout`` and ``session`` live.
-        exempt: Paths that need no login: ``/health`` exact, ``/static/*`` a subtree. A session
-            that exists is still attached there.
+        exempt: Paths that need no login: ``/health`` exact, ``/static/*`` a subtree; below the
+            mount, and never outside of it. A session that exists is still attached there.
         store: Where sessions are kept: ``memory://``, ``sqlite:///path``, ``redis://…``,
             ``rediss://…``, ``unix://…``, or an object with the methods of `SessionStore`.
         idle_timeout: A session that nobody uses ends after this time.

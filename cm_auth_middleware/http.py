@@ -57,7 +57,7 @@ class Request(ABC):
 
     @property
     def is_ambiguous(self) -> bool:
-        """Whether some frameworks route the request as something else than `path`."""
+        """True if the request is not below `root_path`: what is routed then is anybody's guess."""
         return False
 
     @property

@@ -86,7 +86,7 @@ def served(server: str, app: Any, **options: Any) -> Iterator[int]:
 
     Args:
         server: of `ASGI` or `WSGI`; gunicorn's `app` is ``module:variable``.
-        options: of uvicorn, or the environment of gunicorn.
+        options: of uvicorn or waitress, or the environment of gunicorn.
     """
     start = {"werkzeug": _werkzeug, "waitress": _waitress, "gunicorn": _gunicorn}.get(server)
     with start(app, **options) if start else _uvicorn(app, server, **options) as port:
@@ -128,8 +128,8 @@ class _Quiet(WSGIRequestHandler):
 
 
 @contextlib.contextmanager
-def _waitress(app: Any) -> Iterator[int]:
-    server = waitress.create_server(app, host="127.0.0.1", port=0, threads=8)
+def _waitress(app: Any, **options: Any) -> Iterator[int]:
+    server = waitress.create_server(app, host="127.0.0.1", port=0, threads=8, **options)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     try:
