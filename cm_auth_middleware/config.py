@@ -82,7 +82,8 @@ class CMAuthConfig:
             user come in?
         on_login: Called with the session after a login, sync or async.
         on_refresh: Called with the session after a refresh.
-        on_logout: Called with the session after a logout.
+        on_logout: Called with the session after a logout, also after one by another user's login in
+            the same browser.
         auto_login: Send a browser that has no session straight to CameraManager. If off, it sees
             a page with a button first.
         error_handler: Draws the pages that a person may see; called with an `ErrorPage`, returns

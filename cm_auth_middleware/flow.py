@@ -173,7 +173,7 @@ class Flow:
     # -- routes ----------------------------------------------------------------------------
 
     async def _callback(self, request: Request) -> Answer:
-        return await self._login.callback(request, self._find)
+        return await self._login.callback(request, self._find, self.end)
 
     async def _logout(self, request: Request) -> Answer:
         target = safe_target(dict(request.parameters()).get("next"), request.root_path)
