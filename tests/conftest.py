@@ -19,6 +19,7 @@ LONG = (
     "packaging/",
     "security/test_exemptions.py",
     "security/test_races.py",
+    "security/test_relay.py",
     "security/test_secrets.py",
     "security/test_state_changes.py",
     "security/test_targets.py",

@@ -142,11 +142,14 @@ def _waitress(app: Any, **options: Any) -> Iterator[int]:
 
 
 @contextlib.contextmanager
-def _gunicorn(app: str, **environment: str) -> Iterator[int]:
+def _gunicorn(
+    app: str, *, worker: str = "gthread", log_level: str = "critical", **environment: str
+) -> Iterator[int]:
+    threads = ["--threads", "8"] if worker == "gthread" else []
     port = free_port()
     command = [
         sys.executable, "-m", "gunicorn", "--no-control-socket", "-b", f"127.0.0.1:{port}",
-        "--log-level", "critical", "-k", "gthread", "--threads", "8", app,
+        "--log-level", log_level, "-k", worker, *threads, app,
     ]  # fmt: skip
     process = subprocess.Popen(
         command, cwd=_ROOT, env={**os.environ, **environment}, stdin=subprocess.DEVNULL
