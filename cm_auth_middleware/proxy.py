@@ -198,11 +198,10 @@ class CMWSGIProxy(_Relay):
         length = self.judge_length(request)
         if isinstance(length, Answer):
             return start_answer(length, request, start_response)
-        if request.header("transfer-encoding") and not environ.get("wsgi.input_terminated"):
-            # Nobody would say where the body ends (PEP 3333 knows lengths only).
-            return start_answer(problem(411, "Length required"), request, start_response)
         try:
             body = _wsgi_body(request, environ, length)
+            if body is not None and length is None and not _tells_the_end(environ):
+                return start_answer(problem(411, "Length required"), request, start_response)
             refused = None if body is None else self.judge_kind(request)
             if refused is not None:
                 return start_answer(refused, request, start_response)
@@ -267,6 +266,13 @@ def _wsgi_body(
         return None
     first = next(parts, b"")
     return chain([first], parts) if first else None
+
+
+def _tells_the_end(environ: WSGIEnvironment) -> bool:
+    """True if a body without a length that broke off can be told from one that has ended."""
+    # PEP 3333 knows lengths only; granian says that both have ended.
+    is_told = environ.get("wsgi.input_terminated", False)
+    return bool(is_told) and environ.get("SERVER_SOFTWARE") != "Granian"
 
 
 async def _arriving(receive: Receive, length: int | None) -> AsyncIterator[bytes]:

@@ -207,6 +207,21 @@ async def test_a_body_of_http_2_needs_no_length(proxied: World, body: bytes) -> 
     assert status == (415 if body else 200)
 
 
+@pytest.mark.anyio
+async def test_a_server_that_takes_a_broken_body_for_a_whole_one_has_to_know_its_length(
+    proxied: World, shell: str
+) -> None:
+    """68: granian's WSGI says that the body has ended; its ASGI says that somebody left."""
+    cookie = session_of(await proxied.login())
+    chunked, known = [("Transfer-Encoding", "chunked")], [("Content-Length", "2")]
+    for lines, version, status in ((chunked, "1.1", 411), ([], "2", 411), (known, "2", 200)):
+        answered, _ = await hand_on(
+            proxied, cookie, lines, b"{}", version=version, software="Granian"
+        )
+        assert answered == (status if shell == "wsgi" else 200)
+    assert (await hand_on(proxied, cookie, [], b"", version="2", software="Granian"))[0] == 200
+
+
 async def hand_on(
     world: World,
     cookie: str,
@@ -215,13 +230,16 @@ async def hand_on(
     *,
     method: str = "POST",
     version: str = "1.1",
+    software: str = "",
 ) -> tuple[int, bytes]:
     """Ask the application itself, as a server would that hands on whatever came."""
     sent: list[tuple[str, str]] = [
         ("Host", "localhost:8000"), *HERE.items(), ("Cookie", f"{NAME}={cookie}"), *lines
     ]  # fmt: skip
     if world.shell == "wsgi":
-        return await anyio.to_thread.run_sync(_hand_on_wsgi, world.app, sent, body, method, version)
+        return await anyio.to_thread.run_sync(
+            _hand_on_wsgi, world.app, sent, body, method, version, software
+        )
     messages = [{"type": "http.request", "body": body}]
     answered: list[Any] = []
 
@@ -241,13 +259,18 @@ async def hand_on(
 
 
 def _hand_on_wsgi(
-    app: Any, lines: list[tuple[str, str]], body: bytes, method: str, version: str
+    app: Any,
+    lines: list[tuple[str, str]],
+    body: bytes,
+    method: str,
+    version: str,
+    software: str,
 ) -> tuple[int, bytes]:
     environ: dict[str, Any] = {
         "REQUEST_METHOD": method, "SCRIPT_NAME": "", "PATH_INFO": "/cm/rest/v2.4/echo",
         "SERVER_NAME": "localhost", "SERVER_PORT": "8000", "wsgi.url_scheme": "http",
         "wsgi.input": io.BytesIO(body), "wsgi.input_terminated": True,
-        "SERVER_PROTOCOL": f"HTTP/{version}",
+        "SERVER_PROTOCOL": f"HTTP/{version}", "SERVER_SOFTWARE": software,
     }  # fmt: skip
     for name, value in lines:
         key = name.upper().replace("-", "_")
