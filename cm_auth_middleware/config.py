@@ -65,17 +65,20 @@ class CMAuthConfig:
         redirect_uri: The absolute URL of ``/auth/callback``, as browsers see it; from the request
             if not given. Give it behind a proxy.
         prefix: Where ``login``, ``callback``, ``logout`` and ``session`` live.
-        exempt: Paths that need no login: ``/health`` exact, ``/static/*`` a subtree. A session
-            that exists is still attached there.
+        exempt: Paths that need no login: ``/health`` exact, ``/static/*`` a subtree; below the
+            mount, and never outside of it. A session that exists is still attached there.
         store: Where sessions are kept: ``memory://``, ``sqlite:///path``, ``redis://…``,
             ``rediss://…``, ``unix://…``, or an object with the methods of `SessionStore`.
         idle_timeout: A session that nobody uses ends after this time.
         absolute_timeout: Every session ends after this time.
         refresh_leeway: The access token is renewed this long before it expires.
         timeout: In total, for every call to CameraManager that the middleware itself makes.
-        cookie_name: The session cookie; ``__Host-cm_auth`` on https and ``cm_auth`` on http if
-            not given.
-        cookie_secure: Whether cookies are for https only; from the request's scheme if not given.
+        cookie_name: The session cookie, ``cm_auth`` if not given. On https it is called
+            ``__Host-cm_auth``, and a name of your own gets ``__Host-`` too, which keeps
+            neighbouring hosts from setting it; one that begins with ``__Secure-`` stays, and they
+            can.
+        cookie_secure: Whether cookies are for https only; if not given, they are where
+            `redirect_uri` or the request is https.
         allowed_hosts: Host names that the redirect URI may be derived from.
         cross_site_check: Refuse writes (POST, PUT, …) and WebSockets that another site makes the
             browser send.
@@ -90,7 +93,8 @@ class CMAuthConfig:
             None, or ``none`` in the environment: after each refresh only.
         on_login: Called with the session after a login, sync or async.
         on_refresh: Called with the session after a refresh.
-        on_logout: Called with the session after a logout.
+        on_logout: Called with the session after a logout, also after one by another user's login in
+            the same browser.
         auto_login: Send a browser that has no session straight to CameraManager. If off, it sees
             a page with a button first.
         error_handler: Draws the pages that a person may see; called with an `ErrorPage`, returns
@@ -302,10 +306,32 @@ class CMAuthConfig:
             return
         if not _TOKEN.match(name) or len(name) > 64:
             raise ConfigError("cookie_name is a token of letters, digits, - and _ (RFC 6265)")
-        if name.startswith(("__Host-", "__Secure-")) and self.cookie_secure is False:
+        if not needs_https(name):
+            return
+        if self.cookie_secure is False:
             raise ConfigError(
                 "cookie_name needs a secure cookie by its prefix: drop cookie_secure=False"
             )
+        if self.cookie_secure is None and urlsplit(self.redirect_uri or "").scheme == "http":
+            warnings.warn(
+                "cookie_name needs https by its prefix, and redirect_uri is http: browsers refuse "
+                "the cookie; use https, or give a plain name, which gets __Host- by itself there",
+                stacklevel=5,
+            )
+        elif not name.lower().startswith("__host-"):
+            warnings.warn(
+                "cookie_name: a neighbouring host may set a cookie of this name; give a "
+                "plain name, which gets __Host- on https by itself",
+                stacklevel=5,
+            )
+
+
+def needs_https(name: str) -> bool:
+    """True if browsers refuse a cookie of this name without ``Secure``, whatever its letters' case.
+
+    Source: RFC 6265bis §4.1.3 and §5.7.
+    """
+    return name.lower().startswith(("__host-", "__secure-"))
 
 
 def _is_repetition(key: str) -> bool:

@@ -26,6 +26,8 @@ Characters that are not printable are written as escapes.
 | `watch_failed` | ERROR | looking at the sessions of open connections raised |
 | `unavailable` | INFO | a request was answered with 503: `reason` |
 | `host_not_allowed` | WARNING | a login under a host that is not ours: `host` |
+| `scheme_mismatch` | WARNING | not the scheme of `redirect_uri`; once: `request`, `redirect_uri` |
+| `cookie_prefix_on_http` | WARNING | browsers refuse our cookies; once: `cookie_name` |
 | `callback_not_routed` | ERROR | the callback did not reach the middleware: `path` |
 | `api_key_refused` | ERROR | CameraManager refuses the API key: `error` |
 | `hook_failed` | ERROR | a hook of the application raised: `hook` |
@@ -65,6 +67,8 @@ LEVELS = {
     "watch_failed": logging.ERROR,
     "unavailable": logging.INFO,
     "host_not_allowed": logging.WARNING,
+    "scheme_mismatch": logging.WARNING,
+    "cookie_prefix_on_http": logging.WARNING,
     "callback_not_routed": logging.ERROR,
     "api_key_refused": logging.ERROR,
     "hook_failed": logging.ERROR,
@@ -75,6 +79,14 @@ LEVELS = {
 }
 _HINTS = {
     "host_not_allowed": "add it to allowed_hosts",
+    "scheme_mismatch": (
+        "let the server trust the proxy's X-Forwarded-Proto, and the proxy send it; cookies follow "
+        "redirect_uri where it is https"
+    ),
+    "cookie_prefix_on_http": (
+        "a name that begins with __Host- or __Secure- needs https; on https a plain name gets "
+        "__Host- by itself"
+    ),
     "callback_not_routed": "check prefix, and where the app is mounted",
     "api_key_refused": "check client_id and client_secret",
     "allow_failed": "nobody gets in while it fails",

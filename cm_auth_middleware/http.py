@@ -62,7 +62,7 @@ class Request(ABC):
 
     @property
     def is_ambiguous(self) -> bool:
-        """Whether some frameworks route the request as something else than `path`."""
+        """True if the request is not below `root_path`: what is routed then is anybody's guess."""
         return False
 
     @property
@@ -182,9 +182,9 @@ class Request(ABC):
             return True  # "null"
         if sent.netloc == own.netloc:
             return sent.scheme != own.scheme
-        # Anybody on the way can be http://host. A server that does not know it is https cannot
-        # tell; the other way round, the origin is not ours.
-        is_downgraded = sent.scheme == "http" and self.scheme == "https"
+        # Anybody on the way can be http://host. A server that does not know it is https, from
+        # the request or from redirect_uri, cannot tell; the other way round, it is not ours.
+        is_downgraded = sent.scheme == "http" and "https" in (self.scheme, own.scheme)
         return sent.netloc != self.host.lower() or is_downgraded
 
 

@@ -349,6 +349,16 @@ def test_a_login_page_that_cannot_be_seen(run: Run) -> None:
             "browsers drop the session cookie",
         ),
         (
+            {"redirect_uri": "http://127.0.0.1/auth/callback", "cookie_name": "__Host-x"},
+            2,
+            "browsers refuse the session cookie",
+        ),
+        (
+            {"redirect_uri": "https://127.0.0.1/auth/callback", "cookie_name": "__Secure-x"},
+            1,
+            "a neighbouring host may set a cookie of this name",
+        ),
+        (
             {
                 "redirect_uri": "https://cm.example/auth/callback",
                 "base_url": "https://cm.example",

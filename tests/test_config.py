@@ -46,6 +46,7 @@ GOOD = {"client_id": "id", "client_secret": "secret", "secret_key": SECRET_KEY}
         ({"idle_timeout": -1}, "idle_timeout has to be a positive"),
         ({"cookie_name": "a b"}, "cookie_name is a token"),
         ({"cookie_name": "__Host-x", "cookie_secure": False}, "needs a secure cookie"),
+        ({"cookie_name": "__secure-x", "cookie_secure": False}, "needs a secure cookie"),
         ({"colour": "blue"}, "unknown option colour; the options are"),
         ({"store": object()}, "store is a URL or an object"),
         ({"client_secret": "…"}, "client_secret has characters that no API key has"),
@@ -76,6 +77,33 @@ def test_http_outside_loopback_is_a_warning() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         CMAuthMiddleware(make_app(), **GOOD, base_url="http://127.0.0.1:9400")
+
+
+HTTP_HERE = "http://localhost/auth/callback"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"cookie_name": "__Host-x", "redirect_uri": HTTP_HERE}, "__Host-x needs https"),
+        ({"cookie_name": "__host-x", "redirect_uri": HTTP_HERE}, "__host-x needs https"),
+        ({"cookie_name": "__Secure-x", "redirect_uri": HTTP_HERE}, "__Secure-x needs https"),
+        ({"cookie_name": "__Secure-x"}, "a neighbouring host may set a cookie of this name"),
+    ],
+)
+def test_a_cookie_name_that_does_not_keep_its_promise_is_a_warning(options, message: str) -> None:
+    with pytest.warns(UserWarning, match=message):
+        CMAuthMiddleware(make_app(), **GOOD, **options)
+
+
+def test_other_cookie_names_are_no_reason_to_warn() -> None:
+    for options in (
+        {"cookie_name": "mine"},
+        {"cookie_name": "mine", "redirect_uri": HTTP_HERE},
+        {"cookie_name": "__Host-x"},
+        {"cookie_name": "__Host-x", "redirect_uri": HTTP_HERE, "cookie_secure": True},
+    ):
+        CMAuthMiddleware(make_app(), **GOOD, **options)  # a warning is an error in these tests
 
 
 def test_options_come_from_the_environment_and_keywords_override(monkeypatch) -> None:

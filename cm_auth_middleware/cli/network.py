@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import httpx2
 
 from cm_auth_middleware.cli.findings import ERROR, OK, WARNING, Finding
-from cm_auth_middleware.config import LOOPBACK, CMAuthConfig
+from cm_auth_middleware.config import LOOPBACK, CMAuthConfig, needs_https
 from cm_auth_middleware.display import is_certain, shown_url
 from cm_auth_middleware.driver import run_sync
 from cm_auth_middleware.errors import OAuthError, OperatorError, UnavailableError
@@ -64,6 +64,21 @@ def check_redirect_uri(config: CMAuthConfig) -> Iterator[Finding]:
             "cookie_secure",
             "is on, but redirect_uri is http: browsers drop the session cookie",
             "Serve the site by https.",
+        )
+    name = config.cookie_name or ""
+    if parts.scheme == "http" and needs_https(name) and not config.cookie_secure:
+        yield Finding(
+            ERROR,
+            "cookie_name",
+            f"is {name}, but redirect_uri is http: browsers refuse the session cookie",
+            "Serve the site by https, or give a plain name: on https it gets __Host- by itself.",
+        )
+    if parts.scheme == "https" and name.startswith("__Secure-"):
+        yield Finding(
+            WARNING,
+            "cookie_name",
+            f"is {name}: a neighbouring host may set a cookie of this name",
+            "Give a plain name: on https it gets __Host- by itself.",
         )
 
 
