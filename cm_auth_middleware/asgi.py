@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .session import Session
 
 _RawHeaders = list[tuple[bytes, bytes]]
+_NO_STATE: dict[str, Any] = {}
 
 _WATCH = 30.0  # seconds between looks at the session of an open WebSocket
 _NO_STORE = (b"cache-control", b"no-store")
@@ -86,8 +87,8 @@ class CMAuthMiddleware:
                 await _send(outcome, send, head=exchange.method == "HEAD")
                 return
             session = outcome
-        self._hand_over(scope, session)
-        exchange.begin(self._flow, session, send)
+        scope = self._own_scope(scope, session)
+        exchange.begin(self._flow, session, scope["state"], send)
         try:
             await self.app(scope, receive, exchange.send)
         except Exception as error:
@@ -115,23 +116,29 @@ class CMAuthMiddleware:
         await self.app(scope, receive, closing_send)
 
     async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
-        outcome = await self._flow.handle(ASGIRequest(scope), websocket=True)
+        outcome = await self._flow.handle(ASGIRequest(scope))
         if isinstance(outcome, Answer):
             await _deny(outcome, scope, receive, send)
             return
-        self._hand_over(scope, outcome)
+        scope = self._own_scope(scope, outcome)
         if outcome is not None:
             watch = _Watch(self._flow, outcome, receive, send)
             receive, send = watch.receive, watch.send
         await self.app(scope, receive, send)
 
-    def _hand_over(self, scope: Scope, session: Session | None) -> None:
-        state = scope.get("state")
-        if state is None:
-            state = scope["state"] = {}
-        state["cm_auth"] = self.engine
-        state["cm_session"] = session
-        state["cm"] = None if session is None else UnusedAsyncCMClient(self._side, session)
+    def _own_scope(self, scope: Scope, session: Session | None) -> Scope:
+        """Return a scope of this request's own, with what the application finds in its state.
+
+        A server may give one ``state`` to all requests of a connection, and a proxy may put
+        several users on one connection.
+        """
+        state = {
+            **(scope.get("state") or _NO_STATE),
+            "cm_auth": self.engine,
+            "cm_session": session,
+            "cm": None if session is None else UnusedAsyncCMClient(self._side, session),
+        }
+        return {**scope, "state": state}
 
 
 class ASGIRequest(Request):
@@ -142,6 +149,7 @@ class ASGIRequest(Request):
     def __init__(self, scope: Scope) -> None:
         self._scope = scope
         self.method = scope.get("method", "GET")
+        self.is_websocket = scope["type"] == "websocket"
         path: str = scope["path"]
         root_path: str = scope.get("root_path", "")
         if root_path:
@@ -161,12 +169,6 @@ class ASGIRequest(Request):
         self.set_cookies = []
 
     @property
-    def state(self) -> dict[str, Any]:
-        """What is handed over to the application."""
-        state: dict[str, Any] = self._scope["state"]
-        return state
-
-    @property
     def is_secure(self) -> bool:
         return self._scope.get("scheme") in ("https", "wss")
 
@@ -179,11 +181,6 @@ class ASGIRequest(Request):
         # Litestar routes what comes after the mount's path, wherever in the path that is.
         is_stripped = self.path != self._scope["path"]
         return self.root_path in self.path and not is_stripped
-
-    @property
-    def is_navigation(self) -> bool:
-        # A WebSocket is denied with 401, whatever its handshake accepts.
-        return self._scope["type"] == "http" and super().is_navigation
 
     @property
     def query(self) -> str:
@@ -204,10 +201,11 @@ class ASGIRequest(Request):
 class _Exchange(ASGIRequest):
     """A request, and the application's response to it on its way out."""
 
-    __slots__ = ("_flow", "_send", "_session", "answered", "started")
+    __slots__ = ("_flow", "_send", "_session", "_state", "answered", "started")
 
-    def begin(self, flow: Flow, session: Session | None, send: Send) -> None:
+    def begin(self, flow: Flow, session: Session | None, state: dict[str, Any], send: Send) -> None:
         """Let the application answer."""
+        self._state = state
         self.started = False
         self.answered = False  # by us, in place of the application
         self._flow = flow
@@ -223,7 +221,7 @@ class _Exchange(ASGIRequest):
             if message["status"] == 500 or (session is not None and session.is_touched):
                 return self._start(message)
             if session is not None:
-                message["headers"] = _private(message.get("headers", ()), self.set_cookies)
+                message = self._private(message)
             self.started = True
         return self._send(message)
 
@@ -231,7 +229,7 @@ class _Exchange(ASGIRequest):
         answer = await self._before_start(message)
         if answer is None:
             self.started = True
-            await self._send(message)
+            await self._send(message if self._session is None else self._private(message))
         else:
             self.answered = True
             await _send(answer, self._send, head=self.method == "HEAD")
@@ -240,7 +238,7 @@ class _Exchange(ASGIRequest):
         session = self._session
         if message["status"] == 500:
             # The framework may have caught our error on its way and made a 500 of it.
-            trouble = self.state.get("cm_trouble")
+            trouble = self._state.get("cm_trouble")
             if trouble is None and session is not None:
                 trouble = session.trouble
             answer = await self._flow.answer_to(self, trouble)
@@ -252,8 +250,12 @@ class _Exchange(ASGIRequest):
             await self._flow.save(session)
         except UnavailableError as error:
             return await self._flow.unavailable(self, error)
-        message["headers"] = _private(message.get("headers", ()), self.set_cookies)
         return None
+
+    def _private(self, message: Message) -> Message:
+        # A new message: an application may send its own to many users, as response caches do.
+        headers = _private(message.get("headers", ()), self.set_cookies)
+        return {**message, "headers": headers}
 
 
 async def _nothing() -> None:

@@ -39,6 +39,7 @@ _SCHEMES = (
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")  # RFC 9110 §5.6.2
 FUNCTIONS = ("allow", "on_login", "on_refresh", "on_logout", "error_handler")  # in no environment
 _SWITCHES = ("cookie_secure", "cross_site_check", "auto_login")
+_ADDRESS = re.compile(r"(\*|[^\s@*,]+)@[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*")
 _HOST = re.compile(r"[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]")
 _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 
@@ -75,8 +76,15 @@ class CMAuthConfig:
         allowed_hosts: Host names that the redirect URI may be derived from.
         cross_site_check: Refuse writes (POST, PUT, …) and WebSockets that another site makes the
             browser send.
-        allow: Called with the user (the JSON of ``users/self``) at login, sync or async: may this
-            user come in?
+        allow: Called with the user (the JSON of ``users/self``), sync or async: may this user come
+            in? Asked at the login, of a session that another application opened, and whenever the
+            user is read anew.
+        allow_emails: Addresses that may come in: ``anna@example.com``, or ``*@example.com`` for all
+            of a domain. Everybody if not given. With `allow` and `allow_accounts`, all have to
+            agree.
+        allow_accounts: Accounts that may come in, by CameraManager's ``accountId``.
+        revalidate: The user is read anew, beside a request, when what is known is older than this;
+            None, or ``none`` in the environment: after each refresh only.
         on_login: Called with the session after a login, sync or async.
         on_refresh: Called with the session after a refresh.
         on_logout: Called with the session after a logout.
@@ -107,6 +115,9 @@ class CMAuthConfig:
     allowed_hosts: Iterable[str] = LOOPBACK
     cross_site_check: bool = True
     allow: Allow | None = None
+    allow_emails: Iterable[str] | None = None
+    allow_accounts: Iterable[str | int] | None = None
+    revalidate: float | timedelta | None = 900
     on_login: Hook | None = None
     on_refresh: Hook | None = None
     on_logout: Hook | None = None
@@ -130,6 +141,9 @@ class CMAuthConfig:
                 )
         for name in ("idle_timeout", "absolute_timeout", "refresh_leeway", "timeout"):
             self._set(name, _seconds(name, getattr(self, name)))
+        if self.revalidate is not None:
+            self._set("revalidate", _seconds("revalidate", self.revalidate))
+        self._check_allowed()
         if self.scope not in ("read", "write"):
             raise ConfigError("scope is 'read' or 'write'")
         self._set("base_url", self._checked_base_url())
@@ -250,6 +264,27 @@ class CMAuthConfig:
                     f"exempt path {path!r} has to start with / and may end in /* for a subtree"
                 )
 
+    def _check_allowed(self) -> None:
+        for name in ("allow_emails", "allow_accounts"):
+            given = getattr(self, name)
+            if given is None:
+                continue
+            listed = (given,) if isinstance(given, str | int) else tuple(given)
+            values = _strings(name, [str(item).strip() for item in listed])
+            if not values or "" in values:
+                # An empty variable is a mistake, and must not let everybody in.
+                raise ConfigError(f"{name} is empty: name who may come in, or leave it out")
+            self._set(name, values)
+        for address in self.allow_emails or ():
+            if not _ADDRESS.fullmatch(str(address)):
+                raise ConfigError(
+                    f"allow_emails has {address!r}: give addresses such as anna@example.com, or "
+                    "*@example.com for all of a domain"
+                )
+        for account in self.allow_accounts or ():
+            if not str(account).isalnum():
+                raise ConfigError(f"allow_accounts has {account!r}: give ids of accounts")
+
     def _check_cookie(self) -> None:
         name = self.cookie_name
         if name is None:
@@ -271,7 +306,7 @@ def seconds(value: float | timedelta) -> float:
 
 
 def _parse(name: str, value: str) -> Any:
-    if name in ("secret_key", "exempt", "allowed_hosts"):
+    if name in ("secret_key", "exempt", "allowed_hosts", "allow_emails", "allow_accounts"):
         return tuple(part.strip() for part in value.split(",") if part.strip())
     if name in _SWITCHES:
         if value.lower() in _TRUE:
@@ -279,6 +314,8 @@ def _parse(name: str, value: str) -> Any:
         if value.lower() in _FALSE:
             return False
         raise ConfigError(f"CM_AUTH_{name.upper()} is true or false")
+    if name == "revalidate" and value.lower() == "none":
+        return None
     return value
 
 

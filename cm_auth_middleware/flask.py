@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["CMAuth", "cm", "cm_session"]
 
+_LISTS = ("exempt", "allowed_hosts", "allow_emails", "allow_accounts")
+
 
 class CMAuth:
     """Puts a Flask app behind a CameraManager login.
@@ -72,7 +74,12 @@ def _from_app(app: Flask) -> CMAuthOptions:
     if unknown:
         raise ConfigError(f"app.config has unknown options: {', '.join(unknown)}")
     found = {known[key]: app.config[key] for key in given}
-    for name in ("exempt", "allowed_hosts"):  # as from_prefixed_env() may leave them
+    for name in (
+        "exempt",
+        "allowed_hosts",
+        "allow_emails",
+        "allow_accounts",
+    ):  # as from_prefixed_env() may leave them
         if isinstance(found.get(name), str):
             found[name] = [part.strip() for part in found[name].split(",")]
     return cast("CMAuthOptions", found)

@@ -9,7 +9,7 @@ from urllib.parse import quote, urlsplit
 from .config import CMAuthConfig
 from .errors import SessionExpiredError, StoreError, UnavailableError
 from .events import log
-from .http import SAFE_METHODS, Answer, Request, json_answer, not_allowed, problem, redirect
+from .http import Answer, Request, json_answer, not_allowed, problem, redirect
 from .jar import CookieJar, Cookies
 from .login import Login
 from .pages import Pages
@@ -54,16 +54,14 @@ class Flow:
 
     # -- every request ---------------------------------------------------------------------
 
-    def handle(
-        self, request: Request, *, websocket: bool = False
-    ) -> Coroutine[Any, Any, Answer | Session | None]:
+    def handle(self, request: Request) -> Coroutine[Any, Any, Answer | Session | None]:
         """Answer the request, or let it through: with its session, or as a visitor's."""
-        route = None if websocket else self._routes.get(request.path)
+        route = None if request.is_websocket else self._routes.get(request.path)
         if route is not None:
             return self._serve(route, request)
         if self.is_exempt(request):
-            return self._pass_exempt(request, websocket)
-        return self._protect(request, websocket)
+            return self._pass_exempt(request)
+        return self._protect(request)
 
     async def _serve(
         self, route: Callable[[Request], Awaitable[Answer]], request: Request
@@ -73,24 +71,22 @@ class Flow:
         except UnavailableError as error:
             return await self.unavailable(request, error)
 
-    async def _pass_exempt(self, request: Request, websocket: bool) -> Session | None:
-        if self._is_cross_site(request, websocket):
+    async def _pass_exempt(self, request: Request) -> Session | None:
+        if self._is_cross_site(request):
             return None  # open to everybody, but not with the cookie of whoever was lured
         try:
             return await self._find(request)
         except UnavailableError:
             return None
 
-    async def _protect(self, request: Request, websocket: bool) -> Answer | Session:
+    async def _protect(self, request: Request) -> Answer | Session:
         cookies = self._jar.read(request)
         try:
             now = self._ports.clock()
             session = await self._open(request, cookies, now)
             if session is None:
                 return await self.unauthenticated(request)
-            if (websocket or request.method not in SAFE_METHODS) and self._is_cross_site(
-                request, websocket
-            ):
+            if request.is_write and self._is_cross_site(request):
                 return problem(403, "Cross-site request refused")
             if now >= session.record.tokens.refresh_at:
                 await self._keeper.freshen(session)
@@ -102,10 +98,8 @@ class Flow:
             request.set_cookies.append(self._jar.unmark(request))  # it did stick
         return session
 
-    def _is_cross_site(self, request: Request, websocket: bool) -> bool:
-        return self._config.cross_site_check and request.is_cross_site(
-            self.own_origin, websocket=websocket
-        )
+    def _is_cross_site(self, request: Request) -> bool:
+        return self._config.cross_site_check and request.is_cross_site(self.own_origin)
 
     def _find(self, request: Request) -> Awaitable[Session | None]:
         """The session that a request's cookies open."""

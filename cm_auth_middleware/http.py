@@ -28,16 +28,20 @@ class Request(ABC):
         path: what the framework routes, decoded, without the `root_path`.
         routed_raw: the path as it was sent, where some frameworks route that instead of `path`.
         cookie_line: the Cookie header; empty if there is none.
+        is_websocket: True for the handshake of a WebSocket.
         set_cookies: headers for the application's response, if the request is passed on.
     """
 
-    __slots__ = ("cookie_line", "method", "path", "root_path", "routed_raw", "set_cookies")
+    __slots__ = (
+        "cookie_line", "is_websocket", "method", "path", "root_path", "routed_raw", "set_cookies",
+    )  # fmt: skip
 
     method: str
     path: str
     root_path: str
     routed_raw: bytes
     cookie_line: str
+    is_websocket: bool
     set_cookies: Headers
 
     @property
@@ -125,24 +129,28 @@ class Request(ABC):
     @property
     def is_navigation(self) -> bool:
         """Whether a person's browser asks for a page."""
-        mode = self.header("sec-fetch-mode")
-        if self.method not in ("GET", "HEAD") or self.header("hx-request"):
+        if self.method not in ("GET", "HEAD") or self.is_websocket or self.header("hx-request"):
             return False
+        mode = self.header("sec-fetch-mode")
         if mode is not None and mode != "navigate":
             return False
         return mode == "navigate" or "text/html" in (self.header("accept") or "")
 
-    def is_cross_site(self, own_origin: str = "", *, websocket: bool = False) -> bool:
-        """Whether another site made the browser send this state change (RFC 9700 §4.7).
+    @property
+    def is_write(self) -> bool:
+        """True for what may change state: an unsafe method, or a WebSocket although it is a GET."""
+        return self.is_websocket or self.method not in SAFE_METHODS
+
+    def is_cross_site(self, own_origin: str = "") -> bool:
+        """Return True if another site made the browser send this state change (RFC 9700 §4.7).
 
         Args:
             own_origin: the origin that is this site, whatever ``Host`` says.
-            websocket: a WebSocket counts as a state change although it is a GET.
         """
-        if self.method in SAFE_METHODS and not websocket:
+        if not self.is_write:
             return False
         site = self.header("sec-fetch-site")
-        if site is not None and not websocket:
+        if site is not None and not self.is_websocket:
             return site not in ("same-origin", "none")
         return self._has_foreign_origin(own_origin)
 

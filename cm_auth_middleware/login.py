@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote, urlsplit
 
+from .allow import AllowRule
 from .config import CMAuthConfig
 from .cookies import PendingLogin, Ticket
 from .errors import CMAuthError, OperatorError, UnavailableError
@@ -56,6 +57,7 @@ class Login:
         self._server = server
         self._jar = jar
         self._pages = pages
+        self._rule = AllowRule(config, ports)
         self._hosts = frozenset(host.lower() for host in config.allowed_hosts)
         self._used: OrderedDict[str, None] = OrderedDict()
 
@@ -172,10 +174,8 @@ class Login:
             return await self._failed(request, 503, login, forget)
 
     async def _is_allowed(self, user: dict[str, Any]) -> bool:
-        if self._config.allow is None:
-            return True
         try:
-            return bool(await self._ports.ask(self._config.allow, user))
+            return await self._rule.allows(user)
         except Exception:
             log("allow_failed", exc_info=True)
             return False

@@ -32,6 +32,9 @@ class CMAuthOptions(TypedDict, total=False):
     allowed_hosts: Iterable[str]
     cross_site_check: bool
     allow: Allow | None
+    allow_emails: Iterable[str] | None
+    allow_accounts: Iterable[str | int] | None
+    revalidate: float | timedelta | None
     on_login: Hook | None
     on_refresh: Hook | None
     on_logout: Hook | None

@@ -78,6 +78,8 @@ class WSGIRequest(Request):
     def __init__(self, environ: WSGIEnvironment) -> None:
         self._environ = environ
         self.method = environ["REQUEST_METHOD"]
+        # A handler may take the socket over (Flask-Sock, gevent-websocket): RFC 6455 §4.1.
+        self.is_websocket = "websocket" in environ.get("HTTP_UPGRADE", "").lower()
         self.root_path = _text(environ.get("SCRIPT_NAME", "")).rstrip("/")
         path = _text(environ.get("PATH_INFO", ""))
         self.path = path if path or self.root_path else "/"
