@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from .events import log
+from .memo import remember
+
 if TYPE_CHECKING:
     from .config import CMAuthConfig
     from .ports import Ports
+    from .session import Session
 
 
 class AllowRule:
@@ -24,6 +28,8 @@ class AllowRule:
         self._domains = frozenset(item[2:] for item in listed if item.startswith("*@"))
         self._accounts = frozenset(map(str, config.allow_accounts or ()))
         self.admits_everybody = not (listed or self._accounts or self._function)
+        # What the rule said of each session's user, as that was known then (by a hash of it).
+        self._said: dict[str, tuple[int, bool]] = {}
 
     async def allows(self, user: dict[str, Any]) -> bool:
         """Return True if the user may come in.
@@ -35,6 +41,29 @@ class AllowRule:
         if self._accounts and str(user.get("accountId")) not in self._accounts:
             return False
         return self._function is None or bool(await self._ports.ask(self._function, user))
+
+    async def admits(self, session: Session) -> bool:
+        """Return True if the user of a session may come in.
+
+        Another process, with another rule, may have opened the session. The rule is asked once for
+        a session and its user, and of an application that restarts with a stricter one again.
+        """
+        if self.admits_everybody:
+            return True
+        user = hash(session.record.user)
+        said = self._said.get(session.key)
+        if said is None or said[0] != user:
+            try:
+                is_allowed = await self.allows(dict(session.user))
+            except Exception:
+                log("allow_failed", exc_info=True)
+                return False  # for now: an exception is no answer
+            said = remember(self._said, session.key, (user, is_allowed))
+        return said[1]
+
+    def note(self, session: Session, *, is_allowed: bool) -> None:
+        """Remember what the rule said of a session's user."""
+        remember(self._said, session.key, (hash(session.record.user), is_allowed))
 
     def _is_listed(self, email: Any) -> bool:
         if not isinstance(email, str):

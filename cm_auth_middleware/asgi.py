@@ -2,31 +2,34 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack, cast
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack, cast
 
 import anyio
 
+from . import connections
 from .client import AsyncCMClient, UnusedAsyncCMClient
 from .engine import AuthEngine
-from .errors import ConfigError, UnavailableError
+from .errors import ConfigError, SessionExpiredError, UnavailableError
 from .events import log
 from .http import Answer, Request, must_not_be_cached
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Iterable
+    from collections.abc import Awaitable, Callable, Iterable
 
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from .config import CMAuthConfig
-    from .flow import Flow
+    from .engine import Side
     from .http import Headers
     from .options import CMAuthOptions
     from .session import Session
 
+T = TypeVar("T")
 _RawHeaders = list[tuple[bytes, bytes]]
 _NO_STATE: dict[str, Any] = {}
 
-_WATCH = 30.0  # seconds between looks at the session of an open WebSocket
 _NO_STORE = (b"cache-control", b"no-store")
 _VARY = (b"vary", b"Cookie")
 _LOGGED_OUT = 4401  # close code: 4000 + 401, in the range for applications (RFC 6455 §7.4.2)
@@ -88,15 +91,23 @@ class CMAuthMiddleware:
                 return
             session = outcome
         scope = self._own_scope(scope, session)
-        exchange.begin(self._flow, session, scope["state"], send)
+        exchange.begin(self._side, session, scope["state"], receive, send)
+        answer = None
         try:
-            await self.app(scope, receive, exchange.send)
+            await self.app(scope, exchange.receive, exchange.send)
         except Exception as error:
             answer = None if exchange.started else await self._flow.answer_to(exchange, error)
-            if answer is None:
+            if answer is None and not (exchange.ended and _is_about_the_end(error)):
                 raise
-            if not exchange.answered:
-                await _send(answer, send, head=exchange.method == "HEAD")
+        finally:
+            if session is not None:
+                if exchange.is_watched or session.is_touched:
+                    await exchange.finish()
+                session.close()
+        if answer is None and exchange.ended and not exchange.started:
+            answer = await self._flow.session_over(exchange)
+        if answer is not None and not exchange.answered:
+            await _send(answer, send, head=exchange.method == "HEAD")
 
     async def _other(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
@@ -121,10 +132,10 @@ class CMAuthMiddleware:
             await _deny(outcome, scope, receive, send)
             return
         scope = self._own_scope(scope, outcome)
-        if outcome is not None:
-            watch = _Watch(self._flow, outcome, receive, send)
-            receive, send = watch.receive, watch.send
-        await self.app(scope, receive, send)
+        if outcome is None:
+            await self.app(scope, receive, send)
+        else:
+            await _WebSocket(self._side, outcome, receive, send).run(self.app, scope)
 
     def _own_scope(self, scope: Scope, session: Session | None) -> Scope:
         """Return a scope of this request's own, with what the application finds in its state.
@@ -198,67 +209,244 @@ class ASGIRequest(Request):
         return b", ".join(lines).decode("latin-1") if lines else None
 
 
+class _GoneError(OSError):
+    """What a server raises by ``send`` after its client has left (ASGI, "Disconnected Client")."""
+
+
+class _Waits:
+    """What a connection is waiting for, to be cut short when its session has ended.
+
+    Nothing is ever cancelled but at that end, so no message is lost while the session lives.
+    """
+
+    __slots__ = ("_connection", "_is_alive", "_look_at", "_open", "_scopes", "ended")
+
+    def __init__(self, connection: connections.Connection, side: Side) -> None:
+        self.ended = False
+        self._scopes: set[anyio.CancelScope] = set()
+        self._connection = connection
+        self._is_alive = side.flow.is_alive
+        self._look_at = time.monotonic() + connections.LOOK_EVERY
+        self._open = side.connections.add(connection)
+
+    def finish(self) -> None:
+        """Watch the connection no longer."""
+        self._open.discard(self._connection)
+
+    def end(self) -> None:
+        """Wake up all who wait."""
+        self.ended = True
+        for scope in list(self._scopes):
+            scope.cancel()
+
+    async def wait(self, answer: Callable[[], Awaitable[T]]) -> T:
+        """Wait for the server.
+
+        Raises:
+            _GoneError: the session has ended, now or before.
+        """
+        if time.monotonic() >= self._look_at:
+            await self._look()
+        if not self.ended:
+            with anyio.CancelScope() as scope:
+                self._scopes.add(scope)
+                try:
+                    return await answer()
+                finally:
+                    self._scopes.discard(scope)
+        raise _GoneError("the session of this connection has ended")
+
+    async def _look(self) -> None:
+        """See whether the session is still there: a busy event loop may keep the watch waiting."""
+        self._look_at = time.monotonic() + connections.LOOK_EVERY
+        with suppress(UnavailableError):  # which ends nothing
+            if not self.ended and not await self._is_alive(self._connection.session):
+                self._connection.session.ended = True
+                await self._connection.end()
+
+
 class _Exchange(ASGIRequest):
     """A request, and the application's response to it on its way out."""
 
-    __slots__ = ("_flow", "_send", "_session", "_state", "answered", "started")
+    __slots__ = (
+        "_has_received", "_receive", "_send", "_side", "_state", "_waits", "answered",
+        "session", "started",
+    )  # fmt: skip
 
-    def begin(self, flow: Flow, session: Session | None, state: dict[str, Any], send: Send) -> None:
+    session: Session
+
+    def begin(
+        self,
+        side: Side,
+        session: Session | None,
+        state: dict[str, Any],
+        receive: Receive,
+        send: Send,
+    ) -> None:
         """Let the application answer."""
-        self._state = state
         self.started = False
         self.answered = False  # by us, in place of the application
-        self._flow = flow
-        self._session = session
+        self.session = session  # type: ignore[assignment]  # only one with a session is watched
+        self._side = side
+        self._state = state
+        self._receive = receive
         self._send = send
+        self._has_received = False
+        self._waits: _Waits | None = None  # of an exchange that lasts
+
+    # -- what the application is given --------------------------------------------------------
+
+    def receive(self) -> Awaitable[Message]:
+        """Pass on a message of the server: most requests ask for one, with the whole body."""
+        if self.session is None or not (self._has_received or self._waits):
+            self._has_received = True
+            return self._receive()
+        return self._receive_watched()
 
     def send(self, message: Message) -> Awaitable[None]:
         """Pass a message of the application on, unless an answer of ours took its place."""
         if self.answered:
-            return _nothing()
+            return _ignore()
         if message["type"] == "http.response.start":
-            session = self._session
-            if message["status"] == 500 or (session is not None and session.is_touched):
+            session = self.session
+            if message["status"] == 500 or (
+                session is not None and (session.is_touched or self._side.flow.is_stale(session))
+            ):
                 return self._start(message)
             if session is not None:
                 message = self._private(message)
             self.started = True
+        elif self._waits is not None or (message.get("more_body") and self.session is not None):
+            return self._send_watched(message)
         return self._send(message)
 
+    # -- at the start ------------------------------------------------------------------------
+
     async def _start(self, message: Message) -> None:
-        answer = await self._before_start(message)
-        if answer is None:
-            self.started = True
-            await self._send(message if self._session is None else self._private(message))
-        else:
+        answer = await self._side.flow.before_response(
+            self, self.session, message["status"] == 500, self._state.get("cm_trouble")
+        )
+        if answer is not None:
             self.answered = True
             await _send(answer, self._send, head=self.method == "HEAD")
-
-    async def _before_start(self, message: Message) -> Answer | None:
-        session = self._session
-        if message["status"] == 500:
-            # The framework may have caught our error on its way and made a 500 of it.
-            trouble = self._state.get("cm_trouble")
-            if trouble is None and session is not None:
-                trouble = session.trouble
-            answer = await self._flow.answer_to(self, trouble)
-            if answer is not None:
-                return answer
-        if session is None:
-            return None
-        try:
-            await self._flow.save(session)
-        except UnavailableError as error:
-            return await self._flow.unavailable(self, error)
-        return None
+            return
+        self.started = True
+        await self._send(message if self.session is None else self._private(message))
 
     def _private(self, message: Message) -> Message:
         # A new message: an application may send its own to many users, as response caches do.
         headers = _private(message.get("headers", ()), self.set_cookies)
         return {**message, "headers": headers}
 
+    # -- an exchange that lasts: a stream, an upload, a long poll -------------------------------
 
-async def _nothing() -> None:
+    def _watch(self) -> _Waits:
+        if self._waits is None:
+            self._waits = _Waits(self, self._side)
+        return self._waits
+
+    async def _receive_watched(self) -> Message:
+        try:
+            return await self._watch().wait(self._receive)
+        except _GoneError:
+            return {"type": "http.disconnect"}
+
+    async def _send_watched(self, message: Message) -> None:
+        await self._watch().wait(lambda: self._send(message))
+
+    async def end(self) -> None:
+        """End an exchange whose session has ended: see `connections`."""
+        waits = self._watch()
+        if waits.ended:
+            return
+        waits.end()
+        if self.started:
+            # Where a length was promised the server refuses, and closes when the handler returns.
+            with suppress(Exception):
+                await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def finish(self) -> None:
+        """Save what a background task, or a streamed body, put into the session."""
+        if self._waits is not None:
+            self._waits.finish()
+        with anyio.CancelScope(shield=True):
+            await self._side.flow.save_late(self.session)
+
+    @property
+    def is_watched(self) -> bool:
+        """True for an exchange that lasts."""
+        return self._waits is not None
+
+    @property
+    def ended(self) -> bool:
+        """True if the session ended while the exchange went on."""
+        return self._waits is not None and self._waits.ended
+
+
+class _WebSocket:
+    """A WebSocket of a session: messages of the browser are a use of it."""
+
+    def __init__(self, side: Side, session: Session, receive: Receive, send: Send) -> None:
+        self.session = session
+        self._flow = side.flow
+        self._receive = receive
+        self._send = send
+        self._waits = _Waits(self, side)
+
+    async def run(self, app: ASGIApp, scope: Scope) -> None:
+        """Let the application serve it."""
+        try:
+            await app(scope, self.receive, self.send)
+        except Exception as error:
+            if not (self._waits.ended and _is_about_the_end(error)):
+                raise
+        finally:
+            self._waits.finish()
+            with anyio.CancelScope(shield=True):
+                await self._flow.save_late(self.session)
+            self.session.close()
+
+    async def receive(self) -> Message:
+        """Pass on a message of the browser."""
+        try:
+            message = await self._waits.wait(self._receive)
+        except _GoneError:
+            return {"type": "websocket.disconnect", "code": _LOGGED_OUT, "reason": "logged out"}
+        if message["type"] == "websocket.receive":
+            await self._flow.note_use(self.session)
+        return message
+
+    async def send(self, message: Message) -> None:
+        """Pass on a message of the application; what the server pushes is no use."""
+        if self.session.is_touched:
+            await self._flow.save_late(self.session)
+        await self._waits.wait(lambda: self._send(message))
+
+    async def end(self) -> None:
+        """Close a WebSocket whose session has ended: see `connections`."""
+        if not self._waits.ended:
+            self._waits.end()
+            with suppress(Exception):  # it closed just now
+                await self._send({"type": "websocket.close", "code": _LOGGED_OUT})
+
+
+def _is_about_the_end(error: BaseException) -> bool:
+    """Return True for what a handler raises because its session, and so its client, is gone."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, BaseExceptionGroup):
+            return all(map(_is_about_the_end, seen.exceptions))
+        # Frameworks have exceptions of their own for it: ClientDisconnect, WebSocketDisconnect.
+        if (
+            isinstance(seen, _GoneError | SessionExpiredError)
+            or "Disconnect" in type(seen).__name__
+        ):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
+
+
+async def _ignore() -> None:
     """Take what the application sends after an answer of ours."""
 
 
@@ -282,45 +470,6 @@ def _private(headers: Iterable[tuple[bytes, bytes]], ours: Headers) -> _RawHeade
     if ours:
         result += [(name.lower().encode(), value.encode("latin-1")) for name, value in ours]
     return result
-
-
-class _Watch:
-    """Closes a WebSocket within a minute after its session was logged out elsewhere."""
-
-    def __init__(self, flow: Flow, session: Session, receive: Receive, send: Send) -> None:
-        self._flow = flow
-        self._session = session
-        self._receive = receive
-        self._send = send
-        self._looked_at = anyio.current_time()
-        self._closed = False
-
-    async def receive(self) -> Message:
-        while not self._closed:
-            with anyio.move_on_after(_WATCH):
-                message = await self._receive()
-                await self._look()
-                return message
-            await self._look()
-        return {"type": "websocket.disconnect", "code": _LOGGED_OUT}
-
-    async def send(self, message: Message) -> None:
-        await self._look()
-        if not self._closed:
-            await self._send(message)
-
-    async def _look(self) -> None:
-        now = anyio.current_time()
-        if self._closed or now - self._looked_at < _WATCH - 1:
-            return
-        self._looked_at = now
-        try:
-            alive = await self._flow.is_alive(self._session)
-        except UnavailableError:
-            return
-        if not alive:
-            self._closed = True
-            await self._send({"type": "websocket.close", "code": _LOGGED_OUT})
 
 
 async def _send(answer: Answer, send: Send, *, head: bool) -> None:

@@ -12,6 +12,7 @@ from . import telemetry
 from .background import HandleKeeper, open_handle
 from .client import AsyncCMClient, CMClient, UnusedAsyncCMClient, UnusedCMClient
 from .config import CMAuthConfig
+from .connections import LoopConnections, ThreadConnections
 from .driver import has_event_loop, run_sync
 from .errors import ConfigError, StoreError
 from .flow import Flow
@@ -42,6 +43,11 @@ class Side:
         self.vault = SessionVault(config, ports, store)
         self.keeper = TokenKeeper(config, ports, self.vault, server)
         self.flow = Flow(config, ports, self.vault, self.keeper, server)
+        self.connections: Any = (
+            LoopConnections(ports, self.flow.is_alive)
+            if isinstance(ports, AsyncPorts)
+            else ThreadConnections(ports, self.flow.is_alive)
+        )
         self.pattern: httpx2.AsyncClient | httpx2.Client | None = None  # of the ready clients
 
     def transport(self) -> Any:

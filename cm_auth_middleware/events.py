@@ -13,12 +13,16 @@ short hash that opens nothing. No token, code, cookie, secret or user data is ev
 | `login_failed` | WARNING | CameraManager or the store failed in a login: `reason` |
 | `logout` | INFO | a session was logged out: `session` |
 | `session_ended` | INFO | CameraManager ended a session: `session` |
+| `session_denied` | INFO | `allow` no longer admits a session's user, and it ended: `session` |
+| `revalidation_failed` | INFO | a user could not be read anew; tried again: `session`, `reason` |
 | `session_unreadable` | WARNING | a record does not open, by a key or by damage: `session` |
 | `refreshed` | INFO | new tokens for a grant: `expires_in`, seconds |
 | `refresh_refused` | INFO | CameraManager ended a grant: `error` |
 | `refresh_failed` | WARNING | a refresh did not work; it is tried again: `reason` |
 | `revoke_failed` | WARNING | tokens may live on at CameraManager: `reason` |
 | `touch_failed` | WARNING | the store took no time of last use: `session`, `reason` |
+| `data_lost` | WARNING | the store took no `session.data` after the response: `session`, `reason` |
+| `watch_failed` | ERROR | looking at the sessions of open connections raised |
 | `unavailable` | INFO | a request was answered with 503: `reason` |
 | `host_not_allowed` | WARNING | a login under a host that is not ours: `host` |
 | `callback_not_routed` | ERROR | the callback did not reach the middleware: `path` |
@@ -45,12 +49,16 @@ LEVELS = {
     "login_failed": logging.WARNING,
     "logout": logging.INFO,
     "session_ended": logging.INFO,
+    "session_denied": logging.INFO,
+    "revalidation_failed": logging.INFO,
     "session_unreadable": logging.WARNING,
     "refreshed": logging.INFO,
     "refresh_refused": logging.INFO,
     "refresh_failed": logging.WARNING,
     "revoke_failed": logging.WARNING,
     "touch_failed": logging.WARNING,
+    "data_lost": logging.WARNING,
+    "watch_failed": logging.ERROR,
     "unavailable": logging.INFO,
     "host_not_allowed": logging.WARNING,
     "callback_not_routed": logging.ERROR,

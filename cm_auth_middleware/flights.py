@@ -77,10 +77,11 @@ class AsyncFlights:
                     del flights[key]
                     flight.done.set()
 
-            self._spawn(run)
+            self.spawn(run)
         return flight
 
-    def _spawn(self, function: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    def spawn(self, function: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Run a function beside everything else on this event loop."""
         loop = running_loop()
         if isinstance(loop, asyncio.AbstractEventLoop):
             task = loop.create_task(function())

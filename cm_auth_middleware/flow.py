@@ -6,14 +6,16 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
-from .config import CMAuthConfig
-from .errors import SessionExpiredError, StoreError, UnavailableError
+from .allow import AllowRule
+from .config import CMAuthConfig, seconds
+from .errors import CMAuthError, SessionExpiredError, StoreError, UnavailableError
 from .events import log
 from .http import Answer, Request, json_answer, not_allowed, problem, redirect
 from .jar import CookieJar, Cookies
 from .login import Login
 from .pages import Pages
 from .paths import ExemptPaths, safe_target
+from .revalidation import Revalidation
 
 if TYPE_CHECKING:
     from .oauth import CameraManager
@@ -40,7 +42,13 @@ class Flow:
         self._keeper = keeper
         self._jar = CookieJar(config, ports.clock)
         self._pages = Pages(config, ports)
-        self._login = Login(config, ports, vault, keeper, server, self._jar, self._pages)
+        self._rule = AllowRule(config, ports)
+        every = None if config.revalidate is None else seconds(config.revalidate)
+        revalidation = Revalidation(every, ports, vault, server, self._rule, self.end)
+        keeper.revalidation = self._revalidation = revalidation
+        self._login = Login(
+            config, ports, vault, keeper, server, self._jar, self._pages, self._rule
+        )
         callback = urlsplit((config.redirect_uri or "").lower())
         self.own_origin = f"{callback.scheme}://{callback.netloc}" if callback.netloc else ""
         self._routes = {
@@ -75,7 +83,8 @@ class Flow:
         if self._is_cross_site(request):
             return None  # open to everybody, but not with the cookie of whoever was lured
         try:
-            return await self._find(request)
+            session = await self._find(request)
+            return session if session and await self._rule.admits(session) else None
         except UnavailableError:
             return None
 
@@ -85,10 +94,18 @@ class Flow:
             now = self._ports.clock()
             session = await self._open(request, cookies, now)
             if session is None:
+                if cookies.tickets and await self._was_denied(cookies):
+                    return await self._denied(request, *self._jar.forget(request))
                 return await self.unauthenticated(request)
+            if not (self._rule.admits_everybody or await self._rule.admits(session)):
+                return await self._denied(request)
             if request.is_write and self._is_cross_site(request):
                 return problem(403, "Cross-site request refused")
-            if now >= session.record.tokens.refresh_at:
+            record = session.record
+            if (
+                now >= record.tokens.refresh_at
+                or now - record.user_read_at >= self._revalidation.every
+            ):
                 await self._keeper.freshen(session)
         except SessionExpiredError:
             return await self.unauthenticated(request)
@@ -127,6 +144,32 @@ class Flow:
 
     # -- answers ---------------------------------------------------------------------------
 
+    async def before_response(
+        self, request: Request, session: Session | None, is_failure: bool, noted: Any
+    ) -> Answer | None:
+        """Save what a handler changed; return the answer that takes the place of its own, if any.
+
+        Args:
+            is_failure: True for status 500: the framework may have caught an error of ours on its
+                way and made that of it.
+            noted: such an error, if the glue of the framework left word of it.
+        """
+        if is_failure:
+            error = noted or (None if session is None else session.trouble)
+            answer = await self.answer_to(request, error)
+            if answer is not None:
+                return answer
+        if session is None:
+            return None
+        try:
+            if self.is_stale(session) and not await self.is_alive(session):
+                return await self.session_over(request)
+            if session.is_touched:
+                await self._vault.save(session)
+        except UnavailableError as error:
+            return await self.unavailable(request, error)
+        return None
+
     async def answer_to(self, request: Request, error: BaseException | None) -> Answer | None:
         """The answer to an error of ours that a handler let pass; None for any other error."""
         while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
@@ -155,6 +198,21 @@ class Flow:
         if request.header("hx-request"):
             headers = [("HX-Redirect", self._login.url(request, request.htmx_page))]
         return problem(401, "Login required", *headers, login_url=login, detail="Log in first.")
+
+    async def session_over(self, request: Request) -> Answer | None:
+        """The answer to a request whose session ended before its response began."""
+        return None if self.is_exempt(request) else await self.unauthenticated(request)
+
+    async def _was_denied(self, cookies: Cookies) -> bool:
+        for ticket, _ in cookies.tickets:
+            if await self._vault.was_denied(ticket):
+                return True
+        return False
+
+    async def _denied(self, request: Request, *headers: tuple[str, str]) -> Answer:
+        """The answer to a user whom the application's rule does not admit."""
+        login = self._login.url(request, request.url)
+        return await self._pages.failure(request, 403, "denied", *headers, login=login)
 
     async def unavailable(self, request: Request, error: UnavailableError) -> Answer:
         """The answer while CameraManager or the store cannot be asked. Nobody is logged out."""
@@ -195,6 +253,8 @@ class Flow:
             return not_allowed("GET, HEAD")
         # A page that asks again and again, to warn in time, must not keep the session alive.
         session = await self._peek(request)
+        if session is not None and not await self._rule.admits(session):
+            session = None
         info: dict[str, Any] = {"authenticated": False, "user": None, "expires_in": 0}
         if session is not None:
             left = int(self._vault.ttl(session.record))
@@ -212,9 +272,23 @@ class Flow:
         await self._ports.call_hook("on_logout", self._config.on_logout, session)
 
     async def is_alive(self, session: Session) -> bool:
-        """Whether a session that a long-lived connection holds is still there."""
-        return await self._vault.reread(session)
+        """Return True if a session that a long-lived connection holds is still there."""
+        if session.ended or not await self._vault.reread(session):
+            return False
+        self._revalidation.start_if_due(session)
+        return await self._rule.admits(session)
 
-    async def save(self, session: Session) -> None:
-        """Write back what a handler changed in ``session.data``; nothing if nothing changed."""
-        await self._vault.save(session)
+    def is_stale(self, session: Session) -> bool:
+        """Return True if the store was not asked for a session lately."""
+        return self._vault.is_stale(session)
+
+    async def note_use(self, session: Session) -> None:
+        """Note that the user of a long-lived connection did something: at most once a minute."""
+        await self._vault.touch_if_due(session)
+
+    async def save_late(self, session: Session) -> None:
+        """Write back what a handler changed in ``session.data`` after its response began."""
+        try:
+            await self._vault.save(session)
+        except CMAuthError as error:
+            log("data_lost", session=session.reference, reason=error)

@@ -9,7 +9,6 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote, urlsplit
 
-from .allow import AllowRule
 from .config import CMAuthConfig
 from .cookies import PendingLogin, Ticket
 from .errors import CMAuthError, OperatorError, UnavailableError
@@ -19,6 +18,7 @@ from .paths import safe_target
 from .session import Record, Session, Tokens, dumps
 
 if TYPE_CHECKING:
+    from .allow import AllowRule
     from .jar import CookieJar
     from .oauth import CameraManager
     from .pages import Pages
@@ -49,6 +49,7 @@ class Login:
         server: CameraManager,
         jar: CookieJar,
         pages: Pages,
+        rule: AllowRule,
     ) -> None:
         self._config = config
         self._ports = ports
@@ -57,7 +58,7 @@ class Login:
         self._server = server
         self._jar = jar
         self._pages = pages
-        self._rule = AllowRule(config, ports)
+        self._rule = rule
         self._hosts = frozenset(host.lower() for host in config.allowed_hosts)
         self._used: OrderedDict[str, None] = OrderedDict()
 
@@ -193,8 +194,11 @@ class Login:
         previous = await find(request)
         ticket = Ticket.new()
         await self._keeper.welcome(tokens)
-        record = Record(tokens, dumps(user), now, now, address=request.address[:64])
+        record = Record(
+            tokens, dumps(user), now, now, address=request.address[:64], user_read_at=now
+        )
         session = await self._vault.create(ticket, record)
+        self._rule.note(session, is_allowed=True)
         if previous is not None:
             await self._vault.remove(previous)
         log("login", session=session.reference)

@@ -42,6 +42,19 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
+class Repetition:
+    """Work that is repeated until it is stopped.
+
+    Attributes:
+        stopper: stops it: a cancel scope on an event loop, an event between threads.
+        is_over: True when it has ended.
+    """
+
+    def __init__(self, stopper: Any) -> None:
+        self.stopper = stopper
+        self.is_over = False
+
+
 class _Hooks:
     """The application's functions."""
 
@@ -82,6 +95,8 @@ class AsyncPorts(_Hooks):
         self._tls: ssl.SSLContext | None = None
         self._pools: weakref.WeakKeyDictionary[Any, tuple[int, AsyncPools]]
         self._pools = weakref.WeakKeyDictionary()
+        self._repetitions: weakref.WeakKeyDictionary[Any, set[Repetition]]
+        self._repetitions = weakref.WeakKeyDictionary()
         self._flights = AsyncFlights()
         self.single_flight, self.start_flight = self._flights.single_flight, self._flights.start
 
@@ -159,9 +174,33 @@ class AsyncPorts(_Hooks):
             group.cancel_scope.cancel()
         return flight.outcome()
 
+    def repeat(self, every: float, work: Callable[[], Awaitable[bool]]) -> Repetition:
+        """Run `work` every so many seconds, beside everything else on this event loop.
+
+        It goes on until `work` returns False, or `close` is called. Nothing waits for it.
+        """
+        repetitions = self._repetitions.setdefault(running_loop(), set())
+        repetition = Repetition(anyio.CancelScope())
+
+        async def run() -> None:
+            try:
+                with repetition.stopper:
+                    await anyio.sleep(every)
+                    while await work():  # noqa: ASYNC110 - what is looked for tells nobody
+                        await anyio.sleep(every)
+            finally:
+                repetition.is_over = True
+                repetitions.discard(repetition)
+
+        repetitions.add(repetition)
+        self._flights.spawn(run)
+        return repetition
+
     async def close(self) -> None:
         """Let refreshes under way come home, then close the pools of this loop."""
         loop = running_loop()
+        for repetition in list(self._repetitions.get(loop, ())):
+            repetition.stopper.cancel()
         await self._flights.land()
         _, found = self._pools.pop(loop, (0, ()))
         for each in found:
@@ -191,6 +230,7 @@ class ThreadPorts(_Hooks):
         """Start anew: a fork shares the parent's sockets, and its locks may be held for ever."""
         self._lock = threading.Lock()
         self._pool: httpx2.BaseTransport | None = None
+        self._repetitions: set[Repetition] = set()
         self._flights = ThreadFlights()
         self.single_flight, self.start_flight = self._flights.single_flight, self._flights.start
 
@@ -264,8 +304,29 @@ class ThreadPorts(_Hooks):
             over.set()
             thread.join()
 
+    def repeat(self, every: float, work: Callable[[], Awaitable[bool]]) -> Repetition:
+        """As in `AsyncPorts`, in a thread that ends with the process."""
+        repetition = Repetition(threading.Event())
+
+        async def step() -> bool:
+            return await work()
+
+        def run() -> None:
+            try:
+                while not repetition.stopper.wait(every) and run_sync(step()):
+                    pass
+            finally:
+                repetition.is_over = True
+                self._repetitions.discard(repetition)
+
+        self._repetitions.add(repetition)
+        threading.Thread(target=run, name="cm_auth watch", daemon=True).start()
+        return repetition
+
     async def close(self) -> None:
         """Let refreshes under way come home, then close the pool."""
+        for repetition in list(self._repetitions):
+            repetition.stopper.set()
         await self._flights.land()
         found, self._pool = self._pool, None
         if found is not None:

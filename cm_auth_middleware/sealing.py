@@ -18,10 +18,14 @@ from .session import Record, Tokens
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+    from .stores import CountsRecords
+
 MAX_RECORD = 1_000_000  # bytes; a larger one is nobody's session
 _NONCE_BYTES = 12
 _TAG_BYTES = 16
-SESSION, _GRANT = b"\x01", b"\x02"  # the first byte of a stored value: its kind and version
+# The first byte of a stored value: its kind and version. Version 0.1 wrote sessions with 1.
+_GRANT, _SESSION, _OLD_SESSION = b"\x02", b"\x03", b"\x01"
+SESSIONS = (_SESSION, _OLD_SESSION)
 _HANDLE = "cmauth1."  # what a handle begins with: its kind and version
 _HANDLE_LENGTH = len(_HANDLE) + -(-(_NONCE_BYTES + 64 + _TAG_BYTES) * 4 // 3)  # in base64url
 _LAST_KIND = b"\x0f"  # kinds up to this one are, or will be, ours
@@ -43,6 +47,11 @@ class SessionInfo:
     logged_in_at: float
     last_seen_at: float
     address: str
+
+
+async def count_sessions(store: CountsRecords) -> int:
+    """Return the number of live sessions in a store, of every version of the record."""
+    return sum([await store.count(kind) for kind in SESSIONS])
 
 
 class Sealer:
@@ -77,7 +86,7 @@ class Sealer:
             struct.pack(">d", record.logged_in_at) + record.address.encode(),
             None,
         )
-        header = _FIXED.pack(SESSION, _tag(user), self._ids[0], record.last_seen_at, len(place))
+        header = _FIXED.pack(_SESSION, _tag(user), self._ids[0], record.last_seen_at, len(place))
         header += place
         sealed = header + self._seal(name, half_key, header, record.encode())
         if len(sealed) > MAX_RECORD:
@@ -89,7 +98,7 @@ class Sealer:
 
     def open_session(self, name: str, half_key: bytes, sealed: bytes) -> Record | None:
         """Decrypt a session; None for one that is corrupt, foreign or moved."""
-        if sealed[:1] != SESSION or not _FIXED.size < len(sealed) <= MAX_RECORD:
+        if sealed[:1] not in SESSIONS or not _FIXED.size < len(sealed) <= MAX_RECORD:
             return None
         *_, last_seen_at, _ = _FIXED.unpack_from(sealed)
         size = _FIXED.size + _FIXED.unpack_from(sealed)[-1]
@@ -106,13 +115,15 @@ class Sealer:
         While a new secret key, or a new release, is rolled out, some processes have it already
         and others do not; these must not take the sessions of those for spoilt.
         """
-        if sealed[:1] == SESSION and len(sealed) > _FIXED.size:
+        if sealed[:1] in SESSIONS and len(sealed) > _FIXED.size:
             return _key_id_of(sealed) not in self._ids
-        return _GRANT < sealed[:1] <= _LAST_KIND
+        return _SESSION < sealed[:1] <= _LAST_KIND
 
     def user_prefixes(self, user_id: str) -> list[bytes]:
         """What the stored values of a user's sessions begin with, one for each secret key."""
-        return [SESSION + _tag(_user_key(secret, user_id)) for secret in reversed(self._secrets)]
+        tags = [_tag(_user_key(secret, user_id)) for secret in reversed(self._secrets)]
+        # What is sealed anew while somebody searches moves from the old to the new.
+        return [kind + tag for kind in reversed(SESSIONS) for tag in tags]
 
     def describe(self, name: str, sealed: bytes, user_id: str) -> SessionInfo | None:
         """When and from where a session of this user began, without opening it."""

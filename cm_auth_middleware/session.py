@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import astuple, dataclass, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from .errors import SessionDataError, SessionExpiredError
 
@@ -46,6 +46,11 @@ class Record:
 
     The user and the application's data stay JSON text until a handler asks for them: most
     requests do not, and each that does gets a copy of its own.
+
+    Attributes:
+        client_id: of the application that opened the session.
+        scope: that this application asks for, which the token's may differ from.
+        user_read_at: when CameraManager was last asked for the user.
     """
 
     tokens: Tokens
@@ -54,6 +59,9 @@ class Record:
     last_seen_at: float
     data: str = "{}"
     address: str = ""
+    client_id: str = ""
+    scope: str = ""
+    user_read_at: float = 0.0
 
     @property
     def user_id(self) -> str:
@@ -62,22 +70,51 @@ class Record:
 
     def encode(self) -> bytes:
         """Encode all but ``last_seen_at``, which the envelope carries."""
-        head = dumps([*astuple(self.tokens), self.logged_in_at, self.address])
+        head = dumps(
+            [
+                *astuple(self.tokens),
+                self.logged_in_at,
+                self.address,
+                self.client_id,
+                self.scope,
+                self.user_read_at,
+            ]
+        )
         return f"{head}\n{self.user}\n{self.data}".encode()
 
     @classmethod
     def decode(cls, raw: bytes, last_seen_at: float) -> Record | None:
-        """Decode what `encode` made; None for anything else."""
+        """Decode what `encode` made, in this version or in 0.1; None for anything else."""
         try:
             head, user, data = raw.decode().split("\n")
-            *tokens, logged_in_at, address = json.loads(head)
-            return cls(Tokens(*tokens), user, logged_in_at, last_seen_at, data, address)
+            *tokens, logged_in_at, address = (values := json.loads(head))[:7]
+            # Version 0.1 wrote seven values: such a session is the application's that reads it.
+            client_id, scope, user_read_at = values[7:] or ("", "", logged_in_at)
+            return cls(
+                Tokens(*tokens),
+                user,
+                logged_in_at,
+                last_seen_at,
+                data,
+                address,
+                client_id,
+                scope,
+                user_read_at,
+            )
         except (ValueError, TypeError):
             return None
 
     def with_tokens(self, tokens: Tokens) -> Record:
         """The same session with newer tokens."""
         return replace(self, tokens=tokens)
+
+    def with_user(self, user: str, now: float) -> Record:
+        """The same session with its user as CameraManager knows them now."""
+        return replace(self, user=user, user_read_at=now)
+
+    def owned_by(self, client_id: str, scope: str) -> Record:
+        """The same session as this application's own."""
+        return replace(self, client_id=client_id, scope=scope)
 
     def seen(self, now: float) -> Record:
         """The same session, used just now."""
@@ -99,6 +136,62 @@ class DataChanges(NamedTuple):
     removed: frozenset[str]
 
 
+class SessionData(dict[str, Any]):
+    """``session.data``: a dictionary that refuses changes once nothing would save them.
+
+    Attributes:
+        is_closed: True when the request is over.
+    """
+
+    is_closed = False
+
+    def _check(self) -> None:
+        if self.is_closed:
+            raise SessionDataError(
+                "session.data cannot be changed any more: the request that it belongs to is over, "
+                "and nothing saves it; change it before the handler ends, or keep the value in a "
+                "store of your own"
+            )
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        self._check()
+        super().__setitem__(key, value)
+
+    def __delitem__(self, key: str) -> None:
+        self._check()
+        super().__delitem__(key)
+
+    def __ior__(self, other: Any) -> Self:  # type: ignore[override,misc]  # as dict's own
+        self._check()
+        return super().__ior__(other)
+
+    def clear(self) -> None:
+        """As in dict; so are the others."""
+        self._check()
+        super().clear()
+
+    def pop(self, *arguments: Any) -> Any:
+        """As in dict."""
+        self._check()
+        return super().pop(*arguments)
+
+    def popitem(self) -> tuple[str, Any]:
+        """As in dict."""
+        self._check()
+        return super().popitem()
+
+    def setdefault(self, key: str, default: Any = None) -> Any:
+        """As in dict."""
+        if key not in self:
+            self._check()
+        return super().setdefault(key, default)
+
+    def update(self, *arguments: Any, **values: Any) -> None:
+        """As in dict."""
+        self._check()
+        super().update(*arguments, **values)
+
+
 class Session:
     """The logged-in session of a request, as a handler sees it: ``request.state.cm_session``.
 
@@ -108,19 +201,25 @@ class Session:
     """
 
     __slots__ = (
-        "_base", "_data", "_sealer", "_user", "ended", "half_key", "key", "record", "trouble",
+        "_base", "_data", "_is_closed", "_sealer", "_user", "_user_text", "checked_at", "ended",
+        "half_key", "key", "record", "trouble",
     )  # fmt: skip
 
-    def __init__(self, key: str, half_key: bytes, record: Record, sealer: Sealer) -> None:
+    def __init__(
+        self, key: str, half_key: bytes, record: Record, sealer: Sealer, checked_at: float = 0.0
+    ) -> None:
         self.key = key
         self.half_key = half_key
         self.record = record  # holds the tokens: for this package, not for a handler
+        self.checked_at = checked_at  # when the store last had it (epoch seconds)
         self.ended = False
         self.trouble: CMAuthError | None = None  # what a handler's client ran into
         self._sealer = sealer
         self._base = record.data
-        self._data: dict[str, Any] | None = None
+        self._data: SessionData | None = None
         self._user: dict[str, Any] | None = None
+        self._user_text = ""
+        self._is_closed = False
 
     @property
     def reference(self) -> str:
@@ -128,17 +227,25 @@ class Session:
 
     @property
     def user(self) -> dict[str, Any]:
-        """The JSON of CameraManager's ``users/self``, read at the login."""
-        if self._user is None:
-            user = _flat_user(self.record.user)
-            self._user = json.loads(self.record.user) if user is None else dict(user)
+        """The JSON of CameraManager's ``users/self``, read anew now and then (``revalidate``)."""
+        text = self.record.user
+        if self._user is None or self._user_text is not text:
+            user = _flat_user(text)
+            self._user = json.loads(text) if user is None else dict(user)
+            self._user_text = text
         return self._user
 
     @property
     def data(self) -> dict[str, Any]:
-        """The application's own JSON values, saved with the session when the response starts."""
+        """The application's own JSON values, saved with the session.
+
+        That is when the response starts and when the handler has ended, with its background tasks;
+        for a WebSocket before each message that is sent, and at its end. To change it after that
+        raises `SessionDataError`.
+        """
         if self._data is None:
-            self._data = json.loads(self._base)
+            self._data = SessionData(json.loads(self._base))
+            self._data.is_closed = self._is_closed
         return self._data
 
     @property
@@ -195,6 +302,12 @@ class Session:
     def saved(self) -> None:
         """Remember that the changes were written."""
         self._base = dumps(self._data)
+
+    def close(self) -> None:
+        """Note that the request is over: changes of `data` would be lost, and are refused."""
+        self._is_closed = True
+        if self._data is not None:
+            self._data.is_closed = True
 
     def __repr__(self) -> str:
         return f"<Session {self.reference}>"

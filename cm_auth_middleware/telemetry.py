@@ -35,7 +35,7 @@ from . import events
 from .driver import run_sync
 from .errors import StoreError
 from .oauth import CameraManager
-from .sealing import SESSION
+from .sealing import count_sessions
 from .stores import CountsRecords, HasBlockingTwin
 
 if TYPE_CHECKING:
@@ -182,9 +182,8 @@ class Telemetry:
                 continue
             name = type(store).__name__
             try:
-                totals[name] = totals.get(name, 0) + run_sync(
-                    cast("Any", store.blocking()).count(SESSION)
-                )
+                blocking = cast("CountsRecords", store.blocking())
+                totals[name] = totals.get(name, 0) + run_sync(count_sessions(blocking))
             except StoreError:
                 continue  # no number is better than a wrong one
         return [self._metrics.Observation(total, {"store": name}) for name, total in totals.items()]

@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from .config import CMAuthConfig
-from .errors import OAuthError, SessionExpiredError, UnavailableError
+from .errors import OAuthError, SessionExpiredError, StoreError, UnavailableError
 from .events import log
 from .grants import Grants
 from .oauth import GRANT_REFUSED, CameraManager
@@ -17,7 +17,9 @@ from .vault import SessionVault
 
 if TYPE_CHECKING:
     from .ports import Ports
+    from .revalidation import Revalidation
 
+_GRACE = 60.0  # seconds that a session counts as alive while the store cannot be asked
 _ROUNDS = 64  # changes of a session's tokens while they are being renewed
 
 
@@ -33,20 +35,48 @@ class TokenKeeper:
         self._server = server
         self._grants = Grants(config, vault)
         self._renewal = Renewal(ports, vault.store, self._grants, server)
+        self.revalidation: Revalidation | None = None
 
     # -- for a session ---------------------------------------------------------------------
 
     def is_due(self, session: Session) -> bool:
-        """Whether the access token should be renewed: `freshen` does it."""
-        return self._ports.clock() >= session.record.tokens.refresh_at
+        """Return True if `freshen` has something to do before a call."""
+        return (
+            session.ended
+            or self._ports.clock() >= session.record.tokens.refresh_at
+            or self._vault.is_stale(session)
+        )
 
     async def freshen(self, session: Session) -> None:
         """Renew the access token if it is due: beside the request while the old one lives.
 
+        A handler may keep its session, and the client: whether it is still there is looked up
+        every 30 s.
+
         Raises: as `refresh`.
         """
-        if not self.is_due(session):
-            return
+        if session.ended:
+            raise SessionExpiredError
+        if self._vault.is_stale(session):
+            await self._look_up(session)
+        if self._ports.clock() >= session.record.tokens.refresh_at:
+            await self._renew_in_time(session)
+        if self.revalidation is not None:
+            self.revalidation.start_if_due(session)
+
+    async def _look_up(self, session: Session) -> None:
+        try:
+            is_there = await self._vault.reread(session)
+        except StoreError:
+            # A short outage is nobody's logout; a longer one may hide one.
+            if self._ports.clock() - session.checked_at < _GRACE:
+                return
+            raise
+        if not is_there:
+            session.ended = True
+            raise SessionExpiredError
+
+    async def _renew_in_time(self, session: Session) -> None:
         tokens = session.record.tokens
         if self._ports.clock() < tokens.expires_at:
             held = tokens.refresh_token
@@ -135,6 +165,8 @@ class TokenKeeper:
         if not is_first:
             return Refreshed(session.record.tokens, is_new=False)
         await self._ports.call_hook("on_refresh", self._config.on_refresh, session)
+        if self._config.revalidate is None and self.revalidation is not None:
+            self.revalidation.start(session)
         return refreshed
 
     async def _was_logged_out(self, session: Session, held: Tokens) -> bool:

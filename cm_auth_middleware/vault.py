@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 _TOUCH = 60.0  # seconds between two writes of "last seen"
 _IDLE = 120.0  # seconds after which a record that nobody asks for is not kept open
+STALE = 30.0  # seconds after which a session that is held is looked up before it is used again
+_DENIED_TTL = 86_400.0  # seconds that a browser is told why its session ended
 _GONE_TTL = 600.0  # seconds that refreshes under way can learn that a session was ended
 _Opened = tuple[bytes, bytes, Record, float]  # half key, stored value, record, when to look again
 
@@ -31,6 +33,7 @@ class SessionVault:
         self._idle = seconds(config.idle_timeout)
         self._absolute = seconds(config.absolute_timeout)
         self._touch_every = min(_TOUCH, self._idle / 10)
+        self._owner = (config.client_id, config.scope)
         self.store = store
         self.sealer = Sealer(tuple(config.secret_key))
         # Records by the very bytes they were opened from, so none can outlive a change or a
@@ -52,11 +55,29 @@ class SessionVault:
             if record is None:
                 await self._set_aside(key, sealed)
                 return None
+            if not self._is_ours(record):
+                return None
             known = self._keep_opened(key, half_key, sealed, record)
-        session = Session(key, half_key, known[2], self.sealer)
+            if not record.client_id:
+                session = Session(key, half_key, record, self.sealer, now)
+                await self.update(session, lambda opened: opened.owned_by(*self._owner))
+                return session
+        session = Session(key, half_key, known[2], self.sealer, now)
         if now >= known[3]:
             return await self._look_again(session)
         return session
+
+    def _is_ours(self, record: Record) -> bool:
+        """Return True for a session that this application opened, or one that shares its login.
+
+        A session from before version 0.2 names no application; the first that reads it keeps it.
+        """
+        return not record.client_id or (record.client_id, record.scope) == self._owner
+
+    def _open(self, key: str, half_key: bytes, sealed: bytes | None) -> Record | None:
+        """Return the record of a session of ours; None for any other, and for none."""
+        record = self.sealer.open_session(key, half_key, sealed) if sealed else None
+        return record if record is not None and self._is_ours(record) else None
 
     async def _set_aside(self, key: str, sealed: bytes) -> None:
         """Delete what is nobody's session; leave what somebody else may be able to open."""
@@ -71,11 +92,17 @@ class SessionVault:
         if self.ttl(session.record) <= 0:
             await self.store.delete(session.key)
             return None
+        await self.touch_if_due(session)
+        return session
+
+    async def touch_if_due(self, session: Session) -> None:
+        """Note that a session is used, if that was not noted lately."""
+        if self._ports.clock() < session.record.last_seen_at + self._touch_every:
+            return
         try:
             await self.touch(session)
         except StoreError as error:  # reads work, writes do not: the user need not notice
             log("touch_failed", session=session.reference, reason=error)
-        return session
 
     async def touch(self, session: Session) -> None:
         """Note that a session is used, unless another request just did."""
@@ -90,7 +117,7 @@ class SessionVault:
         key, half_key = session.key, session.half_key
         while True:
             old = await self.store.get(key)
-            record = self.sealer.open_session(key, half_key, old) if old is not None else None
+            record = self._open(key, half_key, old)
             if old is None or record is None or self.sealer.is_current(old):
                 return
             new = self.sealer.seal_session(key, half_key, record)
@@ -100,26 +127,27 @@ class SessionVault:
 
     async def peek(self, key: str, half_key: bytes) -> Session | None:
         """Return the live session of a key without noting that it is used."""
-        sealed = await self.store.get(key)
-        record = self.sealer.open_session(key, half_key, sealed) if sealed else None
+        record = self._open(key, half_key, await self.store.get(key))
         if record is None or self.ttl(record) <= 0:
             return None
-        return Session(key, half_key, record, self.sealer)
+        return Session(key, half_key, record, self.sealer, self._ports.clock())
 
     async def reread(self, session: Session) -> bool:
         """Bring a session up to date with the store; False if it is not there any more."""
-        sealed = await self.store.get(session.key)
-        record = self.sealer.open_session(session.key, session.half_key, sealed) if sealed else None
-        if record is None:
+        record = self._open(session.key, session.half_key, await self.store.get(session.key))
+        if record is None or self.ttl(record) <= 0:
             return False
         session.record = record
+        session.checked_at = self._ports.clock()
         return True
 
     async def create(self, ticket: Ticket, record: Record) -> Session:
-        """Store a new session."""
+        """Store a new session of this application."""
+        record = record.owned_by(*self._owner)
         sealed = self.sealer.seal_session(ticket.store_key, ticket.half_key, record)
         await self.store.put(ticket.store_key, sealed, self.ttl(record))
-        return Session(ticket.store_key, ticket.half_key, record, self.sealer)
+        now = self._ports.clock()
+        return Session(ticket.store_key, ticket.half_key, record, self.sealer, now)
 
     async def update(self, session: Session, change: Callable[[Record], Record]) -> bool:
         """Apply `change` to the stored record; False if the session is not there any more.
@@ -130,7 +158,7 @@ class SessionVault:
         key, half_key = session.key, session.half_key
         while True:
             old = await self.store.get(key)
-            record = self.sealer.open_session(key, half_key, old) if old is not None else None
+            record = self._open(key, half_key, old)
             if old is None or record is None:
                 return False
             changed = change(record)
@@ -140,6 +168,7 @@ class SessionVault:
                     continue
                 self._keep_opened(key, half_key, new, changed)
             session.record = changed
+            session.checked_at = self._ports.clock()
             return True
 
     async def save(self, session: Session) -> None:
@@ -156,8 +185,19 @@ class SessionVault:
         session.ended = True
         if sealed is None:
             return session.record
-        record = self.sealer.open_session(session.key, session.half_key, sealed)
-        return record or session.record
+        return self._open(session.key, session.half_key, sealed) or session.record
+
+    def is_stale(self, session: Session) -> bool:
+        """Return True if the store was not asked for a session lately."""
+        return self._ports.clock() - session.checked_at >= STALE
+
+    async def mark_denied(self, session: Session) -> None:
+        """Note that a session ends because the application no longer admits its user."""
+        await self.store.put(f"denied.{session.key}", b"1", _DENIED_TTL)
+
+    async def was_denied(self, ticket: Ticket) -> bool:
+        """Return True if the session of a ticket ended in that way."""
+        return await self.store.get(f"denied.{ticket.store_key}") is not None
 
     def ttl(self, record: Record) -> float:
         """Seconds that a record has left, of both timeouts."""

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import socket
+import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Unpack, cast
 
+from . import connections
 from .client import UnusedCMClient
 from .driver import run_sync
 from .engine import AuthEngine
@@ -16,7 +20,7 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
     from .config import CMAuthConfig
-    from .flow import Flow
+    from .engine import Side
     from .http import Headers
     from .options import CMAuthOptions
     from .session import Session
@@ -58,16 +62,22 @@ class CMAuthWSGIMiddleware:
         environ["cm_auth.engine"] = self.engine
         environ["cm_auth.session"] = outcome
         environ["cm_auth.client"] = outcome and UnusedCMClient(self._side, outcome)
-        exchange.begin(self._flow, outcome, start_response)
+        exchange.begin(self._side, outcome, start_response)
         try:
             body = self.app(environ, exchange.start)
         except Exception as error:
-            return exchange.answer_to(error)
+            try:
+                return exchange.answer_to(error)
+            finally:
+                exchange.finish()
         if exchange.answer is not None:
             _close(body)
+            exchange.finish()
             return _body(exchange.answer, exchange)
-        # An application that is a generator has not begun; its errors are still to come.
-        return body if exchange.started else _Late(body, exchange)
+        if exchange.started and (outcome is None or isinstance(body, list | tuple)):
+            exchange.finish()
+            return body
+        return exchange.lasting(body)
 
 
 class WSGIRequest(Request):
@@ -113,15 +123,25 @@ class WSGIRequest(Request):
 class _Exchange(WSGIRequest):
     """A request, and the application's response to it on its way out."""
 
-    __slots__ = ("_flow", "_session", "_start_response", "answer", "started")
+    __slots__ = (
+        "__weakref__", "_has_length", "_is_finished", "_look_at", "_side", "_start_response",
+        "answer", "ended", "session", "started",
+    )  # fmt: skip
 
-    def begin(self, flow: Flow, session: Session | None, start_response: StartResponse) -> None:
+    session: Session
+
+    def begin(self, side: Side, session: Session | None, start_response: StartResponse) -> None:
         """Let the application answer."""
-        self._flow = flow
-        self._session = session
-        self._start_response = start_response
+        self.session = session  # type: ignore[assignment]  # only one with a session is watched
         self.started = False
+        self.ended = False  # since its session has
         self.answer: Answer | None = None  # ours, in place of the application's
+        self._side = side
+        self._start_response = start_response
+        self._has_length = False
+        self._is_finished = False
+        if self.is_websocket and session is not None:
+            side.connections.add(self)
 
     def start(self, status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
         """Start the response: the application's ``start_response``.
@@ -135,58 +155,112 @@ class _Exchange(WSGIRequest):
             status, headers = _head(self.answer)
             self._start_response(status, headers, exc_info)
             return _swallow
-        if self._session is not None:
+        if self.session is not None:
             headers = _private(headers, self.set_cookies)
+            self._has_length = any(name.lower() == "content-length" for name, _ in headers)
         return self._start_response(status, headers, exc_info)
 
     def answer_to(self, error: Exception) -> Iterable[bytes]:
         """Send the answer to an error of ours; raise any other one, and any that comes late."""
         answer = None
         if not self.started:
-            answer = run_sync(self._flow.answer_to(self, error))
+            answer = run_sync(self._side.flow.answer_to(self, error))
         if answer is None:
             raise error
         self.started = True
         return _send(answer, self, self._start_response)
 
     def _before_start(self, status: str) -> Answer | None:
-        session = self._session
-        if status.startswith("500"):
-            # The framework may have caught our error on its way and made a 500 of it.
-            noted = self._environ.get("cm_auth.trouble")
-            trouble = noted or (None if session is None else session.trouble)
-            answer = run_sync(self._flow.answer_to(self, trouble))
-            if answer is not None:
-                return answer
-        if session is not None and session.is_touched:
-            try:
-                run_sync(self._flow.save(session))
-            except UnavailableError as error:
-                return run_sync(self._flow.unavailable(self, error))
-        return None
+        session, flow, is_failure = self.session, self._side.flow, status.startswith("500")
+        if not is_failure and (
+            session is None or not (session.is_touched or flow.is_stale(session))
+        ):
+            return None
+        noted = self._environ.get("cm_auth.trouble")
+        return run_sync(flow.before_response(self, session, is_failure, noted))
+
+    # -- a response that lasts ---------------------------------------------------------------
+
+    def lasting(self, body: Iterable[bytes]) -> Iterable[bytes]:
+        """Return the body of a response that may last; it ends when its session has ended."""
+        self._look_at = time.monotonic() + connections.LOOK_EVERY
+        if self.session is not None:
+            wrapper = self._environ.get("wsgi.file_wrapper")
+            if isinstance(wrapper, type) and isinstance(body, wrapper):
+                # The server sends the file by itself, and has to know its own object again.
+                self._side.connections.add(self, body)
+                return body
+            self._side.connections.add(self)
+        return _Body(body, self)
+
+    def is_over(self) -> bool:
+        """Return True if the session has ended; the store is asked now and then."""
+        if self.session is None:
+            return False
+        if not self.ended and time.monotonic() >= self._look_at:
+            self._look_at = time.monotonic() + connections.LOOK_EVERY
+            with suppress(UnavailableError):  # which ends nothing
+                self.ended = not run_sync(self._side.flow.is_alive(self.session))
+            self.session.ended = self.session.ended or self.ended
+        if self.ended and self._has_length:
+            self._cut()  # the client would wait for the rest
+        return self.ended
+
+    async def end(self) -> None:
+        """End a response whose session has ended: see `connections`.
+
+        One that sends ends at its next part. One that still has not when this is called again is
+        cut, where the server tells its socket, and so is a WebSocket.
+        """
+        was_ended, self.ended = self.ended, True
+        if was_ended or self.is_websocket:
+            self._cut()
+
+    def _cut(self) -> None:
+        # Not in the standard: gunicorn and werkzeug say which socket it is.
+        connection = self._environ.get("gunicorn.socket") or self._environ.get("werkzeug.socket")
+        if connection is not None and not self._is_finished:  # it may serve another request then
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
+    def finish(self) -> None:
+        """Save what a streamed body put into the session."""
+        self._is_finished = True
+        if self.session is not None:
+            if self.session.is_touched:
+                run_sync(self._side.flow.save_late(self.session))
+            self.session.close()
 
 
-class _Late:
-    """The body of an application that starts its response when it is first asked for a part."""
+class _Body:
+    """The body of a response on its way out.
+
+    An application that is a generator starts its response when it is first asked for a part.
+    """
 
     def __init__(self, body: Iterable[bytes], exchange: _Exchange) -> None:
         self._body = body
-        self._parts: Iterator[bytes] = iter(())
+        self._parts: Iterator[bytes] | None = None
         self._exchange = exchange
-        self._begun = False
 
     def __iter__(self) -> Iterator[bytes]:
         return self
 
     def __next__(self) -> bytes:
-        if self._begun:
-            return next(self._parts)
-        self._begun = True
+        if self._parts is None:
+            return self._first()
+        if self._exchange.is_over():
+            raise StopIteration
+        return next(self._parts)
+
+    def _first(self) -> bytes:
+        self._parts = iter(())
         try:
             self._parts = iter(self._body)
             part = next(self._parts)
         except StopIteration:
-            part, self._parts = b"", iter(())
+            # PEP 3333 has the response started by then, and it may have been answered by us.
+            part = b""
         except Exception as error:
             self._parts = iter(self._exchange.answer_to(error))
             return next(self._parts)
@@ -196,7 +270,11 @@ class _Late:
         return part
 
     def close(self) -> None:
-        _close(self._body)
+        """End the application's body too: a generator gets GeneratorExit."""
+        try:
+            _close(self._body)
+        finally:
+            self._exchange.finish()
 
 
 def _private(headers: Headers, ours: Headers) -> Headers:

@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route
 
-from cm_auth_middleware import CMAuthMiddleware, ConfigError, UnavailableError, asgi
+from cm_auth_middleware import CMAuthMiddleware, ConfigError, UnavailableError, connections
 from cm_auth_middleware.fastapi import CMClient, CMSession
 
 from .apps import make_app
@@ -83,7 +83,7 @@ async def test_a_websocket_from_another_site_is_refused_although_the_cookie_came
 
 
 async def test_an_open_websocket_closes_after_a_logout(world: World, monkeypatch) -> None:
-    monkeypatch.setattr(asgi, "_WATCH", 0.05)
+    monkeypatch.setattr(connections, "LOOK_EVERY", 0.05)
     headers = await ws_headers(world)
 
     async def app(scope, receive, send) -> None:

@@ -54,10 +54,10 @@ def sessions() -> None:
 def count(store: str) -> None:
     """Count the live sessions."""
     from cm_auth_middleware.driver import run_sync
-    from cm_auth_middleware.sealing import SESSION
+    from cm_auth_middleware.sealing import count_sessions
 
     opened = _open(store)
-    click.echo(run_sync(opened.count(SESSION)))  # type: ignore[attr-defined]  # both stores count
+    click.echo(run_sync(count_sessions(opened)))  # type: ignore[arg-type]  # both stores count
     run_sync(opened.close())
 
 
