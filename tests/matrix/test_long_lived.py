@@ -79,8 +79,9 @@ def endless(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Simulated]:
 class Cell:
     """A server with the app of long-lived handlers, and the connections of its users."""
 
-    def __init__(self, site: Site, simulator: Simulated, store: str, record: Path) -> None:
-        self.site, self._simulator, self._store, self._record = site, simulator, store, record
+    def __init__(self, site: Site, simulator: Simulated, store: str, folder: Path) -> None:
+        self.site, self._simulator, self._store = site, simulator, store
+        self._record, self.release = folder / "record", folder / "release"
         self.open: dict[tuple[str, str], Lasting] = {}
         self.visitors: dict[str, Visitor] = {}
 
@@ -180,8 +181,9 @@ SEEN: Expected = {
     "tick": {"cut", "whole"},
     "silent": {"cut", "whole"},
     "download": {"cut"},
-    "poll": {"cut", 401},
-    "relay": {"cut"},
+    "poll": {None},  # its handler goes on; what it has to say in the end is refused, see below
+    "listen": {"cut", 401},
+    "relay": {"cut", "whole"},
     **{kind: {4401} for kind in SOCKETS},
 }
 # What a handler is told: as its framework tells of a client that left. No server interrupts a
@@ -192,7 +194,8 @@ TOLD: Expected = {
     "tick": CLOSED,
     "silent": CLOSED,
     "download": CLOSED,
-    "poll": {*CANCELLED, None},
+    "poll": {None},
+    "listen": {*CANCELLED, "returned"},
     "relay": {*CANCELLED, "ClientDisconnect", "returned"},
     "ws-send": {"WebSocketDisconnect"},
     "ws-receive": {"WebSocketDisconnect"},
@@ -204,7 +207,7 @@ TOLD: Expected = {
 WSGI_SEEN: Expected = {**SEEN, **{kind: {"cut", 4401} for kind in SOCKETS}}
 # Waitress and Granian give no socket to their applications: what never comes to its next part
 # cannot be reached. No data goes out either.
-WSGI_SEEN_WITHOUT: Expected = {**WSGI_SEEN, "silent": {None}, "poll": {None}}
+WSGI_SEEN_WITHOUT: Expected = {**WSGI_SEEN, "silent": {None}}
 # A thread that waits for something of its own cannot be interrupted.
 WSGI_TOLD: Expected = {
     "tick": {"GeneratorExit"},
@@ -228,20 +231,20 @@ def cell(request: pytest.FixtureRequest, endless: Simulated, tmp_path: Path) -> 
         needs(server.rpartition("-")[2])
     if module == "lasting_wsgi":
         needs("flask_sock")
-    record, release = tmp_path / "record", tmp_path / "release"
     store = f"sqlite:///{tmp_path / 'sessions.db'}"
     variables = environment(
-        endless, CM_AUTH_STORE=store, MATRIX_RECORD=str(record), MATRIX_RELEASE=str(release),
+        endless, CM_AUTH_STORE=store, MATRIX_RECORD=str(tmp_path / "record"),
+        MATRIX_RELEASE=str(tmp_path / "release"),
         MATRIX_LOOK_EVERY=str(LOOK_EVERY),
     )  # fmt: skip
     with serve(server, command, tmp_path / "log", variables, app=f"{APPS}{module}:app") as site:
-        made = Cell(site, endless, store, record)
+        made = Cell(site, endless, store, tmp_path)
         try:
             yield made
         finally:
             for connection in made.open.values():
                 connection.leave()
-            release.touch()
+            made.release.touch()
             for visitor in made.visitors.values():
                 visitor.close()
             until(lambda: made.relays == 0, lambda: f"{made.relays} recordings")
@@ -255,10 +258,11 @@ def cells(table: dict[str, list[str]], module: str) -> Any:
 @cells(ASGI_CELLS, "lasting_asgi")
 def test_long_lived_connections_end_with_their_session(cell: Cell) -> None:
     how = {"uvicorn": "browser", "hypercorn": "command"}.get(cell.site.server, "engine")
-    kinds = STREAMS + SOCKETS
+    kinds = [*STREAMS, "listen", *SOCKETS]
     lead_two_lives(cell, kinds, how, SEEN, TOLD)
     # Some servers tell those that do nothing, too.
     expect_to_notice(cell, [kind for kind in kinds if kind not in ("poll", "silent", "ws-neither")])
+    expect_nothing_late(cell)
 
 
 @cells(WSGI_CELLS, "lasting_wsgi")
@@ -270,6 +274,7 @@ def test_long_lived_connections_end_with_their_session_on_wsgi(cell: Cell) -> No
     else:
         lead_two_lives(cell, STREAMS, how, WSGI_SEEN_WITHOUT, WSGI_TOLD)
         expect_to_notice(cell, ["tick", "download", "relay"])
+    expect_nothing_late(cell)
 
 
 def lead_two_lives(cell: Cell, kinds: list[str], how: str, seen: Expected, told: Expected) -> None:
@@ -287,6 +292,14 @@ def lead_two_lives(cell: Cell, kinds: list[str], how: str, seen: Expected, told:
     cell.expect_open(BOB)
     # What could not be reached has not said anything either, since.
     assert cell.surprises(ANNA, seen, told) == {}
+
+
+def expect_nothing_late(cell: Cell) -> None:
+    """Let the handlers that could not be interrupted end: nothing of theirs gets out."""
+    cell.release.touch()
+    poll = cell.open[ANNA, "poll"]
+    until(poll.over.is_set, lambda: "the long poll is not answered")
+    assert poll.how == 401
 
 
 def expect_to_notice(cell: Cell, kinds: list[str]) -> None:

@@ -76,6 +76,14 @@ async def poll(request: Request) -> Response:
     return PlainTextResponse("news")
 
 
+async def listen(request: Request) -> Response:
+    """A long poll that listens whether its client is still there."""
+    with noted(user_of(request), "listen"):
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+    return PlainTextResponse("news")
+
+
 class Relay:
     """The proxy, with a note of its end."""
 
@@ -132,6 +140,7 @@ app = Starlette(
         Route("/silent", silent),
         Route("/download", download),
         Route("/poll", poll),
+        Route("/listen", listen),
         Mount("/relay", Relay(CMProxy(allow="GET /rest/v2.4/live"))),
         WebSocketRoute("/ws-send", ws_send),
         WebSocketRoute("/ws-receive", ws_receive),
