@@ -48,7 +48,11 @@ class IdealRefresh:
                 return token
         token = await self._stored()
         if token["expires_at"] <= time.time():
-            form = {"grant_type": "refresh_token", "refresh_token": token["refresh_token"]}
+            form = {
+                "grant_type": "refresh_token",
+                "refresh_token": token["refresh_token"],
+                "scope": token["scope"],
+            }
             answer = (await self._client.post("/oauth/token", data=form)).raise_for_status().json()
             token = {**answer, "expires_at": time.time() + answer["expires_in"]}
             await self._redis.set("ideal.token", json.dumps(token))

@@ -128,7 +128,11 @@ def _token_call(world: SimulatedWorld) -> Spread:
     with httpx2.Client(**_client_options(world)) as client:
         for _ in range(7):
             token = _password_grant(world)
-            form = {"grant_type": "refresh_token", "refresh_token": token["refresh_token"]}
+            form = {
+                "grant_type": "refresh_token",
+                "refresh_token": token["refresh_token"],
+                "scope": token["scope"],
+            }
             started = time.perf_counter()
             client.post("/oauth/token", data=form).raise_for_status()
             seconds.append(time.perf_counter() - started)
@@ -145,7 +149,7 @@ def _client_options(world: SimulatedWorld) -> dict[str, Any]:
 
 
 def _password_grant(world: SimulatedWorld) -> dict[str, Any]:
-    form = {"grant_type": "password", "username": EMAIL, "password": "cameras"}
+    form = {"grant_type": "password", "username": EMAIL, "password": "cameras", "scope": "write"}
     with httpx2.Client(**_client_options(world)) as client:
         token: dict[str, Any] = client.post("/oauth/token", data=form).raise_for_status().json()
     return token

@@ -14,6 +14,7 @@ from .engine import AuthEngine
 from .errors import ConfigError, SessionExpiredError, UnavailableError
 from .events import log
 from .http import Answer, Request, must_not_be_cached
+from .vault import STALE
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
@@ -98,13 +99,15 @@ class CMAuthMiddleware:
         except Exception as error:
             answer = None if exchange.started else await self._flow.answer_to(exchange, error)
             if answer is None and not (exchange.ended and _is_about_the_end(error)):
-                raise
+                if session is None or not _has_expired(error):
+                    raise
+                await exchange.end()  # of the ready client: too late for an answer of ours
         finally:
             if session is not None:
-                if exchange.is_watched or session.is_touched:
+                session.is_closed = True
+                if exchange.waits is not None or session.is_touched:
                     await exchange.finish()
-                session.close()
-        if answer is None and exchange.ended and not exchange.started:
+        if exchange.waits is not None and exchange.ended and not exchange.started and not answer:
             answer = await self._flow.session_over(exchange)
         if answer is not None and not exchange.answered:
             await _send(answer, send, head=exchange.method == "HEAD")
@@ -269,8 +272,8 @@ class _Exchange(ASGIRequest):
     """A request, and the application's response to it on its way out."""
 
     __slots__ = (
-        "_has_received", "_receive", "_send", "_side", "_state", "_waits", "answered",
-        "session", "started",
+        "_has_received", "_receive", "_send", "_side", "_state", "answered", "session", "started",
+        "waits",
     )  # fmt: skip
 
     session: Session
@@ -284,21 +287,20 @@ class _Exchange(ASGIRequest):
         send: Send,
     ) -> None:
         """Let the application answer."""
-        self.started = False
+        self.started = self._has_received = False
         self.answered = False  # by us, in place of the application
         self.session = session  # type: ignore[assignment]  # only one with a session is watched
         self._side = side
         self._state = state
         self._receive = receive
         self._send = send
-        self._has_received = False
-        self._waits: _Waits | None = None  # of an exchange that lasts
+        self.waits: _Waits | None = None  # of an exchange that lasts
 
     # -- what the application is given --------------------------------------------------------
 
     def receive(self) -> Awaitable[Message]:
         """Pass on a message of the server: most requests ask for one, with the whole body."""
-        if self.session is None or not (self._has_received or self._waits):
+        if self.session is None or not (self._has_received or self.waits):
             self._has_received = True
             return self._receive()
         return self._receive_watched()
@@ -309,14 +311,16 @@ class _Exchange(ASGIRequest):
             return _ignore()
         if message["type"] == "http.response.start":
             session = self.session
-            if message["status"] == 500 or (
-                session is not None and (session.is_touched or self._side.flow.is_stale(session))
-            ):
+            if message["status"] == 500:
                 return self._start(message)
             if session is not None:
-                message = self._private(message)
+                if session.is_touched or self._side.clock() >= session.checked_at + STALE:
+                    return self._start(message)
+                # A new message: an application may send its own to many users, as caches do.
+                headers = _private(message.get("headers", ()), self.set_cookies)
+                message = {**message, "headers": headers}
             self.started = True
-        elif self._waits is not None or (message.get("more_body") and self.session is not None):
+        elif self.waits is not None or (message.get("more_body") and self.session is not None):
             return self._send_watched(message)
         return self._send(message)
 
@@ -331,19 +335,17 @@ class _Exchange(ASGIRequest):
             await _send(answer, self._send, head=self.method == "HEAD")
             return
         self.started = True
-        await self._send(message if self.session is None else self._private(message))
-
-    def _private(self, message: Message) -> Message:
-        # A new message: an application may send its own to many users, as response caches do.
-        headers = _private(message.get("headers", ()), self.set_cookies)
-        return {**message, "headers": headers}
+        if self.session is not None:
+            headers = _private(message.get("headers", ()), self.set_cookies)
+            message = {**message, "headers": headers}
+        await self._send(message)
 
     # -- an exchange that lasts: a stream, an upload, a long poll -------------------------------
 
     def _watch(self) -> _Waits:
-        if self._waits is None:
-            self._waits = _Waits(self, self._side)
-        return self._waits
+        if self.waits is None:
+            self.waits = _Waits(self, self._side)
+        return self.waits
 
     async def _receive_watched(self) -> Message:
         try:
@@ -367,20 +369,16 @@ class _Exchange(ASGIRequest):
 
     async def finish(self) -> None:
         """Save what a background task, or a streamed body, put into the session."""
-        if self._waits is not None:
-            self._waits.finish()
+        if self.waits is not None:
+            self.waits.finish()
         with anyio.CancelScope(shield=True):
             await self._side.flow.save_late(self.session)
-
-    @property
-    def is_watched(self) -> bool:
-        """True for an exchange that lasts."""
-        return self._waits is not None
+        self.session.close()
 
     @property
     def ended(self) -> bool:
         """True if the session ended while the exchange went on."""
-        return self._waits is not None and self._waits.ended
+        return self.waits is not None and self.waits.ended
 
 
 class _WebSocket:
@@ -399,7 +397,9 @@ class _WebSocket:
             await app(scope, self.receive, self.send)
         except Exception as error:
             if not (self._waits.ended and _is_about_the_end(error)):
-                raise
+                if not _has_expired(error):
+                    raise
+                await self.end()
         finally:
             self._waits.finish()
             with anyio.CancelScope(shield=True):
@@ -428,6 +428,13 @@ class _WebSocket:
             self._waits.end()
             with suppress(Exception):  # it closed just now
                 await self._send({"type": "websocket.close", "code": _LOGGED_OUT})
+
+
+def _has_expired(error: BaseException) -> bool:
+    """Return True for the error of a ready client whose session is over, however it is wrapped."""
+    if isinstance(error, BaseExceptionGroup):
+        return all(map(_has_expired, error.exceptions))
+    return isinstance(error, SessionExpiredError)
 
 
 def _is_about_the_end(error: BaseException) -> bool:

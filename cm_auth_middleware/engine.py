@@ -43,6 +43,7 @@ class Side:
         self.vault = SessionVault(config, ports, store)
         self.keeper = TokenKeeper(config, ports, self.vault, server)
         self.flow = Flow(config, ports, self.vault, self.keeper, server)
+        self.clock = ports.clock
         self.connections: Any = (
             LoopConnections(ports, self.flow.is_alive)
             if isinstance(ports, AsyncPorts)

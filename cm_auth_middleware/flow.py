@@ -162,7 +162,7 @@ class Flow:
         if session is None:
             return None
         try:
-            if self.is_stale(session) and not await self.is_alive(session):
+            if self._vault.is_stale(session) and not await self.is_alive(session):
                 return await self.session_over(request)
             if session.is_touched:
                 await self._vault.save(session)
@@ -277,10 +277,6 @@ class Flow:
             return False
         self._revalidation.start_if_due(session)
         return await self._rule.admits(session)
-
-    def is_stale(self, session: Session) -> bool:
-        """Return True if the store was not asked for a session lately."""
-        return self._vault.is_stale(session)
 
     async def note_use(self, session: Session) -> None:
         """Note that the user of a long-lived connection did something: at most once a minute."""

@@ -5,7 +5,10 @@ from __future__ import annotations
 import base64
 import hashlib
 from dataclasses import dataclass
+from functools import cache
 from html import escape
+from importlib.resources import files
+from string import Template
 from typing import TYPE_CHECKING
 
 from .events import log
@@ -16,26 +19,6 @@ if TYPE_CHECKING:
     from .config import CMAuthConfig
     from .ports import Ports
 
-_STYLE = """
-:root{color-scheme:light dark;--bg:#f4f6f8;--card:#fff;--ink:#14202b;--soft:#4d5c69;--line:#dbe2e8;
---go:#0b5fa5;--go-ink:#fff}
-@media (prefers-color-scheme:dark){:root{--bg:#0f151b;--card:#18212a;--ink:#eef3f7;--soft:#a9b7c4;
---line:#2b3844;--go:#6bb6f5;--go-ink:#08131d}}
-*{box-sizing:border-box}body{margin:0;min-height:100vh;display:grid;place-items:center;padding:1.5rem;
-background:var(--bg);color:var(--ink);font:1rem/1.55 system-ui,-apple-system,"Segoe UI",sans-serif}
-main{width:100%;max-width:28rem;padding:2.25rem;background:var(--card);border:1px solid var(--line);
-border-radius:14px;overflow-wrap:break-word}
-h1{margin:0 0 .6rem;font-size:1.4rem;line-height:1.25;letter-spacing:-.01em}
-p{margin:0 0 1.5rem;color:var(--soft)}form{margin:0}
-.go{display:inline-block;border:0;border-radius:8px;padding:.7rem 1.2rem;background:var(--go);
-color:var(--go-ink);font:inherit;font-weight:600;text-decoration:none;cursor:pointer}
-.go:hover{filter:brightness(1.08)}
-.go:focus-visible{outline:3px solid var(--go);outline-offset:3px}
-"""
-_HASH = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
-_OUR_POLICY = (
-    f"default-src 'none'; style-src 'sha256-{_HASH}'; base-uri 'none'; frame-ancestors 'none'"
-)
 # Not for the log-out form: browsers hold its redirects to form-action too, and the last of them
 # leads to CameraManager's login, on hosts that we do not know.
 _NO_FORM = "; form-action 'none'"
@@ -115,7 +98,7 @@ class Pages:
         body, policy = await self._theirs(page), _THEIR_POLICY
         if body is None:
             body = render(page)
-            policy = _OUR_POLICY + (_NO_FORM if method == "get" else "")
+            policy = _our_policy() + (_NO_FORM if method == "get" else "")
         return Answer(
             status,
             [
@@ -157,10 +140,26 @@ def render(page: ErrorPage) -> bytes:
         )
     else:
         action = f'<a class="go" href="{link}">{label}</a>'
-    title, text = escape(page.title), escape(page.text)
+    document = Template(_file("page.html")).substitute(
+        language=page.language,
+        title=escape(page.title),
+        style=_file("page.css"),
+        text=escape(page.text),
+        action=action,
+    )
+    return document.encode()
+
+
+@cache
+def _file(name: str) -> str:
+    """The text of a file in the folder ``web``, which is read at first use."""
+    return (files(__package__) / "web" / name).read_text("utf-8")
+
+
+@cache
+def _our_policy() -> str:
+    """The Content-Security-Policy of a page of this package: its own style and nothing else."""
+    digest = base64.b64encode(hashlib.sha256(_file("page.css").encode()).digest()).decode()
     return (
-        f'<!doctype html><html lang="{page.language}"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>{title}</title><style>{_STYLE}</style></head>"
-        f"<body><main><h1>{title}</h1><p>{text}</p>{action}</main></body></html>"
-    ).encode()
+        f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; frame-ancestors 'none'"
+    )

@@ -201,8 +201,8 @@ class Session:
     """
 
     __slots__ = (
-        "_base", "_data", "_is_closed", "_sealer", "_user", "_user_text", "checked_at", "ended",
-        "half_key", "key", "record", "trouble",
+        "_base", "_data", "_sealer", "_user", "checked_at", "ended", "half_key", "is_closed", "key",
+        "record", "trouble",
     )  # fmt: skip
 
     def __init__(
@@ -217,9 +217,8 @@ class Session:
         self._sealer = sealer
         self._base = record.data
         self._data: SessionData | None = None
-        self._user: dict[str, Any] | None = None
-        self._user_text = ""
-        self._is_closed = False
+        self._user: tuple[str, dict[str, Any]] | None = None  # and the text that it was read from
+        self.is_closed = False  # when the request is over: changes of `data` would be lost
 
     @property
     def reference(self) -> str:
@@ -229,11 +228,10 @@ class Session:
     def user(self) -> dict[str, Any]:
         """The JSON of CameraManager's ``users/self``, read anew now and then (``revalidate``)."""
         text = self.record.user
-        if self._user is None or self._user_text is not text:
+        if self._user is None or self._user[0] is not text:
             user = _flat_user(text)
-            self._user = json.loads(text) if user is None else dict(user)
-            self._user_text = text
-        return self._user
+            self._user = text, json.loads(text) if user is None else dict(user)
+        return self._user[1]
 
     @property
     def data(self) -> dict[str, Any]:
@@ -245,7 +243,7 @@ class Session:
         """
         if self._data is None:
             self._data = SessionData(json.loads(self._base))
-            self._data.is_closed = self._is_closed
+            self._data.is_closed = self.is_closed
         return self._data
 
     @property
@@ -305,7 +303,7 @@ class Session:
 
     def close(self) -> None:
         """Note that the request is over: changes of `data` would be lost, and are refused."""
-        self._is_closed = True
+        self.is_closed = True
         if self._data is not None:
             self._data.is_closed = True
 

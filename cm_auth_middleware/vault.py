@@ -30,6 +30,7 @@ class SessionVault:
 
     def __init__(self, config: CMAuthConfig, ports: Ports, store: SessionStore) -> None:
         self._ports = ports
+        self._clock = ports.clock
         self._idle = seconds(config.idle_timeout)
         self._absolute = seconds(config.absolute_timeout)
         self._touch_every = min(_TOUCH, self._idle / 10)
@@ -189,7 +190,7 @@ class SessionVault:
 
     def is_stale(self, session: Session) -> bool:
         """Return True if the store was not asked for a session lately."""
-        return self._ports.clock() - session.checked_at >= STALE
+        return self._clock() - session.checked_at >= STALE
 
     async def mark_denied(self, session: Session) -> None:
         """Note that a session ends because the application no longer admits its user."""

@@ -13,7 +13,7 @@ from . import connections
 from .client import UnusedCMClient
 from .driver import run_sync
 from .engine import AuthEngine
-from .errors import UnavailableError
+from .errors import SessionExpiredError, UnavailableError
 from .http import NO_STORE, Answer, Request, must_not_be_cached
 
 if TYPE_CHECKING:
@@ -173,7 +173,7 @@ class _Exchange(WSGIRequest):
     def _before_start(self, status: str) -> Answer | None:
         session, flow, is_failure = self.session, self._side.flow, status.startswith("500")
         if not is_failure and (
-            session is None or not (session.is_touched or flow.is_stale(session))
+            session is None or not (session.is_touched or self._side.vault.is_stale(session))
         ):
             return None
         noted = self._environ.get("cm_auth.trouble")
@@ -201,10 +201,15 @@ class _Exchange(WSGIRequest):
             self._look_at = time.monotonic() + connections.LOOK_EVERY
             with suppress(UnavailableError):  # which ends nothing
                 self.ended = not run_sync(self._side.flow.is_alive(self.session))
-            self.session.ended = self.session.ended or self.ended
-        if self.ended and self._has_length:
-            self._cut()  # the client would wait for the rest
+            if self.ended:
+                self.break_off()
         return self.ended
+
+    def break_off(self) -> None:
+        """End a response that has begun, because the session has ended."""
+        self.ended = self.session.ended = True
+        if self._has_length:
+            self._cut()  # the client would wait for the rest
 
     async def end(self) -> None:
         """End a response whose session has ended: see `connections`.
@@ -251,7 +256,11 @@ class _Body:
             return self._first()
         if self._exchange.is_over():
             raise StopIteration
-        return next(self._parts)
+        try:
+            return next(self._parts)
+        except SessionExpiredError:  # of the ready client: too late for an answer of ours
+            self._exchange.break_off()
+            raise StopIteration from None
 
     def _first(self) -> bytes:
         self._parts = iter(())

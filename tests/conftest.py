@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,33 +10,6 @@ import pytest
 from .support import World
 
 MakeWorld = Callable[..., World]
-
-# Long by their number, or by the servers and browsers that they start; CI runs them.
-LONG = (
-    "browser/test_pages.py",
-    "browser/test_session_warning.py",
-    "packaging/",
-    "security/test_exemptions.py",
-    "security/test_races.py",
-    "security/test_secrets.py",
-    "security/test_state_changes.py",
-    "security/test_targets.py",
-    "security/test_token_endpoint.py",
-    "security/test_tokens.py",
-    "test_at_rest.py",
-    "test_plugin.py",
-    "test_proxy_streams.py",
-    "test_stores_redis.py",
-    "test_telemetry.py",
-)
-
-
-@pytest.hookimpl(tryfirst=True)  # before pytest deselects by marker
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    here = Path(__file__).parent
-    for item in items:
-        if item.path.relative_to(here).as_posix().startswith(LONG):
-            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -101,6 +102,18 @@ class World:
         else:
             await anyio.to_thread.run_sync(self.engine.close)
         self.net.shut_down()
+
+    async def on_its_side(self, call: Callable[[], Any]) -> Any:
+        """Call an engine or a client as a handler would: on the event loop, or in a thread."""
+        if self.shell == "wsgi":
+            return await anyio.to_thread.run_sync(call)
+        return await call()
+
+    async def client_for(self, handle: str) -> Any:
+        """The ready client of a handle, for this side."""
+        if self.shell == "wsgi":
+            return await anyio.to_thread.run_sync(self.engine.sync_client_for, handle)
+        return await self.engine.client_for(handle)
 
     def browser(self, **headers: str) -> Browser:
         return Browser(self, {**HTML, **headers})

@@ -22,7 +22,7 @@ from cm_auth_middleware.testing import Settings, SimulatedUser
 from .servers import RedisServer, redis_server
 from .support import SECRET_KEY, Browser, World
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
 LOGINS = 100
 

@@ -11,14 +11,9 @@ import anyio.to_thread
 import httpx2
 import pytest
 
-from cm_auth_middleware import (
-    AuthEngine,
-    MemoryStore,
-    SessionExpiredError,
-    StoreError,
-    UnavailableError,
-)
+from cm_auth_middleware import AuthEngine, SessionExpiredError, UnavailableError
 
+from .helpers.stores import BrokenStore
 from .support import CM, SECRET_KEY, World
 
 pytestmark = pytest.mark.anyio
@@ -233,15 +228,6 @@ async def test_a_handle_tells_nothing(world: World, caplog) -> None:
     await job.get()
     assert handle not in repr(job.client)
     assert handle not in caplog.text
-
-
-class BrokenStore(MemoryStore):
-    broken = False
-
-    async def get(self, key: str) -> bytes | None:
-        if self.broken:
-            raise StoreError("gone")
-        return await super().get(key)
 
 
 async def test_a_store_that_is_gone_ends_nothing(make_world) -> None:

@@ -9,7 +9,6 @@ import re
 import ssl
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -31,7 +30,7 @@ from cm_auth_middleware.stores import SQLiteStore
 from cm_auth_middleware.testing import AppServer, SimulatorServer
 
 from .apps import make_app
-from .servers import free_port, redis_server
+from .servers import free_port, redis_server, serving
 from .support import SECRET_KEY
 
 SECRETS = ("demo-key-secret", SECRET_KEY, "hunter2")
@@ -459,14 +458,8 @@ def answering(
     server.handle_error = lambda *_: None  # type: ignore[method-assign]
     if context is not None:
         server.socket = context.wrap_socket(server.socket, server_side=True)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
+    with serving(server):
         yield server.server_port
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 def self_signed(folder: Path) -> Path:

@@ -49,19 +49,12 @@ async def end_session(world: World, cookie: str, how: str) -> None:
         answer = await world.browser(Cookie=f"cm_auth={cookie}").post("/auth/logout")
         assert answer.status_code == 303
     elif how == "logout_user":
-        await on_its_side(world, lambda: world.engine.logout_user(10003))
+        await world.on_its_side(lambda: world.engine.logout_user(10003))
     elif how == "idle":
         world.clock.tick(8 * 86_400)
     else:
         world.clock.tick(1000)  # for the next look to read the user anew
         world.admitted.clear()
-
-
-async def on_its_side(world: World, call: Callable[[], Any]) -> Any:
-    """Call an engine where its handlers would: on the event loop, or in a thread."""
-    if world.shell == "wsgi":
-        return await anyio.to_thread.run_sync(call)
-    return await call()
 
 
 async def logged_in(make_world: Any, app: Any = None, **options: Any) -> tuple[World, str]:
@@ -521,10 +514,9 @@ class Kept:
         return app
 
     async def get(self) -> httpx2.Response:
-        path = "/rest/v2.4/cameras"
-        if self.world.shell == "wsgi":
-            return await anyio.to_thread.run_sync(self.client.get, path)
-        return await self.client.get(path)
+        answer = await self.world.on_its_side(lambda: self.client.get("/rest/v2.4/cameras"))
+        assert isinstance(answer, httpx2.Response)
+        return answer
 
 
 async def kept_client(make_world: Any, **options: Any) -> tuple[World, str, Kept]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,14 @@ import pytest
 import cm_auth_middleware
 from cm_auth_middleware.messages import LANGUAGES, MESSAGES, negotiate
 
-SOURCES = Path(cm_auth_middleware.__file__).parent.glob("*.py")
+PACKAGE = Path(cm_auth_middleware.__file__).parent
+
+
+def test_every_language_has_the_same_pages() -> None:
+    texts = [path.read_text(encoding="utf-8") for path in PACKAGE.rglob("messages/*.toml")]
+    assert len(texts) == len(LANGUAGES)
+    for text in texts:
+        assert list(tomllib.loads(text)) == list(MESSAGES)
 
 
 def test_every_page_has_its_words_in_every_language() -> None:
@@ -30,7 +38,7 @@ def test_no_words_were_left_in_english() -> None:
 
 
 def test_every_page_that_the_code_shows_is_in_the_table_and_the_reverse() -> None:
-    code = "\n".join(path.read_text() for path in SOURCES if path.name != "messages.py")
+    code = "\n".join(path.read_text() for path in PACKAGE.rglob("*.py"))
     named = {name for name in re.findall(r'"([a-z_]+)"', code) if name in MESSAGES}
     assert named == set(MESSAGES)
 

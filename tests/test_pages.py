@@ -7,30 +7,15 @@ import re
 
 import pytest
 
-from cm_auth_middleware import ErrorPage, MemoryStore, StoreError
+from cm_auth_middleware import ErrorPage
 from cm_auth_middleware.messages import LANGUAGES, MESSAGES
 
+from .helpers.stores import BrokenStore
 from .support import APP, CM, JSON, World
 
 pytestmark = pytest.mark.anyio
 
 NAVIGATING = {"Sec-Fetch-Mode": "navigate"}
-
-
-class BrokenStore(MemoryStore):
-    """A store whose storage goes away."""
-
-    broken = False
-
-    async def get(self, key: str) -> bytes | None:
-        if self.broken:
-            raise StoreError("gone")
-        return await super().get(key)
-
-    async def put(self, key: str, value: bytes, ttl: float) -> None:
-        if self.broken:
-            raise StoreError("gone")
-        await super().put(key, value, ttl)
 
 
 async def cause(kind: str, make_world, language: str = "en", **options):

@@ -23,6 +23,8 @@ from cm_auth_middleware.fastapi import CMClient, CMSession
 from cm_auth_middleware.flask import CMAuth, cm, cm_session
 from cm_auth_middleware.testing import CMLogin, CMServer, CMTime, LoginFailed, SimulatedUser
 
+pytestmark = pytest.mark.slow
+
 JSON = {"Accept": "application/json"}
 
 
@@ -287,7 +289,7 @@ def test_the_server_listens_and_the_environment_says_where(cm_server: CMServer) 
     assert os.environ["CM_AUTH_BASE_URL"] == cm_server.url
     data = {"grant_type": "password", "username": "bob@example.com", "password": "cameras"}
     with httpx2.Client(base_url=cm_server.url, headers=JSON) as client:
-        answer = client.post("/oauth/token", auth=key, data=data)
+        answer = client.post("/oauth/token", auth=key, data={**data, "scope": "write"})
     assert answer.json()["token_type"] == "bearer"
 
 

@@ -22,6 +22,8 @@ from .apps import make_app, make_wsgi_app
 from .servers import WSGIServer
 from .support import SECRET_KEY
 
+pytestmark = pytest.mark.slow
+
 RULES = ["GET /rest/v2.4/live", "POST /rest/v2.4/live"]
 NAMED = 'attachment; filename="Caf\xe9 \u2192.mp4"'.encode()  # not allowed, and widespread
 WAIT = 20.0  # seconds until a test gives up

@@ -19,7 +19,6 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
-from werkzeug.serving import make_server
 
 from cm_auth_middleware import CMAuthMiddleware, transports
 from cm_auth_middleware.flask import CMAuth
@@ -29,6 +28,7 @@ from cm_auth_middleware.testing import AppServer, SimulatorServer
 
 from .apps import make_app, make_wsgi_app
 from .chaos.crowd import Ask, Crowd
+from .servers import WSGIServer
 from .support import HTML, SECRET_KEY
 
 
@@ -67,24 +67,6 @@ def blocking_digest() -> Any:
 def cm() -> Iterator[SimulatorServer]:
     with SimulatorServer() as server:
         yield server
-
-
-class WSGIServer:
-    """A WSGI app behind werkzeug's threaded server; see `AppServer`."""
-
-    def __init__(self, app: Any) -> None:
-        self._server = make_server("127.0.0.1", 0, app, threaded=True)
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
-
-    def __enter__(self) -> WSGIServer:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
 
 
 @pytest.fixture

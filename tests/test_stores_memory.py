@@ -14,25 +14,16 @@ import textwrap
 import threading
 import time
 import tracemalloc
-from collections.abc import Coroutine
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from cm_auth_middleware import MemoryStore
 from cm_auth_middleware.stores import workers
 
+from .helpers.stores import run
 from .servers import free_port
 from .support import Clock
-
-
-def run(coroutine: Coroutine[Any, Any, Any]) -> Any:
-    try:
-        coroutine.send(None)
-    except StopIteration as stop:
-        return stop.value
-    raise AssertionError("memory suspended")
 
 
 def test_beyond_its_capacity_the_one_longest_not_written_goes() -> None:
@@ -126,12 +117,7 @@ def test_a_fork_in_the_middle_of_a_write_leaves_the_child_a_working_store() -> N
     code = """
     import os, signal, threading, time
     from cm_auth_middleware import MemoryStore
-
-    def run(coroutine):
-        try:
-            coroutine.send(None)
-        except StopIteration as stop:
-            return stop.value
+    from tests.helpers.stores import run
 
     entered, leave = threading.Event(), threading.Event()
 
@@ -156,7 +142,8 @@ def test_a_fork_in_the_middle_of_a_write_leaves_the_child_a_working_store() -> N
     status = os.waitpid(pid, 0)[1]
     assert os.waitstatus_to_exitcode(status) == 0, "the child hung"
     """
-    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, timeout=50)
+    program = [sys.executable, "-c", textwrap.dedent(code)]
+    subprocess.run(program, check=True, timeout=50, cwd=Path(__file__).parents[1])
 
 
 # Several workers

@@ -31,6 +31,8 @@ from cm_auth_middleware.testing import StoreConformance
 from .servers import RedisServer, free_port, redis_server
 from .test_stores_sqlite import INCREMENTS, finish, run, start
 
+pytestmark = pytest.mark.slow
+
 SECRET = "pass-word/that?nobody#sees"
 QUOTED = "pass-word%2Fthat%3Fnobody%23sees"
 Both = Callable[[Callable[[SessionStore], Coroutine[Any, Any, Any]]], Any]
@@ -114,12 +116,10 @@ class TestRedisStoreForThreads(TestRedisStore):
     blocking = True
 
 
-@pytest.mark.slow
 class TestRedisStoreOnTrio(TestRedisStore):
     backend = "trio"
 
 
-@pytest.mark.slow
 class TestUnixSocket(OnRedis):
     @pytest.fixture(autouse=True)
     def _given(self, shared: RedisServer) -> None:
@@ -130,7 +130,6 @@ class TestUnixSocketForThreads(TestUnixSocket):
     blocking = True
 
 
-@pytest.mark.slow
 class TestTLS(OnRedis):
     @pytest.fixture(autouse=True)
     def _given(self, tls: tuple[str, str]) -> None:
@@ -141,7 +140,6 @@ class TestTLSForThreads(TestTLS):
     blocking = True
 
 
-@pytest.mark.slow
 class TestSentinel(OnRedis):
     @pytest.fixture(autouse=True)
     def _given(self, sentinel: str) -> None:
@@ -152,7 +150,6 @@ class TestSentinelForThreads(TestSentinel):
     blocking = True
 
 
-@pytest.mark.slow
 class TestCluster(OnRedis):
     @pytest.fixture(autouse=True)
     def _given(self, cluster: str) -> None:
@@ -394,7 +391,6 @@ def test_a_connection_that_closes_just_before_it_is_written_to_is_not_noticed(
     anyio.run(check, backend_options={"use_uvloop": loop == "uvloop"})
 
 
-@pytest.mark.slow
 def test_a_server_that_stands_still_for_two_seconds_is_waited_for(
     side: Callable[..., None], server: RedisServer
 ) -> None:
@@ -705,7 +701,6 @@ def test_threads_wait_their_turn_too(shared: RedisServer) -> None:
     run(store.close())
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("threads", [False, True])
 def test_who_waits_for_a_connection_for_too_long_is_told(
     threads: bool, server: RedisServer
@@ -766,7 +761,6 @@ def test_several_event_loops_and_threads_share_one_store(shared: RedisServer) ->
     run(store.blocking().close())
 
 
-@pytest.mark.slow
 def test_four_processes_lose_no_increment(shared: RedisServer) -> None:
     store = RedisStore(shared.url).blocking()
     run(store.put("compared", b"0", 600))
@@ -838,7 +832,6 @@ def test_a_loop_that_was_used_before_a_fork_connects_anew_after_it(server: Redis
     assert finish(start(code, server.url)) == 0
 
 
-@pytest.mark.slow
 def test_after_a_failover_the_new_primary_is_used(
     side: Callable[..., None], tmp_path: Path, server: RedisServer
 ) -> None:

@@ -12,7 +12,7 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ import pytest
 from cm_auth_middleware import StoreError
 from cm_auth_middleware.stores import SQLiteStore, sqlite
 
+from .helpers.stores import run
 from .support import Clock
 
 ROOT = Path(__file__).parents[1]
@@ -29,24 +30,10 @@ PRELUDE = """
 import asyncio, os, signal, sys, threading, time
 from cm_auth_middleware import StoreError
 from cm_auth_middleware.stores import open_store
-
-def run(coroutine):
-    try:
-        coroutine.send(None)
-    except StopIteration as stop:
-        return stop.value
-    raise RuntimeError("suspended")
+from tests.helpers.stores import run
 
 store = open_store(sys.argv[1])
 """
-
-
-def run(coroutine: Coroutine[Any, Any, Any]) -> Any:
-    try:
-        coroutine.send(None)
-    except StopIteration as stop:
-        return stop.value
-    raise AssertionError("a blocking store suspended")
 
 
 async def each(call: Callable[[int], Awaitable[Any]]) -> None:

@@ -18,12 +18,13 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from cm_auth_middleware import MemoryStore, StoreError
+from cm_auth_middleware import MemoryStore
 from cm_auth_middleware.stores import SQLiteStore
 
+from .helpers.stores import BrokenStore
 from .support import CM, World
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -136,20 +137,6 @@ async def test_active_sessions_are_counted_where_the_store_can(
     await browser.post("/auth/logout")
     assert operator.new("cm_auth.sessions.active").get(name, 0) - before == 1
     await store.close()
-
-
-class BrokenStore(MemoryStore):
-    broken = False
-
-    async def get(self, key: str) -> bytes | None:
-        if self.broken:
-            raise StoreError("gone")
-        return await super().get(key)
-
-    async def count(self, prefix: bytes = b"") -> int:
-        if self.broken:
-            raise StoreError("gone")
-        return await super().count(prefix)
 
 
 async def test_time_in_the_store_is_measured(operator: Operator, make_world) -> None:

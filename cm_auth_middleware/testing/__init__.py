@@ -1,6 +1,6 @@
-"""Test with a simulated CameraManager, and test a session store of one's own.
+"""Test an application against a simulated CameraManager, and test your own session store.
 
-Everything is imported when first asked for: pytest imports this package at its every start.
+Each name is imported when it is first used, because pytest imports this package at every start.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cm_auth_middleware.testing.browser import Browser, LoginFailed
     from cm_auth_middleware.testing.conformance import StoreConformance
-    from cm_auth_middleware.testing.harness import CMLogin, CMServer, CMTime
+    from cm_auth_middleware.testing.fixtures import CMLogin, CMServer, CMTime
     from cm_auth_middleware.testing.network import Network
     from cm_auth_middleware.testing.server import AppServer, SimulatorServer
     from cm_auth_middleware.testing.simulator import (
@@ -42,9 +42,9 @@ __all__ = [
 _HOMES = {
     "AppServer": "server",
     "Browser": "browser",
-    "CMLogin": "harness",
-    "CMServer": "harness",
-    "CMTime": "harness",
+    "CMLogin": "fixtures",
+    "CMServer": "fixtures",
+    "CMTime": "fixtures",
     "LoginFailed": "browser",
     "Network": "network",
     "SimulatorServer": "server",

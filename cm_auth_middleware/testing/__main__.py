@@ -42,11 +42,11 @@ def _parser() -> argparse.ArgumentParser:
         description="A simulator of Eagle Eye CameraManager, for tests and demos.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--port", type=int, default=9400, help="0 takes a free one")
-    parser.add_argument("--host", default="127.0.0.1", help="the address to listen at")
+    parser.add_argument("--port", type=int, default=9400, help="the port; 0 chooses a free one")
+    parser.add_argument("--host", default="127.0.0.1", help="the address to listen on")
     parser.add_argument("--client-id", default="demo-key-id", help="the API key's ID")
     parser.add_argument("--client-secret", default="demo-key-secret", help="the API key's SECRET")
-    parser.add_argument("--seed", type=int, default=1, help="of codes and tokens")
+    parser.add_argument("--seed", type=int, default=1, help="the seed of codes and tokens")
     for knob in fields(Settings):
         default = None if knob.default is MISSING else knob.default
         flag = f"--{knob.name.replace('_', '-')}"

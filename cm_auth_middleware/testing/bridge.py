@@ -1,4 +1,4 @@
-"""Reach an ASGI app from synchronous code, in process: requests, streamed answers, lifespan."""
+"""Call an ASGI app from synchronous code in the same process: requests, streams, lifespan."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _App = Callable[..., Coroutine[Any, Any, None]]
 class ASGIBridge(httpx2.BaseTransport):
     """A transport for `httpx2.Client` that calls an ASGI app, which runs in `loop`.
 
-    Unlike `httpx2.ASGITransport`, it hands on an answer's parts as they come, and obeys the read
-    timeout.
+    Unlike `httpx2.ASGITransport`, it passes on each part of a response as soon as the app sends
+    it, and applies the read timeout.
 
     Args:
         app: the application.
-        loop: where it runs.
-        raise_app_exceptions: raise what the application raises, rather than see its 500.
+        loop: the event loop that the application runs in.
+        raise_app_exceptions: raise the application's exceptions, instead of answering 500.
     """
 
     def __init__(self, app: _App, loop: LoopThread, *, raise_app_exceptions: bool = True) -> None:
@@ -35,7 +35,7 @@ class ASGIBridge(httpx2.BaseTransport):
         self.state: dict[str, Any] = {}
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
-        """Send one request; return when the answer has begun."""
+        """Send one request, and return when its response has begun."""
         exchange = _Exchange(self._app, _scope(request, self.state), request.read())
         done = self._loop.start(exchange.run)
         body = _Body(self._loop, exchange, done, _read_timeout(request), self._raises)
@@ -44,7 +44,7 @@ class ASGIBridge(httpx2.BaseTransport):
 
 
 class Lifespan:
-    """The lifespan of an ASGI app (ASGI's lifespan protocol), entered and left by hand."""
+    """Starts an ASGI app and shuts it down, by ASGI's lifespan protocol."""
 
     def __init__(self, app: _App, loop: LoopThread) -> None:
         self._app = app
@@ -57,14 +57,18 @@ class Lifespan:
         """Run the application's start-up, if it has one.
 
         Raises:
-            RuntimeError: the application refused to start.
+            RuntimeError: the start-up failed, or took more than 30 seconds.
         """
         self._leave = self._loop.call(anyio.Event)
         self._task = self._loop.start(self._run)
         self._expect("startup")
 
     def stop(self) -> None:
-        """Run the application's shut-down."""
+        """Run the application's shut-down, if its start-up succeeded.
+
+        Raises:
+            RuntimeError: the shut-down failed, or took more than 30 seconds.
+        """
         if self._task is not None and not self._task.done():
             self._loop.call(self._leave.set)
             self._expect("shutdown")
@@ -95,14 +99,14 @@ class Lifespan:
         try:
             await self._app(scope, receive, send)
         except Exception as error:
-            # The protocol's way to say that there is no lifespan; after a failure, known by now.
+            # At the start, this means that the app has no lifespan; so only `stop` reports it.
             self._answers.put({"type": "lifespan.shutdown.failed", "message": repr(error)})
         finally:
             self._answers.put(None)
 
 
 class _Exchange:
-    """One request in the loop, and the queue through which its answer leaves it."""
+    """One request, which runs in the event loop, and a queue that brings back its response."""
 
     def __init__(self, app: _App, scope: dict[str, Any], body: bytes) -> None:
         self._app = app
@@ -119,7 +123,7 @@ class _Exchange:
         except Exception as raised:
             error = raised
         finally:
-            self.answers.put(error)  # an error, or None: the end in any case
+            self.answers.put(error)  # the error or None; both mean that nothing follows
 
     async def _receive(self) -> dict[str, Any]:
         if self._request:
@@ -139,7 +143,7 @@ class _Exchange:
 
 
 class _Body(httpx2.SyncByteStream):
-    """An answer on its way to the caller."""
+    """The body of a response, read from the queue part by part."""
 
     def __init__(
         self,
@@ -158,7 +162,7 @@ class _Body(httpx2.SyncByteStream):
     def start(self) -> tuple[int, list[tuple[bytes, bytes]]]:
         message = self._next()
         if message is None:
-            self._exchange.answers.put(None)  # for who reads the body
+            self._exchange.answers.put(None)  # so that reading the body ends at once
             return 500, []
         return message["status"], list(message.get("headers", []))
 
@@ -168,7 +172,7 @@ class _Body(httpx2.SyncByteStream):
                 yield message["body"]
 
     def close(self) -> None:
-        """Hang up: an application that has not finished is cancelled, as on a server."""
+        """Disconnect; an application that has not finished is cancelled, as by a server."""
         if not self._done.done():
             self._done.cancel()
 

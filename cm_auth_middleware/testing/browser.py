@@ -1,4 +1,4 @@
-"""A synchronous browser for tests, and its login at the simulator, through the forms."""
+"""Give tests a synchronous browser, and log it in through the simulator's forms."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _TITLE = re.compile(r"<title>(.*?)</title>", re.DOTALL)
 _HTML = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"
 
 
-class LoginFailed(AssertionError):  # noqa: N818 - a test reads better so
-    """A login did not come to a session.
+class LoginFailed(AssertionError):  # noqa: N818 - a failed assertion, not an error
+    """A login failed: the application started no session.
 
     Attributes:
-        response: the last answer: the application's, or the simulator's.
+        response: the last response, of the application or of the simulator.
     """
 
     def __init__(self, message: str, response: httpx2.Response) -> None:
@@ -28,14 +28,14 @@ class LoginFailed(AssertionError):  # noqa: N818 - a test reads better so
 
 
 class Browser(httpx2.Client):
-    """An `httpx2.Client` that asks for pages, keeps cookies, and reaches an app in process.
+    """An `httpx2.Client` that asks for HTML, keeps cookies, and calls apps in the same process.
 
     It follows redirects only where ``follow_redirects=True`` is given, so that a test sees them.
 
     Args:
-        sites: the transport of each origin.
-        base_url: where the application lives.
-        options: as of `httpx2.Client`.
+        sites: the transport for each origin, such as ``http://localhost:8000``.
+        base_url: the address of the application.
+        options: options of `httpx2.Client`.
     """
 
     def __init__(
@@ -54,18 +54,18 @@ class Browser(httpx2.Client):
 def log_in(
     browser: Browser, simulator: httpx2.BaseTransport, prefix: str, email: str, password: str
 ) -> None:
-    """Log a browser in: to the application's login, through CameraManager's forms, and back.
+    """Log a browser in: open the application's login, fill in CameraManager's forms, and return.
 
     Args:
-        browser: who logs in; if the application says that it lives elsewhere (`redirect_uri`),
-            the browser goes there.
-        simulator: stands in for the server that the application sends the browser to.
-        prefix: the middleware's option.
-        email: of the user.
-        password: of the user.
+        browser: the browser; if the application's ``redirect_uri`` names another origin, the
+            browser's ``base_url`` changes to that.
+        simulator: the transport for the server that the application redirects the browser to.
+        prefix: the middleware's option ``prefix``.
+        email: the user's e-mail address.
+        password: the user's password.
 
     Raises:
-        LoginFailed: the application, or the simulator, did not let the user in.
+        LoginFailed: the application or the simulator refused the login.
     """
     authorize = _start(browser, prefix)
     home = origin_of(parse_qs(authorize.query.decode())["redirect_uri"][0])
@@ -82,7 +82,7 @@ def log_in(
     answer = browser.get(_target(page))
     if not answer.is_redirect:
         raise LoginFailed(f"the application answered {_describe(answer)}", answer)
-    # What marks a login of the last minute; a test's browser came in longer ago.
+    # This cookie marks a login of the last minute. Tests are about browsers that logged in earlier.
     for mark in [f"{name}_in" for name in browser.cookies]:
         if mark in browser.cookies:
             browser.cookies.delete(mark)
@@ -94,7 +94,7 @@ def _start(browser: Browser, prefix: str) -> httpx2.URL:
     if not answer.is_redirect or not target.path.endswith("/oauth/authorize"):
         raise LoginFailed(
             f"{answer.url} answered {_describe(answer)} and not a redirect to CameraManager: is "
-            "the app behind the middleware, and is its prefix the one that cm_login knows?",
+            "the app behind the middleware, and does it use the prefix that cm_login was given?",
             answer,
         )
     return target

@@ -1,4 +1,4 @@
-"""Check a session store of one's own against every sentence of the protocol."""
+"""Check your own session store against every rule of the `SessionStore` protocol."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ T = TypeVar("T")
 Check = Callable[[SessionStore], Awaitable[None]]
 
 _CROWD = 20
-_LONG = 60.0  # seconds that no check takes
+_LONG = 60.0  # seconds, more than any check takes
 _KEYS = (
     *("'", '"', "`", "';--", "%", "_", "*", "?", "[a]", "\\", "a", "A", "a*", "a%", "a_"),
     *("..", "../a", "/", "a/b", " ", "a ", "\n", "\0", "a\0b", "a\0c", "{a}", "{}:a", "k" * 200),
@@ -43,14 +43,14 @@ class StoreConformance:
             def make_store(self):
                 return super().make_store().blocking()
 
-    Each check makes a store and closes it. The storage may be shared and need not be empty:
-    the checks use keys of their own. Optional methods are checked where the store has them.
+    Each check makes a store and closes it. The storage may be shared and need not be empty,
+    because the checks use random keys. Optional methods are checked if the store has them.
 
     Attributes:
-        blocking: True if the methods block and never suspend; they are then run without an
-            event loop, and a suspension is a failure.
+        blocking: True if the methods block and never suspend. The checks then run them without
+            an event loop, and fail if one suspends.
         backend: anyio's name of the event loop, ``"asyncio"`` or ``"trio"``.
-        short: a time to live, in seconds, that the checks wait for.
+        short: a short time to live in seconds; some checks wait until it is over.
     """
 
     blocking = False
@@ -58,11 +58,11 @@ class StoreConformance:
     short = 0.25
 
     def make_store(self) -> SessionStore:
-        """Return the store to check; fixtures may have put on `self` what this needs."""
-        raise NotImplementedError("make_store has to return the store to check")
+        """Return the store to check; fixtures may set attributes of `self` that this needs."""
+        raise NotImplementedError("override make_store: it has to return the store to check")
 
     def wait(self, seconds: float) -> None:
-        """Let time pass; override it if your store takes its time from a clock that you move."""
+        """Let time pass. Override this if your store uses a clock that you can move."""
         time.sleep(seconds)
 
     # Values
@@ -72,9 +72,9 @@ class StoreConformance:
 
     def test_what_was_never_put_is_not_there(self) -> None:
         async def check(store: SessionStore) -> None:
-            assert await store.get(_key()) is None, "get of an unknown key is None"
-            assert await store.delete(_key()) is None, "delete of an unknown key is None"
-            assert not await store.replace(_key(), b"", b"new", _LONG), "nothing to replace"
+            assert await store.get(_key()) is None, "get of an unknown key must return None"
+            assert await store.delete(_key()) is None, "delete of an unknown key must return None"
+            assert not await store.replace(_key(), b"", b"new", _LONG), "replaced an unknown key"
 
         self._run(check)
 
@@ -84,8 +84,8 @@ class StoreConformance:
             await store.put(other, b"other", _LONG)
             for value in (b"first", b"second, and longer", b"3"):
                 await store.put(key, value, _LONG)
-                assert await store.get(key) == value, "get returns what was put last"
-            assert await store.get(other) == b"other", "put changes one key only"
+                assert await store.get(key) == value, "get must return the value of the last put"
+            assert await store.get(other) == b"other", "put must change one key only"
 
         self._run(check)
 
@@ -110,9 +110,11 @@ class StoreConformance:
                 await store.put(key, value, _LONG)
                 kept = await store.get(key)
                 assert kept == value, f"{len(value)} bytes came back changed"
-                assert isinstance(kept, bytes), "a value is bytes"
-                assert await store.replace(key, value, value + b"!", _LONG), "replace compares"
-                assert await store.delete(key) == value + b"!", "delete returns the value"
+                assert isinstance(kept, bytes), "a value must be bytes"
+                assert await store.replace(key, value, value + b"!", _LONG), (
+                    "replace did not find its old value"
+                )
+                assert await store.delete(key) == value + b"!", "delete must return the value"
 
         self._run(check)
 
@@ -128,15 +130,17 @@ class StoreConformance:
             await store.put(again, b"v", self.short)
             await store.put(short, b"v", self.short)
             value = await store.get(short)
-            if time.monotonic() - start < self.short:  # a slow machine proves nothing
-                assert value == b"v", "it is there until its time is over"
+            if time.monotonic() - start < self.short:  # a slow machine may be too late to see it
+                assert value == b"v", "a record must be there until its time to live is over"
             self._outlive()
-            assert await store.get(short) is None, "its time is over, so get is None"
-            assert not await store.replace(short, b"v", b"new", _LONG), "replace does not revive"
-            assert await store.get(short) is None, "replace does not revive"
-            assert await store.delete(short) is None, "its time is over, so delete is None"
-            assert await store.get(long) == b"v", "the last put's ttl counts"
-            assert await store.get(again) is None, "the last put's ttl counts"
+            assert await store.get(short) is None, "get returned an expired record"
+            assert not await store.replace(short, b"v", b"new", _LONG), (
+                "replace revived an expired record"
+            )
+            assert await store.get(short) is None, "replace revived an expired record"
+            assert await store.delete(short) is None, "delete returned an expired record"
+            assert await store.get(long) == b"v", "the ttl of the last put must count"
+            assert await store.get(again) is None, "the ttl of the last put must count"
 
         self._run(check)
 
@@ -148,9 +152,9 @@ class StoreConformance:
             await store.put(shorter, b"old", _LONG)
             assert await store.replace(shorter, b"old", b"new", self.short)
             self._outlive()
-            if replaced:  # else the machine was so slow that its time was over before
-                assert await store.get(longer) == b"new", "replace sets the ttl"
-            assert await store.get(shorter) is None, "replace sets the ttl"
+            if replaced:  # else the machine was so slow that the record expired first
+                assert await store.get(longer) == b"new", "replace must set the ttl"
+            assert await store.get(shorter) is None, "replace must set the ttl"
 
         self._run(check)
 
@@ -161,11 +165,13 @@ class StoreConformance:
             await store.put(long, b"v", _LONG)
             assert await store.acquire(long, "owner", _LONG)
             self._outlive()
-            assert await store.purge() >= 0, "purge returns a number"
+            assert await store.purge() >= 0, "purge must return a number"
             assert await store.get(short) is None
-            assert await store.get(long) == b"v", "purge keeps what lives"
-            assert not await store.acquire(long, "other", _LONG), "purge keeps leases that run"
-            assert await store.purge() == 0, "the second purge finds nothing"
+            assert await store.get(long) == b"v", "purge removed a record that has not expired"
+            assert not await store.acquire(long, "other", _LONG), (
+                "purge removed a lease that has not expired"
+            )
+            assert await store.purge() == 0, "a second purge must find nothing"
 
         self._run(check)
 
@@ -176,12 +182,16 @@ class StoreConformance:
             key = _key()
             await store.put(key, b"one", _LONG)
             for wrong in (b"", b"on", b"one ", b"ONE", b"two"):
-                assert not await store.replace(key, wrong, b"no", _LONG), f"{wrong!r} is not it"
-                assert await store.get(key) == b"one", "a replace that says False changes nothing"
+                assert not await store.replace(key, wrong, b"no", _LONG), (
+                    f"accepted {wrong!r} as old"
+                )
+                assert await store.get(key) == b"one", (
+                    "a replace that returns False must change nothing"
+                )
             assert await store.replace(key, b"one", b"two", _LONG)
-            assert await store.get(key) == b"two", "a replace that says True has replaced"
-            assert not await store.replace(key, b"one", b"three", _LONG), "the value was replaced"
-            assert await store.replace(key, b"two", b"two", _LONG), "the same value is allowed"
+            assert await store.get(key) == b"two", "a replace that returns True must replace"
+            assert not await store.replace(key, b"one", b"three", _LONG), "the old value was gone"
+            assert await store.replace(key, b"two", b"two", _LONG), "old and new may be equal"
 
         self._run(check)
 
@@ -200,10 +210,10 @@ class StoreConformance:
             key, other = _key(), _key()
             await store.put(key, b"v", _LONG)
             await store.put(other, b"other", _LONG)
-            assert await store.delete(key) == b"v", "delete returns the value"
-            assert await store.delete(key) is None, "a second delete returns None"
-            assert await store.get(key) is None, "what is deleted is gone"
-            assert await store.get(other) == b"other", "delete removes one key only"
+            assert await store.delete(key) == b"v", "delete must return the value"
+            assert await store.delete(key) is None, "a second delete must return None"
+            assert await store.get(key) is None, "get returned a deleted record"
+            assert await store.get(other) == b"other", "delete must remove one key only"
 
         self._run(check)
 
@@ -214,8 +224,8 @@ class StoreConformance:
             won = await self._together(
                 [partial(store.replace, key, b"old", b"%d" % n, _LONG) for n in range(_CROWD)]
             )
-            assert won.count(True) == 1, f"{won.count(True)} of {_CROWD} replaces said True"
-            assert await store.get(key) == b"%d" % won.index(True), "another's value is there"
+            assert won.count(True) == 1, f"{won.count(True)} of {_CROWD} replaces returned True"
+            assert await store.get(key) == b"%d" % won.index(True), "the wrong value won"
 
         self._run(check)
 
@@ -252,15 +262,15 @@ class StoreConformance:
     def test_a_lease_has_one_owner_who_may_extend_it(self) -> None:
         async def check(store: SessionStore) -> None:
             key = _key()
-            assert await store.acquire(key, "one", _LONG), "a free lease is to be had"
-            assert not await store.acquire(key, "two", _LONG), "a lease has one owner"
-            assert await store.acquire(key, "one", _LONG), "its owner may extend it"
+            assert await store.acquire(key, "one", _LONG), "acquire refused a free lease"
+            assert not await store.acquire(key, "two", _LONG), "a lease got a second owner"
+            assert await store.acquire(key, "one", _LONG), "the owner must be able to extend"
             await store.release(key, "two")
-            assert not await store.acquire(key, "two", _LONG), "another cannot release it"
+            assert not await store.acquire(key, "two", _LONG), "another released it"
             await store.release(key, "one")
             await store.release(key, "one")
             await store.release(_key(), "one")
-            assert await store.acquire(key, "two", _LONG), "a released lease is to be had"
+            assert await store.acquire(key, "two", _LONG), "acquire refused a released lease"
 
         self._run(check)
 
@@ -268,14 +278,14 @@ class StoreConformance:
         async def check(store: SessionStore) -> None:
             short, extended = _key(), _key()
             await store.acquire(extended, "one", self.short)
-            assert await store.acquire(extended, "one", _LONG), "its owner may extend it"
+            assert await store.acquire(extended, "one", _LONG), "the owner must be able to extend"
             await store.acquire(short, "one", self.short)
             self._outlive()
-            assert await store.acquire(short, "two", _LONG), "a lease that ran out is to be had"
-            assert not await store.acquire(short, "one", _LONG), "its owner lost it"
+            assert await store.acquire(short, "two", _LONG), "acquire refused an expired lease"
+            assert not await store.acquire(short, "one", _LONG), "two owners have it"
             await store.release(short, "one")
-            assert not await store.acquire(short, "one", _LONG), "who lost it cannot release it"
-            assert not await store.acquire(extended, "two", _LONG), "an extended lease is held"
+            assert not await store.acquire(short, "one", _LONG), "a former owner released it"
+            assert not await store.acquire(extended, "two", _LONG), "an extended lease ended early"
 
         self._run(check)
 
@@ -293,7 +303,7 @@ class StoreConformance:
         async def check(store: SessionStore) -> None:
             key = _key()
             assert await store.acquire(key, "one", _LONG)
-            assert await store.get(key) is None, "a lease is no record"
+            assert await store.get(key) is None, "get returned a lease"
             await store.put(key, b"v", _LONG)
             assert not await store.acquire(key, "two", _LONG), "put took the lease away"
             await store.release(key, "one")
@@ -315,7 +325,7 @@ class StoreConformance:
             await store.ping()
             key = _key()
             await store.put(key, b"v", _LONG)
-            assert await store.get(key) == b"v", "a closed store may be used again"
+            assert await store.get(key) == b"v", "a closed store must be usable again"
 
         self._run(check)
 
@@ -343,10 +353,10 @@ class StoreConformance:
             all_three = [*mine, (keys[2], user[:-1] + b"\xfe")]
             assert sorted(await store.find(user[:10])) == sorted(all_three), "a shorter prefix"
             assert await store.find(secrets.token_bytes(17)) == [], "an unknown prefix"
-            assert set(all_three) <= set(await store.find(b"")), "no prefix: all"
+            assert set(all_three) <= set(await store.find(b"")), "an empty prefix must find all"
             await store.put(keys[0], user, self.short)
             self._outlive()
-            assert await store.find(user) == mine[1:], "find returns live records only"
+            assert await store.find(user) == mine[1:], "find must leave out expired records"
 
         self._run(check)
 
@@ -361,15 +371,19 @@ class StoreConformance:
                 await store.put(key, b"v", _LONG)
                 await store.put(key, b"w", _LONG)
                 await store.acquire(key, "owner", _LONG)
-            assert await store.count() - before == 5, "each key counts once, leases do not"
+            assert await store.count() - before == 5, (
+                "each key must count once, and leases must not"
+            )
             prefix = secrets.token_bytes(8)
             for key in keys[:2]:
                 await store.put(key, prefix + b"v", _LONG)
-            assert await store.count(prefix) == 2, "with a prefix, what begins with it counts"
+            assert await store.count(prefix) == 2, "count ignored the prefix"
             await store.delete(keys[0])
             await store.put(keys[1], b"v", self.short)
             self._outlive()
-            assert await store.count() - before == 3, "what is over or deleted does not count"
+            assert await store.count() - before == 3, (
+                "count must leave out expired and deleted records"
+            )
 
         self._run(check)
 
@@ -378,14 +392,16 @@ class StoreConformance:
             if not isinstance(store, HasBlockingTwin):
                 _skip("the store has no blocking()")
             twin = store.blocking()
-            assert isinstance(twin, SessionStore), "a twin is a store"
+            assert isinstance(twin, SessionStore), "a twin must be a store"
             key, lease = _key(), _key()
             await store.put(key, b"v", _LONG)
-            assert _drive(twin.get(key)) == b"v", "the twin sees what was put"
-            assert _drive(twin.replace(key, b"v", b"w", _LONG)), "the twin replaces"
-            assert await store.get(key) == b"w", "the store sees what the twin put"
+            assert _drive(twin.get(key)) == b"v", "the twin must see the record"
+            assert _drive(twin.replace(key, b"v", b"w", _LONG)), "the twin must replace the record"
+            assert await store.get(key) == b"w", "the store must see the twin's record"
             assert _drive(twin.acquire(lease, "twin", _LONG))
-            assert not await store.acquire(lease, "store", _LONG), "leases are shared"
+            assert not await store.acquire(lease, "store", _LONG), (
+                "store and twin must share leases"
+            )
             _drive(twin.close())
 
         self._run(check)
@@ -393,7 +409,7 @@ class StoreConformance:
     # How they are run
 
     def _run(self, check: Check) -> None:
-        """Run a check on a new store, in an event loop or, for a blocking store, without."""
+        """Run a check on a new store: in an event loop, or without one if the store blocks."""
 
         async def run() -> None:
             store = self.make_store()
@@ -408,16 +424,16 @@ class StoreConformance:
             anyio.run(run, backend=self.backend)
 
     def _outlive(self) -> None:
-        """Wait until what was put for the short time is over, with a margin for coarse clocks."""
+        """Wait until the short time to live is over, with a margin for coarse clocks."""
         self.wait(self.short + 0.1)
 
     async def _purged(self, store: SessionStore) -> None:
-        """Let what earlier checks left in shared storage for the short time run out."""
+        """Remove the short-lived records that earlier checks left in shared storage."""
         self._outlive()
         await store.purge()
 
     async def _together(self, functions: Sequence[Callable[[], Awaitable[T]]]) -> list[T]:
-        """Run all at once, in tasks or threads, and return their results in order."""
+        """Run all functions at once, in tasks or threads; return their results in order."""
         results: dict[int, T] = {}
 
         async def run(number: int) -> None:
@@ -444,7 +460,7 @@ def _key() -> str:
 
 
 def _drive(coroutine: Coroutine[Any, Any, T] | Awaitable[T]) -> T:
-    """Run a coroutine that must not suspend to its end."""
+    """Run a coroutine to its end; it must not suspend."""
     steps = coroutine.__await__()
     try:
         next(steps)
@@ -455,6 +471,6 @@ def _drive(coroutine: Coroutine[Any, Any, T] | Awaitable[T]) -> T:
 
 
 def _skip(reason: str) -> NoReturn:
-    import pytest  # who runs this has it; who only imports the simulator may not
+    import pytest  # here, because users of the simulator alone may not have it
 
     pytest.skip(reason)

@@ -1,4 +1,4 @@
-"""An event loop in a thread, for a synchronous caller of something that is not."""
+"""Run an event loop in a thread, so that synchronous code can call asynchronous code."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class LoopThread:
         self._portal: BlockingPortal | None = None
 
     def start(self, function: Callable[..., Awaitable[T]], *args: Any) -> Future[T]:
-        """Start `function` in the loop; return at once."""
+        """Start `function` in the loop, and return at once."""
         return self._running().start_task_soon(function, *args)
 
     def call(self, function: Callable[..., T], *args: Any) -> T:
@@ -30,7 +30,7 @@ class LoopThread:
         return self._running().call(function, *args)
 
     def close(self) -> None:
-        """Cancel what still runs, and end the thread."""
+        """Cancel the tasks that still run, and end the thread."""
         with self._lock:
             portal, self._portal = self._portal, None
         if portal is not None:

@@ -1,4 +1,4 @@
-"""A network in process: ASGI and WSGI apps by origin, for callers of both kinds."""
+"""Connect HTTP clients to ASGI and WSGI apps in the same process, without sockets."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ Interface = Literal["asgi", "wsgi"]
 class Network(httpx2.AsyncBaseTransport, httpx2.BaseTransport):
     """A transport for `httpx2.AsyncClient` and `httpx2.Client` that needs no socket.
 
-    An ASGI app runs in the event loop of its caller, or in one of the network's own if the caller
-    has none; a WSGI app in the thread of its caller, or beside its event loop.
+    An ASGI app runs in the event loop of its caller, or in the network's own if the caller has
+    none. A WSGI app runs in the thread of its caller, or in a worker thread if the caller has an
+    event loop.
 
     Attributes:
-        apps: by origin; delete one, and nobody listens there any more.
+        apps: the apps by origin; when one is deleted, connections to its origin fail.
         seen: every request so far.
     """
 
@@ -34,12 +35,12 @@ class Network(httpx2.AsyncBaseTransport, httpx2.BaseTransport):
         self._loop = LoopThread()
 
     def add(self, origin: str, app: Any, interface: Interface | None = None) -> None:
-        """Put an app on the network.
+        """Add an app to the network.
 
         Args:
             origin: scheme, host and port, such as ``http://localhost:8000``.
             app: the application.
-            interface: "asgi" or "wsgi"; seen from the application if it is not given.
+            interface: "asgi" or "wsgi"; if it is not given, the application is examined.
         """
         is_asgi = (interface or interface_of(app)) == "asgi"
         self.apps[origin] = _ASGIApp(app, self._loop) if is_asgi else _WSGIApp(app)
@@ -55,10 +56,10 @@ class Network(httpx2.AsyncBaseTransport, httpx2.BaseTransport):
         return response
 
     def close(self) -> None:
-        """Leave the network up: clients share it. See `shut_down`."""
+        """Do nothing, because several clients share the network. See `shut_down`."""
 
     def shut_down(self) -> None:
-        """End the event loop of the network's own."""
+        """End the network's own event loop."""
         self._loop.close()
 
     def _find(self, request: httpx2.Request) -> Any:
@@ -70,9 +71,9 @@ class Network(httpx2.AsyncBaseTransport, httpx2.BaseTransport):
 
 
 class Sockets(httpx2.AsyncBaseTransport, httpx2.BaseTransport):
-    """Real connections, one for each request: none is left open behind an app that never ends.
+    """A transport that opens a real connection for each request; for http only.
 
-    For http only.
+    No connection stays open, because a test may never close the application's engine.
     """
 
     def __init__(self) -> None:
@@ -118,19 +119,19 @@ class _WSGIApp:
     def _call_whole(self, request: httpx2.Request) -> httpx2.Response:
         answer = self._transport.handle_request(request)
         try:
-            body = b"".join(answer.iter_raw())  # as it is: the copy decodes it
+            body = b"".join(answer.iter_raw())  # still compressed: the new response decodes it
         finally:
             answer.close()
         return httpx2.Response(answer.status_code, headers=answer.headers, content=body)
 
 
 def wsgi_transport(app: Any, *, raise_app_exceptions: bool = True) -> httpx2.BaseTransport:
-    """A transport for `httpx2.Client` that calls a WSGI app in the caller's thread."""
+    """Make a transport for `httpx2.Client` that calls a WSGI app in the caller's thread."""
 
     def as_servers_do(
         environ: dict[str, Any], start_response: Callable[..., Any]
     ) -> Iterable[bytes]:
-        # PEP 3333: the bytes of the path as Latin-1, where httpx2 hands on the text.
+        # PEP 3333 wants the bytes of the path, decoded as Latin-1; httpx2 passes the text.
         environ["PATH_INFO"] = environ["PATH_INFO"].encode().decode("latin-1")
         answer: Iterable[bytes] = app(environ, start_response)
         return answer
@@ -141,13 +142,13 @@ def wsgi_transport(app: Any, *, raise_app_exceptions: bool = True) -> httpx2.Bas
 
 
 def interface_of(app: Any) -> Interface:
-    """Whether an application is ASGI or WSGI: what is awaited is ASGI, as uvicorn tells them."""
+    """Return "asgi" if calling the application gives a coroutine, else "wsgi", as uvicorn does."""
     called = app if inspect.isfunction(app) else getattr(app, "__call__", app)  # noqa: B004
     is_async = inspect.iscoroutinefunction(app) or inspect.iscoroutinefunction(called)
     return "asgi" if is_async else "wsgi"
 
 
 def origin_of(url: httpx2.URL | str) -> str:
-    """Scheme, host and port of a URL."""
+    """Return scheme, host and port of a URL."""
     url = httpx2.URL(url)
     return f"{url.scheme}://{url.netloc.decode()}"

@@ -1,6 +1,7 @@
-"""The pytest plugin: a CameraManager, logins and time as fixtures.
+"""Define the pytest fixtures: a simulated CameraManager, logins, and a clock that a test moves.
 
-It is on wherever this package is installed, and imports nothing before a fixture is used.
+pytest loads this plugin wherever the package is installed, so the plugin imports the rest only
+when a test uses a fixture.
 """
 
 from __future__ import annotations
@@ -11,13 +12,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from cm_auth_middleware.testing.harness import CMLogin, CMServer, CMTime
+    from cm_auth_middleware.testing.fixtures import CMLogin, CMServer, CMTime
     from cm_auth_middleware.testing.simulator import Simulator
 
 
 @pytest.fixture(scope="session")
 def _cm_simulator() -> Simulator:
-    from cm_auth_middleware.testing.harness import make_simulator
+    from cm_auth_middleware.testing.fixtures import make_simulator
 
     return make_simulator()
 
@@ -35,7 +36,7 @@ def _cm_url(_cm_simulator: Simulator) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def _cm_servers() -> dict[str, CMServer]:
-    return {}  # by URL: an application made once keeps its secret key from test to test
+    return {}  # by URL; one lasts for all tests, because an app made at import keeps its secret key
 
 
 @pytest.fixture
@@ -43,7 +44,7 @@ def cm_simulator(
     _cm_simulator: Simulator, _cm_servers: dict[str, CMServer], monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[CMServer]:
     """A simulated CameraManager in this process, without a socket; see `cm_server`."""
-    from cm_auth_middleware.testing.harness import IN_PROCESS_URL
+    from cm_auth_middleware.testing.fixtures import IN_PROCESS_URL
 
     yield from _serve(IN_PROCESS_URL, _cm_simulator, _cm_servers, monkeypatch)
 
@@ -57,9 +58,9 @@ def cm_server(
 ) -> Iterator[CMServer]:
     """A simulated CameraManager on a real port of this machine.
 
-    Has ``url``, ``client_id``, ``client_secret`` and ``secret_key``, which are also in the
-    environment (``CM_AUTH_BASE_URL`` and so on) while the test runs; ``requests``; and
-    ``fail_token(503)``, ``fail_api(…)``, ``revoke()``, ``slow()`` to make things go wrong.
+    Its ``url``, ``client_id``, ``client_secret`` and ``secret_key`` are also in the environment
+    (``CM_AUTH_BASE_URL`` and so on) while the test runs. ``requests`` lists the requests that it
+    received. ``fail_token(503)``, ``fail_api(…)``, ``revoke()`` and ``slow()`` simulate failures.
     """
     yield from _serve(_cm_url, _cm_simulator, _cm_servers, monkeypatch)
 
@@ -70,7 +71,7 @@ def cm_login(request: pytest.FixtureRequest) -> Iterator[CMLogin]:
 
     Uses ``cm_server`` if the test does, else ``cm_simulator``.
     """
-    from cm_auth_middleware.testing.harness import CMLogin
+    from cm_auth_middleware.testing.fixtures import CMLogin
 
     name = "cm_server" if "cm_server" in request.fixturenames else "cm_simulator"
     login = CMLogin(request.getfixturevalue(name))
@@ -80,8 +81,8 @@ def cm_login(request: pytest.FixtureRequest) -> Iterator[CMLogin]:
 
 @pytest.fixture
 def cm_time(cm_login: CMLogin) -> CMTime:
-    """Move time: ``expire_access_token()``, ``idle_out()``, ``tick(seconds)``."""
-    from cm_auth_middleware.testing.harness import CMTime
+    """Move the clock: ``expire_access_token()``, ``idle_out()``, ``tick(seconds)``."""
+    from cm_auth_middleware.testing.fixtures import CMTime
 
     return CMTime(cm_login)
 
@@ -92,7 +93,7 @@ def _serve(
     servers: dict[str, CMServer],
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[CMServer]:
-    from cm_auth_middleware.testing.harness import CMServer
+    from cm_auth_middleware.testing.fixtures import CMServer
 
     server = servers.setdefault(url, CMServer(simulator, url))
     for name, value in server.env.items():

@@ -19,20 +19,20 @@ _STOP_TIMEOUT = 5.0
 
 
 class AppServer:
-    """An ASGI application behind uvicorn at `http://<host>:<port>`, for as long as a `with` lasts.
+    """Serves an ASGI application with uvicorn at `http://<host>:<port>` during a `with` block.
 
-    The socket is bound when the server is made, so `url` is known, and may be written into a
-    configuration, before it starts. uvicorn installs no signal handlers outside the main thread.
+    The constructor binds the socket. So `url` is known before the server starts, and can be
+    written into a configuration. uvicorn installs no signal handlers outside the main thread.
 
     Args:
         app: any ASGI application.
-        port: the port; 0 takes a free one.
+        port: the port; 0 chooses a free one.
         host: the address; the default is reachable from this machine only.
-        lifespan: as in uvicorn; `"auto"` runs the lifespan of an application that has one.
-        log_level: as in uvicorn.
+        lifespan: uvicorn's option; `"auto"` runs the lifespan of an application that has one.
+        log_level: uvicorn's option.
 
     Raises:
-        RuntimeError: the port is in use, or there is no such port or address here.
+        RuntimeError: the port is in use, or this machine has no such port or address.
     """
 
     def __init__(
@@ -55,8 +55,8 @@ class AppServer:
                 log_level=log_level,
                 access_log=False,
                 timeout_graceful_shutdown=1,
-                # As nginx has it. uvicorn's own 5 s are those after which httpx2 drops an idle
-                # connection, too: now and then one would be used just as it closes.
+                # The default of nginx. With uvicorn's 5 s, after which httpx2 drops an idle
+                # connection, too, a client may use a connection just as the server closes it.
                 timeout_keep_alive=75,
             )
         )
@@ -64,15 +64,15 @@ class AppServer:
 
     @property
     def url(self) -> str:
-        """The address without a slash at its end, such as `http://127.0.0.1:9400`."""
+        """The address, without a slash at its end, such as `http://127.0.0.1:9400`."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"http://{host}:{self.port}"
 
     def start(self) -> Self:
-        """Start, and return when requests are answered.
+        """Start the server, and return when it answers requests.
 
         Raises:
-            RuntimeError: it was started before, or the application failed in its lifespan.
+            RuntimeError: the server was started before, or the application failed in its lifespan.
         """
         if self._thread is not None:
             raise RuntimeError("this server was started before; make a new one")
@@ -89,7 +89,7 @@ class AppServer:
         return self
 
     def stop(self) -> None:
-        """Stop, and close the socket; open requests get a second to finish."""
+        """Stop the server and close the socket; requests in progress get a second to finish."""
         self._server.should_exit = True
         if self._thread is not None:
             self._thread.join(_STOP_TIMEOUT)
@@ -99,7 +99,7 @@ class AppServer:
         self._socket.close()
 
     def wait(self) -> None:
-        """Return when the server has stopped, or somebody pressed Ctrl-C."""
+        """Wait until the server has stopped; Ctrl-C ends the wait by a `KeyboardInterrupt`."""
         while self._thread is not None and self._thread.is_alive():
             self._thread.join(0.5)
 
@@ -115,13 +115,13 @@ class AppServer:
         self.stop()
 
     def _serve(self) -> None:
-        # uvicorn leaves by SystemExit when the lifespan fails; start() reports it.
+        # uvicorn raises SystemExit when the lifespan fails; start() reports the failure.
         with contextlib.suppress(SystemExit):
             self._server.run(sockets=[self._socket])
 
 
 class SimulatorServer(AppServer):
-    """A CameraManager simulator on a real socket.
+    """Serves a CameraManager simulator on a real socket.
 
         with SimulatorServer() as server:
             app.add_middleware(CMAuthMiddleware, base_url=server.url, client_id=server.client_id,
@@ -129,8 +129,9 @@ class SimulatorServer(AppServer):
 
     Args:
         sim: the simulator to serve; a new one by default.
-        port: the port; 0 takes a free one.
+        port: the port; 0 chooses a free one.
         host: the address; the default is reachable from this machine only.
+        log_level: uvicorn's option.
     """
 
     def __init__(
@@ -157,7 +158,7 @@ class SimulatorServer(AppServer):
 
 def _listen(host: str, port: int) -> socket.socket:
     if not 0 <= port <= 65_535:
-        raise RuntimeError(f"port {port} is none; choose one up to 65535, or 0 for any free one")
+        raise RuntimeError(f"port {port} is none of the ports 1 to 65535; 0 chooses a free one")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -167,7 +168,7 @@ def _listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         listener.close()
         if error.errno == errno.EADDRINUSE:
-            reason = "is in use; choose another, or 0 for any free one"
+            reason = "is in use; choose another one, or 0 for a free one"
         else:
             reason = f"cannot be listened on: {error.strerror}"
         raise RuntimeError(f"port {port} on {host} {reason}") from error

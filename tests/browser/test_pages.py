@@ -21,7 +21,7 @@ from tests.apps import make_app, make_wsgi_app
 from tests.servers import WSGIServer
 from tests.support import SECRET_KEY
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 
 def gallery(engine: AuthEngine) -> Starlette:

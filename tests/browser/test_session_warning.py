@@ -19,7 +19,7 @@ from cm_auth_middleware.testing import AppServer, SimulatorServer
 from tests.servers import WSGIServer
 from tests.support import SECRET_KEY, Clock
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SCRIPT = (EXAMPLES / "dashboard" / "static" / "session-warning.js").read_text()

@@ -7,14 +7,16 @@ import sqlite3
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from .counts import Counts
 from .crowd import Answer, Ask
 from .rig import LIFETIME, STORES, Rig, rig
+
+T = TypeVar("T")
 
 STRICT = {"rotate_refresh_tokens": True, "revoke_family_on_reuse": True}
 REQUESTS = 500
@@ -32,7 +34,7 @@ def expiry(store: str, repeat: int, shell: str = "asgi", requests: int = REQUEST
     counts = Counts(f"expiry, {shell}", store)
     with rig(store, shell=shell, settings=STRICT) as site:
         cookies = [site.login()]
-        for number in range(repeat):
+        for number in rounds(counts, range(repeat)):
             mark = site.cm.mark()
             asks = site.asks(cookies, requests)
             if number % 2:  # while the requests are on their way
@@ -47,7 +49,6 @@ def expiry(store: str, repeat: int, shell: str = "asgi", requests: int = REQUEST
                 answers = site.crowd.ask(asks)
             counts.saw(answers, 200)
             counts.called(len(site.cm.refreshes(mark)), 1, 1)
-            counts.rounds += 1
         if shell != "asgi":
             pids = {answer.worker for answer in answers}
             counts.check(len(pids) > 1, f"only {len(pids)} worker answered")
@@ -61,7 +62,7 @@ def skew(store: str, repeat: int, ahead: float, lifetime: float = LIFETIME) -> C
     settings = {**STRICT, "access_token_lifetime": lifetime}
     with rig(store, skews=(0, ahead), settings=settings) as site:
         cookies = [site.login(), site.login(1, "bob@example.com")]
-        for _ in range(repeat):
+        for _ in rounds(counts, range(repeat)):
             mark = site.cm.mark()
             site.expire(lifetime)
             asks = site.asks(cookies, 200)
@@ -72,7 +73,6 @@ def skew(store: str, repeat: int, ahead: float, lifetime: float = LIFETIME) -> C
             # renews once more what another process just renewed.
             most = 1 if lifetime > 2 * abs(ahead) + 60 else 2
             counts.called(len(site.cm.refreshes(mark)), 2, 2 * most)
-            counts.rounds += 1
         finish(counts, site, cookies)
     return counts
 
@@ -82,7 +82,7 @@ def sharing(store: str, repeat: int, browsers: int) -> Counts:
     counts = Counts(f"{browsers} browsers, one account", store)
     with rig(store) as site:
         cookies = [site.login(n % 4) for n in range(browsers)]
-        for number in range(repeat):
+        for number in rounds(counts, range(repeat)):
             mark = site.cm.mark()
             if number % 2:  # CameraManager alone forgets: every worker meets a 401
                 site.cm.control(expire_access_tokens=True)
@@ -95,7 +95,6 @@ def sharing(store: str, repeat: int, browsers: int) -> Counts:
                 answers = site.crowd.ask(asks)
             counts.saw(answers, 200)
             counts.called(len(site.cm.refreshes(mark)), 1, 1)
-            counts.rounds += 1
         finish(counts, site, cookies)
         out = site.crowd.one(site.ports[0], "/auth/logout", cookies[0], method="POST")
         counts.saw([out], 303)
@@ -118,7 +117,7 @@ def killed(store: str, repeat: int, rotate: bool) -> Counts:
     counts = Counts(f"kill -9 in a refresh, {'rotating' if rotate else 'lasting'}", store)
     settings = {"rotate_refresh_tokens": rotate, "revoke_family_on_reuse": rotate}
     with rig(store, timeout=_SHORT, settings=settings) as site:
-        for _ in range(repeat):
+        for _ in rounds(counts, range(repeat)):
             cookies = [site.login(1)]
             site.expire()
             mark = site.cm.mark()
@@ -144,7 +143,6 @@ def killed(store: str, repeat: int, rotate: bool) -> Counts:
             counts.survived(site.alive(cookies), 1)
             # The first who takes over; with rotation the others find the session gone.
             counts.called(len(site.cm.refreshes(mark)), 2, 2)
-            counts.rounds += 1
         counts.check(site.tracebacks() == 0, "an error page")
     return counts
 
@@ -155,7 +153,7 @@ def frozen(store: str, repeat: int, rotate: bool) -> Counts:
     settings = {"rotate_refresh_tokens": rotate, "revoke_family_on_reuse": rotate}
     with rig(store, timeout=_SHORT, settings=settings) as site:
         cookies = [site.login(n) for n in range(2)]
-        for _ in range(repeat):
+        for _ in rounds(counts, range(repeat)):
             site.expire()
             mark = site.cm.mark()
             site.cm.control(token_latency=0.5)
@@ -185,7 +183,6 @@ def frozen(store: str, repeat: int, rotate: bool) -> Counts:
             site.expire()
             counts.saw(site.crowd.ask(site.asks(cookies, 80)), 200)
             counts.called(len(site.cm.refreshes(mark)), 1, 1)
-            counts.rounds += 1
         finish(counts, site, cookies)
     return counts
 
@@ -195,7 +192,7 @@ def overtaken(store: str, repeat: int) -> Counts:
     counts = Counts("overtaken while frozen", store)
     with rig(store, timeout=_SHORT) as site:
         cookies = [site.login(n) for n in range(2)]
-        for _ in range(repeat):
+        for _ in rounds(counts, range(repeat)):
             site.expire()
             mark = site.cm.mark()
             site.cm.control(token_latency=1.0)
@@ -216,7 +213,6 @@ def overtaken(store: str, repeat: int) -> Counts:
             mark = site.cm.mark()
             counts.saw(site.crowd.ask(site.asks(cookies, 80)), 200)
             counts.called(len(site.cm.refreshes(mark)), 0, 0)
-            counts.rounds += 1
         finish(counts, site, cookies)
     return counts
 
@@ -226,7 +222,7 @@ def stopped(store: str, repeat: int, shell: str) -> Counts:
     counts = Counts(f"SIGTERM in a refresh, {shell}", store)
     with rig(store, shell=shell, settings=STRICT) as site:
         cookies = [site.login(len(site.ports) - 1)]
-        for _ in range(repeat):
+        for _ in rounds(counts, range(repeat)):
             site.expire()
             mark = site.cm.mark()
             site.cm.control(token_latency=1.0)
@@ -240,7 +236,6 @@ def stopped(store: str, repeat: int, shell: str) -> Counts:
             site.restart(0)
             counts.saw(site.crowd.ask(site.asks(cookies, 40)), 200)
             counts.called(len(site.cm.refreshes(mark)), 1, 1)
-            counts.rounds += 1
         finish(counts, site, cookies)
     return counts
 
@@ -250,7 +245,7 @@ def restarted(store: str, repeat: int) -> Counts:
     counts = Counts("everything killed and restarted", store)
     with rig(store, settings=STRICT) as site:
         cookies = [site.login(), site.login(1, "bob@example.com")]
-        for number in range(repeat):
+        for number in rounds(counts, range(repeat)):
             mark = site.cm.mark()
             expired = number % 2
             if expired:
@@ -266,7 +261,6 @@ def restarted(store: str, repeat: int) -> Counts:
                 site.restart(worker)
             counts.saw(site.crowd.ask(site.asks(cookies, 40)), 200)
             counts.token_calls += len(site.cm.refreshes(mark))
-            counts.rounds += 1
         finish(counts, site, cookies)
     return counts
 
@@ -276,7 +270,7 @@ def hung_up(store: str, repeat: int) -> Counts:
     counts = Counts("browsers leave in a refresh", store)
     with rig(store, settings=STRICT) as site:
         cookies = [site.login()]
-        for _ in range(repeat):
+        for _ in rounds(counts, range(repeat)):
             site.expire()
             mark = site.cm.mark()
             site.cm.control(token_latency=0.5)
@@ -285,7 +279,6 @@ def hung_up(store: str, repeat: int) -> Counts:
             counts.saw(site.crowd.ask(site.asks(cookies, 40)), 200)
             site.cm.control(token_latency=0)
             counts.called(len(site.cm.refreshes(mark)), 1, 1)
-            counts.rounds += 1
         finish(counts, site, cookies)
     return counts
 
@@ -299,12 +292,11 @@ def slow_refresh(store: str, repeat: int) -> Counts:
     with rig(store, lease_margin=-9.0, settings=STRICT) as site:  # a lease of 1 s
         cookies = [site.login()]
         site.cm.control(token_latency=4.0)
-        for _ in range(repeat):
+        for _ in rounds(counts, range(repeat)):
             site.expire()
             mark = site.cm.mark()
             counts.saw(site.crowd.ask(site.asks(cookies, 40)), 200)
             counts.called(len(site.cm.refreshes(mark)), 1, 1)
-            counts.rounds += 1
         site.cm.control(token_latency=0.0)
         finish(counts, site, cookies)
     return counts
@@ -315,7 +307,7 @@ def too_slow(store: str, repeat: int) -> Counts:
     counts = Counts("token endpoint slower than timeout", store)
     with rig(store, timeout=_SHORT) as site:
         cookies = [site.login()]
-        for _ in range(repeat):
+        for _ in rounds(counts, range(repeat)):
             site.expire()
             mark = site.cm.mark()
             site.cm.control(token_latency=30.0)
@@ -327,7 +319,6 @@ def too_slow(store: str, repeat: int) -> Counts:
             counts.called(len(site.cm.refreshes(mark)), 1, 4)
             site.cm.control(token_latency=0.0)
             recover(counts, site, cookies)
-            counts.rounds += 1
         finish(counts, site, cookies)
     return counts
 
@@ -341,7 +332,7 @@ def logout_in_refresh(store: str, repeat: int, rotate: bool, everywhere: bool = 
     counts = Counts(f"{kind} in a refresh, {'rotating' if rotate else 'lasting'}", store)
     settings = {"rotate_refresh_tokens": rotate, "revoke_family_on_reuse": rotate}
     with rig(store, settings=settings) as site:
-        for _ in range(repeat):
+        for _ in rounds(counts, range(repeat)):
             cookie = site.login(0)
             site.expire()
             mark = site.cm.mark()
@@ -360,7 +351,6 @@ def logout_in_refresh(store: str, repeat: int, rotate: bool, everywhere: bool = 
             counts.saw(site.crowd.ask(everybody), 401)
             counts.check(site.cm.living_grants() == 0, "a token lives on at CameraManager")
             counts.token_calls += len(site.cm.refreshes(mark))
-            counts.rounds += 1
         counts.check(site.tracebacks() == 0, "an error page")
     return counts
 
@@ -370,7 +360,7 @@ def logout_everywhere(store: str, repeat: int, shell: str) -> Counts:
     counts = Counts(f"logout_user, {shell}", store)
     with rig(store, shell=shell) as site:
         other = site.login(0, "bob@example.com")
-        for _ in range(repeat):
+        for _ in rounds(counts, range(repeat)):
             cookies = [site.login(n % len(site.ports)) for n in range(6)]
             listed = site.crowd.one(site.ports[0], "/admin/sessions/10003").json()
             counts.check(len(listed) == 6, f"{len(listed)} sessions listed, not 6")
@@ -379,7 +369,6 @@ def logout_everywhere(store: str, repeat: int, shell: str) -> Counts:
             counts.check(ended == 6, f"{ended} sessions ended, not 6")
             for cookie in cookies:
                 counts.saw(site.crowd.ask([Ask(p, "/", cookie) for p in site.ports]), 401)
-            counts.rounds += 1
         finish(counts, site, [other])
     return counts
 
@@ -394,7 +383,7 @@ def store_frozen(store: str, repeat: int, seconds: float) -> Counts:
         assert site.redis is not None
         cookies = [site.login(), site.login(1, "bob@example.com")]
         patient = seconds < 5  # redis-py waits that long
-        for _ in range(repeat):
+        for _ in rounds(counts, range(repeat)):
             site.expire()
             mark = site.cm.mark()
             site.cm.control(token_latency=0.5)
@@ -411,7 +400,6 @@ def store_frozen(store: str, repeat: int, seconds: float) -> Counts:
             counts.saw(answers, *((200,) if patient else (200, 503)))
             recover(counts, site, cookies)
             counts.called(len(site.cm.refreshes(mark)), 2, 2)
-            counts.rounds += 1
         finish(counts, site, cookies)
     return counts
 
@@ -422,7 +410,7 @@ def store_down(store: str, repeat: int) -> Counts:
     with rig(store, settings=STRICT) as site:
         assert site.redis is not None
         cookies = [site.login(), site.login(1, "bob@example.com")]
-        for number in range(repeat):
+        for number in rounds(counts, range(repeat)):
             mark = site.cm.mark()
             in_refresh = number % 2
             if in_refresh:
@@ -444,7 +432,6 @@ def store_down(store: str, repeat: int) -> Counts:
                 site.redis.start()
             recover(counts, site, cookies)
             counts.called(len(site.cm.refreshes(mark)), 2 * in_refresh, 2 * in_refresh)
-            counts.rounds += 1
         finish(counts, site, cookies)
     return counts
 
@@ -454,7 +441,7 @@ def store_locked(store: str, repeat: int) -> Counts:
     counts = Counts("sqlite locked", store)
     with rig(store, settings=STRICT) as site:
         cookies = [site.login(), site.login(1, "bob@example.com")]
-        for _ in range(repeat):
+        for _ in rounds(counts, range(repeat)):
             mark = site.cm.mark()
             other = sqlite3.connect(site.file, isolation_level=None)
             other.execute("BEGIN EXCLUSIVE")
@@ -466,7 +453,6 @@ def store_locked(store: str, repeat: int) -> Counts:
             other.close()
             recover(counts, site, cookies)
             counts.called(len(site.cm.refreshes(mark)), 2, 2)
-            counts.rounds += 1
         finish(counts, site, cookies)
     return counts
 
@@ -476,7 +462,7 @@ def disk_full(store: str, repeat: int) -> Counts:
     counts = Counts("disk full", store)
     with small_disk() as disk, rig(store, file=disk / "sessions.db", settings=STRICT) as site:
         cookies = [site.login(), site.login(1, "bob@example.com")]
-        for number in range(repeat):
+        for number in rounds(counts, range(repeat)):
             mark = site.cm.mark()
             if number % 2:
                 fill(disk, site)
@@ -498,7 +484,6 @@ def disk_full(store: str, repeat: int) -> Counts:
                 site.cm.control(token_latency=0.0)
             recover(counts, site, cookies)
             counts.called(len(site.cm.refreshes(mark)), 2, 2)
-            counts.rounds += 1
         finish(counts, site, cookies)
     return counts
 
@@ -557,7 +542,7 @@ def camera_manager_fails(store: str, repeat: int) -> Counts:
     with rig(store, timeout=_SHORT) as site:
         cookies = [site.login()]
         page = [Ask(site.ports[0], "/cameras", cookies[0], accept="text/html")]
-        for what in FAILURES * repeat:
+        for what in rounds(counts, FAILURES * repeat):
             command = {"what": what, "times": 1000}
             site.clock.move(LIFETIME - 30)  # inside the leeway the old token serves
             site.cm.control(fail_token=command)
@@ -577,12 +562,10 @@ def camera_manager_fails(store: str, repeat: int) -> Counts:
             counts.token_calls += calls
             site.cm.control(forget_failures=True)
             recover(counts, site, cookies)
-            counts.rounds += 1
-        for odd in ODD * repeat:
+        for odd in rounds(counts, ODD * repeat):
             site.cm.control(fail_token=[200, odd])
             site.expire()
             counts.saw(site.crowd.ask(site.asks(cookies, 12)), 200)
-            counts.rounds += 1
         finish(counts, site, cookies)
     return counts
 
@@ -592,7 +575,7 @@ def storm(store: str, repeat: int) -> Counts:
     counts = Counts("no storm at a CameraManager that is down", store)
     with rig(store, timeout=_SHORT) as site:
         cookies = [site.login(), site.login(1, "bob@example.com")]
-        for what in [503, "hang"] * repeat:
+        for what in rounds(counts, [503, "hang"] * repeat):
             site.expire()
             mark = site.cm.mark()
             site.cm.control(fail_token={"what": what, "times": 10_000})
@@ -605,7 +588,6 @@ def storm(store: str, repeat: int) -> Counts:
             counts.called(calls, 1, round(4 * (2 + seconds)))
             site.cm.control(forget_failures=True)
             recover(counts, site, cookies)
-            counts.rounds += 1
         finish(counts, site, cookies)
     return counts
 
@@ -638,6 +620,13 @@ def recover(counts: Counts, site: Rig, cookies: list[str]) -> None:
         counts.saw(answers, 200, 503)
         time.sleep(0.2)
     counts.saw(answers, 200)
+
+
+def rounds(counts: Counts, each: Iterable[T]) -> Iterator[T]:
+    """Give each item to a round, and count the round when it is over."""
+    for item in each:
+        yield item
+        counts.rounds += 1
 
 
 def finish(counts: Counts, site: Rig, cookies: list[str]) -> None:

@@ -90,8 +90,10 @@ def venv(wheel: Path, tmp_path: Path) -> MakeVenv:
 
 def test_the_distributions_hold_what_they_should(built: Path, wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
-    for wanted in ("py.typed", "testing/plugin.py", "cli/check.py", "_demo/templates/base.html"):
-        assert f"cm_auth_middleware/{wanted}" in names
+    wanted = {"py.typed", "testing/plugin.py", "cli/check.py", "_demo/templates/base.html"}
+    wanted |= {f"messages/{language}.toml" for language in ("en", "nl", "de", "fr", "es")}
+    wanted |= {"web/page.html", "web/page.css"}
+    assert {f"cm_auth_middleware/{name}" for name in wanted} <= set(names)
     tops = {name.partition("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"cm_auth_middleware"}
     assert not [name for name in names if "__pycache__" in name]

@@ -13,7 +13,7 @@ from wsgiref.util import setup_testing_defaults
 import ada_url
 import httpx2
 
-from cm_auth_middleware import AuthEngine, CMAuthMiddleware, CMAuthWSGIMiddleware
+from cm_auth_middleware import AuthEngine
 from cm_auth_middleware.errors import CMAuthError
 from cm_auth_middleware.paths import ExemptPaths, safe_target
 from cm_auth_middleware.ports import run_sync
@@ -21,7 +21,7 @@ from cm_auth_middleware.sealing import Sealer
 from cm_auth_middleware.session import Tokens
 
 from ..support import APP, CM, SECRET_KEY, World
-from .support import call_asgi, call_wsgi, session_of
+from .support import call_asgi, call_wsgi, send_asgi, send_wsgi, session_of
 
 EXEMPT = ("/health", "/public/*")
 _exempt = ExemptPaths(EXEMPT)
@@ -100,8 +100,8 @@ class Shells:
     def check_visitor(self, method: str, path: str, query: str, headers: dict[str, str]) -> None:
         """Somebody without a session: nothing of the app, no error, no way elsewhere."""
         answers = [
-            self._runner.run(_ask_asgi(self.asgi.app, method, path, query, headers)),
-            _ask_wsgi(self.wsgi.app, method, path, query, headers),
+            self._runner.run(send_asgi(self.asgi.app, _scope(method, path, query, headers))),
+            send_wsgi(self.wsgi.app, _environ(method, path, query, headers)),
         ]
         for status, sent, body in answers:
             assert status < 500 or status == 503, (status, body)
@@ -152,48 +152,21 @@ def _raw(text: str) -> str:
     return text.encode("utf-8", "surrogatepass").decode("latin-1")
 
 
-async def _ask_asgi(
-    app: CMAuthMiddleware, method: str, path: str, query: str, headers: dict[str, str]
-) -> tuple[int, list[tuple[str, str]], bytes]:
+def _scope(method: str, path: str, query: str, headers: dict[str, str]) -> dict[str, Any]:
     lines = {"host": "localhost:8000", **headers}
-    scope = {
+    return {
         "type": "http", "method": method, "scheme": "http", "root_path": "", "asgi": {},
         "path": path.encode("utf-8", "replace").decode(), "raw_path": _raw(path).encode("latin-1"),
         "query_string": _raw(query).encode("latin-1"), "client": ("127.0.0.1", 1),
         "headers": [(k.encode(), _raw(v).encode("latin-1")) for k, v in lines.items()],
     }  # fmt: skip
-    sent: list[dict[str, Any]] = []
-
-    async def receive() -> dict[str, Any]:
-        return {"type": "http.request", "body": b""}
-
-    async def send(message: dict[str, Any]) -> None:
-        sent.append(message)
-
-    await app(scope, receive, send)
-    head = [(k.decode("latin-1"), v.decode("latin-1")) for k, v in sent[0]["headers"]]
-    return sent[0]["status"], head, b"".join(m.get("body", b"") for m in sent)
 
 
-def _ask_wsgi(
-    app: CMAuthWSGIMiddleware, method: str, path: str, query: str, headers: dict[str, str]
-) -> tuple[int, list[tuple[str, str]], bytes]:
+def _environ(method: str, path: str, query: str, headers: dict[str, str]) -> dict[str, Any]:
     environ: dict[str, Any] = {}
     setup_testing_defaults(environ)
     environ |= {
         "REQUEST_METHOD": method, "PATH_INFO": _raw(path), "QUERY_STRING": _raw(query),
         "REQUEST_URI": _raw(path), "HTTP_HOST": "localhost:8000",
     }  # fmt: skip
-    environ |= {f"HTTP_{k.upper().replace('-', '_')}": _raw(v) for k, v in headers.items()}
-    started: list[Any] = []
-
-    def start_response(status: str, sent: Any, exc_info: Any = None) -> Any:
-        started.append((int(status[:3]), sent))
-        return lambda data: None
-
-    body = app(environ, start_response)
-    try:
-        whole = b"".join(body)
-    finally:
-        getattr(body, "close", lambda: None)()
-    return started[-1][0], started[-1][1], whole
+    return environ | {f"HTTP_{k.upper().replace('-', '_')}": _raw(v) for k, v in headers.items()}

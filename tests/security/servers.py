@@ -20,7 +20,7 @@ import uvicorn
 import waitress
 from werkzeug.serving import WSGIRequestHandler, make_server
 
-from ..servers import free_port
+from ..servers import free_port, serving
 
 ASGI = ("h11", "httptools")
 WSGI = ("werkzeug", "waitress", "gunicorn")
@@ -112,14 +112,8 @@ def _uvicorn(app: Any, http_parser: str, **options: Any) -> Iterator[int]:
 @contextlib.contextmanager
 def _werkzeug(app: Any) -> Iterator[int]:
     server = make_server("127.0.0.1", 0, app, threaded=True, request_handler=_Quiet)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
+    with serving(server):
         yield server.server_port
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 class _Quiet(WSGIRequestHandler):

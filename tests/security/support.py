@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import closing
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 from wsgiref.util import setup_testing_defaults
@@ -73,14 +72,17 @@ def _entries(store: Any) -> Iterator[tuple[str, bytes]]:
             yield key, value
 
 
-async def visit(world: World, cookie: bytes, path: str = "/") -> tuple[int, str, bytes]:
+Answer = tuple[int, list[tuple[str, str]], bytes]
+
+
+async def visit(world: World, cookie: bytes, path: str = "/") -> Answer:
     """Ask with a Cookie header of any bytes, as a server hands them on: status, headers, body."""
     if world.shell == "asgi":
         return await call_asgi(world.app, cookie, path)
     return await anyio.to_thread.run_sync(call_wsgi, world.app, cookie, path)
 
 
-async def call_asgi(app: Any, cookie: bytes, path: str) -> tuple[int, str, bytes]:
+async def call_asgi(app: Any, cookie: bytes, path: str) -> Answer:
     """Ask an ASGI app; see `visit`."""
     path, _, query = path.partition("?")
     headers = [(b"host", b"localhost:8000"), (b"accept", b"text/html"), (b"cookie", cookie)]
@@ -89,6 +91,11 @@ async def call_asgi(app: Any, cookie: bytes, path: str) -> tuple[int, str, bytes
         "root_path": "", "query_string": query.encode(), "headers": headers, "http_version": "1.1",
         "client": ("127.0.0.1", 1), "server": ("localhost", 8000), "asgi": {"version": "3.0"},
     }  # fmt: skip
+    return await send_asgi(app, scope)
+
+
+async def send_asgi(app: Any, scope: dict[str, Any]) -> Answer:
+    """Send a request with an empty body to an ASGI app."""
     sent: list[dict[str, Any]] = []
 
     async def receive() -> dict[str, Any]:
@@ -98,11 +105,11 @@ async def call_asgi(app: Any, cookie: bytes, path: str) -> tuple[int, str, bytes
         sent.append(message)
 
     await app(scope, receive, send)
-    body = b"".join(message.get("body", b"") for message in sent)
-    return sent[0]["status"], str(sent[0]["headers"]), body
+    headers = [(k.decode("latin-1"), v.decode("latin-1")) for k, v in sent[0]["headers"]]
+    return sent[0]["status"], headers, b"".join(m.get("body", b"") for m in sent)
 
 
-def call_wsgi(app: Any, cookie: bytes, path: str) -> tuple[int, str, bytes]:
+def call_wsgi(app: Any, cookie: bytes, path: str) -> Answer:
     """Ask a WSGI app in this thread; see `visit`."""
     path, _, query = path.partition("?")
     environ: dict[str, Any] = {"QUERY_STRING": query}
@@ -111,24 +118,21 @@ def call_wsgi(app: Any, cookie: bytes, path: str) -> tuple[int, str, bytes]:
         "HTTP_HOST": "localhost:8000", "HTTP_ACCEPT": "text/html", "PATH_INFO": path,
         "HTTP_COOKIE": cookie.decode("latin-1"), "REMOTE_ADDR": "127.0.0.1",
     }  # fmt: skip
-    started: list[tuple[str, Any]] = []
+    return send_wsgi(app, environ)
+
+
+def send_wsgi(app: Any, environ: dict[str, Any]) -> Answer:
+    """Send a request to a WSGI app in this thread, and close what it returns, as PEP 3333 asks."""
+    started: list[tuple[str, list[tuple[str, str]]]] = []
 
     def start_response(status: str, headers: Any, exc_info: Any = None) -> Any:
         started.append((status, headers))
         return lambda data: None
 
-    with closing(_Closable(app(environ, start_response))) as parts:
+    parts = app(environ, start_response)
+    try:
         body = b"".join(parts)
+    finally:
+        getattr(parts, "close", lambda: None)()
     status, headers = started[-1]
-    return int(status[:3]), str(headers), body
-
-
-class _Closable:
-    def __init__(self, parts: Any) -> None:
-        self._parts = parts
-
-    def __iter__(self) -> Iterator[bytes]:
-        return iter(self._parts)
-
-    def close(self) -> None:
-        getattr(self._parts, "close", lambda: None)()
+    return int(status[:3]), headers, body

@@ -19,6 +19,8 @@ from .routed import METHODS, asgi_app, guarded_asgi, guarded_wsgi, wsgi_app
 from .servers import ASGI, WSGI, Answered, ask, say, served
 from .support import NAME, session_of
 
+pytestmark = pytest.mark.slow
+
 OPEN = ["/health", "/health?x", "/health?/secret", "/public/a", "/public/a/b.css",
         "/public/a?b=../x",
         "/public/%61", "/public/a%20b", "/public/"]  # fmt: skip

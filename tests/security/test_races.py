@@ -27,10 +27,20 @@ from cm_auth_middleware.testing import Settings, SimulatorServer
 
 from ..servers import redis_server
 from ..support import APP, CM, JSON, Browser, Clock, World
-from .support import NAME, call_asgi, call_wsgi, is_logged_in, session_of, started, stored, visit
+from .support import (
+    NAME,
+    Answer,
+    call_asgi,
+    call_wsgi,
+    is_logged_in,
+    session_of,
+    started,
+    stored,
+    visit,
+)
 from .wired import Wired, clocked
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 ROTATING = {"rotate_refresh_tokens": True, "revoke_family_on_reuse": True}
 
@@ -262,7 +272,7 @@ async def test_logins_that_fail_leave_nothing_for_long(make_world, tmp_path) -> 
     assert await store.count() == 0
 
 
-async def _call(world: World, cookie: bytes, path: str) -> tuple[int, str, bytes]:
+async def _call(world: World, cookie: bytes, path: str) -> Answer:
     if world.shell == "asgi":
         return await call_asgi(world.app, cookie, path)
     return call_wsgi(world.app, cookie, path)  # without a thread: it is memory that is measured

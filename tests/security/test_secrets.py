@@ -23,7 +23,7 @@ from ..support import APP, JSON, SECRET_KEY
 from .support import started, stored
 from .wired import Wired, clocked
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 STEPS = ["exchange", "user", "store get", "store put", "store replace", "store delete",
          "store acquire", "on_login", "on_refresh", "on_logout", "allow", "refresh", "api",

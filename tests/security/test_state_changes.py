@@ -7,7 +7,7 @@ import pytest
 from ..support import World
 from .support import NAME, is_logged_in, session_of, stored
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 FOREIGN = [
     {"Sec-Fetch-Site": "cross-site", "Origin": "http://evil.example"},

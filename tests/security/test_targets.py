@@ -16,7 +16,7 @@ from cm_auth_middleware.paths import safe_target
 from ..support import APP, CM, HTML, World
 from .support import NAME, is_ours, lands_on, query_of, session_of, started
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 ELSEWHERE = [
     "//evil", "///evil", "////evil", "/\\evil", "\\\\evil", "\\/evil", "/\\/evil", "/%5cevil",

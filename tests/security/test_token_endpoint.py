@@ -22,7 +22,7 @@ from ..support import CM, JSON, World
 from .support import NAME, is_logged_in, session_of, started, stored
 from .wired import Wired, clocked, dripping
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 Change = Callable[[dict[str, Any]], Any]
 

@@ -30,7 +30,7 @@ from .servers import served
 from .support import NAME, session_of, stored, visit
 from .wired import Wired, certificate, clocked
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 REAL = "https://rest.cameramanager.com"
 STRANGERS = [

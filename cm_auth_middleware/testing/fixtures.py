@@ -1,4 +1,4 @@
-"""What the pytest fixtures hand out: a CameraManager, logins, and time."""
+"""Define the objects that the pytest fixtures return: a CameraManager, logins, and time."""
 
 from __future__ import annotations
 
@@ -38,20 +38,21 @@ T = TypeVar("T")
 
 
 def make_simulator() -> Simulator:
-    """A simulator whose time can be moved, and which takes the API key of any application."""
+    """Make a simulator whose clock a test can move, and which accepts every API key."""
     return Simulator(Settings(any_key=True), clock=SURROUNDINGS.clock)
 
 
 class CMServer:
-    """A simulated CameraManager, as the fixtures ``cm_server`` and ``cm_simulator`` give it.
+    """A simulated CameraManager, which the fixtures ``cm_server`` and ``cm_simulator`` return.
 
-    While a test uses one, every engine of this process talks to it, wherever its ``base_url``
-    points, unless it was given a transport of its own: no test reaches the real one.
+    While a test uses one, every engine in this process calls it, whatever the engine's
+    ``base_url`` is, so that no test reaches the real CameraManager. Only an engine that was given
+    a transport uses that instead.
 
     Attributes:
-        url: the ``base_url``.
-        secret_key: a good one, for the application under test.
-        simulator: for all that is not here.
+        url: the address, for the option ``base_url``.
+        secret_key: a random key, for the option ``secret_key`` of the application under test.
+        simulator: the simulator itself, which can do more than this class offers.
     """
 
     def __init__(self, simulator: Simulator, url: str = IN_PROCESS_URL) -> None:
@@ -73,7 +74,7 @@ class CMServer:
 
     @property
     def env(self) -> dict[str, str]:
-        """The environment of an application that uses this server; for a process of its own."""
+        """The environment variables for an application that runs in a process of its own."""
         return {
             "CM_AUTH_BASE_URL": self.url,
             "CM_AUTH_CLIENT_ID": self.client_id,
@@ -83,7 +84,7 @@ class CMServer:
 
     @property
     def settings(self) -> Settings:
-        """Every knob of the simulator, to turn at any time."""
+        """The settings of the simulator; a test may change them at any time."""
         return self.simulator.settings
 
     @property
@@ -92,11 +93,16 @@ class CMServer:
         return self.simulator.requests
 
     def calls(self, path: str, method: str | None = None) -> list[RecordedRequest]:
-        """The requests to `path`, which may contain `*`."""
+        """Return the requests to `path`, which may contain `*`."""
         return self.simulator.calls(path, method)
 
     def add_user(self, email: str, cameras: Iterable[str] = ()) -> SimulatedUser:
-        """Add somebody who can log in, with cameras of these names."""
+        """Add a user, whose password is ``cameras``.
+
+        Args:
+            email: the e-mail address.
+            cameras: the names of the user's cameras.
+        """
         number = 20_000 + 100 * len(self.simulator.users)
         user = SimulatedUser(
             email=email,
@@ -119,29 +125,29 @@ class CMServer:
         self.simulator.fail_api(what, times, path)
 
     def revoke(self, user: str | SimulatedUser | None = None) -> None:
-        """End a user's tokens at CameraManager, or everybody's: the next call notices."""
+        """End the tokens of one user, or of all users; the next call of the API is refused."""
         emails = [user.email for user in self.simulator.users] if user is None else [_email(user)]
         for email in emails:
             self.simulator.revoke_user(email)
 
     def slow(self, seconds: float = 1.0) -> None:
-        """Let every answer take so long."""
+        """Delay every response by this number of seconds."""
         self.simulator.settings.latency = seconds
 
     # -- for the fixtures ------------------------------------------------------------------
 
     def open(self) -> None:
-        """Begin a test, an hour after the last one.
+        """Begin a test, and move the clock an hour past the last test.
 
-        An engine that an application made at its import serves every test; it may be waiting
-        for a server that failed in the last one.
+        An engine that an application makes at import serves every test. If CameraManager failed
+        in the last one, the engine may still be waiting until it may try again.
         """
         SURROUNDINGS.ahead += 3600
         self._users = deepcopy(self.simulator.users)
         SURROUNDINGS.network = self._stand_in
 
     def close(self) -> None:
-        """End a test: forget what it did, and give back the network."""
+        """End a test: reset the simulator, and let engines use the real network again."""
         SURROUNDINGS.network = None
         for network in self._networks.values():
             network.shut_down()
@@ -160,7 +166,7 @@ class CMServer:
 
 
 class CMLogin:
-    """Logs users in to an application: ``cm_login(app)``."""
+    """Logs users in to an application, as in ``cm_login(app)``."""
 
     def __init__(self, server: CMServer) -> None:
         self.server = server
@@ -209,36 +215,36 @@ class CMLogin:
 
         Args:
             app: the application behind the middleware, ASGI or WSGI.
-            user: who logs in: an e-mail address that the simulator knows, or a user.
-            client: a framework's own test client, which is given the session and returned.
-            base_url: where the application lives; what its `redirect_uri` says counts more.
+            user: the e-mail address of a user of the simulator, or a `SimulatedUser`.
+            client: a framework's own test client, which gets the session's cookie and is returned.
+            base_url: the address of the application; its option ``redirect_uri`` takes precedence.
             prefix: the middleware's option; read from ``CM_AUTH_PREFIX`` if not given.
-            interface: "asgi" or "wsgi", where it cannot be seen from the application.
-            raise_app_exceptions: raise what the application raises, rather than see its 500.
+            interface: "asgi" or "wsgi"; if it is not given, the application is examined.
+            raise_app_exceptions: raise the application's exceptions, instead of answering 500.
 
         Raises:
-            LoginFailed: the application did not let the user in; its answer is in ``response``.
+            LoginFailed: the application refused the login; its answer is in ``response``.
             LookupError: the simulator has no such user.
         """
         prefix = prefix or os.environ.get("CM_AUTH_PREFIX") or "/auth"
-        somebody = self._user(user)
+        known = self._user(user)
         site = self._site(app, interface, raise_app_exceptions)
         browser = Browser({origin_of(base_url): site}, base_url)
         self._logins.append((browser, f"{prefix}/session"))
         simulator = ASGIBridge(self.server.simulator, self._loop)
-        log_in(browser, simulator, prefix, somebody.email, somebody.password)
+        log_in(browser, simulator, prefix, known.email, known.password)
         if client is None:
             return browser
         _give_cookies(client, browser)
         return client
 
     def seconds_left(self) -> float:
-        """How long the session that lives longest goes on if nobody uses it; 0 without any."""
+        """Return the seconds after which all sessions have expired if none is used."""
         left = [browser.get(session).json()["expires_in"] for browser, session in self._logins]
         return float(max(left, default=0))
 
     def close(self) -> None:
-        """Shut the applications and the browsers down."""
+        """Close the browsers, and shut the applications down."""
         for browser, _ in self._logins:
             browser.close()
         for lifespan in self._lifespans.values():
@@ -249,12 +255,12 @@ class CMLogin:
         known = self.server.simulator.users
         if isinstance(user, SimulatedUser) and user not in known:
             known.append(user)
-        for somebody in known:
-            if somebody.email == _email(user):
-                return somebody
-        emails = ", ".join(somebody.email for somebody in known)
+        for candidate in known:
+            if candidate.email == _email(user):
+                return candidate
+        emails = ", ".join(candidate.email for candidate in known)
         raise LookupError(
-            f"the simulator has no user {user}: its users are {emails}; add one by "
+            f"the simulator has no user {user}: its users are {emails}; add one with "
             "cm_server.add_user(email)"
         )
 
@@ -267,35 +273,35 @@ class CMLogin:
         if key not in self._lifespans:
             lifespan = Lifespan(app, self._loop)
             lifespan.start()
-            self._lifespans[key] = lifespan  # which keeps the app, so that its id stays its own
+            self._lifespans[key] = lifespan  # keeps the app alive, so that no other gets its id
         bridge = ASGIBridge(app, self._loop, raise_app_exceptions=raise_app_exceptions)
         bridge.state = self._lifespans[key].state
         return bridge
 
 
 class CMTime:
-    """Moves the time of the middleware and of the simulator, in this process.
+    """Moves the clock of the middleware and of the simulator in this process.
 
-    It never goes back: an engine that outlives a test would not understand that.
+    The clock never goes back, because an engine may serve the next test, too.
     """
 
     def __init__(self, login: CMLogin) -> None:
         self._login = login
 
     def tick(self, seconds: float) -> None:
-        """Let time pass.
+        """Move the clock forward.
 
         Args:
-            seconds: how much.
+            seconds: by how much.
         """
         SURROUNDINGS.ahead += seconds
 
     def expire_access_token(self) -> None:
-        """Let just so much time pass that every access token given until now has expired."""
+        """Move the clock forward until every access token issued so far has expired."""
         self.tick(self._login.server.settings.access_token_lifetime + 1)
 
     def idle_out(self) -> None:
-        """Let just so much time pass that the sessions of this test's browsers are over."""
+        """Move the clock forward until the sessions of this test's browsers have expired."""
         self.tick(self._login.seconds_left() + 1)
 
 
@@ -304,7 +310,7 @@ def _email(user: str | SimulatedUser) -> str:
 
 
 def _give_cookies(client: Any, browser: Browser) -> None:
-    """Put the session into a test client of werkzeug, Starlette, Django or httpx."""
+    """Copy the browser's cookies to a test client of werkzeug, Starlette, Django or httpx."""
     sent = browser.build_request("GET", "/").headers["Cookie"]
     for name, _, value in (pair.partition("=") for pair in sent.split("; ")):
         if hasattr(client, "set_cookie"):

@@ -1,6 +1,6 @@
-"""Draw a picture that a camera might have made, so that a demo has something to show.
+"""Draw pictures like those of a camera, so that a demo has something to show.
 
-Needs Pillow (in the extras `demo` and `test`); without it, every picture is the same gray one.
+This needs Pillow (in the extras `demo` and `test`). Without it, every picture is the same gray.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _GRAY = base64.b64decode(
     "UG1RV19iZ2hnPk1xeXBkeFxlZ2P/wAALCAAIAAgBAREA/8QAFAABAAAAAAAAAAAAAAAAAAAABf/EABQQAQAAAAAAAAAA"
     "AAAAAAAAAAD/2gAIAQEAAD8ACf/Z"
 )
-_SKIES = {  # (top, horizon, ground) by what the light is like
+_SKIES = {  # the colours of (top, horizon, ground) by the light
     "day": ((88, 150, 208), (214, 231, 241), (112, 122, 104)),
     "dusk": ((52, 48, 96), (236, 150, 104), (70, 62, 64)),
     "night": ((8, 12, 26), (34, 44, 66), (26, 30, 34)),
@@ -24,12 +24,12 @@ _SKIES = {  # (top, horizon, ground) by what the light is like
 def draw(
     camera_id: int, name: str, when: datetime, size: tuple[int, int], stamped: bool = True
 ) -> bytes:
-    """A JPEG of `size` pixels: always the same place for one camera, in the light of the hour."""
+    """Draw a JPEG of `size` pixels: each camera sees its own place, in the light of the hour."""
     try:
         from PIL import Image, ImageDraw, ImageFont, ImageOps
     except ImportError:
         return _GRAY
-    rng = random.Random(camera_id)  # noqa: S311 - a camera always sees the same place
+    rng = random.Random(camera_id)  # noqa: S311 - one camera, one place
     width, height = size
     paint = [rng.randint(60, 230) for _ in range(3)]
     light = _light(when.hour)
@@ -68,7 +68,7 @@ def draw(
         ],
         fill=(0, 0, 0, 70),
     )
-    for i in range(6):  # the dashes of the road grow towards us
+    for i in range(6):  # the dashes of the road, larger towards the camera
         near, end = (i / 6) ** 2, ((i + 0.45) / 6) ** 2
         y0, y1 = line + near * (height - line), line + end * (height - line)
         mid0, mid1 = vanish + (width / 2 - vanish) * near, vanish + (width / 2 - vanish) * end
@@ -86,7 +86,7 @@ def draw(
                 fill=(255, 220, 150, 5),
             )
         pen.line((lamp, line - height / 5, lamp, line + height / 8), fill=(20, 20, 22), width=3)
-    # What moves: a car, further along the road each second.
+    # A car moves along the road, further each second.
     along = (when.second + camera_id * 7) % 60 / 60
     car_y = line + (height - line) * (0.15 + 0.5 * along)
     car = width * (0.05 + 0.1 * along)

@@ -1,8 +1,8 @@
-"""Draw the simulator's web pages: login, consent, and errors, as CameraManager shows to a browser.
+"""Draw the simulator's web pages: login, consent, and errors.
 
-Plain strings instead of a template engine, so that the simulator needs nothing but Starlette.
-The content security policy leaves out `form-action` on purpose: Chromium applies it to the
-redirect that answers a form too, which would stop the way back to the application.
+They are plain strings without a template engine, so that the simulator needs only Starlette.
+The content security policy leaves out `form-action` on purpose: Chromium also applies it to the
+redirect that answers a form, and would block the redirect back to the application.
 """
 
 from __future__ import annotations
@@ -75,10 +75,13 @@ def login_page(
     error: str | None = None,
     hint: tuple[str, str] | None = None,
 ) -> HTMLResponse:
-    """The login page.
+    """Draw the login page.
 
-    `fields` are the parameters of the authorization request, carried along in the form; `hint` is
-    an e-mail address and its password to show, because nobody should have to guess in a demo.
+    Args:
+        fields: the parameters of the authorization request, which the form sends again.
+        email: the e-mail address to fill in.
+        error: the sentence that says why the last attempt failed.
+        hint: an e-mail address and a password to show, so that a demo can be used at once.
     """
     alert = f'<p class="error" id="error" role="alert">{escape(error)}</p>' if error else ""
     described = ' aria-invalid="true" aria-describedby="error"' if error else ""
@@ -110,7 +113,7 @@ def login_page(
 def consent_page(
     fields: Mapping[str, str], *, client: str, email: str, scope: str, target: str
 ) -> HTMLResponse:
-    """The page that asks `email` whether `client` may act on their behalf with `scope`."""
+    """Draw the page that asks `email` if `client` may act for them with `scope`."""
     items = "".join(f"<li>{escape(_SCOPES.get(s, s))}</li>" for s in scope.split())
     return _page(
         "Allow access",
@@ -128,7 +131,7 @@ asks <strong>{escape(email)}</strong> for permission to:</p>
 
 
 def message_page(title: str, text: str, status: int = 400) -> HTMLResponse:
-    """A page that only says something: an error that must not be redirected, or a farewell."""
+    """Draw a page with a message only, such as an error that must not be redirected."""
     role = ' role="alert" class="error"' if status >= 400 else ""
     return _page(title, f"<h1>{escape(title)}</h1>\n<p{role}>{escape(text)}</p>", status)
 

@@ -1,0 +1,150 @@
+"""Define the simulator's settings, its users and cameras, and its record of a request."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from starlette.requests import Request
+
+What = int | str | dict[str, Any] | tuple[int, Any]  # a failure; see Simulator.fail_token
+
+
+@dataclass(slots=True)
+class Settings:
+    """The settings of a simulator. Every field may be changed while it runs.
+
+    Attributes:
+        access_token_lifetime: seconds; CameraManager's is twelve hours less a second.
+        rotate_refresh_tokens: each refresh issues a new refresh token, and ends the old one.
+        revoke_family_on_reuse: with rotation, the use of an old refresh token ends every token
+            that was issued in its place.
+        shared_access_token: a further login of the same user, client and scope gets the same
+            access token, until it expires.
+        refresh_token_lifetime: seconds; `None` means that refresh tokens do not expire.
+        code_lifetime: seconds within which an authorization code can be exchanged.
+        repeat_tokens_in_errors: `error_description` contains the token, as in older Spring.
+        echo_state: the redirect back to the application carries the `state`.
+        latency: seconds before any answer of `/oauth/` and `/rest/`.
+        token_latency: further seconds before an answer of the token endpoint.
+        pkce: verify the `code_verifier` if a `code_challenge` was sent (RFC 7636); if False, both
+            are ignored, as by Spring.
+        redirect_uris: the redirect URIs that are accepted; `None` accepts any http or https URI.
+        scope: the scope if the authorization request has none.
+        scope_required: the token endpoint answers 400 ``invalid_request`` to a grant without
+            ``scope``, which CameraManager's swagger marks as required there.
+        media_url: the start of the recordings' URLs: another host, which must get no bearer token.
+        snapshot_limit: the number of snapshots that can be made at once; others get a 503.
+        snapshot_latency: seconds that it takes to make a snapshot.
+        hang_time: seconds after which a "hang" drops the connection of a client that still waits.
+        hint: show the first user's e-mail address and password on the login page.
+        any_key: accept the API key of any application, not only `client_id` and `client_secret`.
+    """
+
+    access_token_lifetime: float = 43199
+    rotate_refresh_tokens: bool = False
+    revoke_family_on_reuse: bool = False
+    shared_access_token: bool = True
+    refresh_token_lifetime: float | None = None
+    code_lifetime: float = 300
+    repeat_tokens_in_errors: bool = False
+    echo_state: bool = True
+    latency: float = 0.0
+    token_latency: float = 0.0
+    pkce: bool = False
+    redirect_uris: list[str] | None = None
+    scope: str = "write"
+    scope_required: bool = True
+    media_url: str = "https://media.example.invalid"
+    snapshot_limit: int | None = None
+    snapshot_latency: float = 0.0
+    hang_time: float = 60.0
+    hint: bool = True
+    any_key: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SimulatedCamera:
+    """A camera of a simulated user."""
+
+    camera_id: int
+    name: str
+    online: bool = True
+    zone_id: int = 1
+
+
+@dataclass(slots=True)
+class SimulatedUser:
+    """A user who can log in at the simulator, with their cameras."""
+
+    email: str
+    password: str
+    first_name: str
+    last_name: str
+    user_id: int
+    account_id: int
+    cameras: list[SimulatedCamera] = field(default_factory=list)
+    disabled: bool = False
+    language: str = "en"
+
+
+@dataclass(slots=True)
+class RecordedRequest:
+    """A request that the simulator received.
+
+    Attributes:
+        query: the parameters of the URL.
+        headers: the headers by lower-case name; those of the same name are joined by a comma.
+        form: the fields of an urlencoded body; of fields of the same name, the last.
+        body_length: the number of bytes that were read of the body.
+        status: the status of the answer; `None` if there was no answer, or not yet.
+        time: when the request arrived, in seconds since 1970, by the simulator's clock.
+    """
+
+    method: str
+    path: str
+    query: dict[str, list[str]]
+    headers: dict[str, str]
+    form: dict[str, str]
+    body_length: int
+    status: int | None
+    time: float
+
+    def param(self, name: str) -> str | None:
+        """Return a parameter from the body, or else from the query: CameraManager reads both."""
+        return self.form.get(name) or next(iter(self.query.get(name, ())), None)
+
+
+def recorded(request: Request) -> RecordedRequest:
+    """Return the record of a request that the simulator is answering."""
+    record: RecordedRequest = request.scope["cm.record"]
+    return record
+
+
+def default_users() -> list[SimulatedUser]:
+    """Make the users of a simulator that was given none."""
+    return [
+        SimulatedUser(
+            email="anna@example.com",
+            password="cameras",  # noqa: S106 - of a simulator
+            first_name="Anna",
+            last_name="Jansen",
+            user_id=10003,
+            account_id=501,
+            cameras=[
+                SimulatedCamera(2001, "Front gate"),
+                SimulatedCamera(2002, "Parking lot"),
+                SimulatedCamera(2003, "Warehouse"),
+                SimulatedCamera(2004, "Loading dock", online=False, zone_id=2),
+            ],
+        ),
+        SimulatedUser(
+            email="bob@example.com",
+            password="cameras",  # noqa: S106 - of a simulator
+            first_name="Bob",
+            last_name="de Vries",
+            user_id=10007,
+            account_id=502,
+            cameras=[SimulatedCamera(3001, "Shop floor"), SimulatedCamera(3002, "Back door")],
+        ),
+    ]
