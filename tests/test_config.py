@@ -85,9 +85,9 @@ HTTP_HERE = "http://localhost/auth/callback"
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"cookie_name": "__Host-x", "redirect_uri": HTTP_HERE}, "__Host-x needs https"),
-        ({"cookie_name": "__host-x", "redirect_uri": HTTP_HERE}, "__host-x needs https"),
-        ({"cookie_name": "__Secure-x", "redirect_uri": HTTP_HERE}, "__Secure-x needs https"),
+        ({"cookie_name": "__Host-x", "redirect_uri": HTTP_HERE}, "cookie_name needs https"),
+        ({"cookie_name": "__host-x", "redirect_uri": HTTP_HERE}, "cookie_name needs https"),
+        ({"cookie_name": "__Secure-x", "redirect_uri": HTTP_HERE}, "cookie_name needs https"),
         ({"cookie_name": "__Secure-x"}, "a neighbouring host may set a cookie of this name"),
     ],
 )
