@@ -162,7 +162,8 @@ async def test_a_store_that_cannot_count_now_gives_no_number(operator, make_worl
     assert caplog.records == []
 
 
-async def test_time_at_camera_manager_is_measured(operator: Operator, world: World) -> None:
+async def test_time_at_camera_manager_is_measured(operator: Operator, make_world) -> None:
+    world = make_world(revalidate=86_400)
     browser = await world.login()
     await browser.get("/cameras")
     world.clock.tick(43_300)
@@ -194,7 +195,8 @@ def test_an_attribute_has_no_escape_code(operator) -> None:
     assert all(value.isprintable() for value in seen)
 
 
-async def test_calls_to_camera_manager_are_spans_of_the_request(operator, world: World) -> None:
+async def test_calls_to_camera_manager_are_spans_of_the_request(operator, make_world) -> None:
+    world = make_world(revalidate=86_400)
     browser = await world.login()
     operator.spans.clear()
     with trace.get_tracer("an app").start_as_current_span("GET /cameras") as parent:
