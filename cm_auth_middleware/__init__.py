@@ -20,10 +20,10 @@ if TYPE_CHECKING:
         UnavailableError,
     )
     from .options import CMAuthOptions
-    from .pages import ErrorPage
-    from .sealing import SessionInfo
-    from .session import Session
+    from .sessions.encryption import SessionInfo
+    from .sessions.record import Session
     from .stores import MemoryStore, SessionStore
+    from .web.pages import ErrorPage
     from .wsgi import CMAuthWSGIMiddleware
 
 __all__ = [
@@ -59,10 +59,10 @@ _HOMES = {
     "CMAuthOptions": "options",
     "CMAuthWSGIMiddleware": "wsgi",
     "CMState": "asgi",
-    "ErrorPage": "pages",
+    "ErrorPage": "web.pages",
     "MemoryStore": "stores",
-    "Session": "session",
-    "SessionInfo": "sealing",
+    "Session": "sessions.record",
+    "SessionInfo": "sessions.encryption",
     "SessionStore": "stores",
 }
 

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack, cast
 
 import anyio
 
-from . import connections
+from .auth import connections
 from .client import AsyncCMClient, UnusedAsyncCMClient
 from .engine import AuthEngine
 from .errors import ConfigError, SessionExpiredError, UnavailableError
 from .events import log
-from .http import Answer, Request, must_not_be_cached
-from .vault import STALE
+from .sessions.manager import STALE
+from .web.request import Answer, Request, must_not_be_cached
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
     from .config import CMAuthConfig
     from .engine import Side
-    from .http import Headers
     from .options import CMAuthOptions
-    from .session import Session
+    from .sessions.record import Session
+    from .web.request import Headers
 
 T = TypeVar("T")
 _RawHeaders = list[tuple[bytes, bytes]]

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any, Union
 
 import httpx2
 
-from .driver import run_sync
 from .errors import CMAuthError
+from .runtime.run_sync import run_sync
 
 if TYPE_CHECKING:
-    from .background import HandleKeeper
     from .engine import Side
-    from .session import Session
-    from .tokens import TokenKeeper
+    from .sessions.record import Session
+    from .tokens.background import HandleKeeper
+    from .tokens.refresh import TokenKeeper
 
 _OURS = "cm_auth.bearer"  # marks a request whose Authorization header this package set
 _REPLAY = 1_048_576  # bytes of a streamed body that are kept, to send it again after a 401

@@ -16,9 +16,9 @@ from .errors import ConfigError
 
 if TYPE_CHECKING:
     from .options import CMAuthOptions
-    from .pages import ErrorPage
-    from .session import Session
+    from .sessions.record import Session
     from .stores import SessionStore
+    from .web.pages import ErrorPage
 
 User = Mapping[str, Any]
 Allow = Callable[[User], bool | Awaitable[bool]]

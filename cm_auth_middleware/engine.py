@@ -9,24 +9,24 @@ from typing import TYPE_CHECKING, Any, Unpack, cast
 import httpx2
 
 from . import telemetry
-from .background import HandleKeeper, open_handle
+from .auth.connections import LoopConnections, ThreadConnections
+from .auth.gate import Flow
 from .client import AsyncCMClient, CMClient, UnusedAsyncCMClient, UnusedCMClient
 from .config import CMAuthConfig
-from .connections import LoopConnections, ThreadConnections
-from .driver import has_event_loop, run_sync
 from .errors import ConfigError, StoreError
-from .flow import Flow
-from .oauth import CameraManager
-from .ports import AsyncPorts, Ports, ThreadPorts
-from .sealing import SessionInfo
+from .runtime.defaults import SURROUNDINGS
+from .runtime.ports import AsyncPorts, Ports, ThreadPorts
+from .runtime.run_sync import has_event_loop, run_sync
+from .sessions.encryption import SessionInfo
+from .sessions.manager import SessionVault
 from .stores import HasBlockingTwin, SessionStore, open_store
-from .surroundings import SURROUNDINGS
-from .tokens import TokenKeeper
-from .vault import SessionVault
+from .tokens.background import HandleKeeper, open_handle
+from .tokens.oauth import CameraManager
+from .tokens.refresh import TokenKeeper
 
 if TYPE_CHECKING:
     from .options import CMAuthOptions
-    from .session import Session
+    from .sessions.record import Session
 
 
 class Side:

@@ -22,7 +22,7 @@ from starlette.responses import StreamingResponse
 from .asgi import ASGIRequest
 from .asgi import _send as send_answer
 from .errors import CMAuthError, ConfigError, SessionExpiredError
-from .http import Answer, Request, problem
+from .web.request import Answer, Request, problem
 from .wsgi import WSGIRequest
 from .wsgi import _send as start_answer
 

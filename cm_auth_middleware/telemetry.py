@@ -33,17 +33,17 @@ import httpx2
 
 from . import events
 from .display import printable
-from .driver import run_sync
 from .errors import StoreError
-from .oauth import CameraManager
-from .sealing import count_sessions
+from .runtime.run_sync import run_sync
+from .sessions.encryption import count_sessions
 from .stores import CountsRecords, HasBlockingTwin
+from .tokens.oauth import CameraManager
 
 if TYPE_CHECKING:
     from .config import CMAuthConfig
     from .engine import AuthEngine
-    from .ports import Ports
-    from .session import Tokens
+    from .runtime.ports import Ports
+    from .sessions.record import Tokens
     from .stores import SessionStore
 
 _SCOPE = "cm_auth_middleware"

@@ -10,21 +10,21 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Unpack, cast
 from urllib.parse import unquote
 
-from . import connections
+from .auth import connections
 from .client import UnusedCMClient
-from .driver import run_sync
 from .engine import AuthEngine
 from .errors import SessionExpiredError, UnavailableError
-from .http import NO_STORE, Answer, Request, must_not_be_cached
+from .runtime.run_sync import run_sync
+from .web.request import NO_STORE, Answer, Request, must_not_be_cached
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
     from .config import CMAuthConfig
     from .engine import Side
-    from .http import Headers
     from .options import CMAuthOptions
-    from .session import Session
+    from .sessions.record import Session
+    from .web.request import Headers
 
 _UNPREFIXED = {"content-type": "CONTENT_TYPE", "content-length": "CONTENT_LENGTH"}
 

@@ -12,7 +12,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route
 
-from cm_auth_middleware import CMAuthMiddleware, ConfigError, UnavailableError, connections
+from cm_auth_middleware import CMAuthMiddleware, ConfigError, UnavailableError
+from cm_auth_middleware.auth import connections
 from cm_auth_middleware.fastapi import CMClient, CMSession
 
 from .apps import make_app

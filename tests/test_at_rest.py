@@ -15,8 +15,8 @@ from pathlib import Path
 import anyio
 import pytest
 
-from cm_auth_middleware.cookies import Ticket, TicketCookie
-from cm_auth_middleware.sealing import Sealer
+from cm_auth_middleware.sessions.cookie import Ticket, TicketCookie
+from cm_auth_middleware.sessions.encryption import Sealer
 from cm_auth_middleware.testing import Settings, SimulatedUser
 
 from .servers import RedisServer, redis_server

@@ -27,7 +27,7 @@ from starlette.applications import Starlette
 from cm_auth_middleware import CMAuthMiddleware
 from cm_auth_middleware.cli import main
 from cm_auth_middleware.config import FUNCTIONS, CMAuthConfig
-from cm_auth_middleware.driver import run_sync
+from cm_auth_middleware.runtime.run_sync import run_sync
 from cm_auth_middleware.stores import SQLiteStore
 from cm_auth_middleware.testing import AppServer, SimulatorServer
 

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from cm_auth_middleware import MemoryStore
-from cm_auth_middleware.ports import run_sync
+from cm_auth_middleware.runtime.ports import run_sync
 from cm_auth_middleware.testing import RecordedRequest
 
 from .counting import CountingStore

@@ -8,7 +8,7 @@ import anyio
 import pytest
 
 from cm_auth_middleware import MemoryStore
-from cm_auth_middleware.driver import run_sync
+from cm_auth_middleware.runtime.run_sync import run_sync
 from cm_auth_middleware.stores import SQLiteStore
 
 from .conftest import MakeWorld

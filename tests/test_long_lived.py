@@ -24,8 +24,8 @@ from cm_auth_middleware import (
     SessionExpiredError,
     StoreError,
     UnavailableError,
-    connections,
 )
+from cm_auth_middleware.auth import connections
 
 from .apps import make_app
 from .support import World

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import cm_auth_middleware
-from cm_auth_middleware.messages import LANGUAGES, MESSAGES, negotiate
+from cm_auth_middleware.web.messages import LANGUAGES, MESSAGES, negotiate
 
 PACKAGE = Path(cm_auth_middleware.__file__).parent
 

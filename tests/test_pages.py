@@ -8,7 +8,7 @@ import re
 import pytest
 
 from cm_auth_middleware import ErrorPage
-from cm_auth_middleware.messages import LANGUAGES, MESSAGES
+from cm_auth_middleware.web.messages import LANGUAGES, MESSAGES
 
 from .helpers.stores import BrokenStore
 from .support import APP, CM, JSON, World

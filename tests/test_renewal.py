@@ -13,10 +13,11 @@ import anyio
 import httpx2
 import pytest
 
-from cm_auth_middleware import MemoryStore, Session, UnavailableError, renewal
-from cm_auth_middleware.backoff import Backoff
-from cm_auth_middleware.cookies import TicketCookie
+from cm_auth_middleware import MemoryStore, Session, UnavailableError
+from cm_auth_middleware.sessions.cookie import TicketCookie
 from cm_auth_middleware.testing import Settings
+from cm_auth_middleware.tokens import renewal
+from cm_auth_middleware.tokens.circuit_breaker import Backoff
 
 from .counting import CountingStore, Hold
 from .support import JSON, SECRET_KEY, Browser, Clock, World

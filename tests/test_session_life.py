@@ -9,7 +9,7 @@ import anyio
 import pytest
 
 from cm_auth_middleware import MemoryStore
-from cm_auth_middleware.session import Tokens
+from cm_auth_middleware.sessions.record import Tokens
 from cm_auth_middleware.testing import Settings
 
 from .support import CM, JSON, World

@@ -20,9 +20,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from cm_auth_middleware import CMAuthMiddleware, transports
+from cm_auth_middleware import CMAuthMiddleware
 from cm_auth_middleware.flask import CMAuth
 from cm_auth_middleware.flask import cm as client
+from cm_auth_middleware.runtime import http as transports
 from cm_auth_middleware.stores import sqlite
 from cm_auth_middleware.testing import AppServer, SimulatorServer
 

@@ -352,7 +352,8 @@ def test_a_store_for_event_loops_alone_is_refused_at_construction() -> None:
 def test_a_fork_while_threads_use_the_client_leaves_no_lock_held() -> None:
     code = """
 import os, threading
-from cm_auth_middleware import client, memo
+from cm_auth_middleware import client
+from cm_auth_middleware.runtime import bounded_cache as memo
 held, go = threading.Event(), threading.Event()
 def hold():
     with client._Unused._lock, memo._lock:

@@ -15,10 +15,10 @@ import httpx2
 from cm_auth_middleware.cli.findings import ERROR, OK, WARNING, Finding
 from cm_auth_middleware.config import LOOPBACK, CMAuthConfig, needs_https
 from cm_auth_middleware.display import is_certain, shown_url
-from cm_auth_middleware.driver import run_sync
 from cm_auth_middleware.errors import OAuthError, OperatorError, UnavailableError
-from cm_auth_middleware.oauth import CameraManager
-from cm_auth_middleware.ports import ThreadPorts
+from cm_auth_middleware.runtime.ports import ThreadPorts
+from cm_auth_middleware.runtime.run_sync import run_sync
+from cm_auth_middleware.tokens.oauth import CameraManager
 
 T = TypeVar("T")
 

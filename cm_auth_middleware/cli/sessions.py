@@ -56,8 +56,8 @@ def sessions() -> None:
 @_telling
 def count(store: str) -> None:
     """Count the live sessions."""
-    from cm_auth_middleware.driver import run_sync
-    from cm_auth_middleware.sealing import count_sessions
+    from cm_auth_middleware.runtime.run_sync import run_sync
+    from cm_auth_middleware.sessions.encryption import count_sessions
 
     opened = _open(store)
     say(run_sync(count_sessions(opened)))  # type: ignore[arg-type]  # both stores count
@@ -69,7 +69,7 @@ def count(store: str) -> None:
 @_telling
 def purge(store: str) -> None:
     """Remove what has expired; print how many records. Redis does it by itself."""
-    from cm_auth_middleware.driver import run_sync
+    from cm_auth_middleware.runtime.run_sync import run_sync
 
     opened = _open(store)
     run_sync(opened.ping())  # Redis would purge nothing without being asked

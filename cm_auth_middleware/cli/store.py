@@ -11,8 +11,8 @@ from urllib.parse import unquote
 from cm_auth_middleware.cli.findings import ERROR, OK, WARNING, Finding
 from cm_auth_middleware.config import CMAuthConfig
 from cm_auth_middleware.display import shown_file
-from cm_auth_middleware.driver import run_sync
 from cm_auth_middleware.errors import ConfigError, StoreError
+from cm_auth_middleware.runtime.run_sync import run_sync
 from cm_auth_middleware.stores import SessionStore, open_store
 
 

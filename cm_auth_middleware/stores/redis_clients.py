@@ -14,8 +14,8 @@ from typing import Any, Generic, TypeVar
 import anyio.to_thread
 from redis import exceptions
 
-from ..driver import running_loop
 from ..errors import StoreError
+from ..runtime.run_sync import running_loop
 from .redis_target import Target
 
 Call = Callable[[Any], Any]  # a client -> an answer, or something to await for it

@@ -10,7 +10,7 @@ from typing import Any, TypeVar, overload
 
 import httpx2
 
-from cm_auth_middleware.surroundings import SURROUNDINGS
+from cm_auth_middleware.runtime.defaults import SURROUNDINGS
 from cm_auth_middleware.testing.bridge import ASGIBridge, Lifespan
 from cm_auth_middleware.testing.browser import Browser, log_in
 from cm_auth_middleware.testing.loop import LoopThread

@@ -14,9 +14,9 @@ from starlette.routing import Route
 
 from cm_auth_middleware import AuthEngine, CMAuthMiddleware, CMAuthWSGIMiddleware
 from cm_auth_middleware.asgi import ASGIRequest
-from cm_auth_middleware.messages import LANGUAGES, MESSAGES
-from cm_auth_middleware.pages import Pages
 from cm_auth_middleware.testing import AppServer, SimulatorServer
+from cm_auth_middleware.web.messages import LANGUAGES, MESSAGES
+from cm_auth_middleware.web.pages import Pages
 from tests.apps import make_app, make_wsgi_app
 from tests.servers import WSGIServer
 from tests.support import SECRET_KEY

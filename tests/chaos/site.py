@@ -19,8 +19,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from cm_auth_middleware import AuthEngine, CMAuthMiddleware, renewal
+from cm_auth_middleware import AuthEngine, CMAuthMiddleware
 from cm_auth_middleware.flask import CMAuth
+from cm_auth_middleware.tokens import renewal
 from tests.apps import make_app, make_wsgi_app
 
 _OFFSET = struct.Struct("d")

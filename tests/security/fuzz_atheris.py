@@ -13,7 +13,7 @@ from collections.abc import Callable
 import atheris
 
 with atheris.instrument_imports(include=["cm_auth_middleware"]):
-    from cm_auth_middleware.cookies import LoginCookie, TicketCookie
+    from cm_auth_middleware.sessions.cookie import LoginCookie, TicketCookie
 
     from ..support import SECRET_KEY
     from .fuzzing import Shells, check_cookie, check_exempt, check_handle, check_target

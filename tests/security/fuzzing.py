@@ -15,10 +15,10 @@ import httpx2
 
 from cm_auth_middleware import AuthEngine
 from cm_auth_middleware.errors import CMAuthError
-from cm_auth_middleware.paths import ExemptPaths, safe_target
-from cm_auth_middleware.ports import run_sync
-from cm_auth_middleware.sealing import Sealer
-from cm_auth_middleware.session import Tokens
+from cm_auth_middleware.runtime.ports import run_sync
+from cm_auth_middleware.sessions.encryption import Sealer
+from cm_auth_middleware.sessions.record import Tokens
+from cm_auth_middleware.web.local_target import ExemptPaths, safe_target
 
 from ..support import APP, CM, SECRET_KEY, World
 from .support import call_asgi, call_wsgi, send_asgi, send_wsgi, session_of

@@ -13,7 +13,8 @@ from starlette.requests import Request
 from starlette.responses import StreamingResponse
 from starlette.routing import Route
 
-from cm_auth_middleware import SessionExpiredError, connections
+from cm_auth_middleware import SessionExpiredError
+from cm_auth_middleware.auth import connections
 from cm_auth_middleware.cli.sessions import sessions as command
 
 from ..apps import make_app

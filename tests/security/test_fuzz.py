@@ -11,10 +11,10 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from cm_auth_middleware.cookies import LoginCookie, Ticket, TicketCookie
-from cm_auth_middleware.paths import ExemptPaths, safe_target
-from cm_auth_middleware.sealing import Sealer
-from cm_auth_middleware.session import Record, Tokens
+from cm_auth_middleware.sessions.cookie import LoginCookie, Ticket, TicketCookie
+from cm_auth_middleware.sessions.encryption import Sealer
+from cm_auth_middleware.sessions.record import Record, Tokens
+from cm_auth_middleware.web.local_target import ExemptPaths, safe_target
 
 from ..support import APP, SECRET_KEY
 from .fuzzing import EXEMPT, Shells, check_cookie, check_exempt, check_handle, check_target

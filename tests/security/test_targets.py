@@ -11,7 +11,7 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
 
-from cm_auth_middleware.paths import safe_target
+from cm_auth_middleware.web.local_target import safe_target
 
 from ..support import APP, CM, HTML, World
 from .support import NAME, is_ours, lands_on, query_of, session_of, started

@@ -17,9 +17,9 @@ from click.testing import CliRunner
 
 from cm_auth_middleware import MemoryStore, StoreError
 from cm_auth_middleware.cli import main
-from cm_auth_middleware.driver import run_sync
-from cm_auth_middleware.sealing import Sealer
-from cm_auth_middleware.session import Record, Tokens
+from cm_auth_middleware.runtime.run_sync import run_sync
+from cm_auth_middleware.sessions.encryption import Sealer
+from cm_auth_middleware.sessions.record import Record, Tokens
 from cm_auth_middleware.stores import SQLiteStore
 from cm_auth_middleware.testing import Simulator
 from cm_auth_middleware.testing.simulator import SimulatedUser

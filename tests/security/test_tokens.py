@@ -19,8 +19,8 @@ import pytest
 from starlette.responses import PlainTextResponse, RedirectResponse
 
 from cm_auth_middleware import AuthEngine, CMAuthConfig, ConfigError
-from cm_auth_middleware.sealing import MAX_RECORD, Sealer
-from cm_auth_middleware.session import Record, Tokens
+from cm_auth_middleware.sessions.encryption import MAX_RECORD, Sealer
+from cm_auth_middleware.sessions.record import Record, Tokens
 from cm_auth_middleware.stores import MemoryStore, RedisStore, SQLiteStore
 from cm_auth_middleware.testing import SimulatorServer
 

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from cm_auth_middleware import connections
+from cm_auth_middleware.auth import connections
 
 TICK = 0.5  # seconds between two parts
 SIZE = 50_000_000  # bytes of the download, at a few each tick

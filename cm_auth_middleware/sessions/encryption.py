@@ -12,14 +12,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .display import ip_address
-from .errors import SessionDataError
-from .session import Record, Tokens
+from ..display import ip_address
+from ..errors import SessionDataError
+from .record import Record, Tokens
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-    from .stores import CountsRecords
+    from ..stores import CountsRecords
 
 MAX_RECORD = 1_000_000  # bytes; a larger one is nobody's session
 _NONCE_BYTES = 12

@@ -17,13 +17,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
 
-from .config import CMAuthConfig, seconds
-from .driver import run_elsewhere, run_sync, running_loop
-from .errors import UnavailableError
-from .events import log
+from ..config import CMAuthConfig, seconds
+from ..errors import UnavailableError
+from ..events import log
+from .defaults import SURROUNDINGS
 from .flights import AsyncFlights, Flight, ThreadFlights, Work
-from .surroundings import SURROUNDINGS
-from .transports import (
+from .http import (
     AsyncBounded,
     AsyncPools,
     Bounded,
@@ -33,6 +32,7 @@ from .transports import (
     pool,
     tls_context,
 )
+from .run_sync import run_elsewhere, run_sync, running_loop
 
 if TYPE_CHECKING:
     import ssl

@@ -7,11 +7,11 @@ from dataclasses import astuple, dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from .errors import SessionDataError, SessionExpiredError
+from ..errors import SessionDataError, SessionExpiredError
 
 if TYPE_CHECKING:
-    from .errors import CMAuthError
-    from .sealing import Sealer
+    from ..errors import CMAuthError
+    from .encryption import Sealer
 
 
 @dataclass(frozen=True, slots=True, repr=False)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Self
 
 import httpx2
 
-from .errors import UnavailableError
+from ..errors import UnavailableError
 
 MAX_BODY = 1_000_000  # bytes of an answer to a call of our own; a token answer has 300
 

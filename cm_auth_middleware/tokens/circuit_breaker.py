@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
-from .errors import UnavailableError
+from ..errors import UnavailableError
 
 PAUSE = 1.0  # seconds between attempts at a server that stays down
 _FIRST_PAUSE = 0.25  # seconds until a second attempt, which requests wait for

@@ -11,13 +11,13 @@ from importlib.resources import files
 from string import Template
 from typing import TYPE_CHECKING
 
-from .events import log
-from .http import NO_STORE, Answer, Request, problem
+from ..events import log
 from .messages import MESSAGES, negotiate
+from .request import NO_STORE, Answer, Request, problem
 
 if TYPE_CHECKING:
-    from .config import CMAuthConfig
-    from .ports import Ports
+    from ..config import CMAuthConfig
+    from ..runtime.ports import Ports
 
 # Not for the log-out form: browsers hold its redirects to form-action too, and the last of them
 # leads to CameraManager's login, on hosts that we do not know.
@@ -34,7 +34,7 @@ class ErrorPage:
 
     Attributes:
         status: of the answer, 403 for example.
-        kind: what the page is about, a stable name: a key of `cm_auth_middleware.messages`.
+        kind: what the page is about, a stable name: a key of `cm_auth_middleware.web.messages`.
         title: what happened, in the person's language.
         text: what it means.
         link: where the one thing to do next leads.
@@ -153,7 +153,7 @@ def render(page: ErrorPage) -> bytes:
 @cache
 def _file(name: str) -> str:
     """The text of a file in the folder ``web``, which is read at first use."""
-    return (files(__package__) / "web" / name).read_text("utf-8")
+    return (files(__package__) / name).read_text("utf-8")
 
 
 @cache

@@ -10,8 +10,8 @@ from typing import Any
 
 import anyio
 
-from .driver import import_trio, run_sync, running_loop
-from .errors import UnavailableError
+from ..errors import UnavailableError
+from .run_sync import import_trio, run_sync, running_loop
 
 Work = Callable[[], Coroutine[Any, Any, Any]]
 

@@ -6,18 +6,18 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
-from .config import CMAuthConfig
-from .errors import OAuthError, SessionExpiredError, StoreError, UnavailableError
-from .events import log
-from .grants import Grants
+from ..config import CMAuthConfig
+from ..errors import OAuthError, SessionExpiredError, StoreError, UnavailableError
+from ..events import log
+from ..sessions.manager import SessionVault
+from ..sessions.record import Record, Session, Tokens
+from .grant_records import Grants
 from .oauth import GRANT_REFUSED, CameraManager
 from .renewal import Refreshed, Renewal, revoke
-from .session import Record, Session, Tokens
-from .vault import SessionVault
 
 if TYPE_CHECKING:
-    from .ports import Ports
-    from .revalidation import Revalidation
+    from ..auth.revalidation import Revalidation
+    from ..runtime.ports import Ports
 
 _GRACE = 60.0  # seconds that a session counts as alive while the store cannot be asked
 _ROUNDS = 64  # changes of a session's tokens while they are being renewed

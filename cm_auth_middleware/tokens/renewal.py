@@ -7,18 +7,18 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
-from .backoff import PAUSE, Backoff
-from .errors import OAuthError, OperatorError, SessionExpiredError, StoreError, UnavailableError
-from .events import log
-from .grants import Grants, Marks, grant_name
-from .memo import forget, remember
+from ..errors import OAuthError, OperatorError, SessionExpiredError, StoreError, UnavailableError
+from ..events import log
+from ..runtime.bounded_cache import forget, remember
+from ..sessions.record import Tokens
+from .circuit_breaker import PAUSE, Backoff
+from .grant_records import Grants, Marks, grant_name
 from .oauth import GRANT_REFUSED, CameraManager
-from .session import Tokens
 
 if TYPE_CHECKING:
-    from .flights import Work
-    from .ports import Ports
-    from .stores import SessionStore
+    from ..runtime.flights import Work
+    from ..runtime.ports import Ports
+    from ..stores import SessionStore
 
 _ROUNDS = 64  # steps to tokens that have not expired
 _POLL = 0.025  # seconds between looks at a refresh that another process makes

@@ -7,11 +7,11 @@ from itertools import islice
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from .config import CMAuthConfig, needs_https, seconds
-from .cookies import LOGIN_LIFETIME, LoginCookie, Ticket, TicketCookie
-from .events import log
-from .http import Headers, Request
-from .memo import remember
+from ..config import CMAuthConfig, needs_https, seconds
+from ..events import log
+from ..runtime.bounded_cache import remember
+from ..web.request import Headers, Request
+from .cookie import LOGIN_LIFETIME, LoginCookie, Ticket, TicketCookie
 
 _MOST_LOGINS = 12  # pending logins that one browser may have
 _MOST_LOGIN_BYTES = 6_000  # of their cookies together: servers refuse headers beyond 8 kB

@@ -6,11 +6,11 @@ import hashlib
 import secrets
 from typing import TYPE_CHECKING, NamedTuple
 
-from .config import CMAuthConfig, seconds
-from .session import Tokens
+from ..config import CMAuthConfig, seconds
+from ..sessions.record import Tokens
 
 if TYPE_CHECKING:
-    from .vault import SessionVault
+    from ..sessions.manager import SessionVault
 
 _CHAIN = 4096  # rotations of a refresh token that a sleeping session can catch up with at once
 _GONE_TTL = 600.0  # seconds that a logout is remembered for refreshes under way

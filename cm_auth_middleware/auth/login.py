@@ -9,22 +9,22 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote, urlsplit
 
-from .config import CMAuthConfig
-from .cookies import PendingLogin, Ticket
-from .errors import CMAuthError, OperatorError, UnavailableError
-from .events import log
-from .http import Answer, Headers, Request, not_allowed, redirect
-from .paths import safe_target
-from .session import Record, Session, Tokens, dumps
+from ..config import CMAuthConfig
+from ..errors import CMAuthError, OperatorError, UnavailableError
+from ..events import log
+from ..sessions.cookie import PendingLogin, Ticket
+from ..sessions.record import Record, Session, Tokens, dumps
+from ..web.local_target import safe_target
+from ..web.request import Answer, Headers, Request, not_allowed, redirect
 
 if TYPE_CHECKING:
+    from ..runtime.ports import Ports
+    from ..sessions.jar import CookieJar
+    from ..sessions.manager import SessionVault
+    from ..tokens.oauth import CameraManager
+    from ..tokens.refresh import TokenKeeper
+    from ..web.pages import Pages
     from .allow import AllowRule
-    from .jar import CookieJar
-    from .oauth import CameraManager
-    from .pages import Pages
-    from .ports import Ports
-    from .tokens import TokenKeeper
-    from .vault import SessionVault
 
 _USED_STATES = 4096  # login attempts that a process remembers as used
 _DOUBLE_CLICK = 60.0  # seconds in which the same callback may come again, by any process

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote, urlsplit
 
 if TYPE_CHECKING:
-    from .http import Request
+    from .request import Request
 
 MAX_TARGET = 4096  # characters
 _REMEMBERED, _SHORT = 256, 128  # paths whose exemption is remembered, and their most characters

@@ -7,16 +7,16 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from .errors import CMAuthError
-from .events import log
-from .memo import remember
-from .session import Session, dumps
+from ..errors import CMAuthError
+from ..events import log
+from ..runtime.bounded_cache import remember
+from ..sessions.record import Session, dumps
 
 if TYPE_CHECKING:
+    from ..runtime.ports import Ports
+    from ..sessions.manager import SessionVault
+    from ..tokens.oauth import CameraManager
     from .allow import AllowRule
-    from .oauth import CameraManager
-    from .ports import Ports
-    from .vault import SessionVault
 
 _AT_ONCE = 4  # users that a process reads anew at a time: requests come first
 _AGAIN = 60.0  # seconds until an attempt that failed is repeated

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import anyio
 
-from .driver import running_loop
-from .errors import UnavailableError
-from .events import log
+from ..errors import UnavailableError
+from ..events import log
+from ..runtime.run_sync import running_loop
 
 if TYPE_CHECKING:
-    from .ports import AsyncPorts, Repetition, ThreadPorts
-    from .session import Session
+    from ..runtime.ports import AsyncPorts, Repetition, ThreadPorts
+    from ..sessions.record import Session
 
 LOOK_EVERY = 20.0  # seconds between two looks at the sessions of open connections
 _END_TIMEOUT = 5.0  # seconds that ending one may take: its client may not be reading

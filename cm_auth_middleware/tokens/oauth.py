@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import httpx2
 
-from .config import CMAuthConfig, seconds
-from .errors import OAuthError, OperatorError, UnavailableError
-from .session import Tokens
+from ..config import CMAuthConfig, seconds
+from ..errors import OAuthError, OperatorError, UnavailableError
+from ..sessions.record import Tokens
 
 if TYPE_CHECKING:
-    from .ports import Ports
+    from ..runtime.ports import Ports
 
 GRANT_REFUSED = frozenset({"invalid_grant", "invalid_token"})
 _KEY_REFUSED = frozenset({"invalid_client", "unauthorized", "unauthorized_client"})

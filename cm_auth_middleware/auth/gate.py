@@ -6,23 +6,23 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
+from ..config import CMAuthConfig, seconds
+from ..errors import CMAuthError, SessionExpiredError, StoreError, UnavailableError
+from ..events import log
+from ..sessions.jar import CookieJar, Cookies
+from ..web.local_target import ExemptPaths, safe_target
+from ..web.pages import Pages
+from ..web.request import Answer, Request, json_answer, not_allowed, problem, redirect
 from .allow import AllowRule
-from .config import CMAuthConfig, seconds
-from .errors import CMAuthError, SessionExpiredError, StoreError, UnavailableError
-from .events import log
-from .http import Answer, Request, json_answer, not_allowed, problem, redirect
-from .jar import CookieJar, Cookies
 from .login import Login
-from .pages import Pages
-from .paths import ExemptPaths, safe_target
 from .revalidation import Revalidation
 
 if TYPE_CHECKING:
-    from .oauth import CameraManager
-    from .ports import Ports
-    from .session import Session
-    from .tokens import TokenKeeper
-    from .vault import SessionVault
+    from ..runtime.ports import Ports
+    from ..sessions.manager import SessionVault
+    from ..sessions.record import Session
+    from ..tokens.oauth import CameraManager
+    from ..tokens.refresh import TokenKeeper
 
 
 class Flow:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .errors import SessionExpiredError
+from ..errors import SessionExpiredError
 
 if TYPE_CHECKING:
-    from .session import Session
-    from .tokens import TokenKeeper
-    from .vault import SessionVault
+    from ..sessions.manager import SessionVault
+    from ..sessions.record import Session
+    from .refresh import TokenKeeper
 
 
 async def open_handle(vault: SessionVault, handle: str) -> Session:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
-from .display import ip_address
-from .paths import mount_url, safe_target
-from .session import dumps
+from ..display import ip_address
+from ..sessions.record import dumps
+from .local_target import mount_url, safe_target
 
 Headers = list[tuple[str, str]]
 

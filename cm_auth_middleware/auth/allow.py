@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .events import log
-from .memo import remember
+from ..events import log
+from ..runtime.bounded_cache import remember
 
 if TYPE_CHECKING:
-    from .config import CMAuthConfig
-    from .ports import Ports
-    from .session import Session
+    from ..config import CMAuthConfig
+    from ..runtime.ports import Ports
+    from ..sessions.record import Session
 
 
 class AllowRule:

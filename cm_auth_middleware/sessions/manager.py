@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from .config import CMAuthConfig, seconds
-from .errors import StoreError, UnavailableError
-from .events import log
-from .memo import forget, remember
-from .sealing import Sealer, SessionInfo
-from .session import Record, Session
+from ..config import CMAuthConfig, seconds
+from ..errors import StoreError, UnavailableError
+from ..events import log
+from ..runtime.bounded_cache import forget, remember
+from .encryption import Sealer, SessionInfo
+from .record import Record, Session
 
 if TYPE_CHECKING:
-    from .cookies import Ticket
-    from .ports import Ports
-    from .stores import SessionStore
+    from ..runtime.ports import Ports
+    from ..stores import SessionStore
+    from .cookie import Ticket
 
 _TOUCH = 60.0  # seconds between two writes of "last seen"
 _IDLE = 120.0  # seconds after which a record that nobody asks for is not kept open

@@ -1,0 +1,1 @@
+"""May this request pass, and how does somebody log in?"""

@@ -1,0 +1,1 @@
+"""Which session is this? A cookie goes in, a session comes out."""

@@ -1,0 +1,1 @@
+"""How are tokens fetched, refreshed once, shared and ended?"""

@@ -1,0 +1,1 @@
+"""What does a request look like, and what do we answer?"""
