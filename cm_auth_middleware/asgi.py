@@ -14,7 +14,7 @@ from .engine import AuthEngine
 from .errors import ConfigError, SessionExpiredError, UnavailableError
 from .events import log
 from .sessions.manager import STALE
-from .web.request import Answer, Request, must_not_be_cached
+from .web.request import Request, Response, must_not_be_cached
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from .config import CMAuthConfig
-    from .engine import Side
+    from .engine import Services
     from .options import CMAuthOptions
     from .sessions.record import Session
     from .web.request import Headers
@@ -74,8 +74,8 @@ class CMAuthMiddleware:
             # is not told --lifespan on takes an error there for an app that has no lifespan.
             log("config_error", reason=error)
             raise
-        self._side = self.engine.async_side
-        self._flow = self._side.flow
+        self._services = self.engine.async_services
+        self._gate = self._services.gate
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection. A scope type that is unknown is refused, never passed through."""
@@ -83,32 +83,30 @@ class CMAuthMiddleware:
             await self._other(scope, receive, send)
             return
         exchange = _Exchange(scope)
-        if not exchange.cookie_line and self._flow.is_exempt(exchange):
+        if not exchange.cookie_line and self._gate.is_exempt(exchange):
             session = None
         else:
-            outcome = await self._flow.handle(exchange)
-            if isinstance(outcome, Answer):
+            outcome = await self._gate.handle(exchange)
+            if isinstance(outcome, Response):
                 await _send(outcome, send, head=exchange.method == "HEAD")
                 return
             session = outcome
         scope = self._own_scope(scope, session)
-        exchange.begin(self._side, session, scope["state"], receive, send)
+        exchange.begin(self._services, session, scope["state"], receive, send)
         answer = None
         try:
             await self.app(scope, exchange.receive, exchange.send)
         except Exception as error:
-            answer = None if exchange.started else await self._flow.answer_to(exchange, error)
+            answer = None if exchange.started else await self._gate.response_to(exchange, error)
             if answer is None and not (exchange.ended and _is_about_the_end(error)):
-                if session is None or not _has_expired(error):
-                    raise
-                await exchange.end()  # of the ready client: too late for an answer of ours
+                raise
         finally:
             if session is not None:
                 session.is_closed = True
-                if exchange.waits is not None or session.is_touched:
+                if exchange.waits is not None or session.data_was_read:
                     await exchange.finish()
         if exchange.waits is not None and exchange.ended and not exchange.started and not answer:
-            answer = await self._flow.session_over(exchange)
+            answer = await self._gate.session_over(exchange)
         if answer is not None and not exchange.answered:
             await _send(answer, send, head=exchange.method == "HEAD")
 
@@ -126,19 +124,19 @@ class CMAuthMiddleware:
                 await self.engine.close()  # before the server hears of it and stops the loop
             await send(message)
 
-        self._side.warm_up()
+        self._services.warm_up()
         await self.app(scope, receive, closing_send)
 
     async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
-        outcome = await self._flow.handle(ASGIRequest(scope))
-        if isinstance(outcome, Answer):
+        outcome = await self._gate.handle(ASGIRequest(scope))
+        if isinstance(outcome, Response):
             await _deny(outcome, scope, receive, send)
             return
         scope = self._own_scope(scope, outcome)
         if outcome is None:
             await self.app(scope, receive, send)
         else:
-            await _WebSocket(self._side, outcome, receive, send).run(self.app, scope)
+            await _WebSocket(self._services, outcome, receive, send).run(self.app, scope)
 
     def _own_scope(self, scope: Scope, session: Session | None) -> Scope:
         """Return a scope of this request's own, with what the application finds in its state.
@@ -150,7 +148,7 @@ class CMAuthMiddleware:
             **(scope.get("state") or _NO_STATE),
             "cm_auth": self.engine,
             "cm_session": session,
-            "cm": None if session is None else UnusedAsyncCMClient(self._side, session),
+            "cm": None if session is None else UnusedAsyncCMClient(self._services, session),
         }
         return {**scope, "state": state}
 
@@ -226,13 +224,13 @@ class _Waits:
 
     __slots__ = ("_connection", "_is_alive", "_look_at", "_open", "_scopes", "ended")
 
-    def __init__(self, connection: connections.Connection, side: Side) -> None:
+    def __init__(self, connection: connections.Connection, services: Services) -> None:
         self.ended = False
         self._scopes: set[anyio.CancelScope] = set()
         self._connection = connection
-        self._is_alive = side.flow.is_alive
+        self._is_alive = services.gate.is_alive
         self._look_at = time.monotonic() + connections.LOOK_EVERY
-        self._open = side.connections.add(connection)
+        self._open = services.connections.add(connection)
 
     def finish(self) -> None:
         """Watch the connection no longer."""
@@ -274,15 +272,15 @@ class _Exchange(ASGIRequest):
     """A request, and the application's response to it on its way out."""
 
     __slots__ = (
-        "_has_received", "_receive", "_send", "_side", "_state", "answered", "session", "started",
-        "waits",
+        "_has_received", "_receive", "_send", "_services", "_state", "answered", "session",
+        "started", "waits",
     )  # fmt: skip
 
     session: Session
 
     def begin(
         self,
-        side: Side,
+        services: Services,
         session: Session | None,
         state: dict[str, Any],
         receive: Receive,
@@ -292,7 +290,7 @@ class _Exchange(ASGIRequest):
         self.started = self._has_received = False
         self.answered = False  # by us, in place of the application
         self.session = session  # type: ignore[assignment]  # only one with a session is watched
-        self._side = side
+        self._services = services
         self._state = state
         self._receive = receive
         self._send = send
@@ -316,7 +314,7 @@ class _Exchange(ASGIRequest):
             if message["status"] == 500:
                 return self._start(message)
             if session is not None:
-                if session.is_touched or self._side.clock() >= session.checked_at + STALE:
+                if session.data_was_read or self._services.clock() >= session.checked_at + STALE:
                     return self._start(message)
                 # A new message: an application may send its own to many users, as caches do.
                 headers = _private(message.get("headers", ()), self.set_cookies)
@@ -329,8 +327,8 @@ class _Exchange(ASGIRequest):
     # -- at the start ------------------------------------------------------------------------
 
     async def _start(self, message: Message) -> None:
-        answer = await self._side.flow.before_response(
-            self, self.session, message["status"] == 500, self._state.get("cm_trouble")
+        answer = await self._services.gate.before_response(
+            self, self.session, message["status"] == 500, self._state.get("cm_error")
         )
         if answer is not None:
             self.answered = True
@@ -346,7 +344,7 @@ class _Exchange(ASGIRequest):
 
     def _watch(self) -> _Waits:
         if self.waits is None:
-            self.waits = _Waits(self, self._side)
+            self.waits = _Waits(self, self._services)
         return self.waits
 
     async def _receive_watched(self) -> Message:
@@ -374,7 +372,7 @@ class _Exchange(ASGIRequest):
         if self.waits is not None:
             self.waits.finish()
         with anyio.CancelScope(shield=True):
-            await self._side.flow.save_late(self.session)
+            await self._services.gate.save_late(self.session)
         self.session.close()
 
     @property
@@ -386,12 +384,12 @@ class _Exchange(ASGIRequest):
 class _WebSocket:
     """A WebSocket of a session: messages of the browser are a use of it."""
 
-    def __init__(self, side: Side, session: Session, receive: Receive, send: Send) -> None:
+    def __init__(self, services: Services, session: Session, receive: Receive, send: Send) -> None:
         self.session = session
-        self._flow = side.flow
+        self._gate = services.gate
         self._receive = receive
         self._send = send
-        self._waits = _Waits(self, side)
+        self._waits = _Waits(self, services)
 
     async def run(self, app: ASGIApp, scope: Scope) -> None:
         """Let the application serve it."""
@@ -399,13 +397,11 @@ class _WebSocket:
             await app(scope, self.receive, self.send)
         except Exception as error:
             if not (self._waits.ended and _is_about_the_end(error)):
-                if not _has_expired(error):
-                    raise
-                await self.end()
+                raise
         finally:
             self._waits.finish()
             with anyio.CancelScope(shield=True):
-                await self._flow.save_late(self.session)
+                await self._gate.save_late(self.session)
             self.session.close()
 
     async def receive(self) -> Message:
@@ -415,13 +411,13 @@ class _WebSocket:
         except _GoneError:
             return {"type": "websocket.disconnect", "code": _LOGGED_OUT, "reason": "logged out"}
         if message["type"] == "websocket.receive":
-            await self._flow.note_use(self.session)
+            await self._gate.note_use(self.session)
         return message
 
     async def send(self, message: Message) -> None:
         """Pass on a message of the application; what the server pushes is no use."""
-        if self.session.is_touched:
-            await self._flow.save_late(self.session)
+        if self.session.data_was_read:
+            await self._gate.save_late(self.session)
         await self._waits.wait(lambda: self._send(message))
 
     async def end(self) -> None:
@@ -430,13 +426,6 @@ class _WebSocket:
             self._waits.end()
             with suppress(Exception):  # it closed just now
                 await self._send({"type": "websocket.close", "code": _LOGGED_OUT})
-
-
-def _has_expired(error: BaseException) -> bool:
-    """Return True for the error of a ready client whose session is over, however it is wrapped."""
-    if isinstance(error, BaseExceptionGroup):
-        return all(map(_has_expired, error.exceptions))
-    return isinstance(error, SessionExpiredError)
 
 
 def _is_about_the_end(error: BaseException) -> bool:
@@ -481,14 +470,14 @@ def _private(headers: Iterable[tuple[bytes, bytes]], ours: Headers) -> _RawHeade
     return result
 
 
-async def _send(answer: Answer, send: Send, *, head: bool) -> None:
+async def _send(answer: Response, send: Send, *, head: bool) -> None:
     headers = [(name.lower().encode(), value.encode("latin-1")) for name, value in answer.headers]
     headers.append((b"content-length", str(len(answer.body)).encode()))
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})
     await send({"type": "http.response.body", "body": b"" if head else answer.body})
 
 
-async def _deny(answer: Answer, scope: Scope, receive: Receive, send: Send) -> None:
+async def _deny(answer: Response, scope: Scope, receive: Receive, send: Send) -> None:
     """Refuse a WebSocket before it is accepted (the ASGI denial response extension)."""
     await receive()  # websocket.connect
     if "websocket.http.response" not in cast("dict[str, Any]", scope.get("extensions") or {}):

@@ -13,16 +13,16 @@ from .errors import CMAuthError
 from .runtime.run_sync import run_sync
 
 if TYPE_CHECKING:
-    from .engine import Side
+    from .engine import Services
     from .sessions.record import Session
-    from .tokens.background import HandleKeeper
-    from .tokens.refresh import TokenKeeper
+    from .tokens.background import HandleRefresher
+    from .tokens.refresh import TokenRefresher
 
 _OURS = "cm_auth.bearer"  # marks a request whose Authorization header this package set
 _REPLAY = 1_048_576  # bytes of a streamed body that are kept, to send it again after a 401
 _TRIES = 3  # a token that another session had renewed may have been refused meanwhile, too
 
-Keeper = Union["TokenKeeper", "HandleKeeper"]
+Refresher = Union["TokenRefresher", "HandleRefresher"]
 _Step = Coroutine[Any, Any, Any] | httpx2.Request | httpx2.Response
 
 
@@ -37,7 +37,7 @@ class AsyncCMClient(httpx2.AsyncClient):
         UnavailableError: the token has expired and cannot be renewed just now.
     """
 
-    _cm: tuple[Side, Session, Keeper | None]
+    _cm: tuple[Services, Session, Refresher | None]
 
     def __repr__(self) -> str:
         return f"<AsyncCMClient {self._cm[1].reference}>"
@@ -49,7 +49,7 @@ class CMClient(httpx2.Client):
     The threads of one request may share it.
     """
 
-    _cm: tuple[Side, Session, Keeper | None]
+    _cm: tuple[Services, Session, Refresher | None]
 
     def __repr__(self) -> str:
         return f"<CMClient {self._cm[1].reference}>"
@@ -62,8 +62,10 @@ class _Unused:
     _kind: type[AsyncCMClient | CMClient]
     _pattern: type[httpx2.AsyncClient | httpx2.Client]
 
-    def __init__(self, side: Side, session: Session, keeper: Keeper | None = None) -> None:
-        self.__dict__["_cm"] = (side, session, keeper)  # not by our own __setattr__, below
+    def __init__(
+        self, services: Services, session: Session, refresher: Refresher | None = None
+    ) -> None:
+        self.__dict__["_cm"] = (services, session, refresher)  # not by our own __setattr__, below
 
     def __getattr__(self, name: str) -> Any:
         # Only called for what is missing: before the first use, everything.
@@ -80,22 +82,22 @@ class _Unused:
             if isinstance(self, _Unused):  # no other thread was faster
                 self._begin(*self.__dict__["_cm"])
 
-    def _begin(self, side: Side, session: Session, keeper: Keeper | None) -> None:
-        if side.pattern is None:
-            side.pattern = self._pattern(
-                base_url=side.config.base_url,
+    def _begin(self, services: Services, session: Session, refresher: Refresher | None) -> None:
+        if services.pattern is None:
+            services.pattern = self._pattern(
+                base_url=services.config.base_url,
                 headers={"Accept": "application/json"},
-                transport=_OriginGuard(side.transport, side.config.base_url),
+                transport=_OriginGuard(services.transport, services.config.base_url),
             )
         # A copy of a client takes a third of what making one does. What can be changed in it is
         # this request's own; the rest is replaced when it is set.
         ready = object.__new__(self._kind)
-        for name, value in vars(side.pattern).items():
+        for name, value in vars(services.pattern).items():
             ready.__dict__[name] = value.copy() if isinstance(value, httpx2.Headers) else value
-        ready.auth = BearerAuth(keeper or side.keeper, session, side.pattern.base_url)
+        ready.auth = BearerAuth(refresher or services.refresher, session, services.pattern.base_url)
         ready.cookies = httpx2.Cookies()
         ready.event_hooks = {}
-        ready.timeout = httpx2.Timeout(side.ports.timeout)
+        ready.timeout = httpx2.Timeout(services.runtime.timeout)
         self.__dict__.update(ready.__dict__)  # all at once: another thread may be looking
         object.__setattr__(self, "__class__", self._kind)  # which has none of these detours
 
@@ -115,8 +117,8 @@ class UnusedCMClient(_Unused, CMClient):
 class BearerAuth(httpx2.Auth):
     """Attaches the session's access token; on a 401 renews it and sends the request once more."""
 
-    def __init__(self, keeper: Keeper, session: Session, base_url: httpx2.URL) -> None:
-        self._keeper = keeper
+    def __init__(self, refresher: Refresher, session: Session, base_url: httpx2.URL) -> None:
+        self._refresher = refresher
         self._session = session
         self._origin = _origin(base_url)
 
@@ -159,8 +161,8 @@ class BearerAuth(httpx2.Auth):
         if _origin(request.url) != self._origin or "Authorization" in request.headers:
             yield request
             return
-        if self._keeper.is_due(self._session):
-            yield self._noting_trouble(self._keeper.freshen(self._session))
+        if self._refresher.is_due(self._session):
+            yield self._note_error(self._refresher.ensure_fresh(self._session))
         body = None
         if not isinstance(request.stream, httpx2.ByteStream):
             request.stream = body = _Replayable(request.stream)
@@ -172,18 +174,18 @@ class BearerAuth(httpx2.Auth):
                 return
             yield response  # which gives its connection back: others wait for one, too
             if not is_new:
-                is_new = yield self._noting_trouble(self._keeper.refresh(self._session, sent))
-            elif not (yield self._noting_trouble(self._keeper.catch_up(self._session, sent))):
+                is_new = yield self._note_error(self._refresher.refresh(self._session, sent))
+            elif not (yield self._note_error(self._refresher.reload(self._session, sent))):
                 return  # refused though it is the newest: another one would be, too
             if body is not None and not body.can_replay:
                 return
 
-    async def _noting_trouble(self, step: Coroutine[Any, Any, Any]) -> Any:
+    async def _note_error(self, step: Coroutine[Any, Any, Any]) -> Any:
         """Leave word for the shell, should the framework make a 500 of the error on its way."""
         try:
             return await step
         except CMAuthError as error:
-            self._session.trouble = error
+            self._session.client_error = error
             raise
 
     def _attach(self, request: httpx2.Request) -> str:

@@ -70,7 +70,7 @@ def ip_address(text: str) -> str:
 
 
 def shown_url(url: str) -> str:
-    """Return scheme, hosts, ports and database of a URL, and its harmless options.
+    """Return scheme, hosts, runtime and database of a URL, and its harmless options.
 
     Every other option is `…`. If parts of the URL could be read in two ways, as when a password
     with ``@``, ``/``, ``?`` or ``#`` is not percent-encoded, only the scheme is shown.

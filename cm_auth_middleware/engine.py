@@ -10,50 +10,50 @@ import httpx2
 
 from . import telemetry
 from .auth.connections import LoopConnections, ThreadConnections
-from .auth.gate import Flow
+from .auth.gate import Gate
 from .client import AsyncCMClient, CMClient, UnusedAsyncCMClient, UnusedCMClient
 from .config import CMAuthConfig
 from .errors import ConfigError, StoreError
-from .runtime.defaults import SURROUNDINGS
-from .runtime.ports import AsyncPorts, Ports, ThreadPorts
+from .runtime.defaults import DEFAULTS
+from .runtime.event_loops import EventLoopRuntime, Runtime, ThreadRuntime
 from .runtime.run_sync import has_event_loop, run_sync
 from .sessions.encryption import SessionInfo
-from .sessions.manager import SessionVault
+from .sessions.manager import SessionManager
 from .stores import HasBlockingTwin, SessionStore, open_store
-from .tokens.background import HandleKeeper, open_handle
+from .tokens.background import HandleRefresher, open_handle
 from .tokens.oauth import CameraManager
-from .tokens.refresh import TokenKeeper
+from .tokens.refresh import TokenRefresher
 
 if TYPE_CHECKING:
     from .options import CMAuthOptions
     from .sessions.record import Session
 
 
-class Side:
-    """The parts that serve requests, on one side: an event loop's or the threads'."""
+class Services:
+    """The parts that serve requests, on one services: an event loop's or the threads'."""
 
-    def __init__(self, config: CMAuthConfig, ports: Ports, store: SessionStore) -> None:
+    def __init__(self, config: CMAuthConfig, runtime: Runtime, store: SessionStore) -> None:
         self.config = config
-        self.ports = ports
-        server = CameraManager(config, ports)
+        self.runtime = runtime
+        server = CameraManager(config, runtime)
         self._telemetry = telemetry.find()
         if self._telemetry is not None:
             store = cast("SessionStore", telemetry.TimedStore(store, self._telemetry))
-            server = telemetry.TimedServer(config, ports, self._telemetry)
-        self.vault = SessionVault(config, ports, store)
-        self.keeper = TokenKeeper(config, ports, self.vault, server)
-        self.flow = Flow(config, ports, self.vault, self.keeper, server)
-        self.clock = ports.clock
+            server = telemetry.TimedServer(config, runtime, self._telemetry)
+        self.sessions = SessionManager(config, runtime, store)
+        self.refresher = TokenRefresher(config, runtime, self.sessions, server)
+        self.gate = Gate(config, runtime, self.sessions, self.refresher, server)
+        self.clock = runtime.clock
         self.connections: Any = (
-            LoopConnections(ports, self.flow.is_alive)
-            if isinstance(ports, AsyncPorts)
-            else ThreadConnections(ports, self.flow.is_alive)
+            LoopConnections(runtime, self.gate.is_alive)
+            if isinstance(runtime, EventLoopRuntime)
+            else ThreadConnections(runtime, self.gate.is_alive)
         )
         self.pattern: httpx2.AsyncClient | httpx2.Client | None = None  # of the ready clients
 
     def transport(self) -> Any:
         """What a ready client sends a request by: the connection pool."""
-        pool = self.ports.transport()
+        pool = self.runtime.transport()
         # Without an SDK nothing is timed: an empty span costs a twentieth of a call.
         if self._telemetry is None or not self._telemetry.times_calls:
             return pool
@@ -63,7 +63,7 @@ class Side:
         """Load what is loaded when first needed, 0.2 s of it: no refresh has to wait for it."""
         importlib.import_module("authlib.integrations.httpx_client")
         importlib.import_module("cryptography.hazmat.primitives.ciphers.aead")
-        self.ports.transport()
+        self.runtime.transport()
 
 
 class AuthEngine:
@@ -94,15 +94,15 @@ class AuthEngine:
         config: CMAuthConfig | None = None,
         *,
         transport: httpx2.AsyncBaseTransport | httpx2.BaseTransport | None = None,
-        clock: Callable[[], float] = SURROUNDINGS.clock,
+        clock: Callable[[], float] = DEFAULTS.clock,
         **options: Unpack[CMAuthOptions],
     ) -> None:
         self.config = CMAuthConfig.build(config, options)
         self.store = open_store(self.config.store, clock=clock)
         self._transport = transport
         self._clock = clock
-        self._async: Side | None = None
-        self._threads: Side | None = None
+        self._async: Services | None = None
+        self._threads: Services | None = None
 
     @classmethod
     def resolve(
@@ -118,43 +118,47 @@ class AuthEngine:
     # -- the two sides ---------------------------------------------------------------------
 
     @property
-    def async_side(self) -> Side:
+    def async_services(self) -> Services:
         """The parts behind the ASGI middleware."""
         if self._async is None:
             given = self._transport
             if given is not None and not isinstance(given, httpx2.AsyncBaseTransport):
                 raise ConfigError("transport is for WSGI; ASGI needs an httpx2.AsyncBaseTransport")
-            self._async = Side(self.config, AsyncPorts(self.config, given, self._clock), self.store)
+            self._async = Services(
+                self.config, EventLoopRuntime(self.config, given, self._clock), self.store
+            )
             telemetry.watch(self)
         return self._async
 
     @property
-    def thread_side(self) -> Side:
+    def thread_services(self) -> Services:
         """The parts behind the WSGI middleware: the same, but they block."""
         if self._threads is None:
             given = self._transport
             if given is not None and not isinstance(given, httpx2.BaseTransport):
                 raise ConfigError("transport is for ASGI; WSGI needs an httpx2.BaseTransport")
             store = _for_threads(self.store)
-            self._threads = Side(self.config, ThreadPorts(self.config, given, self._clock), store)
+            self._threads = Services(
+                self.config, ThreadRuntime(self.config, given, self._clock), store
+            )
             telemetry.watch(self)
         return self._threads
 
-    def _run(self, step: Callable[[Side], Coroutine[Any, Any, Any]]) -> Any:
+    def _run(self, step: Callable[[Services], Coroutine[Any, Any, Any]]) -> Any:
         only_threads = self._threads is not None and self._async is None
         if has_event_loop() and not only_threads:
-            return step(self.async_side)
-        return run_sync(step(self.thread_side))
+            return step(self.async_services)
+        return run_sync(step(self.thread_services))
 
     # -- for a handler, a script, an administrator -----------------------------------------
 
     def client(self, session: Session) -> AsyncCMClient:
         """A ready client for the user of a session; it costs nothing until it is used."""
-        return UnusedAsyncCMClient(self.async_side, session)
+        return UnusedAsyncCMClient(self.async_services, session)
 
     def sync_client(self, session: Session) -> CMClient:
         """The same for threads."""
-        return UnusedCMClient(self.thread_side, session)
+        return UnusedCMClient(self.thread_services, session)
 
     async def client_for(self, handle: str) -> AsyncCMClient:
         """A ready client for a job outside any request, by a handle of `Session.export`.
@@ -167,19 +171,23 @@ class AuthEngine:
                 handle is none of this application's: drop it.
             UnavailableError: the store, or CameraManager, cannot be asked just now: try again.
         """
-        side = self.async_side
-        session = await open_handle(side.vault, handle)
-        return UnusedAsyncCMClient(side, session, HandleKeeper(side.vault, side.keeper))
+        services = self.async_services
+        session = await open_handle(services.sessions, handle)
+        return UnusedAsyncCMClient(
+            services, session, HandleRefresher(services.sessions, services.refresher)
+        )
 
     def sync_client_for(self, handle: str) -> CMClient:
         """The same for threads."""
-        side = self.thread_side
-        session = run_sync(open_handle(side.vault, handle))
-        return UnusedCMClient(side, session, HandleKeeper(side.vault, side.keeper))
+        services = self.thread_services
+        session = run_sync(open_handle(services.sessions, handle))
+        return UnusedCMClient(
+            services, session, HandleRefresher(services.sessions, services.refresher)
+        )
 
     def logout(self, session: Session) -> Any:
         """Log a session out, here and at CameraManager."""
-        return self._run(lambda side: side.flow.end(session))
+        return self._run(lambda services: services.gate.end(session))
 
     def sessions(self, user_id: str | int) -> Any:
         """List a user's sessions, the one used last first; holds no tokens and opens nothing.
@@ -194,8 +202,8 @@ class AuthEngine:
             UnavailableError: the store fails, or is of a kind that cannot list.
         """
 
-        async def step(side: Side) -> list[SessionInfo]:
-            return [info for _, info in await side.vault.sessions_of(str(user_id))]
+        async def step(services: Services) -> list[SessionInfo]:
+            return [info for _, info in await services.sessions.sessions_of(str(user_id))]
 
         return self._run(step)
 
@@ -214,17 +222,17 @@ class AuthEngine:
         Raises:
             UnavailableError: the store fails, or is of a kind that cannot list.
         """
-        return self._run(lambda side: side.vault.remove_all(str(user_id)))
+        return self._run(lambda services: services.sessions.remove_all(str(user_id)))
 
     def close(self) -> Any:
         """Finish refreshes under way and close connections; sessions stay in the store."""
 
         telemetry.unwatch(self)
 
-        async def step(side: Side) -> None:
-            await side.ports.close()
+        async def step(services: Services) -> None:
+            await services.runtime.close()
             if isinstance(self.config.store, str):  # a store object is its maker's to close
-                await side.vault.store.close()
+                await services.sessions.store.close()
 
         return self._run(step)
 

@@ -49,8 +49,8 @@ async def get_session(state: _Login) -> Session:
     session: Session | None = state["cm_session"]
     if session is None:
         # The shell learns of it even where the framework makes a 500 of the error on its way.
-        state["cm_trouble"] = SessionExpiredError("nobody is logged in")
-        raise state["cm_trouble"]
+        state["cm_error"] = SessionExpiredError("nobody is logged in")
+        raise state["cm_error"]
     return session
 
 

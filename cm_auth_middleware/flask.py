@@ -87,7 +87,7 @@ def _from_app(app: Flask) -> CMAuthOptions:
 
 def _answer(error: Exception) -> Response:
     """Leave word for the shell, which answers as it does to any unauthenticated request."""
-    request.environ["cm_auth.trouble"] = error
+    request.environ["cm_auth.error"] = error
     return Response(status=500)
 
 
@@ -97,8 +97,8 @@ def _client() -> Any:
         raise CMAuthError("no client here: CMAuth(app, …) is missing")
     client = environ["cm_auth.client"]
     if client is None:
-        environ["cm_auth.trouble"] = SessionExpiredError("nobody is logged in")
-        raise environ["cm_auth.trouble"]
+        environ["cm_auth.error"] = SessionExpiredError("nobody is logged in")
+        raise environ["cm_auth.error"]
     return client
 
 

@@ -22,7 +22,7 @@ from starlette.responses import StreamingResponse
 from .asgi import ASGIRequest
 from .asgi import _send as send_answer
 from .errors import CMAuthError, ConfigError, SessionExpiredError
-from .web.request import Answer, Request, problem
+from .web.request import Request, Response, problem
 from .wsgi import WSGIRequest
 from .wsgi import _send as start_answer
 
@@ -76,7 +76,7 @@ class _Relay:
             raise ConfigError("allow is empty: give rules such as 'GET /rest/v2.4/cameras'")
         self._rules = [_rule(rule) for rule in rules]
 
-    def judge(self, request: Request, own_origin: str) -> Answer | str:
+    def judge(self, request: Request, own_origin: str) -> Response | str:
         """Return the path and query to ask the API for, or the refusal."""
         if request.comes_from_elsewhere(own_origin):
             return problem(403, "Cross-site request refused")
@@ -96,7 +96,7 @@ class _Relay:
             return problem(405, "This method is not relayed", ("Allow", allowed))
         return f"{path}?{query}" if query else path
 
-    def judge_length(self, request: Request) -> Answer | int | None:
+    def judge_length(self, request: Request) -> Response | int | None:
         """Return the length that a body has to have, None if none is given, or the refusal."""
         length = request.header("content-length") or ""
         coding = request.header("transfer-encoding") or ""
@@ -106,7 +106,7 @@ class _Relay:
             return problem(400, "This body is not relayed", detail="Its length is no number.")
         return int(length) if length else None
 
-    def judge_kind(self, request: Request) -> Answer | None:
+    def judge_kind(self, request: Request) -> Response | None:
         """Return the refusal of a body that is a form, or that anybody could take for one."""
         kind = (request.header("content-type") or "").strip(" \t")
         if not kind or (_MEDIA_TYPE.fullmatch(kind) and not _FORM.search(kind)):
@@ -142,12 +142,12 @@ class CMProxy(_Relay):
         is_head = request.method == "HEAD"
         cm = _ready_client(scope.get("state", {}), "cm")
         engine = scope["state"]["cm_auth"]
-        target = self.judge(request, engine.async_side.flow.own_origin)
-        if isinstance(target, Answer):
+        target = self.judge(request, engine.async_services.gate.own_origin)
+        if isinstance(target, Response):
             await send_answer(target, send, head=is_head)
             return
         length = self.judge_length(request)
-        if isinstance(length, Answer):
+        if isinstance(length, Response):
             await send_answer(length, send, head=is_head)
             return
         try:
@@ -192,11 +192,11 @@ class CMWSGIProxy(_Relay):
         request = WSGIRequest(environ)
         cm = _ready_client(environ, "cm_auth.client")
         engine = environ["cm_auth.engine"]
-        target = self.judge(request, engine.thread_side.flow.own_origin)
-        if isinstance(target, Answer):
+        target = self.judge(request, engine.thread_services.gate.own_origin)
+        if isinstance(target, Response):
             return start_answer(target, request, start_response)
         length = self.judge_length(request)
-        if isinstance(length, Answer):
+        if isinstance(length, Response):
             return start_answer(length, request, start_response)
         try:
             body = _wsgi_body(request, environ, length)
@@ -363,7 +363,7 @@ def _passing(answer: httpx2.Response) -> list[tuple[str, str]]:
     return [*headers, *_GUARDS]
 
 
-def _refusal(answer: httpx2.Response) -> Answer | None:
+def _refusal(answer: httpx2.Response) -> Response | None:
     if answer.status_code == 401:  # that of the very newest token: not the user's fault
         return problem(502, "CameraManager refused the access token", detail="Try again.")
     if answer.is_redirect and answer.status_code != 304:
@@ -371,7 +371,7 @@ def _refusal(answer: httpx2.Response) -> Answer | None:
     return None
 
 
-def _unreachable(error: httpx2.HTTPError) -> Answer:
+def _unreachable(error: httpx2.HTTPError) -> Response:
     if isinstance(error, httpx2.TimeoutException):
         return problem(504, "CameraManager did not answer in time")
     return problem(502, "CameraManager cannot be reached")

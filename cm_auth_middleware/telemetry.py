@@ -42,7 +42,7 @@ from .tokens.oauth import CameraManager
 if TYPE_CHECKING:
     from .config import CMAuthConfig
     from .engine import AuthEngine
-    from .runtime.ports import Ports
+    from .runtime.event_loops import Runtime
     from .sessions.record import Tokens
     from .stores import SessionStore
 
@@ -249,8 +249,8 @@ class TimedStore:
 class TimedServer(CameraManager):
     """CameraManager's OAuth server, whose answers are timed."""
 
-    def __init__(self, config: CMAuthConfig, ports: Ports, telemetry: Telemetry) -> None:
-        super().__init__(config, ports)
+    def __init__(self, config: CMAuthConfig, runtime: Runtime, telemetry: Telemetry) -> None:
+        super().__init__(config, runtime)
         host = urlsplit(config.base_url).hostname or ""
         self._call = functools.partial(telemetry.call, host=host)
 

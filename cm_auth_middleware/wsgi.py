@@ -15,13 +15,13 @@ from .client import UnusedCMClient
 from .engine import AuthEngine
 from .errors import SessionExpiredError, UnavailableError
 from .runtime.run_sync import run_sync
-from .web.request import NO_STORE, Answer, Request, must_not_be_cached
+from .web.request import NO_STORE, Request, Response, must_not_be_cached
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
     from .config import CMAuthConfig
-    from .engine import Side
+    from .engine import Services
     from .options import CMAuthOptions
     from .sessions.record import Session
     from .web.request import Headers
@@ -51,24 +51,24 @@ class CMAuthWSGIMiddleware:
     ) -> None:
         self.app = app
         self.engine = AuthEngine.resolve(engine, config, options)
-        self._side = self.engine.thread_side
-        self._flow = self._side.flow
+        self._services = self.engine.thread_services
+        self._gate = self._services.gate
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Handle one request."""
         exchange = _Exchange(environ)
-        outcome = run_sync(self._flow.handle(exchange))
-        if isinstance(outcome, Answer):
+        outcome = run_sync(self._gate.handle(exchange))
+        if isinstance(outcome, Response):
             return _send(outcome, exchange, start_response)
         environ["cm_auth.engine"] = self.engine
         environ["cm_auth.session"] = outcome
-        environ["cm_auth.client"] = outcome and UnusedCMClient(self._side, outcome)
-        exchange.begin(self._side, outcome, start_response)
+        environ["cm_auth.client"] = outcome and UnusedCMClient(self._services, outcome)
+        exchange.begin(self._services, outcome, start_response)
         try:
             body = self.app(environ, exchange.start)
         except Exception as error:
             try:
-                return exchange.answer_to(error)
+                return exchange.response_to(error)
             finally:
                 exchange.finish()
         if exchange.answer is not None:
@@ -140,24 +140,26 @@ class _Exchange(WSGIRequest):
     """A request, and the application's response to it on its way out."""
 
     __slots__ = (
-        "__weakref__", "_has_length", "_is_finished", "_look_at", "_side", "_start_response",
+        "__weakref__", "_has_length", "_is_finished", "_look_at", "_services", "_start_response",
         "answer", "ended", "session", "started",
     )  # fmt: skip
 
     session: Session
 
-    def begin(self, side: Side, session: Session | None, start_response: StartResponse) -> None:
+    def begin(
+        self, services: Services, session: Session | None, start_response: StartResponse
+    ) -> None:
         """Let the application answer."""
         self.session = session  # type: ignore[assignment]  # only one with a session is watched
         self.started = False
         self.ended = False  # since its session has
-        self.answer: Answer | None = None  # ours, in place of the application's
-        self._side = side
+        self.answer: Response | None = None  # ours, in place of the application's
+        self._services = services
         self._start_response = start_response
         self._has_length = False
         self._is_finished = False
         if self.is_websocket and session is not None:
-            side.connections.add(self)
+            services.connections.add(self)
 
     def start(self, status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
         """Start the response: the application's ``start_response``.
@@ -176,23 +178,24 @@ class _Exchange(WSGIRequest):
             self._has_length = any(name.lower() == "content-length" for name, _ in headers)
         return self._start_response(status, headers, exc_info)
 
-    def answer_to(self, error: Exception) -> Iterable[bytes]:
+    def response_to(self, error: Exception) -> Iterable[bytes]:
         """Send the answer to an error of ours; raise any other one, and any that comes late."""
         answer = None
         if not self.started:
-            answer = run_sync(self._side.flow.answer_to(self, error))
+            answer = run_sync(self._services.gate.response_to(self, error))
         if answer is None:
             raise error
         self.started = True
         return _send(answer, self, self._start_response)
 
-    def _before_start(self, status: str) -> Answer | None:
-        session, flow, is_failure = self.session, self._side.flow, status.startswith("500")
+    def _before_start(self, status: str) -> Response | None:
+        session, flow, is_failure = self.session, self._services.gate, status.startswith("500")
         if not is_failure and (
-            session is None or not (session.is_touched or self._side.vault.is_stale(session))
+            session is None
+            or not (session.data_was_read or self._services.sessions.is_stale(session))
         ):
             return None
-        noted = self._environ.get("cm_auth.trouble")
+        noted = self._environ.get("cm_auth.error")
         return run_sync(flow.before_response(self, session, is_failure, noted))
 
     # -- a response that lasts ---------------------------------------------------------------
@@ -204,9 +207,9 @@ class _Exchange(WSGIRequest):
             wrapper = self._environ.get("wsgi.file_wrapper")
             if isinstance(wrapper, type) and isinstance(body, wrapper):
                 # The server sends the file by itself, and has to know its own object again.
-                self._side.connections.add(self, body)
+                self._services.connections.add(self, body)
                 return body
-            self._side.connections.add(self)
+            self._services.connections.add(self)
         return _Body(body, self)
 
     def is_over(self) -> bool:
@@ -216,7 +219,7 @@ class _Exchange(WSGIRequest):
         if not self.ended and time.monotonic() >= self._look_at:
             self._look_at = time.monotonic() + connections.LOOK_EVERY
             with suppress(UnavailableError):  # which ends nothing
-                self.ended = not run_sync(self._side.flow.is_alive(self.session))
+                self.ended = not run_sync(self._services.gate.is_alive(self.session))
             if self.ended:
                 self.break_off()
         return self.ended
@@ -248,8 +251,8 @@ class _Exchange(WSGIRequest):
         """Save what a streamed body put into the session."""
         self._is_finished = True
         if self.session is not None:
-            if self.session.is_touched:
-                run_sync(self._side.flow.save_late(self.session))
+            if self.session.data_was_read:
+                run_sync(self._services.gate.save_late(self.session))
             self.session.close()
 
 
@@ -274,8 +277,9 @@ class _Body:
             raise StopIteration
         try:
             return next(self._parts)
-        except SessionExpiredError:  # of the ready client: too late for an answer of ours
-            self._exchange.break_off()
+        except SessionExpiredError:
+            if not self._exchange.ended:
+                raise  # the server says so to the client, by breaking off
             raise StopIteration from None
 
     def _first(self) -> bytes:
@@ -287,7 +291,7 @@ class _Body:
             # PEP 3333 has the response started by then, and it may have been answered by us.
             part = b""
         except Exception as error:
-            self._parts = iter(self._exchange.answer_to(error))
+            self._parts = iter(self._exchange.response_to(error))
             return next(self._parts)
         if self._exchange.answer is not None:
             self._parts = iter(())
@@ -321,17 +325,17 @@ def _private(headers: Headers, ours: Headers) -> Headers:
     return result + cached + varied + ours
 
 
-def _send(answer: Answer, request: Request, start_response: StartResponse) -> Iterable[bytes]:
+def _send(answer: Response, request: Request, start_response: StartResponse) -> Iterable[bytes]:
     status, headers = _head(answer)
     start_response(status, headers)
     return _body(answer, request)
 
 
-def _body(answer: Answer, request: Request) -> Iterable[bytes]:
+def _body(answer: Response, request: Request) -> Iterable[bytes]:
     return [b"" if request.method == "HEAD" else answer.body]
 
 
-def _head(answer: Answer) -> tuple[str, list[tuple[str, str]]]:
+def _head(answer: Response) -> tuple[str, list[tuple[str, str]]]:
     status = f"{answer.status} {HTTPStatus(answer.status).phrase}"
     return status, [*answer.headers, ("Content-Length", str(len(answer.body)))]
 

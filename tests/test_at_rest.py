@@ -162,7 +162,7 @@ def test_nothing_of_anybody_is_in_it_in_the_clear(heist: Heist) -> None:
             looked_for += 1
     assert looked_for > 10_000
     for ticket in heist.tickets:
-        for raw in (ticket.session_id, ticket.half_key):
+        for raw in (ticket.session_id, ticket.cookie_key):
             for disguise in (raw, raw.hex().encode(), base64.b64encode(raw)[:-4]):
                 assert disguise not in loot
     for user in heist.world.sim.users[-LOGINS:]:
@@ -173,15 +173,15 @@ def test_nothing_of_anybody_is_in_it_in_the_clear(heist: Heist) -> None:
 def test_the_search_would_find_what_is_there(heist: Heist) -> None:
     """Against a test that is blind: the names of the records are in the clear."""
     for ticket in heist.tickets:
-        assert ticket.store_key.encode() in heist.loot
+        assert ticket.record_id.encode() in heist.loot
 
 
 def test_who_has_the_secret_key_too_reads_nothing(heist: Heist) -> None:
     sealer, tried = Sealer((SECRET_KEY,)), 0
     for name, value in heist.records.items():
-        for half_key in guesses(name, value):
-            assert sealer.open_session(name, half_key, value) is None
-            assert sealer.open_grant(name, half_key, value) is None
+        for cookie_key in guesses(name, value):
+            assert sealer.open_session(name, cookie_key, value) is None
+            assert sealer.open_grant(name, cookie_key, value) is None
             tried += 1
     assert tried > 30 * LOGINS
 
@@ -203,11 +203,11 @@ def guesses(name: str, value: bytes) -> Iterator[bytes]:
 def test_who_has_somebody_else_s_cookie_too_reads_nothing(heist: Heist) -> None:
     sealer, mine = Sealer((SECRET_KEY,)), heist.tickets[0]
     for name, value in heist.records.items():
-        record = sealer.open_session(name, mine.half_key, value)
-        assert (record is not None) == (name == mine.store_key)
+        record = sealer.open_session(name, mine.cookie_key, value)
+        assert (record is not None) == (name == mine.record_id)
         # Nor by giving my record another's name, or me another's record.
-        assert name == mine.store_key or not sealer.open_session(
-            name, mine.half_key, heist.records[mine.store_key]
+        assert name == mine.record_id or not sealer.open_session(
+            name, mine.cookie_key, heist.records[mine.record_id]
         )
 
 
@@ -217,12 +217,12 @@ def test_the_owner_s_cookie_opens_it(heist: Heist) -> None:
     emails = set()
     for ticket in heist.tickets:
         record = sealer.open_session(
-            ticket.store_key, ticket.half_key, heist.records[ticket.store_key]
+            ticket.record_id, ticket.cookie_key, heist.records[ticket.record_id]
         )
         assert record is not None
         emails.add(json.loads(record.user)["email"])
     assert emails == {user.email for user in heist.world.sim.users[-LOGINS:]}
     other_key = Sealer(("another-" + SECRET_KEY,))
     ticket = heist.tickets[0]
-    value = heist.records[ticket.store_key]
-    assert other_key.open_session(ticket.store_key, ticket.half_key, value) is None
+    value = heist.records[ticket.record_id]
+    assert other_key.open_session(ticket.record_id, ticket.cookie_key, value) is None

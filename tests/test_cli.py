@@ -509,7 +509,7 @@ def answering(
 ) -> Iterator[int]:
     """A server that says 401 to everything, and what time it is."""
     server = http.server.ThreadingHTTPServer(
-        ("127.0.0.1", 0), type("Answer", (_Answer,), {"date": date, "drops": drops})
+        ("127.0.0.1", 0), type("Response", (_Answer,), {"date": date, "drops": drops})
     )
     server.handle_error = lambda *_: None  # type: ignore[method-assign]
     if context is not None:

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from cm_auth_middleware import MemoryStore
-from cm_auth_middleware.runtime.ports import run_sync
+from cm_auth_middleware.runtime.event_loops import run_sync
 from cm_auth_middleware.testing import RecordedRequest
 
 from .counting import CountingStore
@@ -134,7 +134,9 @@ class Site(RuleBasedStateMachine):
             else:
                 time.sleep(min(seconds, 0.001))  # noqa: ASYNC251 - a thread's
 
-        side = world.engine.async_side if world.shell == "asgi" else world.engine.thread_side
+        side = (
+            world.engine.async_services if world.shell == "asgi" else world.engine.thread_services
+        )
         side.ports.sleep = sleep
 
     def teardown(self) -> None:
@@ -176,9 +178,9 @@ class Site(RuleBasedStateMachine):
             result = await coroutine
             for world in self.worlds:
                 if world.shell == "asgi":
-                    await world.engine.async_side.ports.close()
+                    await world.engine.async_services.ports.close()
                 else:
-                    close = world.engine.thread_side.ports.close
+                    close = world.engine.thread_services.ports.close
                     await anyio.to_thread.run_sync(lambda close=close: run_sync(close()))
             return result
 

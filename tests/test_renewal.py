@@ -143,10 +143,10 @@ async def test_a_refusal_does_not_count_when_the_session_itself_has_newer_tokens
     async with anyio.create_task_group() as group:
         group.start_soon(ask, browser, statuses, "/")
         await anyio.sleep(0.1)
-        vault = two.engine.async_side.vault
+        vault = two.engine.async_services.sessions
         ticket = TicketCookie((SECRET_KEY,)).load(browser.named("cm_auth")[0])
         assert ticket is not None
-        session = await vault.peek(ticket[0].store_key, ticket[0].half_key)
+        session = await vault.peek(ticket[0].record_id, ticket[0].cookie_key)
         assert session is not None
         until = one.clock.now + LIFETIME
         tokens = replace(session.record.tokens, access_token="x:1", expires_at=until)

@@ -282,7 +282,7 @@ def test_without_opentelemetry_nothing_is_imported_and_all_works(shell: str) -> 
         side = world.engine._async or world.engine._threads
         await world.close()
         names = [name for name in sys.modules if name.startswith("opentelemetry.")]
-        print(json.dumps([status, names, type(side.vault.store).__name__]))
+        print(json.dumps([status, names, type(side.sessions.store).__name__]))
         """,
     )
     assert found == [200, [], "MemoryStore"]

@@ -188,7 +188,9 @@ async def test_data_that_cannot_be_saved_is_503_before_the_response(world: World
     async def broken(*args: Any) -> bool:
         raise UnavailableError("disk full")
 
-    world.engine.thread_side.vault.update = broken  # the store's own failures are tested there
+    world.engine.thread_services.sessions.update = (
+        broken  # the store's own failures are tested there
+    )
     response = await browser.get("/")
     assert response.status_code == 503
     assert response.headers["retry-after"] == "1"

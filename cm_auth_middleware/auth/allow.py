@@ -9,7 +9,7 @@ from ..runtime.bounded_cache import remember
 
 if TYPE_CHECKING:
     from ..config import CMAuthConfig
-    from ..runtime.ports import Ports
+    from ..runtime.event_loops import Runtime
     from ..sessions.record import Session
 
 
@@ -20,8 +20,8 @@ class AllowRule:
     is not given agrees with everybody.
     """
 
-    def __init__(self, config: CMAuthConfig, ports: Ports) -> None:
-        self._ports = ports
+    def __init__(self, config: CMAuthConfig, runtime: Runtime) -> None:
+        self._runtime = runtime
         self._function = config.allow
         listed = [str(address).lower() for address in config.allow_emails or ()]
         self._addresses = frozenset(listed)
@@ -40,7 +40,9 @@ class AllowRule:
             return False
         if self._accounts and str(user.get("accountId")) not in self._accounts:
             return False
-        return self._function is None or bool(await self._ports.ask(self._function, user))
+        return self._function is None or bool(
+            await self._runtime.call_user_function(self._function, user)
+        )
 
     async def admits(self, session: Session) -> bool:
         """Return True if the user of a session may come in.
@@ -51,19 +53,19 @@ class AllowRule:
         if self.admits_everybody:
             return True
         user = hash(session.record.user)
-        said = self._said.get(session.key)
+        said = self._said.get(session.record_id)
         if said is None or said[0] != user:
             try:
                 is_allowed = await self.allows(dict(session.user))
             except Exception:
                 log("allow_failed", exc_info=True)
                 return False  # for now: an exception is no answer
-            said = remember(self._said, session.key, (user, is_allowed))
+            said = remember(self._said, session.record_id, (user, is_allowed))
         return said[1]
 
     def note(self, session: Session, *, is_allowed: bool) -> None:
         """Remember what the rule said of a session's user."""
-        remember(self._said, session.key, (hash(session.record.user), is_allowed))
+        remember(self._said, session.record_id, (hash(session.record.user), is_allowed))
 
     def _is_listed(self, email: Any) -> bool:
         if not isinstance(email, str):

@@ -22,7 +22,7 @@ from ..events import log
 from ..runtime.run_sync import running_loop
 
 if TYPE_CHECKING:
-    from ..runtime.ports import AsyncPorts, Repetition, ThreadPorts
+    from ..runtime.event_loops import EventLoopRuntime, Repetition, ThreadRuntime
     from ..sessions.record import Session
 
 LOOK_EVERY = 20.0  # seconds between two looks at the sessions of open connections
@@ -48,9 +48,9 @@ async def _look(
     try:
         for connection in list(connections):
             session = connection.session
-            if session.key not in seen:
-                seen[session.key] = not session.ended and await is_alive(session)
-            if not seen[session.key]:
+            if session.record_id not in seen:
+                seen[session.record_id] = not session.ended and await is_alive(session)
+            if not seen[session.record_id]:
                 session.ended = True
                 await end(connection)
     except UnavailableError:
@@ -70,8 +70,8 @@ class _OnLoop:
 class LoopConnections:
     """The open connections of each event loop of this process."""
 
-    def __init__(self, ports: AsyncPorts, is_alive: IsAlive) -> None:
-        self._ports = ports
+    def __init__(self, runtime: EventLoopRuntime, is_alive: IsAlive) -> None:
+        self._runtime = runtime
         self._is_alive = is_alive
         self._loops: weakref.WeakKeyDictionary[Any, _OnLoop] = weakref.WeakKeyDictionary()
 
@@ -83,7 +83,7 @@ class LoopConnections:
             here = self._loops[loop] = _OnLoop()
         here.open.add(connection)
         if here.watch is None or here.watch.is_over:
-            here.watch = self._ports.repeat(LOOK_EVERY, partial(self._look, here.open))
+            here.watch = self._runtime.repeat(LOOK_EVERY, partial(self._look, here.open))
         return here.open
 
     async def _look(self, connections: set[Connection]) -> bool:
@@ -102,8 +102,8 @@ class ThreadConnections:
     They are forgotten with their last reference, which is when the server drops the response.
     """
 
-    def __init__(self, ports: ThreadPorts, is_alive: IsAlive) -> None:
-        self._ports = ports
+    def __init__(self, runtime: ThreadRuntime, is_alive: IsAlive) -> None:
+        self._runtime = runtime
         self._is_alive = is_alive
         self._start()
 
@@ -127,7 +127,7 @@ class ThreadConnections:
             if body is not None:
                 self._bodies[body] = connection
             if self._watch is None or self._watch.is_over:
-                self._watch = self._ports.repeat(LOOK_EVERY, self._look)
+                self._watch = self._runtime.repeat(LOOK_EVERY, self._look)
 
     async def _look(self) -> bool:
         with self._lock:

@@ -12,42 +12,42 @@ from ..events import log
 from ..sessions.jar import CookieJar, Cookies
 from ..web.local_target import ExemptPaths, safe_target
 from ..web.pages import Pages
-from ..web.request import Answer, Request, json_answer, not_allowed, problem, redirect
+from ..web.request import Request, Response, json_response, not_allowed, problem, redirect
 from .allow import AllowRule
 from .login import Login
 from .revalidation import Revalidation
 
 if TYPE_CHECKING:
-    from ..runtime.ports import Ports
-    from ..sessions.manager import SessionVault
+    from ..runtime.event_loops import Runtime
+    from ..sessions.manager import SessionManager
     from ..sessions.record import Session
     from ..tokens.oauth import CameraManager
-    from ..tokens.refresh import TokenKeeper
+    from ..tokens.refresh import TokenRefresher
 
 
-class Flow:
+class Gate:
     """Decides what happens to each request. Knows neither ASGI nor WSGI."""
 
     def __init__(
         self,
         config: CMAuthConfig,
-        ports: Ports,
-        vault: SessionVault,
-        keeper: TokenKeeper,
+        runtime: Runtime,
+        sessions: SessionManager,
+        refresher: TokenRefresher,
         server: CameraManager,
     ) -> None:
         self._config = config
-        self._ports = ports
-        self._vault = vault
-        self._keeper = keeper
-        self._jar = CookieJar(config, ports.clock)
-        self._pages = Pages(config, ports)
-        self._rule = AllowRule(config, ports)
+        self._runtime = runtime
+        self._sessions = sessions
+        self._refresher = refresher
+        self._jar = CookieJar(config, runtime.clock)
+        self._pages = Pages(config, runtime)
+        self._rule = AllowRule(config, runtime)
         every = None if config.revalidate is None else seconds(config.revalidate)
-        revalidation = Revalidation(every, ports, vault, server, self._rule, self.end)
-        keeper.revalidation = self._revalidation = revalidation
+        revalidation = Revalidation(every, runtime, sessions, server, self._rule, self.end)
+        refresher.revalidation = self._revalidation = revalidation
         self._login = Login(
-            config, ports, vault, keeper, server, self._jar, self._pages, self._rule
+            config, runtime, sessions, refresher, server, self._jar, self._pages, self._rule
         )
         callback = urlsplit((config.redirect_uri or "").lower())
         self.own_origin = f"{callback.scheme}://{callback.netloc}" if callback.netloc else ""
@@ -62,8 +62,8 @@ class Flow:
 
     # -- every request ---------------------------------------------------------------------
 
-    def handle(self, request: Request) -> Coroutine[Any, Any, Answer | Session | None]:
-        """Answer the request, or let it through: with its session, or as a visitor's."""
+    def handle(self, request: Request) -> Coroutine[Any, Any, Response | Session | None]:
+        """Response the request, or let it through: with its session, or as a visitor's."""
         route = None if request.is_websocket else self._routes.get(request.path)
         if route is not None:
             return self._serve(route, request)
@@ -72,8 +72,8 @@ class Flow:
         return self._protect(request)
 
     async def _serve(
-        self, route: Callable[[Request], Awaitable[Answer]], request: Request
-    ) -> Answer:
+        self, route: Callable[[Request], Awaitable[Response]], request: Request
+    ) -> Response:
         try:
             return await route(request)
         except UnavailableError as error:
@@ -88,10 +88,10 @@ class Flow:
         except UnavailableError:
             return None
 
-    async def _protect(self, request: Request) -> Answer | Session:
+    async def _protect(self, request: Request) -> Response | Session:
         cookies = self._jar.read(request)
         try:
-            now = self._ports.clock()
+            now = self._runtime.clock()
             session = await self._open(request, cookies, now)
             if session is None:
                 if cookies.tickets and await self._was_denied(cookies):
@@ -106,7 +106,7 @@ class Flow:
                 now >= record.tokens.refresh_at
                 or now - record.user_read_at >= self._revalidation.every
             ):
-                await self._keeper.freshen(session)
+                await self._refresher.ensure_fresh(session)
         except SessionExpiredError:
             return await self.unauthenticated(request)
         except UnavailableError as error:
@@ -120,15 +120,15 @@ class Flow:
 
     def _find(self, request: Request) -> Awaitable[Session | None]:
         """The session that a request's cookies open."""
-        return self._open(request, self._jar.read(request), self._ports.clock())
+        return self._open(request, self._jar.read(request), self._runtime.clock())
 
     async def _open(self, request: Request, cookies: Cookies, now: float) -> Session | None:
         for ticket, is_old in cookies.tickets:
-            session = await self._vault.read(ticket, now)
+            session = await self._sessions.read(ticket, now)
             if session is None:
                 continue
             if is_old:
-                await self._vault.reseal(session)  # before the old key goes
+                await self._sessions.reseal(session)  # before the old key goes
                 cookie = self._jar.session(request, ticket, session.logged_in_at)
                 request.set_cookies.append(cookie)
             return session
@@ -137,7 +137,7 @@ class Flow:
     async def _peek(self, request: Request) -> Session | None:
         """The session of a request, which is not noted as a use of it."""
         for ticket, _ in self._jar.read(request).tickets:
-            session = await self._vault.peek(ticket.store_key, ticket.half_key)
+            session = await self._sessions.peek(ticket.record_id, ticket.cookie_key)
             if session is not None:
                 return session
         return None
@@ -146,7 +146,7 @@ class Flow:
 
     async def before_response(
         self, request: Request, session: Session | None, is_failure: bool, noted: Any
-    ) -> Answer | None:
+    ) -> Response | None:
         """Save what a handler changed; return the answer that takes the place of its own, if any.
 
         Args:
@@ -155,22 +155,22 @@ class Flow:
             noted: such an error, if the glue of the framework left word of it.
         """
         if is_failure:
-            error = noted or (None if session is None else session.trouble)
-            answer = await self.answer_to(request, error)
+            error = noted or (None if session is None else session.client_error)
+            answer = await self.response_to(request, error)
             if answer is not None:
                 return answer
         if session is None:
             return None
         try:
-            if self._vault.is_stale(session) and not await self.is_alive(session):
+            if self._sessions.is_stale(session) and not await self.is_alive(session):
                 return await self.session_over(request)
-            if session.is_touched:
-                await self._vault.save(session)
+            if session.data_was_read:
+                await self._sessions.save(session)
         except UnavailableError as error:
             return await self.unavailable(request, error)
         return None
 
-    async def answer_to(self, request: Request, error: BaseException | None) -> Answer | None:
+    async def response_to(self, request: Request, error: BaseException | None) -> Response | None:
         """The answer to an error of ours that a handler let pass; None for any other error."""
         while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
             error = error.exceptions[0]  # a task group on the way wrapped it
@@ -180,7 +180,7 @@ class Flow:
             return await self.unavailable(request, error)
         return None
 
-    async def unauthenticated(self, request: Request) -> Answer:
+    async def unauthenticated(self, request: Request) -> Response:
         """The answer to a caller without a session: a login for a browser, else 401."""
         self._jar.watch_scheme(request)
         if request.is_navigation:
@@ -200,22 +200,22 @@ class Flow:
             headers = [("HX-Redirect", self._login.url(request, request.htmx_page))]
         return problem(401, "Login required", *headers, login_url=login, detail="Log in first.")
 
-    async def session_over(self, request: Request) -> Answer | None:
+    async def session_over(self, request: Request) -> Response | None:
         """The answer to a request whose session ended before its response began."""
         return None if self.is_exempt(request) else await self.unauthenticated(request)
 
     async def _was_denied(self, cookies: Cookies) -> bool:
         for ticket, _ in cookies.tickets:
-            if await self._vault.was_denied(ticket):
+            if await self._sessions.was_denied(ticket):
                 return True
         return False
 
-    async def _denied(self, request: Request, *headers: tuple[str, str]) -> Answer:
+    async def _denied(self, request: Request, *headers: tuple[str, str]) -> Response:
         """The answer to a user whom the application's rule does not admit."""
         login = self._login.url(request, request.url)
         return await self._pages.failure(request, 403, "denied", *headers, login=login)
 
-    async def unavailable(self, request: Request, error: UnavailableError) -> Answer:
+    async def unavailable(self, request: Request, error: UnavailableError) -> Response:
         """The answer while CameraManager or the store cannot be asked. Nobody is logged out."""
         log("unavailable", reason=error)  # warned of where it happened
         kind = "store_unavailable" if isinstance(error, StoreError) else "unavailable"
@@ -224,10 +224,10 @@ class Flow:
 
     # -- routes ----------------------------------------------------------------------------
 
-    async def _callback(self, request: Request) -> Answer:
+    async def _callback(self, request: Request) -> Response:
         return await self._login.callback(request, self._find, self.end)
 
-    async def _logout(self, request: Request) -> Answer:
+    async def _logout(self, request: Request) -> Response:
         target = safe_target(dict(request.parameters()).get("next"), request.root_path)
         if request.method in ("GET", "HEAD"):
             action = f"{request.mount}{self._config.prefix}/logout?next={quote(target)}"
@@ -241,7 +241,7 @@ class Flow:
             await self.end(session)
         return redirect(303, target, *self._jar.forget(request))
 
-    async def _signed_out(self, request: Request) -> Answer:
+    async def _signed_out(self, request: Request) -> Response:
         """A page to send people to after a logout: ``logout?next=/auth/signed-out``."""
         if request.method not in ("GET", "HEAD"):
             return not_allowed("GET, HEAD")
@@ -249,7 +249,7 @@ class Flow:
             return redirect(302, f"{request.mount}/", *request.set_cookies)
         return await self._pages.show(request, 200, "signed_out", self._login.url(request, None))
 
-    async def _session_info(self, request: Request) -> Answer:
+    async def _session_info(self, request: Request) -> Response:
         if request.method not in ("GET", "HEAD"):
             return not_allowed("GET, HEAD")
         # A page that asks again and again, to warn in time, must not keep the session alive.
@@ -258,34 +258,34 @@ class Flow:
             session = None
         info: dict[str, Any] = {"authenticated": False, "user": None, "expires_in": 0}
         if session is not None:
-            left = int(self._vault.ttl(session.record))
+            left = int(self._sessions.ttl(session.record))
             info = {"authenticated": True, "user": session.user, "expires_in": left}
-        return json_answer(200, info, ("Vary", "Cookie"))
+        return json_response(200, info, ("Vary", "Cookie"))
 
     # -- a session's own -------------------------------------------------------------------
 
     async def end(self, session: Session) -> None:
         """Log a session out, here and at CameraManager; here even if CameraManager is down."""
-        await self._keeper.forget(session.record.tokens)
-        record = await self._vault.remove(session)
-        await self._keeper.end(record.tokens)
+        await self._refresher.forget(session.record.tokens)
+        record = await self._sessions.remove(session)
+        await self._refresher.end(record.tokens)
         log("logout", session=session.reference)
-        await self._ports.call_hook("on_logout", self._config.on_logout, session)
+        await self._runtime.run_hook("on_logout", self._config.on_logout, session)
 
     async def is_alive(self, session: Session) -> bool:
         """Return True if a session that a long-lived connection holds is still there."""
-        if session.ended or not await self._vault.reread(session):
+        if session.ended or not await self._sessions.reload(session):
             return False
         self._revalidation.start_if_due(session)
         return await self._rule.admits(session)
 
     async def note_use(self, session: Session) -> None:
         """Note that the user of a long-lived connection did something: at most once a minute."""
-        await self._vault.touch_if_due(session)
+        await self._sessions.touch_if_due(session)
 
     async def save_late(self, session: Session) -> None:
         """Write back what a handler changed in ``session.data`` after its response began."""
         try:
-            await self._vault.save(session)
+            await self._sessions.save(session)
         except CMAuthError as error:
             log("data_lost", session=session.reference, reason=error)

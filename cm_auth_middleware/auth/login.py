@@ -15,14 +15,14 @@ from ..events import log
 from ..sessions.cookie import PendingLogin, Ticket
 from ..sessions.record import Record, Session, Tokens, dumps
 from ..web.local_target import safe_target
-from ..web.request import Answer, Headers, Request, not_allowed, redirect
+from ..web.request import Headers, Request, Response, not_allowed, redirect
 
 if TYPE_CHECKING:
-    from ..runtime.ports import Ports
+    from ..runtime.event_loops import Runtime
     from ..sessions.jar import CookieJar
-    from ..sessions.manager import SessionVault
+    from ..sessions.manager import SessionManager
     from ..tokens.oauth import CameraManager
-    from ..tokens.refresh import TokenKeeper
+    from ..tokens.refresh import TokenRefresher
     from ..web.pages import Pages
     from .allow import AllowRule
 
@@ -44,18 +44,18 @@ class Login:
     def __init__(
         self,
         config: CMAuthConfig,
-        ports: Ports,
-        vault: SessionVault,
-        keeper: TokenKeeper,
+        runtime: Runtime,
+        sessions: SessionManager,
+        refresher: TokenRefresher,
         server: CameraManager,
         jar: CookieJar,
         pages: Pages,
         rule: AllowRule,
     ) -> None:
         self._config = config
-        self._ports = ports
-        self._vault = vault
-        self._keeper = keeper
+        self._runtime = runtime
+        self._sessions = sessions
+        self._refresher = refresher
         self._server = server
         self._jar = jar
         self._pages = pages
@@ -65,13 +65,13 @@ class Login:
 
     # -- out -------------------------------------------------------------------------------
 
-    async def login(self, request: Request) -> Answer:
-        """Answer ``login?next=/path``."""
+    async def login(self, request: Request) -> Response:
+        """Response ``login?next=/path``."""
         if request.method not in ("GET", "HEAD"):
             return not_allowed("GET, HEAD")
         return await self.start(request, dict(request.parameters()).get("next"))
 
-    async def start(self, request: Request, target: str | None) -> Answer:
+    async def start(self, request: Request, target: str | None) -> Response:
         """Send the browser to CameraManager; it comes back to `target`."""
         redirect_uri = self._redirect_uri(request)
         if redirect_uri is None:
@@ -81,7 +81,7 @@ class Login:
         if unquote(urlsplit(safe).path).startswith(f"{request.root_path}{self._config.prefix}/"):
             safe = f"{request.mount}/"  # a login never ends at a login
         cookie = self._jar.login(request)
-        login, value = cookie.start(redirect_uri, safe, self._ports.clock())
+        login, value = cookie.start(redirect_uri, safe, self._runtime.clock())
         location = self._server.authorization_url(
             redirect_uri, login.state, cookie.code_verifier(login.state)
         )
@@ -110,8 +110,8 @@ class Login:
 
     # -- and back --------------------------------------------------------------------------
 
-    async def callback(self, request: Request, find: Find, end: End) -> Answer:
-        """Answer ``callback``: match the state, trade the code, open a session.
+    async def callback(self, request: Request, find: Find, end: End) -> Response:
+        """Response ``callback``: match the state, trade the code, open a session.
 
         Args:
             find: finds the session that the browser already has.
@@ -126,7 +126,7 @@ class Login:
         state, cookie = query.get("state", ""), self._jar.login(request)
         name = cookie.name(state)
         found = [value for key, value in request.cookies if key == name]
-        matches = (cookie.match(value, state, self._ports.clock()) for value in found[:2])
+        matches = (cookie.match(value, state, self._runtime.clock()) for value in found[:2])
         login = next((match for match in matches if match), None)
         if login is None or login.state in self._used:
             return await self._stale(request, login, find)
@@ -139,11 +139,11 @@ class Login:
         code = query.get("code", "")
         if not 0 < len(code) <= _MOST_CODE or not code.isascii() or not code.isprintable():
             return await self._failed(request, 400, login, forget)
-        owner, ttl = secrets.token_hex(8), 2 * self._ports.timeout + _DOUBLE_CLICK
+        owner, ttl = secrets.token_hex(8), 2 * self._runtime.timeout + _DOUBLE_CLICK
         try:
             # A double click may reach two processes; a code that is sent twice may cost the
             # tokens that came for the first (RFC 6749 §4.1.2).
-            is_first = await self._vault.store.acquire(name, owner, ttl)
+            is_first = await self._sessions.store.acquire(name, owner, ttl)
         except UnavailableError as error:
             log("login_failed", reason=error)
             return await self._failed(request, 503, login, forget)
@@ -159,7 +159,7 @@ class Login:
         forget: Headers,
         find: Find,
         end: End,
-    ) -> Answer:
+    ) -> Response:
         verifier = self._jar.login(request).code_verifier(login.state)
         try:
             tokens = await self._server.exchange(code, login.redirect_uri, verifier)
@@ -172,7 +172,7 @@ class Login:
             ours = isinstance(error, UnavailableError | OperatorError)
             return await self._failed(request, 502 if ours else 400, login, forget)
         if not await self._is_allowed(user):
-            await self._keeper.revoke(tokens.access_token)
+            await self._refresher.revoke(tokens.access_token)
             log("login_denied")
             url = self.url(request, login.target)
             return await self._pages.failure(request, 403, "denied", *forget, login=url)
@@ -198,22 +198,22 @@ class Login:
         forget: Headers,
         find: Find,
         end: End,
-    ) -> Answer:
-        now = self._ports.clock()
+    ) -> Response:
+        now = self._runtime.clock()
         previous = await find(request)
         ticket = Ticket.new()
-        await self._keeper.welcome(tokens)
+        await self._refresher.welcome(tokens)
         record = Record(tokens, dumps(user), now, now, address=request.address, user_read_at=now)
-        session = await self._vault.create(ticket, record)
+        session = await self._sessions.create(ticket, record)
         self._rule.note(session, is_allowed=True)
         if previous is not None:
             if previous.record.user_id != record.user_id:
                 await end(previous)  # nobody would log that user out later
             else:  # whose new session may live on the very same tokens
-                await self._vault.remove(previous)
+                await self._sessions.remove(previous)
         log("login", session=session.reference)
-        await self._ports.call_hook("on_login", self._config.on_login, session)
-        await self._vault.save(session)
+        await self._runtime.run_hook("on_login", self._config.on_login, session)
+        await self._sessions.save(session)
         return redirect(
             302,
             login.target,
@@ -222,7 +222,7 @@ class Login:
             *forget,
         )
 
-    async def _stale(self, request: Request, login: PendingLogin | None, find: Find) -> Answer:
+    async def _stale(self, request: Request, login: PendingLogin | None, find: Find) -> Response:
         session = await find(request)
         if session is not None:
             return redirect(302, login.target if login else f"{request.mount}/")
@@ -236,7 +236,7 @@ class Login:
         status: int,
         login: PendingLogin | None,
         forget: Headers | None = None,
-    ) -> Answer:
+    ) -> Response:
         url = self.url(request, login.target if login else None)
         kind = _FAILURES.get(status, "login_invalid")
         return await self._pages.failure(request, status, kind, *(forget or []), login=url)

@@ -13,8 +13,8 @@ from ..runtime.bounded_cache import remember
 from ..sessions.record import Session, dumps
 
 if TYPE_CHECKING:
-    from ..runtime.ports import Ports
-    from ..sessions.manager import SessionVault
+    from ..runtime.event_loops import Runtime
+    from ..sessions.manager import SessionManager
     from ..tokens.oauth import CameraManager
     from .allow import AllowRule
 
@@ -37,15 +37,15 @@ class Revalidation:
     def __init__(
         self,
         every: float | None,
-        ports: Ports,
-        vault: SessionVault,
+        runtime: Runtime,
+        sessions: SessionManager,
         server: CameraManager,
         rule: AllowRule,
         end: Callable[[Session], Awaitable[None]],
     ) -> None:
         self.every = float("inf") if every is None else every
-        self._ports = ports
-        self._vault = vault
+        self._runtime = runtime
+        self._sessions = sessions
         self._server = server
         self._rule = rule
         self._end = end
@@ -54,27 +54,30 @@ class Revalidation:
 
     def start_if_due(self, session: Session) -> None:
         """Read the user of a session anew, beside what goes on, if that is due."""
-        if self._ports.clock() - session.record.user_read_at >= self.every:
+        if self._runtime.clock() - session.record.user_read_at >= self.every:
             self.start(session)
 
     def start(self, session: Session) -> None:
         """Read the user of a session anew, beside what goes on."""
-        now = self._ports.clock()
-        if self._under_way >= _AT_ONCE or 0 <= now - self._tried_at.get(session.key, 0) < _AGAIN:
+        now = self._runtime.clock()
+        if (
+            self._under_way >= _AT_ONCE
+            or 0 <= now - self._tried_at.get(session.record_id, 0) < _AGAIN
+        ):
             return
-        remember(self._tried_at, session.key, now)
+        remember(self._tried_at, session.record_id, now)
         # A session of its own: a handler may be using the other one.
-        own = Session(session.key, session.half_key, session.record, self._vault.sealer)
-        self._ports.start_flight(f"user {session.key}", partial(self._review, own))
+        own = Session(session.record_id, session.cookie_key, session.record, self._sessions.sealer)
+        self._runtime.start_flight(f"user {session.record_id}", partial(self._review, own))
 
     async def _review(self, session: Session) -> None:
         self._under_way += 1
         try:
             # One process does it; the others find the new record.
-            lease, owner = _LEASE + session.key, secrets.token_hex(8)
-            if await self._vault.store.acquire(lease, owner, 2 * self._ports.timeout):
+            lease, owner = _LEASE + session.record_id, secrets.token_hex(8)
+            if await self._sessions.store.acquire(lease, owner, 2 * self._runtime.timeout):
                 await self._read_anew(session)
-                await self._vault.store.release(lease, owner)
+                await self._sessions.store.release(lease, owner)
         except CMAuthError as error:
             log("revalidation_failed", session=session.reference, reason=error)
         finally:
@@ -88,10 +91,10 @@ class Revalidation:
             log("allow_failed", exc_info=True)
             return  # an exception is no answer: the next attempt is soon
         if not is_allowed:
-            await self._vault.mark_denied(session)
+            await self._sessions.mark_denied(session)
             log("session_denied", session=session.reference)
             await self._end(session)
             return
-        text, now = dumps(user), self._ports.clock()
-        if await self._vault.update(session, lambda record: record.with_user(text, now)):
+        text, now = dumps(user), self._runtime.clock()
+        if await self._sessions.update(session, lambda record: record.with_user(text, now)):
             self._rule.note(session, is_allowed=True)

@@ -16,7 +16,7 @@ from cm_auth_middleware.cli.findings import ERROR, OK, WARNING, Finding
 from cm_auth_middleware.config import LOOPBACK, CMAuthConfig, needs_https
 from cm_auth_middleware.display import is_certain, shown_url
 from cm_auth_middleware.errors import OAuthError, OperatorError, UnavailableError
-from cm_auth_middleware.runtime.ports import ThreadPorts
+from cm_auth_middleware.runtime.event_loops import ThreadRuntime
 from cm_auth_middleware.runtime.run_sync import run_sync
 from cm_auth_middleware.tokens.oauth import CameraManager
 
@@ -84,11 +84,11 @@ def check_redirect_uri(config: CMAuthConfig) -> Iterator[Finding]:
 
 def check(config: CMAuthConfig) -> Iterator[Finding]:
     """Ask CameraManager, and the application if it says where it lives."""
-    ports = ThreadPorts(config)
+    runtime = ThreadRuntime(config)
     headers = {"Accept": "application/json"}
     url, shown = f"{config.base_url}/rest/v2.3/users/self", shown_url(config.base_url)
     try:
-        answer = _ask(ports.api_call("GET", url, headers))
+        answer = _ask(runtime.api_call("GET", url, headers))
     except OSError as error:
         yield Finding(ERROR, "base_url", f"{shown}: {error}")
         return
@@ -103,11 +103,11 @@ def check(config: CMAuthConfig) -> Iterator[Finding]:
         )
         return
     yield from _check_clock(answer.headers.get("Date"))
-    server = CameraManager(config, ports)
+    server = CameraManager(config, runtime)
     yield from _check_key(config, server)
     if config.redirect_uri is not None:
-        yield from _check_authorize(config.redirect_uri, server, ports)
-        yield from _check_callback(config.redirect_uri, ports)
+        yield from _check_authorize(config.redirect_uri, server, runtime)
+        yield from _check_callback(config.redirect_uri, runtime)
 
 
 def _check_key(config: CMAuthConfig, server: CameraManager) -> Iterator[Finding]:
@@ -128,11 +128,11 @@ def _check_key(config: CMAuthConfig, server: CameraManager) -> Iterator[Finding]
         yield Finding(OK, "client_id", "CameraManager accepts the API key")
 
 
-def _check_authorize(uri: str, server: CameraManager, ports: ThreadPorts) -> Iterator[Finding]:
+def _check_authorize(uri: str, server: CameraManager, runtime: ThreadRuntime) -> Iterator[Finding]:
     """Look at the page that CameraManager would show to somebody who logs in."""
     url = server.authorization_url(uri, "check", "0" * 43)
     try:
-        answer = _ask(ports.api_call("GET", url, {"Accept": "text/html"}))
+        answer = _ask(runtime.api_call("GET", url, {"Accept": "text/html"}))
     except OSError as error:
         yield Finding(WARNING, "redirect_uri", f"the login page could not be tried: {error}")
         return
@@ -146,10 +146,10 @@ def _check_authorize(uri: str, server: CameraManager, ports: ThreadPorts) -> Ite
         )
 
 
-def _check_callback(uri: str, ports: ThreadPorts) -> Iterator[Finding]:
+def _check_callback(uri: str, runtime: ThreadRuntime) -> Iterator[Finding]:
     """See whether the middleware listens where CameraManager sends the browser."""
     try:
-        answer = _ask(ports.api_call("GET", uri, {"Accept": "application/problem+json"}))
+        answer = _ask(runtime.api_call("GET", uri, {"Accept": "application/problem+json"}))
     except OSError as error:
         yield Finding(
             OK, "application", f"nothing answers at redirect_uri, as before its start: {error}"

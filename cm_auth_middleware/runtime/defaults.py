@@ -11,26 +11,26 @@ from collections.abc import Callable
 from typing import Any
 
 
-class Surroundings:
+class Defaults:
     """What lies around every engine that was given no clock or transport of its own.
 
     Attributes:
-        ahead: seconds that the clock is ahead of the real one.
-        network: gives the transport (httpx2's, for event loops and threads alike) that stands in
-            for connections to a ``base_url``, or None for real connections.
+        time_offset: seconds that the clock is ahead of the real one.
+        transport_factory: gives the transport (httpx2's, for event loops and threads alike) that
+            stands in for connections to a ``base_url``, or None for real connections.
     """
 
     def __init__(self) -> None:
-        self.ahead = 0.0
-        self.network: Callable[[str], Any] | None = None
+        self.time_offset = 0.0
+        self.transport_factory: Callable[[str], Any] | None = None
 
     def clock(self) -> float:
         """Epoch seconds."""
-        return time.time() + self.ahead
+        return time.time() + self.time_offset
 
     def transport(self, base_url: str) -> Any:
         """The transport that stands in for connections to `base_url`; None for real ones."""
-        return None if self.network is None else self.network(base_url)
+        return None if self.transport_factory is None else self.transport_factory(base_url)
 
 
-SURROUNDINGS = Surroundings()
+DEFAULTS = Defaults()

@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 def run_sync(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine whose ports block, to its end."""
+    """Run a coroutine whose runtime block, to its end."""
     try:
         coroutine.send(None)
     except StopIteration as stop:

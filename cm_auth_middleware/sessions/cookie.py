@@ -25,12 +25,12 @@ class Ticket:
     """What the session cookie carries: who you are in the store, and half of the key to it."""
 
     session_id: bytes
-    half_key: bytes
-    store_key: str = field(init=False)
+    cookie_key: bytes
+    record_id: str = field(init=False)
 
     def __post_init__(self) -> None:
         # The store's name for the session is a hash, so that a stolen store opens no session.
-        object.__setattr__(self, "store_key", hashlib.sha256(self.session_id).hexdigest())
+        object.__setattr__(self, "record_id", hashlib.sha256(self.session_id).hexdigest())
 
     @classmethod
     def new(cls) -> Ticket:
@@ -57,7 +57,7 @@ class TicketCookie:
 
     def dump(self, ticket: Ticket) -> str:
         """Return the cookie's value for a ticket."""
-        raw = ticket.session_id + ticket.half_key
+        raw = ticket.session_id + ticket.cookie_key
         return self._newest.sign(base64.urlsafe_b64encode(raw).rstrip(b"=")).decode()
 
     def load(self, value: str) -> tuple[Ticket, bool] | None:

@@ -75,7 +75,7 @@ class Sealer:
 
     # -- sessions --------------------------------------------------------------------------
 
-    def seal_session(self, name: str, half_key: bytes, record: Record) -> bytes:
+    def seal_session(self, name: str, cookie_key: bytes, record: Record) -> bytes:
         """Encrypt a session for the store.
 
         Raises:
@@ -89,7 +89,7 @@ class Sealer:
         )
         header = _FIXED.pack(_SESSION, _tag(user), self._ids[0], record.last_seen_at, len(place))
         header += place
-        sealed = header + self._seal(name, half_key, header, record.encode())
+        sealed = header + self._seal(name, cookie_key, header, record.encode())
         if len(sealed) > MAX_RECORD:
             raise SessionDataError(
                 f"session.data is too large: a session is at most {MAX_RECORD} bytes; keep large "
@@ -97,13 +97,13 @@ class Sealer:
             )
         return sealed
 
-    def open_session(self, name: str, half_key: bytes, sealed: bytes) -> Record | None:
+    def open_session(self, name: str, cookie_key: bytes, sealed: bytes) -> Record | None:
         """Decrypt a session; None for one that is corrupt, foreign or moved."""
         if sealed[:1] not in SESSIONS or not _FIXED.size < len(sealed) <= MAX_RECORD:
             return None
         *_, last_seen_at, _ = _FIXED.unpack_from(sealed)
         size = _FIXED.size + _FIXED.unpack_from(sealed)[-1]
-        plain = self._open(name, half_key, sealed[:size], sealed[size:])
+        plain = self._open(name, cookie_key, sealed[:size], sealed[size:])
         return None if plain is None else Record.decode(plain, last_seen_at)
 
     def is_current(self, sealed: bytes) -> bool:
@@ -144,27 +144,27 @@ class Sealer:
 
     # -- grants ----------------------------------------------------------------------------
 
-    def seal_grant(self, name: str, half_key: bytes, tokens: Tokens) -> bytes:
+    def seal_grant(self, name: str, cookie_key: bytes, tokens: Tokens) -> bytes:
         """Encrypt the newest tokens of a grant."""
-        return _GRANT + self._seal(name, half_key, _GRANT, tokens.encode())
+        return _GRANT + self._seal(name, cookie_key, _GRANT, tokens.encode())
 
-    def open_grant(self, name: str, half_key: bytes, sealed: bytes) -> Tokens | None:
+    def open_grant(self, name: str, cookie_key: bytes, sealed: bytes) -> Tokens | None:
         """Decrypt the newest tokens of a grant; None for anything else."""
         if sealed[:1] != _GRANT or len(sealed) > MAX_RECORD:
             return None
-        plain = self._open(name, half_key, _GRANT, sealed[1:])
+        plain = self._open(name, cookie_key, _GRANT, sealed[1:])
         return None if plain is None else Tokens.decode(plain)
 
     # -- handles ---------------------------------------------------------------------------
 
-    def seal_handle(self, name: str, half_key: bytes) -> str:
+    def seal_handle(self, name: str, cookie_key: bytes) -> str:
         """Encrypt what opens a session, for an application to keep.
 
         It holds the session's name in the store, which is a hash of the id in the cookie: no
         handle, opened or not, makes a cookie.
         """
         nonce = secrets.token_bytes(_NONCE_BYTES)
-        plain = bytes.fromhex(name) + half_key
+        plain = bytes.fromhex(name) + cookie_key
         sealed = nonce + _aead(_handle_key(self._secrets[0])).encrypt(nonce, plain, None)
         return _HANDLE + base64.urlsafe_b64encode(sealed).rstrip(b"=").decode()
 
@@ -187,15 +187,15 @@ class Sealer:
 
     # -- both ------------------------------------------------------------------------------
 
-    def _seal(self, name: str, half_key: bytes, header: bytes, plain: bytes) -> bytes:
+    def _seal(self, name: str, cookie_key: bytes, header: bytes, plain: bytes) -> bytes:
         nonce = secrets.token_bytes(_NONCE_BYTES)
-        key = _derive(self._secrets[0], half_key, b"record")
+        key = _derive(self._secrets[0], cookie_key, b"record")
         return nonce + _aead(key).encrypt(nonce, plain, name.encode() + header)
 
-    def _open(self, name: str, half_key: bytes, header: bytes, body: bytes) -> bytes | None:
+    def _open(self, name: str, cookie_key: bytes, header: bytes, body: bytes) -> bytes | None:
         nonce, ciphertext = body[:_NONCE_BYTES], body[_NONCE_BYTES:]
         for secret in self._secrets:
-            key = _derive(secret, half_key, b"record")
+            key = _derive(secret, cookie_key, b"record")
             plain = _decrypt(key, nonce, ciphertext, name.encode() + header)
             if plain is not None:
                 return plain
@@ -219,12 +219,12 @@ def _aead(key: bytes) -> AESGCM:
     return AESGCM(key)
 
 
-def _derive(secret: bytes, half_key: bytes, purpose: bytes) -> bytes:
+def _derive(secret: bytes, cookie_key: bytes, purpose: bytes) -> bytes:
     from cryptography.hazmat.primitives.hashes import SHA256
     from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
     info = b"cm_auth_middleware " + purpose
-    return HKDF(SHA256(), 32, salt=secret, info=info).derive(half_key)
+    return HKDF(SHA256(), 32, salt=secret, info=info).derive(cookie_key)
 
 
 def _handle_key(secret: bytes) -> bytes:

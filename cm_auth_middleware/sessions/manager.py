@@ -13,7 +13,7 @@ from .encryption import Sealer, SessionInfo
 from .record import Record, Session
 
 if TYPE_CHECKING:
-    from ..runtime.ports import Ports
+    from ..runtime.event_loops import Runtime
     from ..stores import SessionStore
     from .cookie import Ticket
 
@@ -25,12 +25,12 @@ _GONE_TTL = 600.0  # seconds that refreshes under way can learn that a session w
 _Opened = tuple[bytes, bytes, Record, float]  # half key, stored value, record, when to look again
 
 
-class SessionVault:
+class SessionManager:
     """The sessions of a store, as those who hold the tickets see them."""
 
-    def __init__(self, config: CMAuthConfig, ports: Ports, store: SessionStore) -> None:
-        self._ports = ports
-        self._clock = ports.clock
+    def __init__(self, config: CMAuthConfig, runtime: Runtime, store: SessionStore) -> None:
+        self._runtime = runtime
+        self._clock = runtime.clock
         self._idle = seconds(config.idle_timeout)
         self._absolute = seconds(config.absolute_timeout)
         self._touch_every = min(_TOUCH, self._idle / 10)
@@ -44,26 +44,26 @@ class SessionVault:
 
     async def read(self, ticket: Ticket, now: float) -> Session | None:
         """Return the live session of a ticket, or None; note once a minute that it is used."""
-        key, half_key = ticket.store_key, ticket.half_key
+        key, cookie_key = ticket.record_id, ticket.cookie_key
         sealed = await self.store.get(key)
         known = self._opened.get(key)
         if sealed is None:
             if known is not None:
                 forget(self._opened, key)
             return None
-        if known is None or known[1] != sealed or known[0] != half_key:
-            record = self.sealer.open_session(key, half_key, sealed)
+        if known is None or known[1] != sealed or known[0] != cookie_key:
+            record = self.sealer.open_session(key, cookie_key, sealed)
             if record is None:
                 await self._set_aside(key, sealed)
                 return None
             if not self._is_ours(record):
                 return None
-            known = self._keep_opened(key, half_key, sealed, record)
+            known = self._keep_opened(key, cookie_key, sealed, record)
             if not record.client_id:
-                session = Session(key, half_key, record, self.sealer, now)
+                session = Session(key, cookie_key, record, self.sealer, now)
                 await self.update(session, lambda opened: opened.owned_by(*self._owner))
                 return session
-        session = Session(key, half_key, known[2], self.sealer, now)
+        session = Session(key, cookie_key, known[2], self.sealer, now)
         if now >= known[3]:
             return await self._look_again(session)
         return session
@@ -75,9 +75,9 @@ class SessionVault:
         """
         return not record.client_id or (record.client_id, record.scope) == self._owner
 
-    def _open(self, key: str, half_key: bytes, sealed: bytes | None) -> Record | None:
+    def _open(self, key: str, cookie_key: bytes, sealed: bytes | None) -> Record | None:
         """Return the record of a session of ours; None for any other, and for none."""
-        record = self.sealer.open_session(key, half_key, sealed) if sealed else None
+        record = self.sealer.open_session(key, cookie_key, sealed) if sealed else None
         return record if record is not None and self._is_ours(record) else None
 
     async def _set_aside(self, key: str, sealed: bytes) -> None:
@@ -91,14 +91,14 @@ class SessionVault:
     async def _look_again(self, session: Session) -> Session | None:
         """End a session whose time is over; note that any other one is used."""
         if self.ttl(session.record) <= 0:
-            await self.store.delete(session.key)
+            await self.store.delete(session.record_id)
             return None
         await self.touch_if_due(session)
         return session
 
     async def touch_if_due(self, session: Session) -> None:
         """Note that a session is used, if that was not noted lately."""
-        if self._ports.clock() < session.record.last_seen_at + self._touch_every:
+        if self._runtime.clock() < session.record.last_seen_at + self._touch_every:
             return
         try:
             await self.touch(session)
@@ -107,7 +107,7 @@ class SessionVault:
 
     async def touch(self, session: Session) -> None:
         """Note that a session is used, unless another request just did."""
-        now = self._ports.clock()
+        now = self._runtime.clock()
         due = now - self._touch_every
         await self.update(
             session, lambda record: record if record.last_seen_at > due else record.seen(now)
@@ -115,40 +115,42 @@ class SessionVault:
 
     async def reseal(self, session: Session) -> None:
         """Seal a session with the newest secret key, unless another request just did."""
-        key, half_key = session.key, session.half_key
+        key, cookie_key = session.record_id, session.cookie_key
         while True:
             old = await self.store.get(key)
-            record = self._open(key, half_key, old)
+            record = self._open(key, cookie_key, old)
             if old is None or record is None or self.sealer.is_current(old):
                 return
-            new = self.sealer.seal_session(key, half_key, record)
+            new = self.sealer.seal_session(key, cookie_key, record)
             if await self.store.replace(key, old, new, self.ttl(record)):
-                self._keep_opened(key, half_key, new, record)
+                self._keep_opened(key, cookie_key, new, record)
                 return
 
-    async def peek(self, key: str, half_key: bytes) -> Session | None:
+    async def peek(self, key: str, cookie_key: bytes) -> Session | None:
         """Return the live session of a key without noting that it is used."""
-        record = self._open(key, half_key, await self.store.get(key))
+        record = self._open(key, cookie_key, await self.store.get(key))
         if record is None or self.ttl(record) <= 0:
             return None
-        return Session(key, half_key, record, self.sealer, self._ports.clock())
+        return Session(key, cookie_key, record, self.sealer, self._runtime.clock())
 
-    async def reread(self, session: Session) -> bool:
+    async def reload(self, session: Session) -> bool:
         """Bring a session up to date with the store; False if it is not there any more."""
-        record = self._open(session.key, session.half_key, await self.store.get(session.key))
+        record = self._open(
+            session.record_id, session.cookie_key, await self.store.get(session.record_id)
+        )
         if record is None or self.ttl(record) <= 0:
             return False
         session.record = record
-        session.checked_at = self._ports.clock()
+        session.checked_at = self._runtime.clock()
         return True
 
     async def create(self, ticket: Ticket, record: Record) -> Session:
         """Store a new session of this application."""
         record = record.owned_by(*self._owner)
-        sealed = self.sealer.seal_session(ticket.store_key, ticket.half_key, record)
-        await self.store.put(ticket.store_key, sealed, self.ttl(record))
-        now = self._ports.clock()
-        return Session(ticket.store_key, ticket.half_key, record, self.sealer, now)
+        sealed = self.sealer.seal_session(ticket.record_id, ticket.cookie_key, record)
+        await self.store.put(ticket.record_id, sealed, self.ttl(record))
+        now = self._runtime.clock()
+        return Session(ticket.record_id, ticket.cookie_key, record, self.sealer, now)
 
     async def update(self, session: Session, change: Callable[[Record], Record]) -> bool:
         """Apply `change` to the stored record; False if the session is not there any more.
@@ -156,20 +158,20 @@ class SessionVault:
         A logout, or another change, may come in between: nothing is written but over the very
         value that was read.
         """
-        key, half_key = session.key, session.half_key
+        key, cookie_key = session.record_id, session.cookie_key
         while True:
             old = await self.store.get(key)
-            record = self._open(key, half_key, old)
+            record = self._open(key, cookie_key, old)
             if old is None or record is None:
                 return False
             changed = change(record)
             if changed != record:
-                new = self.sealer.seal_session(key, half_key, changed)
+                new = self.sealer.seal_session(key, cookie_key, changed)
                 if not await self.store.replace(key, old, new, self.ttl(changed)):
                     continue
-                self._keep_opened(key, half_key, new, changed)
+                self._keep_opened(key, cookie_key, new, changed)
             session.record = changed
-            session.checked_at = self._ports.clock()
+            session.checked_at = self._runtime.clock()
             return True
 
     async def save(self, session: Session) -> None:
@@ -181,12 +183,12 @@ class SessionVault:
 
     async def remove(self, session: Session) -> Record:
         """Take the session out of the store; return its newest record."""
-        sealed = await self.store.delete(session.key)
-        forget(self._opened, session.key)
+        sealed = await self.store.delete(session.record_id)
+        forget(self._opened, session.record_id)
         session.ended = True
         if sealed is None:
             return session.record
-        return self._open(session.key, session.half_key, sealed) or session.record
+        return self._open(session.record_id, session.cookie_key, sealed) or session.record
 
     def is_stale(self, session: Session) -> bool:
         """Return True if the store was not asked for a session lately."""
@@ -194,15 +196,15 @@ class SessionVault:
 
     async def mark_denied(self, session: Session) -> None:
         """Note that a session ends because the application no longer admits its user."""
-        await self.store.put(f"denied.{session.key}", b"1", _DENIED_TTL)
+        await self.store.put(f"denied.{session.record_id}", b"1", _DENIED_TTL)
 
     async def was_denied(self, ticket: Ticket) -> bool:
         """Return True if the session of a ticket ended in that way."""
-        return await self.store.get(f"denied.{ticket.store_key}") is not None
+        return await self.store.get(f"denied.{ticket.record_id}") is not None
 
     def ttl(self, record: Record) -> float:
         """Seconds that a record has left, of both timeouts."""
-        return self._ends_at(record) - self._ports.clock()
+        return self._ends_at(record) - self._runtime.clock()
 
     # -- for an administrator --------------------------------------------------------------
 
@@ -237,9 +239,9 @@ class SessionVault:
     def _ends_at(self, record: Record) -> float:
         return min(record.last_seen_at + self._idle, record.logged_in_at + self._absolute)
 
-    def _keep_opened(self, key: str, half_key: bytes, sealed: bytes, record: Record) -> _Opened:
+    def _keep_opened(self, key: str, cookie_key: bytes, sealed: bytes, record: Record) -> _Opened:
         due = min(self._ends_at(record), record.last_seen_at + self._touch_every)
-        long_ago = self._ports.clock() - _IDLE
+        long_ago = self._runtime.clock() - _IDLE
         return remember(
-            self._opened, key, (half_key, sealed, record, due), lambda kept: kept[3] < long_ago
+            self._opened, key, (cookie_key, sealed, record, due), lambda kept: kept[3] < long_ago
         )

@@ -201,19 +201,33 @@ class Session:
     """
 
     __slots__ = (
-        "_base", "_data", "_sealer", "_user", "checked_at", "ended", "half_key", "is_closed", "key",
-        "record", "trouble",
+        "_base",
+        "_data",
+        "_sealer",
+        "_user",
+        "checked_at",
+        "client_error",
+        "cookie_key",
+        "ended",
+        "is_closed",
+        "record",
+        "record_id",
     )  # fmt: skip
 
     def __init__(
-        self, key: str, half_key: bytes, record: Record, sealer: Sealer, checked_at: float = 0.0
+        self,
+        record_id: str,
+        cookie_key: bytes,
+        record: Record,
+        sealer: Sealer,
+        checked_at: float = 0.0,
     ) -> None:
-        self.key = key
-        self.half_key = half_key
+        self.record_id = record_id
+        self.cookie_key = cookie_key
         self.record = record  # holds the tokens: for this package, not for a handler
         self.checked_at = checked_at  # when the store last had it (epoch seconds)
         self.ended = False
-        self.trouble: CMAuthError | None = None  # what a handler's client ran into
+        self.client_error: CMAuthError | None = None  # what a handler's client ran into
         self._sealer = sealer
         self._base = record.data
         self._data: SessionData | None = None
@@ -222,7 +236,7 @@ class Session:
 
     @property
     def reference(self) -> str:
-        return self.key[:8]
+        return self.record_id[:8]
 
     @property
     def user(self) -> dict[str, Any]:
@@ -274,10 +288,10 @@ class Session:
         """
         if self.ended:
             raise SessionExpiredError
-        return self._sealer.seal_handle(self.key, self.half_key)
+        return self._sealer.seal_handle(self.record_id, self.cookie_key)
 
     @property
-    def is_touched(self) -> bool:
+    def data_was_read(self) -> bool:
         """Whether the handler asked for `data`, and so may have changed it."""
         return self._data is not None
 

@@ -236,7 +236,7 @@ def _asyncio_loop() -> asyncio.AbstractEventLoop | None:
 
 
 def _drive(coroutine: Any) -> Any:
-    """Run a coroutine of the blocking side, which never suspends."""
+    """Run a coroutine of the blocking services, which never suspends."""
     try:
         coroutine.send(None)
     except StopIteration as stop:

@@ -109,8 +109,8 @@ class Target:
         ours = {name: options.get(name) for name in _OURS}
         options = _without(options, *_OURS)
         if not self.kind:
-            side = importlib.import_module(package)
-            return (side.Redis.from_pool(side.ConnectionPool(**options)),)
+            services = importlib.import_module(package)
+            return (services.Redis.from_pool(services.ConnectionPool(**options)),)
         options = _without(options, "connection_class", "host", "port")
         if self.url.startswith("rediss"):
             options["ssl"] = True

@@ -10,7 +10,7 @@ from typing import Any, TypeVar, overload
 
 import httpx2
 
-from cm_auth_middleware.runtime.defaults import SURROUNDINGS
+from cm_auth_middleware.runtime.defaults import DEFAULTS
 from cm_auth_middleware.testing.bridge import ASGIBridge, Lifespan
 from cm_auth_middleware.testing.browser import Browser, log_in
 from cm_auth_middleware.testing.loop import LoopThread
@@ -39,7 +39,7 @@ T = TypeVar("T")
 
 def make_simulator() -> Simulator:
     """Make a simulator whose clock a test can move, and which accepts every API key."""
-    return Simulator(Settings(any_key=True), clock=SURROUNDINGS.clock)
+    return Simulator(Settings(any_key=True), clock=DEFAULTS.clock)
 
 
 class CMServer:
@@ -142,13 +142,13 @@ class CMServer:
         An engine that an application makes at import serves every test. If CameraManager failed
         in the last one, the engine may still be waiting until it may try again.
         """
-        SURROUNDINGS.ahead += 3600
+        DEFAULTS.time_offset += 3600
         self._users = deepcopy(self.simulator.users)
-        SURROUNDINGS.network = self._stand_in
+        DEFAULTS.transport_factory = self._stand_in
 
     def close(self) -> None:
         """End a test: reset the simulator, and let engines use the real network again."""
-        SURROUNDINGS.network = None
+        DEFAULTS.transport_factory = None
         for network in self._networks.values():
             network.shut_down()
         self.simulator.users[:] = self._users
@@ -294,7 +294,7 @@ class CMTime:
         Args:
             seconds: by how much.
         """
-        SURROUNDINGS.ahead += seconds
+        DEFAULTS.time_offset += seconds
 
     def expire_access_token(self) -> None:
         """Move the clock forward until every access token issued so far has expired."""

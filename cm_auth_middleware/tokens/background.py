@@ -7,54 +7,54 @@ from typing import TYPE_CHECKING
 from ..errors import SessionExpiredError
 
 if TYPE_CHECKING:
-    from ..sessions.manager import SessionVault
+    from ..sessions.manager import SessionManager
     from ..sessions.record import Session
-    from .refresh import TokenKeeper
+    from .refresh import TokenRefresher
 
 
-async def open_handle(vault: SessionVault, handle: str) -> Session:
+async def open_handle(sessions: SessionManager, handle: str) -> Session:
     """Return the live session of a handle.
 
     Raises:
         SessionExpiredError: it is over, or the handle is none of this application's.
         UnavailableError: the store cannot be asked.
     """
-    opened = vault.sealer.open_handle(handle)
-    session = None if opened is None else await vault.peek(*opened)
+    opened = sessions.sealer.open_handle(handle)
+    session = None if opened is None else await sessions.peek(*opened)
     if session is None:
         raise SessionExpiredError("the session of this handle is over; the user has to log in")
     return session
 
 
-class HandleKeeper:
+class HandleRefresher:
     """Keeps the tokens of a session that a handle opened fresh, as long as the session lives.
 
     A request is short and its middleware has just seen the session. A job may run for days, so
     each of its calls looks again: it ends with the session, not with the access token.
     """
 
-    def __init__(self, vault: SessionVault, keeper: TokenKeeper) -> None:
-        self._vault = vault
-        self._keeper = keeper
+    def __init__(self, sessions: SessionManager, refresher: TokenRefresher) -> None:
+        self._sessions = sessions
+        self._refresher = refresher
 
     def is_due(self, _: Session) -> bool:
-        """Always: before each call, `freshen` looks whether the session is still there."""
+        """Always: before each call, `ensure_fresh` looks whether the session is still there."""
         return True
 
-    async def freshen(self, session: Session) -> None:
+    async def ensure_fresh(self, session: Session) -> None:
         """Renew the access token if it is due.
 
-        Raises: as `TokenKeeper.refresh`.
+        Raises: as `TokenRefresher.refresh`.
         """
-        if session.ended or not await self._vault.reread(session):
+        if session.ended or not await self._sessions.reload(session):
             session.ended = True
             raise SessionExpiredError
-        await self._keeper.freshen(session)
+        await self._refresher.ensure_fresh(session)
 
     async def refresh(self, session: Session, refused: str) -> bool:
-        """As `TokenKeeper.refresh`: shared with the live session."""
-        return await self._keeper.refresh(session, refused)
+        """As `TokenRefresher.refresh`: shared with the live session."""
+        return await self._refresher.refresh(session, refused)
 
-    async def catch_up(self, session: Session, refused: str) -> bool:
-        """As `TokenKeeper.catch_up`."""
-        return await self._keeper.catch_up(session, refused)
+    async def reload(self, session: Session, refused: str) -> bool:
+        """As `TokenRefresher.reload`."""
+        return await self._refresher.reload(session, refused)

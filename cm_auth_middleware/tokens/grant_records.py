@@ -10,7 +10,7 @@ from ..config import CMAuthConfig, seconds
 from ..sessions.record import Tokens
 
 if TYPE_CHECKING:
-    from ..sessions.manager import SessionVault
+    from ..sessions.manager import SessionManager
 
 _CHAIN = 4096  # rotations of a refresh token that a sleeping session can catch up with at once
 _GONE_TTL = 600.0  # seconds that a logout is remembered for refreshes under way
@@ -44,9 +44,9 @@ class Grants:
     tokens, and opens nobody's session. A rotated refresh token leaves a chain of such records.
     """
 
-    def __init__(self, config: CMAuthConfig, vault: SessionVault) -> None:
+    def __init__(self, config: CMAuthConfig, sessions: SessionManager) -> None:
         self._ttl = seconds(config.absolute_timeout)
-        self._vault = vault
+        self._sessions = sessions
 
     async def newest(self, refresh_token: str) -> Tokens | None:
         """The newest tokens of a grant, following rotated refresh tokens; None if none are kept."""
@@ -64,14 +64,14 @@ class Grants:
     async def keep(self, refresh_token: str, tokens: Tokens) -> None:
         """Keep what a refresh token was traded for."""
         name, sealed = self._seal(refresh_token, tokens)
-        await self._vault.store.put(name, sealed, self._ttl)
+        await self._sessions.store.put(name, sealed, self._ttl)
 
     async def welcome(self, tokens: Tokens) -> None:
         """Note a login, which CameraManager may have answered with a grant that is known here."""
         if tokens.refresh_token is None:
             return
         # It may be one that a logout had named.
-        await self._vault.store.delete(f"gone.{grant_name(tokens.refresh_token)}")
+        await self._sessions.store.delete(f"gone.{grant_name(tokens.refresh_token)}")
         sealed, known = await self._link(tokens.refresh_token)
         if sealed is None or known is None or known.refresh_token != tokens.refresh_token:
             # A refresh token that was traded for another since is known better here: to name
@@ -79,13 +79,15 @@ class Grants:
             return
         if known.expires_at <= tokens.expires_at:
             name, new = self._seal(tokens.refresh_token, tokens)
-            await self._vault.store.replace(name, sealed, new, self._ttl)  # unless renewed just now
+            await self._sessions.store.replace(
+                name, sealed, new, self._ttl
+            )  # unless renewed just now
 
     # -- marks -----------------------------------------------------------------------------
 
     async def marks(self, refresh_token: str) -> Marks:
         """What has happened to a grant."""
-        store, name = self._vault.store, grant_name(refresh_token)
+        store, name = self._sessions.store, grant_name(refresh_token)
         return Marks(await store.get(f"gone.{name}"), await store.get(f"tried.{name}"))
 
     async def forget(self, tokens: Tokens) -> None:
@@ -95,14 +97,14 @@ class Grants:
         newest = await self.newest(tokens.refresh_token) or tokens
         for refresh_token in {tokens.refresh_token, newest.refresh_token or tokens.refresh_token}:
             mark = secrets.token_bytes(8)
-            await self._vault.store.put(f"gone.{grant_name(refresh_token)}", mark, _GONE_TTL)
+            await self._sessions.store.put(f"gone.{grant_name(refresh_token)}", mark, _GONE_TTL)
 
     async def drop(self, tokens: Tokens) -> Tokens:
         """Remove the record of a grant and return its newest tokens."""
         if tokens.refresh_token is None:
             return tokens
         newest = await self.newest(tokens.refresh_token)
-        await self._vault.store.delete(grant_name(tokens.refresh_token))
+        await self._sessions.store.delete(grant_name(tokens.refresh_token))
         return newest or tokens
 
     async def note_unavailable(self, refresh_token: str) -> None:
@@ -115,21 +117,21 @@ class Grants:
 
     async def _note(self, refresh_token: str, outcome: bytes) -> None:
         mark = outcome + secrets.token_bytes(8)
-        await self._vault.store.put(f"tried.{grant_name(refresh_token)}", mark, _TRIED_TTL)
+        await self._sessions.store.put(f"tried.{grant_name(refresh_token)}", mark, _TRIED_TTL)
 
     # -- sealing ---------------------------------------------------------------------------
 
     async def _link(self, refresh_token: str) -> tuple[bytes | None, Tokens | None]:
         """What a refresh token was last traded for, sealed and open."""
         name = grant_name(refresh_token)
-        sealed = await self._vault.store.get(name)
+        sealed = await self._sessions.store.get(name)
         if sealed is None:
             return None, None
-        return sealed, self._vault.sealer.open_grant(name, _grant_key(refresh_token), sealed)
+        return sealed, self._sessions.sealer.open_grant(name, _grant_key(refresh_token), sealed)
 
     def _seal(self, refresh_token: str, tokens: Tokens) -> tuple[str, bytes]:
         name = grant_name(refresh_token)
-        return name, self._vault.sealer.seal_grant(name, _grant_key(refresh_token), tokens)
+        return name, self._sessions.sealer.seal_grant(name, _grant_key(refresh_token), tokens)
 
 
 def grant_name(refresh_token: str) -> str:

@@ -13,7 +13,7 @@ from ..errors import OAuthError, OperatorError, UnavailableError
 from ..sessions.record import Tokens
 
 if TYPE_CHECKING:
-    from ..runtime.ports import Ports
+    from ..runtime.event_loops import Runtime
 
 GRANT_REFUSED = frozenset({"invalid_grant", "invalid_token"})
 _KEY_REFUSED = frozenset({"invalid_client", "unauthorized", "unauthorized_client"})
@@ -33,9 +33,9 @@ _HEADERS = {"Accept": "application/json", "Content-Type": "application/x-www-for
 class CameraManager:
     """CameraManager's OAuth server, as this application's API key sees it."""
 
-    def __init__(self, config: CMAuthConfig, ports: Ports) -> None:
+    def __init__(self, config: CMAuthConfig, runtime: Runtime) -> None:
         self._config = config
-        self._ports = ports
+        self._runtime = runtime
         self._token_url = f"{config.base_url}/oauth/token"
 
     def authorization_url(self, redirect_uri: str, state: str, code_verifier: str) -> str:
@@ -116,7 +116,9 @@ class CameraManager:
     async def _api_call(self, method: str, path: str, access_token: str) -> httpx2.Response:
         url = self._config.base_url + path
         headers = {"Accept": "application/json", "Authorization": f"Bearer {access_token}"}
-        response: httpx2.Response = await self._guarded(self._ports.api_call(method, url, headers))
+        response: httpx2.Response = await self._guarded(
+            self._runtime.api_call(method, url, headers)
+        )
         return response
 
     async def _token_call(self, send: Callable[[Any], Any]) -> dict[str, Any]:
@@ -127,7 +129,7 @@ class CameraManager:
             client.register_compliance_hook("refresh_token_response", _checked)
             return send(client)
 
-        call = self._ports.oauth_call(
+        call = self._runtime.oauth_call(
             checked_send,
             client_id=self._config.client_id,
             client_secret=self._config.client_secret,
@@ -154,7 +156,7 @@ class CameraManager:
         raise UnavailableError(f"CameraManager cannot be reached ({reason})")
 
     def _tokens(self, answer: dict[str, Any], refresh_token: str | None) -> Tokens:
-        now = self._ports.clock()
+        now = self._runtime.clock()
         lifetime = answer["expires_in"]
         if refresh_token is not None:
             lifetime = max(lifetime, _SHORTEST_LIFETIME)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from ..config import CMAuthConfig
 from ..errors import OAuthError, SessionExpiredError, StoreError, UnavailableError
 from ..events import log
-from ..sessions.manager import SessionVault
+from ..sessions.manager import SessionManager
 from ..sessions.record import Record, Session, Tokens
 from .grant_records import Grants
 from .oauth import GRANT_REFUSED, CameraManager
@@ -17,37 +17,41 @@ from .renewal import Refreshed, Renewal, revoke
 
 if TYPE_CHECKING:
     from ..auth.revalidation import Revalidation
-    from ..runtime.ports import Ports
+    from ..runtime.event_loops import Runtime
 
 _GRACE = 60.0  # seconds that a session counts as alive while the store cannot be asked
 _ROUNDS = 64  # changes of a session's tokens while they are being renewed
 
 
-class TokenKeeper:
+class TokenRefresher:
     """Keeps the tokens of sessions fresh, with one refresh for each expiry (see `Renewal`)."""
 
     def __init__(
-        self, config: CMAuthConfig, ports: Ports, vault: SessionVault, server: CameraManager
+        self,
+        config: CMAuthConfig,
+        runtime: Runtime,
+        sessions: SessionManager,
+        server: CameraManager,
     ) -> None:
         self._config = config
-        self._ports = ports
-        self._vault = vault
+        self._runtime = runtime
+        self._sessions = sessions
         self._server = server
-        self._grants = Grants(config, vault)
-        self._renewal = Renewal(ports, vault.store, self._grants, server)
+        self._grants = Grants(config, sessions)
+        self._renewal = Renewal(runtime, sessions.store, self._grants, server)
         self.revalidation: Revalidation | None = None
 
     # -- for a session ---------------------------------------------------------------------
 
     def is_due(self, session: Session) -> bool:
-        """Return True if `freshen` has something to do before a call."""
+        """Return True if `ensure_fresh` has something to do before a call."""
         return (
             session.ended
-            or self._ports.clock() >= session.record.tokens.refresh_at
-            or self._vault.is_stale(session)
+            or self._runtime.clock() >= session.record.tokens.refresh_at
+            or self._sessions.is_stale(session)
         )
 
-    async def freshen(self, session: Session) -> None:
+    async def ensure_fresh(self, session: Session) -> None:
         """Renew the access token if it is due: beside the request while the old one lives.
 
         A handler may keep its session, and the client: whether it is still there is looked up
@@ -57,19 +61,19 @@ class TokenKeeper:
         """
         if session.ended:
             raise SessionExpiredError
-        if self._vault.is_stale(session):
+        if self._sessions.is_stale(session):
             await self._look_up(session)
-        if self._ports.clock() >= session.record.tokens.refresh_at:
+        if self._runtime.clock() >= session.record.tokens.refresh_at:
             await self._renew_in_time(session)
         if self.revalidation is not None:
             self.revalidation.start_if_due(session)
 
     async def _look_up(self, session: Session) -> None:
         try:
-            is_there = await self._vault.reread(session)
+            is_there = await self._sessions.reload(session)
         except StoreError:
             # A short outage is nobody's logout; a longer one may hide one.
-            if self._ports.clock() - session.checked_at < _GRACE:
+            if self._runtime.clock() - session.checked_at < _GRACE:
                 return
             raise
         if not is_there:
@@ -78,11 +82,11 @@ class TokenKeeper:
 
     async def _renew_in_time(self, session: Session) -> None:
         tokens = session.record.tokens
-        if self._ports.clock() < tokens.expires_at:
+        if self._runtime.clock() < tokens.expires_at:
             held = tokens.refresh_token
             if held is not None and not self._renewal.is_closed(held):
-                self._ports.start_flight(
-                    f"soon {session.key}", partial(self._refresh_beside, session)
+                self._runtime.start_flight(
+                    f"soon {session.record_id}", partial(self._refresh_beside, session)
                 )
             return
         await self.refresh(session, tokens.access_token)
@@ -103,8 +107,8 @@ class TokenKeeper:
             return False
         work = partial(self._refresh, session, refused)
         try:
-            refreshed: Refreshed = await self._ports.single_flight(
-                f"session {session.key} {hash(refused)}", work
+            refreshed: Refreshed = await self._runtime.single_flight(
+                f"session {session.record_id} {hash(refused)}", work
             )
         except SessionExpiredError:
             session.ended = True
@@ -112,10 +116,10 @@ class TokenKeeper:
         session.record = session.record.with_tokens(refreshed.tokens)
         return refreshed.is_new
 
-    async def catch_up(self, session: Session, refused: str) -> bool:
+    async def reload(self, session: Session, refused: str) -> bool:
         """Take over newer tokens that somebody else brought home meanwhile; ask nobody for any."""
         view = self._view(session)
-        if not await self._vault.reread(view):
+        if not await self._sessions.reload(view):
             return False
         tokens = view.record.tokens
         if tokens.access_token == refused and tokens.refresh_token is not None:
@@ -132,7 +136,7 @@ class TokenKeeper:
         """Refresh for all requests of one session in this process."""
         view = self._view(session)
         for _ in range(_ROUNDS):
-            if not await self._vault.reread(view):
+            if not await self._sessions.reload(view):
                 raise SessionExpiredError
             held = view.record.tokens
             if held.access_token != refused:
@@ -140,9 +144,9 @@ class TokenKeeper:
             try:
                 refreshed = await self._renewal.newer(held)
             except SessionExpiredError:
-                if await self._vault.reread(view) and view.record.tokens != held:
+                if await self._sessions.reload(view) and view.record.tokens != held:
                     continue
-                await self._vault.remove(view)
+                await self._sessions.remove(view)
                 log("session_ended", session=view.reference)
                 raise
             return await self._adopt(view, held, refreshed)
@@ -158,20 +162,20 @@ class TokenKeeper:
             is_first = record.tokens == held
             return record.with_tokens(refreshed.tokens) if is_first else record
 
-        if not await self._vault.update(session, change):
+        if not await self._sessions.update(session, change):
             if await self._was_logged_out(session, held):
                 await self.revoke(refreshed.tokens.access_token)
             raise SessionExpiredError
         if not is_first:
             return Refreshed(session.record.tokens, is_new=False)
-        await self._ports.call_hook("on_refresh", self._config.on_refresh, session)
+        await self._runtime.run_hook("on_refresh", self._config.on_refresh, session)
         if self._config.revalidate is None and self.revalidation is not None:
             self.revalidation.start(session)
         return refreshed
 
     async def _was_logged_out(self, session: Session, held: Tokens) -> bool:
         """Whether a session that is no more was logged out, and not replaced or timed out."""
-        if await self._vault.was_ended(session.key):
+        if await self._sessions.was_ended(session.record_id):
             return True
         return held.refresh_token is not None and (
             (await self._grants.marks(held.refresh_token)).gone is not None
@@ -179,7 +183,7 @@ class TokenKeeper:
 
     def _view(self, session: Session) -> Session:
         """The same session, to look into the store with while a request uses it."""
-        return Session(session.key, session.half_key, session.record, self._vault.sealer)
+        return Session(session.record_id, session.cookie_key, session.record, self._sessions.sealer)
 
     # -- logins and logouts ----------------------------------------------------------------
 

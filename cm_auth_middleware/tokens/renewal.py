@@ -16,8 +16,8 @@ from .grant_records import Grants, Marks, grant_name
 from .oauth import GRANT_REFUSED, CameraManager
 
 if TYPE_CHECKING:
+    from ..runtime.event_loops import Runtime
     from ..runtime.flights import Work
-    from ..runtime.ports import Ports
     from ..stores import SessionStore
 
 _ROUNDS = 64  # steps to tokens that have not expired
@@ -42,13 +42,13 @@ class Renewal:
     """
 
     def __init__(
-        self, ports: Ports, store: SessionStore, grants: Grants, server: CameraManager
+        self, runtime: Runtime, store: SessionStore, grants: Grants, server: CameraManager
     ) -> None:
-        self._ports = ports
+        self._runtime = runtime
         self._store = store
         self._grants = grants
         self._server = server
-        self._backoff = Backoff(ports.clock)
+        self._backoff = Backoff(runtime.clock)
         self._unsaved: dict[str, Tokens] = {}  # what a store that failed could not take
 
     def is_closed(self, refresh_token: str) -> bool:
@@ -66,11 +66,11 @@ class Renewal:
             if held.refresh_token is None:
                 raise SessionExpiredError
             # By the access token, too: who joins must not be given the very one that it refuses.
-            refreshed: Refreshed = await self._ports.single_flight(
+            refreshed: Refreshed = await self._runtime.single_flight(
                 f"{grant_name(held.refresh_token)} {hash(held.access_token)}",
                 partial(self._renew, held, held.refresh_token),
             )
-            if refreshed.is_new or self._ports.clock() < refreshed.tokens.expires_at:
+            if refreshed.is_new or self._runtime.clock() < refreshed.tokens.expires_at:
                 return refreshed
             held = refreshed.tokens
         raise UnavailableError("CameraManager gives only tokens that have expired")
@@ -78,9 +78,9 @@ class Renewal:
     async def _renew(self, held: Tokens, refresh_token: str) -> Refreshed:
         """Find newer tokens of this grant, or fetch them; runs once in this process."""
         name = f"lease.{grant_name(refresh_token)}"
-        owner, seconds = secrets.token_hex(16), self._ports.timeout + _LEASE_MARGIN
+        owner, seconds = secrets.token_hex(16), self._runtime.timeout + _LEASE_MARGIN
         before = await self._grants.marks(refresh_token)
-        give_up_at = self._ports.elapsed() + self._ports.timeout + seconds
+        give_up_at = self._runtime.monotonic() + self._runtime.timeout + seconds
 
         async def lease() -> bool:
             return await self._store.acquire(name, owner, seconds)
@@ -89,19 +89,19 @@ class Renewal:
             kept = await self._grants.newest(refresh_token)
             if kept is not None and kept.access_token != held.access_token:
                 return Refreshed(kept, is_new=False)
-            await self._backoff.wait(grant_name(refresh_token), self._ports.sleep)
+            await self._backoff.wait(grant_name(refresh_token), self._runtime.sleep)
             if await lease():
                 break
-            if self._ports.elapsed() > give_up_at:
+            if self._runtime.monotonic() > give_up_at:
                 raise UnavailableError("another process holds the refresh for too long")
-            await self._ports.sleep(_POLL)
+            await self._runtime.sleep(_POLL)
 
         async def extend() -> None:
             with suppress(StoreError):  # asked again in a moment, and before the tokens are kept
                 await lease()
 
         try:
-            refreshed: Refreshed = await self._ports.beside(
+            refreshed: Refreshed = await self._runtime.run_with_heartbeat(
                 extend, seconds / 3, partial(self._renew_alone, held, refresh_token, before, lease)
             )
             return refreshed
@@ -137,15 +137,15 @@ class Renewal:
         self, held: Tokens, refresh_token: str, fresh: Tokens, marks: Marks, lease: Work
     ) -> Refreshed:
         """Keep new tokens. They exist nowhere else, so a store that fails is asked again."""
-        give_up_at = self._ports.elapsed() + _SAVE_PATIENCE
+        give_up_at = self._runtime.monotonic() + _SAVE_PATIENCE
         while True:
             try:
                 return await self._settle(held, refresh_token, fresh, marks, lease)
             except StoreError:
-                if self._ports.elapsed() > give_up_at:
+                if self._runtime.monotonic() > give_up_at:
                     remember(self._unsaved, refresh_token, fresh)
                     raise
-            await self._ports.sleep(_SAVE_AGAIN)
+            await self._runtime.sleep(_SAVE_AGAIN)
 
     async def _settle(
         self, held: Tokens, refresh_token: str, fresh: Tokens, marks: Marks, lease: Work
@@ -162,7 +162,7 @@ class Renewal:
         return Refreshed(fresh, is_new=True)
 
     async def _fetch(self, tokens: Tokens, refresh_token: str) -> Tokens:
-        self._backoff.begin(grant_name(refresh_token), self._ports.timeout)
+        self._backoff.begin(grant_name(refresh_token), self._runtime.timeout)
         try:
             fresh = await self._server.refresh(tokens.refresh_token or refresh_token)
         except OAuthError as error:
@@ -180,7 +180,7 @@ class Renewal:
             await self._failed(refresh_token, error.retry_after)
             raise
         self._backoff.answered()
-        log("refreshed", expires_in=int(fresh.expires_at - self._ports.clock()))
+        log("refreshed", expires_in=int(fresh.expires_at - self._runtime.clock()))
         return fresh
 
     async def _failed(self, refresh_token: str, retry_after: float) -> None:

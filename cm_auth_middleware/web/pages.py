@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 
 from ..events import log
 from .messages import MESSAGES, negotiate
-from .request import NO_STORE, Answer, Request, problem
+from .request import NO_STORE, Request, Response, problem
 
 if TYPE_CHECKING:
     from ..config import CMAuthConfig
-    from ..runtime.ports import Ports
+    from ..runtime.event_loops import Runtime
 
 # Not for the log-out form: browsers hold its redirects to form-action too, and the last of them
 # leads to CameraManager's login, on hosts that we do not know.
@@ -56,9 +56,9 @@ class ErrorPage:
 class Pages:
     """Answers that tell somebody what is wrong: a page for a person, a problem for a program."""
 
-    def __init__(self, config: CMAuthConfig, ports: Ports) -> None:
+    def __init__(self, config: CMAuthConfig, runtime: Runtime) -> None:
         self._handler = config.error_handler
-        self._ports = ports
+        self._runtime = runtime
 
     async def failure(
         self,
@@ -67,7 +67,7 @@ class Pages:
         kind: str,
         *headers: tuple[str, str],
         login: str | None = None,
-    ) -> Answer:
+    ) -> Response:
         """Tell whoever asked what is wrong.
 
         Args:
@@ -88,7 +88,7 @@ class Pages:
         link: str,
         *headers: tuple[str, str],
         method: str = "get",
-    ) -> Answer:
+    ) -> Response:
         """Show a person a page, drawn by the application or else by us."""
         language = negotiate(request.header("accept-language"))
         page = ErrorPage(
@@ -99,7 +99,7 @@ class Pages:
         if body is None:
             body = render(page)
             policy = _our_policy() + (_NO_FORM if method == "get" else "")
-        return Answer(
+        return Response(
             status,
             [
                 ("Content-Type", "text/html; charset=utf-8"),
@@ -118,7 +118,7 @@ class Pages:
         if self._handler is None:
             return None
         try:
-            body = await self._ports.ask(self._handler, page)
+            body = await self._runtime.call_user_function(self._handler, page)
         except Exception:
             log("error_handler_failed", exc_info=True, kind=page.kind)
             return None

@@ -189,7 +189,7 @@ class Request(ABC):
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class Response:
     """A response that the flow gives instead of the application's."""
 
     status: int
@@ -210,28 +210,28 @@ def must_not_be_cached(own: Sequence[str], added: Headers) -> bool:
     return not words & {"private", "no-store"}
 
 
-def redirect(status: int, location: str, *headers: tuple[str, str]) -> Answer:
+def redirect(status: int, location: str, *headers: tuple[str, str]) -> Response:
     """Send the browser elsewhere."""
     plain = ("Content-Type", "text/plain; charset=utf-8")  # WSGI wants one even for nothing
-    return Answer(status, [("Location", location), plain, *headers, NO_STORE])
+    return Response(status, [("Location", location), plain, *headers, NO_STORE])
 
 
-def problem(status: int, title: str, *headers: tuple[str, str], **members: Any) -> Answer:
+def problem(status: int, title: str, *headers: tuple[str, str], **members: Any) -> Response:
     """Tell a program what is wrong (RFC 9457)."""
     body = {"type": "about:blank", "title": title, "status": status, **members}
-    return json_answer(status, body, *headers, content_type="application/problem+json")
+    return json_response(status, body, *headers, content_type="application/problem+json")
 
 
-def not_allowed(allowed: str) -> Answer:
+def not_allowed(allowed: str) -> Response:
     """Refuse a method (RFC 9110 §15.5.6)."""
     return problem(405, "Method not allowed", ("Allow", allowed))
 
 
-def json_answer(
+def json_response(
     status: int, content: Any, *headers: tuple[str, str], content_type: str = "application/json"
-) -> Answer:
+) -> Response:
     """Send JSON."""
-    return Answer(status, [("Content-Type", content_type), NO_STORE, *headers], _dumps(content))
+    return Response(status, [("Content-Type", content_type), NO_STORE, *headers], _dumps(content))
 
 
 def _dumps(content: Any) -> bytes:

@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 def gallery(engine: AuthEngine) -> Starlette:
     """Every page, drawn and headed as the flow does it."""
-    pages = Pages(engine.config, engine.async_side.ports)
+    pages = Pages(engine.config, engine.async_services.ports)
 
     async def show(request: Request) -> Response:
         kind = request.path_params["kind"]

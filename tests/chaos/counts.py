@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from .crowd import Answer
+from .crowd import Response
 
 
 @dataclass
@@ -33,7 +33,7 @@ class Counts:
     wrong: list[str] = field(default_factory=list)
     complaints: list[str] = field(default_factory=list)
 
-    def saw(self, answers: Iterable[Answer], *expected: int) -> None:
+    def saw(self, answers: Iterable[Response], *expected: int) -> None:
         """Count answers; only those statuses are right, if any are given."""
         found = Counter(answer.status for answer in answers)
         self.answers += found

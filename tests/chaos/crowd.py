@@ -41,7 +41,7 @@ class Ask:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class Response:
     """One answer; the status is 0 when the connection broke before it came."""
 
     status: int
@@ -67,7 +67,7 @@ class Crowd:
 
     def ask(
         self, asks: Sequence[Ask], *meanwhile: tuple[float, Callable[[], object]]
-    ) -> list[Answer]:
+    ) -> list[Response]:
         """Send all at the same moment and return the answers in their order.
 
         Args:
@@ -76,7 +76,7 @@ class Crowd:
         """
         return self._runner.run(self._ask(asks, meanwhile))
 
-    def one(self, port: int, path: str, cookie: str = "", **rest: Any) -> Answer:
+    def one(self, port: int, path: str, cookie: str = "", **rest: Any) -> Response:
         return self.ask([Ask(port, path, cookie, **rest)])[0]
 
     def send_and_leave(self, asks: Sequence[Ask], seconds: float) -> None:
@@ -101,7 +101,7 @@ class Crowd:
         self._runner.run(close())
         self._runner.close()
 
-    async def _ask(self, asks: Sequence[Ask], meanwhile: Any) -> list[Answer]:
+    async def _ask(self, asks: Sequence[Ask], meanwhile: Any) -> list[Response]:
         gate = asyncio.Semaphore(_CONNECTING)
 
         async def connect(ask: Ask) -> Any:
@@ -131,9 +131,9 @@ class Crowd:
         except OSError:
             return None
 
-    async def _exchange(self, ask: Ask, connection: Any, started: float) -> Answer:
+    async def _exchange(self, ask: Ask, connection: Any, started: float) -> Response:
         if connection is None:
-            return Answer(0, {}, b"", 0.0)
+            return Response(0, {}, b"", 0.0)
         reader, writer = connection
         try:
             async with asyncio.timeout(_PATIENCE):
@@ -144,12 +144,12 @@ class Crowd:
                 body = await reader.readexactly(int(headers.get("content-length", "0")))
         except (OSError, EOFError, TimeoutError):
             writer.close()
-            return Answer(0, {}, b"", time.monotonic() - started)
+            return Response(0, {}, b"", time.monotonic() - started)
         if headers.get("connection", "").lower() == "close":
             writer.close()
         else:
             self._idle[ask.port].append(connection)
-        return Answer(int(head[0].split()[1]), headers, body, time.monotonic() - started)
+        return Response(int(head[0].split()[1]), headers, body, time.monotonic() - started)
 
 
 async def _later(seconds: float, deed: Callable[[], object]) -> None:

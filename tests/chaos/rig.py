@@ -21,7 +21,7 @@ import httpx2
 from tests.servers import RedisServer, free_port, redis_server
 from tests.support import HTML, SECRET_KEY
 
-from .crowd import Answer, Ask, Crowd
+from .crowd import Ask, Crowd, Response
 from .site import SharedClock
 
 ROOT = Path(__file__).parents[2]
@@ -288,7 +288,7 @@ def rig(store: str, **options: Any) -> Iterator[Rig]:
         yield made
 
 
-def statuses(answers: Sequence[Answer]) -> dict[int, int]:
+def statuses(answers: Sequence[Response]) -> dict[int, int]:
     """How often each status occurred."""
     found = sorted({answer.status for answer in answers})
     return {status: sum(a.status == status for a in answers) for status in found}

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from .counts import Counts
-from .crowd import Answer, Ask
+from .crowd import Ask, Response
 from .rig import LIFETIME, STORES, Rig, rig
 
 T = TypeVar("T")
@@ -157,7 +157,7 @@ def frozen(store: str, repeat: int, rotate: bool) -> Counts:
             site.expire()
             mark = site.cm.mark()
             site.cm.control(token_latency=0.5)
-            late: list[Answer] = []
+            late: list[Response] = []
 
             def freeze() -> None:
                 site.cm.wait_for_refresh(mark)  # noqa: B023 - called in this round

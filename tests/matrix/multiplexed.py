@@ -19,7 +19,7 @@ from wsproto.events import TextMessage
 _TIMEOUT = 20.0  # seconds without a byte
 
 
-class Answer(NamedTuple):
+class Response(NamedTuple):
     """A response as it arrived."""
 
     status: int
@@ -65,12 +65,12 @@ class Multiplexed:
         """Send a GET; see `answer` for what comes of it."""
         return self._open([(":method", "GET"), *self._common(path, cookie)], end=True)
 
-    def answer(self, stream: int) -> Answer:
+    def answer(self, stream: int) -> Response:
         """Wait for the whole response of a request."""
         while stream not in self._ended:
             self._receive()
         head = self._heads[stream]
-        return Answer(int(dict(head)[":status"]), head, self._bodies.get(stream, b""))
+        return Response(int(dict(head)[":status"]), head, self._bodies.get(stream, b""))
 
     def open_websocket(self, path: str, cookie: str) -> int:
         """Begin a WebSocket as a stream of this connection (RFC 8441)."""

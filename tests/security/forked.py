@@ -35,7 +35,7 @@ def main(base_url: str, store: str, cookie: str) -> None:
         return call_wsgi(app, cookie.encode(), "/cameras")[0]
 
     assert ask() == 200  # its connection to CameraManager is open from now on
-    held = _hold(engine.thread_side.ports)
+    held = _hold(engine.thread_services.ports)
     results = []
     for _ in range(_CHILDREN):
         reading, writing = os.pipe()

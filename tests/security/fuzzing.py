@@ -15,7 +15,7 @@ import httpx2
 
 from cm_auth_middleware import AuthEngine
 from cm_auth_middleware.errors import CMAuthError
-from cm_auth_middleware.runtime.ports import run_sync
+from cm_auth_middleware.runtime.event_loops import run_sync
 from cm_auth_middleware.sessions.encryption import Sealer
 from cm_auth_middleware.sessions.record import Tokens
 from cm_auth_middleware.web.local_target import ExemptPaths, safe_target
@@ -116,10 +116,10 @@ class Shells:
     def check_token_answer(self, raw: bytes, status: int = 200) -> None:
         """The exchange gives tokens, or raises an error of ours."""
         self._answers.raw, self._answers.status = raw, status
-        for side, run in ((self._engine.async_side, self._runner.run),
-                          (self._engine.thread_side, run_sync)):  # fmt: skip
+        for side, run in ((self._engine.async_services, self._runner.run),
+                          (self._engine.thread_services, run_sync)):  # fmt: skip
             try:
-                tokens: Any = run(side.keeper._server.exchange("code", f"{APP}/cb", "v" * 43))
+                tokens: Any = run(side.refresher._server.exchange("code", f"{APP}/cb", "v" * 43))
             except CMAuthError:
                 continue
             assert isinstance(tokens, Tokens)

@@ -72,17 +72,17 @@ def _entries(store: Any) -> Iterator[tuple[str, bytes]]:
             yield key, value
 
 
-Answer = tuple[int, list[tuple[str, str]], bytes]
+Response = tuple[int, list[tuple[str, str]], bytes]
 
 
-async def visit(world: World, cookie: bytes, path: str = "/") -> Answer:
+async def visit(world: World, cookie: bytes, path: str = "/") -> Response:
     """Ask with a Cookie header of any bytes, as a server hands them on: status, headers, body."""
     if world.shell == "asgi":
         return await call_asgi(world.app, cookie, path)
     return await anyio.to_thread.run_sync(call_wsgi, world.app, cookie, path)
 
 
-async def call_asgi(app: Any, cookie: bytes, path: str) -> Answer:
+async def call_asgi(app: Any, cookie: bytes, path: str) -> Response:
     """Ask an ASGI app; see `visit`."""
     path, _, query = path.partition("?")
     headers = [(b"host", b"localhost:8000"), (b"accept", b"text/html"), (b"cookie", cookie)]
@@ -94,7 +94,7 @@ async def call_asgi(app: Any, cookie: bytes, path: str) -> Answer:
     return await send_asgi(app, scope)
 
 
-async def send_asgi(app: Any, scope: dict[str, Any]) -> Answer:
+async def send_asgi(app: Any, scope: dict[str, Any]) -> Response:
     """Send a request with an empty body to an ASGI app."""
     sent: list[dict[str, Any]] = []
 
@@ -109,7 +109,7 @@ async def send_asgi(app: Any, scope: dict[str, Any]) -> Answer:
     return sent[0]["status"], headers, b"".join(m.get("body", b"") for m in sent)
 
 
-def call_wsgi(app: Any, cookie: bytes, path: str) -> Answer:
+def call_wsgi(app: Any, cookie: bytes, path: str) -> Response:
     """Ask a WSGI app in this thread; see `visit`."""
     path, _, query = path.partition("?")
     environ: dict[str, Any] = {"QUERY_STRING": query}
@@ -121,7 +121,7 @@ def call_wsgi(app: Any, cookie: bytes, path: str) -> Answer:
     return send_wsgi(app, environ)
 
 
-def send_wsgi(app: Any, environ: dict[str, Any]) -> Answer:
+def send_wsgi(app: Any, environ: dict[str, Any]) -> Response:
     """Send a request to a WSGI app in this thread, and close what it returns, as PEP 3333 asks."""
     started: list[tuple[str, list[tuple[str, str]]]] = []
 

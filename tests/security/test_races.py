@@ -29,7 +29,7 @@ from ..servers import redis_server
 from ..support import APP, CM, JSON, Browser, Clock, World
 from .support import (
     NAME,
-    Answer,
+    Response,
     call_asgi,
     call_wsgi,
     is_logged_in,
@@ -272,7 +272,7 @@ async def test_logins_that_fail_leave_nothing_for_long(make_world, tmp_path) -> 
     assert await store.count() == 0
 
 
-async def _call(world: World, cookie: bytes, path: str) -> Answer:
+async def _call(world: World, cookie: bytes, path: str) -> Response:
     if world.shell == "asgi":
         return await call_asgi(world.app, cookie, path)
     return call_wsgi(world.app, cookie, path)  # without a thread: it is memory that is measured

@@ -141,7 +141,7 @@ class Life:
             self.texts.append(repr(vars(thing)))
         for name in getattr(type(thing), "__slots__", ()):
             # These are what they are called, for the package to use; no repr or vars() has them.
-            if name not in ("half_key", "client_secret", "secret_key"):
+            if name not in ("cookie_key", "client_secret", "secret_key"):
                 self.texts.append(repr(getattr(thing, name, None)))
 
     def look_at_error(self, error: BaseException | None) -> None:

@@ -1,6 +1,6 @@
 """What differs between event loops and threads: the I/O that the one flow is written against.
 
-Both classes have the same methods. Those of `ThreadPorts` are ``async def`` too, but block and
+Both classes have the same methods. Those of `ThreadRuntime` are ``async def`` too, but block and
 never suspend, so that `run_sync` can drive the flow to its end without an event loop.
 """
 
@@ -20,7 +20,7 @@ import anyio
 from ..config import CMAuthConfig, seconds
 from ..errors import UnavailableError
 from ..events import log
-from .defaults import SURROUNDINGS
+from .defaults import DEFAULTS
 from .flights import AsyncFlights, Flight, ThreadFlights, Work
 from .http import (
     AsyncBounded,
@@ -58,21 +58,21 @@ class Repetition:
 class _Hooks:
     """The application's functions."""
 
-    async def ask(self, function: Callable[[Any], Any], argument: Any) -> Any:
+    async def call_user_function(self, function: Callable[[Any], Any], argument: Any) -> Any:
         """Call an application's function, sync or async."""
         raise NotImplementedError
 
-    async def call_hook(self, name: str, hook: Callable[[Any], Any] | None, argument: Any) -> None:
+    async def run_hook(self, name: str, hook: Callable[[Any], Any] | None, argument: Any) -> None:
         """Call a hook, if there is one; what it raises is logged, for the deed is done."""
         if hook is not None:
             try:
-                await self.ask(hook, argument)
+                await self.call_user_function(hook, argument)
             except Exception:
                 log("hook_failed", exc_info=True, hook=name)
 
 
-class AsyncPorts(_Hooks):
-    """The ports of the ASGI side, for asyncio and trio.
+class EventLoopRuntime(_Hooks):
+    """The runtime of the ASGI services, for asyncio and trio.
 
     Args:
         config: for `timeout`, the seconds that one call to CameraManager may take in total.
@@ -87,7 +87,7 @@ class AsyncPorts(_Hooks):
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.clock = clock
-        self.elapsed = time.monotonic  # for waiting: nobody can set it
+        self.monotonic = time.monotonic  # for waiting: nobody can set it
         self.timeout = seconds(config.timeout)
         self._base_url = config.base_url
         self._given = transport
@@ -102,11 +102,11 @@ class AsyncPorts(_Hooks):
 
     def transport(self) -> httpx2.AsyncBaseTransport:
         """The ready clients' connection pool."""
-        return self._given or SURROUNDINGS.transport(self._base_url) or self._open().clients
+        return self._given or DEFAULTS.transport(self._base_url) or self._open().clients
 
     def _one_call(self) -> AsyncBounded:
         """The transport of a call of our own: no number of clients leaves it without one."""
-        standing_in = self._given or SURROUNDINGS.transport(self._base_url)
+        standing_in = self._given or DEFAULTS.transport(self._base_url)
         return AsyncBounded(standing_in or self._open().own)
 
     def _open(self) -> AsyncPools:
@@ -154,12 +154,12 @@ class AsyncPorts(_Hooks):
         """Wait."""
         await anyio.sleep(seconds)
 
-    async def ask(self, function: Callable[[Any], Any], argument: Any) -> Any:
+    async def call_user_function(self, function: Callable[[Any], Any], argument: Any) -> Any:
         """Call an application's function, sync or async."""
         result = function(argument)
         return await result if inspect.isawaitable(result) else result
 
-    async def beside(self, tick: Work, every: float, work: Work) -> Any:
+    async def run_with_heartbeat(self, tick: Work, every: float, work: Work) -> Any:
         """Run `work`, and `tick` every so many seconds until it ends."""
 
         async def ticking() -> None:
@@ -207,8 +207,8 @@ class AsyncPorts(_Hooks):
             await each.aclose()
 
 
-class ThreadPorts(_Hooks):
-    """The ports of the WSGI side: they block, and never suspend. See `AsyncPorts`."""
+class ThreadRuntime(_Hooks):
+    """The runtime of the WSGI services: they block, and never suspend. See `EventLoopRuntime`."""
 
     def __init__(
         self,
@@ -217,7 +217,7 @@ class ThreadPorts(_Hooks):
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.clock = clock
-        self.elapsed = time.monotonic  # for waiting: nobody can set it
+        self.monotonic = time.monotonic  # for waiting: nobody can set it
         self.timeout = seconds(config.timeout)
         self._base_url = config.base_url
         self._given = transport
@@ -236,7 +236,7 @@ class ThreadPorts(_Hooks):
 
     def transport(self) -> httpx2.BaseTransport:
         """The ready clients' connection pool, for all threads of this process."""
-        standing_in = self._given or SURROUNDINGS.transport(self._base_url)
+        standing_in = self._given or DEFAULTS.transport(self._base_url)
         if standing_in is not None:
             return standing_in
         if self._pool is None:
@@ -247,7 +247,7 @@ class ThreadPorts(_Hooks):
         return self._pool
 
     async def api_call(self, method: str, url: str, headers: dict[str, str]) -> httpx2.Response:
-        """As in `AsyncPorts`."""
+        """As in `EventLoopRuntime`."""
         import httpx2
 
         with (
@@ -257,7 +257,7 @@ class ThreadPorts(_Hooks):
             return client.request(method, url, headers=headers)
 
     async def oauth_call(self, send: Callable[[Any], Any], **options: Any) -> Any:
-        """As in `AsyncPorts`."""
+        """As in `EventLoopRuntime`."""
         from authlib.integrations.httpx_client import OAuth2Client
 
         with (
@@ -269,7 +269,7 @@ class ThreadPorts(_Hooks):
     @contextmanager
     def _one_call(self) -> Iterator[Bounded]:
         """A connection of its own, which the watchdog may cut without harm to anybody else."""
-        standing_in = self._given or SURROUNDINGS.transport(self._base_url)
+        standing_in = self._given or DEFAULTS.transport(self._base_url)
         self._tls = self._tls or tls_context()
         own = standing_in or pool(self._tls)
         try:
@@ -283,13 +283,13 @@ class ThreadPorts(_Hooks):
         """Wait."""
         time.sleep(seconds)  # noqa: ASYNC251 - blocks on purpose: there is no event loop here
 
-    async def ask(self, function: Callable[[Any], Any], argument: Any) -> Any:
-        """As in `AsyncPorts`; a function that is async runs in an event loop of its own."""
+    async def call_user_function(self, function: Callable[[Any], Any], argument: Any) -> Any:
+        """As in `EventLoopRuntime`; a function that is async runs in an event loop of its own."""
         result = function(argument)
         return run_elsewhere(_waiting(result)) if inspect.isawaitable(result) else result
 
-    async def beside(self, tick: Work, every: float, work: Work) -> Any:
-        """As in `AsyncPorts`."""
+    async def run_with_heartbeat(self, tick: Work, every: float, work: Work) -> Any:
+        """As in `EventLoopRuntime`."""
         over = threading.Event()
 
         def ticking() -> None:
@@ -305,7 +305,7 @@ class ThreadPorts(_Hooks):
             thread.join()
 
     def repeat(self, every: float, work: Callable[[], Awaitable[bool]]) -> Repetition:
-        """As in `AsyncPorts`, in a thread that ends with the process."""
+        """As in `EventLoopRuntime`, in a thread that ends with the process."""
         repetition = Repetition(threading.Event())
 
         async def step() -> bool:
@@ -333,17 +333,17 @@ class ThreadPorts(_Hooks):
             found.close()
 
 
-Ports = AsyncPorts | ThreadPorts
+Runtime = EventLoopRuntime | ThreadRuntime
 
 
 async def _waiting(awaitable: Awaitable[T]) -> T:
     return await awaitable
 
 
-def _forget_at_fork(ports: ThreadPorts) -> None:
+def _forget_at_fork(runtime: ThreadRuntime) -> None:
     if not hasattr(os, "register_at_fork"):  # pragma: no cover - Windows cannot fork
         return
-    reference = weakref.ref(ports)
+    reference = weakref.ref(runtime)
 
     def forget() -> None:
         alive = reference()
