@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Generator, Iterator
-from typing import TYPE_CHECKING, Any, Union
+from typing import TYPE_CHECKING, Any
 
 import httpx2
 
@@ -15,14 +15,12 @@ from .runtime.run_sync import run_sync
 if TYPE_CHECKING:
     from .engine import Services
     from .sessions.record import Session
-    from .tokens.background import HandleRefresher
     from .tokens.refresh import TokenRefresher
 
 _OURS = "cm_auth.bearer"  # marks a request whose Authorization header this package set
 _REPLAY = 1_048_576  # bytes of a streamed body that are kept, to send it again after a 401
 _TRIES = 3  # a token that another session had renewed may have been refused meanwhile, too
 
-Refresher = Union["TokenRefresher", "HandleRefresher"]
 _Step = Coroutine[Any, Any, Any] | httpx2.Request | httpx2.Response
 
 
@@ -37,7 +35,7 @@ class AsyncCMClient(httpx2.AsyncClient):
         UnavailableError: the token has expired and cannot be renewed just now.
     """
 
-    _cm: tuple[Services, Session, Refresher | None]
+    _cm: tuple[Services, Session]
 
     def __repr__(self) -> str:
         return f"<AsyncCMClient {self._cm[1].reference}>"
@@ -49,7 +47,7 @@ class CMClient(httpx2.Client):
     The threads of one request may share it.
     """
 
-    _cm: tuple[Services, Session, Refresher | None]
+    _cm: tuple[Services, Session]
 
     def __repr__(self) -> str:
         return f"<CMClient {self._cm[1].reference}>"
@@ -62,10 +60,8 @@ class _Unused:
     _kind: type[AsyncCMClient | CMClient]
     _pattern: type[httpx2.AsyncClient | httpx2.Client]
 
-    def __init__(
-        self, services: Services, session: Session, refresher: Refresher | None = None
-    ) -> None:
-        self.__dict__["_cm"] = (services, session, refresher)  # not by our own __setattr__, below
+    def __init__(self, services: Services, session: Session) -> None:
+        self.__dict__["_cm"] = (services, session)  # not by our own __setattr__, below
 
     def __getattr__(self, name: str) -> Any:
         # Only called for what is missing: before the first use, everything.
@@ -82,19 +78,19 @@ class _Unused:
             if isinstance(self, _Unused):  # no other thread was faster
                 self._begin(*self.__dict__["_cm"])
 
-    def _begin(self, services: Services, session: Session, refresher: Refresher | None) -> None:
+    def _begin(self, services: Services, session: Session) -> None:
         if services.pattern is None:
             services.pattern = self._pattern(
-                base_url=services.config.base_url,
+                base_url=services.api_url,
                 headers={"Accept": "application/json"},
-                transport=_OriginGuard(services.transport, services.config.base_url),
+                transport=_OriginGuard(services.transport, services.api_url),
             )
         # A copy of a client takes a third of what making one does. What can be changed in it is
         # this request's own; the rest is replaced when it is set.
         ready = object.__new__(self._kind)
         for name, value in vars(services.pattern).items():
             ready.__dict__[name] = value.copy() if isinstance(value, httpx2.Headers) else value
-        ready.auth = BearerAuth(refresher or services.refresher, session, services.pattern.base_url)
+        ready.auth = BearerAuth(services.refresher, session, services.pattern.base_url)
         ready.cookies = httpx2.Cookies()
         ready.event_hooks = {}
         ready.timeout = httpx2.Timeout(services.runtime.timeout)
@@ -117,7 +113,7 @@ class UnusedCMClient(_Unused, CMClient):
 class BearerAuth(httpx2.Auth):
     """Attaches the session's access token; on a 401 renews it and sends the request once more."""
 
-    def __init__(self, refresher: Refresher, session: Session, base_url: httpx2.URL) -> None:
+    def __init__(self, refresher: TokenRefresher, session: Session, base_url: httpx2.URL) -> None:
         self._refresher = refresher
         self._session = session
         self._origin = _origin(base_url)
@@ -174,7 +170,7 @@ class BearerAuth(httpx2.Auth):
                 return
             yield response  # which gives its connection back: others wait for one, too
             if not is_new:
-                is_new = yield self._note_error(self._refresher.refresh(self._session, sent))
+                is_new = yield self._note_error(self._refresher.replace(self._session, sent))
             elif not (yield self._note_error(self._refresher.reload(self._session, sent))):
                 return  # refused though it is the newest: another one would be, too
             if body is not None and not body.can_replay:

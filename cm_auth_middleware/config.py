@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from .errors import ConfigError
+from .tokens.provider import Provider, find_provider
 
 if TYPE_CHECKING:
     from .options import CMAuthOptions
@@ -60,8 +61,10 @@ class CMAuthConfig:
         client_secret: Its SECRET.
         secret_key: Signs the cookies and seals the sessions: one random string of 32 characters
             or more, or several from oldest to newest (the newest signs, all verify).
-        base_url: The API and OAuth server.
-        scope: What the application may do for the user: ``read`` or ``write``.
+        provider: Which server: ``cameramanager``, or a `Provider` that describes another one.
+        base_url: The API and OAuth server; ``https://rest.cameramanager.com`` if not given.
+        scope: What the application may do for the user: ``read`` or ``write``, which is the
+            default.
         redirect_uri: The absolute URL of ``/auth/callback``, as browsers see it; from the request
             if not given. Give it behind a proxy.
         prefix: Where ``login``, ``callback``, ``logout`` and ``session`` live.
@@ -107,8 +110,9 @@ class CMAuthConfig:
     client_id: str = field(repr=False)  # into which the secret is pasted now and then
     client_secret: str = field(repr=False)
     secret_key: str | Iterable[str] = field(repr=False)
-    base_url: str = "https://rest.cameramanager.com"
-    scope: str = "write"
+    provider: str | Provider = "cameramanager"
+    base_url: str = field(default=None)  # type: ignore[assignment]  # the provider's
+    scope: str = field(default=None)  # type: ignore[assignment]  # the provider's
     redirect_uri: str | None = field(default=None, repr=False)
     prefix: str = "/auth"
     exempt: Iterable[str] = ()
@@ -137,6 +141,11 @@ class CMAuthConfig:
                 raise ConfigError(
                     f"{name} is missing: give it as a keyword or in CM_AUTH_{name.upper()}"
                 )
+        provider = find_provider(self.provider)
+        if self.base_url is None:
+            self._set("base_url", provider.base_url)
+        if self.scope is None:
+            self._set("scope", provider.scopes[0])
         self._check_types()
         self._set("secret_key", self._checked_secret_keys())
         for name in ("exempt", "allowed_hosts"):
@@ -153,8 +162,9 @@ class CMAuthConfig:
         if self.revalidate is not None:
             self._set("revalidate", _seconds("revalidate", self.revalidate))
         self._check_allowed()
-        if self.scope not in ("read", "write"):
-            raise ConfigError("scope is 'read' or 'write'")
+        if self.scope not in provider.scopes:
+            scopes = " or ".join(f"'{scope}'" for scope in sorted(provider.scopes))
+            raise ConfigError(f"scope is {scopes}")
         self._set("base_url", self._checked_base_url())
         self._check_paths()
         self._check_redirect_uri()

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Coroutine
+from contextlib import nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any, Unpack, cast
+from urllib.parse import urlsplit
 
 import httpx2
 
@@ -12,7 +15,7 @@ from . import telemetry
 from .auth.connections import LoopConnections, ThreadConnections
 from .auth.gate import Gate
 from .client import AsyncCMClient, CMClient, UnusedAsyncCMClient, UnusedCMClient
-from .config import CMAuthConfig
+from .config import CMAuthConfig, seconds
 from .errors import ConfigError, StoreError
 from .runtime.defaults import DEFAULTS
 from .runtime.event_loops import EventLoopRuntime, Runtime, ThreadRuntime
@@ -20,9 +23,10 @@ from .runtime.run_sync import has_event_loop, run_sync
 from .sessions.encryption import SessionInfo
 from .sessions.manager import SessionManager
 from .stores import HasBlockingTwin, SessionStore, open_store
-from .tokens.background import HandleRefresher, open_handle
-from .tokens.oauth import CameraManager
-from .tokens.refresh import TokenRefresher
+from .tokens.grant_records import GrantRecords
+from .tokens.oauth import OAuthClient, Timed
+from .tokens.provider import find_provider
+from .tokens.refresh import TokenRefresher, open_handle
 
 if TYPE_CHECKING:
     from .options import CMAuthOptions
@@ -35,14 +39,18 @@ class Services:
     def __init__(self, config: CMAuthConfig, runtime: Runtime, store: SessionStore) -> None:
         self.config = config
         self.runtime = runtime
-        server = CameraManager(config, runtime)
+        self.api_url = find_provider(config.provider).api_url(config.base_url)
+        timed: Timed = nullcontext
         self._telemetry = telemetry.find()
         if self._telemetry is not None:
             store = cast("SessionStore", telemetry.TimedStore(store, self._telemetry))
-            server = telemetry.TimedServer(config, runtime, self._telemetry)
+            host = urlsplit(config.base_url).hostname or ""
+            timed = partial(self._telemetry.call, host=host)
+        oauth = make_oauth_client(config, runtime, timed)
         self.sessions = SessionManager(config, runtime, store)
-        self.refresher = TokenRefresher(config, runtime, self.sessions, server)
-        self.gate = Gate(config, runtime, self.sessions, self.refresher, server)
+        grants = GrantRecords(store, self.sessions.sealer, seconds(config.absolute_timeout))
+        self.refresher = TokenRefresher(runtime, self.sessions, grants, oauth, config.on_refresh)
+        self.gate = Gate(config, runtime, self.sessions, self.refresher, oauth)
         self.clock = runtime.clock
         self.connections: Any = (
             LoopConnections(runtime, self.gate.is_alive)
@@ -61,9 +69,25 @@ class Services:
 
     def warm_up(self) -> None:
         """Load what is loaded when first needed, 0.2 s of it: no refresh has to wait for it."""
-        importlib.import_module("authlib.integrations.httpx_client")
+        importlib.import_module("authlib.oauth2.auth")
         importlib.import_module("cryptography.hazmat.primitives.ciphers.aead")
         self.runtime.transport()
+
+
+def make_oauth_client(
+    config: CMAuthConfig, runtime: Runtime, timed: Timed = nullcontext
+) -> OAuthClient:
+    """Make the client of the OAuth server that the options name."""
+    return OAuthClient(
+        find_provider(config.provider),
+        runtime,
+        base_url=config.base_url,
+        client_id=config.client_id,
+        client_secret=config.client_secret,
+        scope=config.scope,
+        refresh_leeway=seconds(config.refresh_leeway),
+        timed=timed,
+    )
 
 
 class AuthEngine:
@@ -173,17 +197,13 @@ class AuthEngine:
         """
         services = self.async_services
         session = await open_handle(services.sessions, handle)
-        return UnusedAsyncCMClient(
-            services, session, HandleRefresher(services.sessions, services.refresher)
-        )
+        return UnusedAsyncCMClient(services, session)
 
     def sync_client_for(self, handle: str) -> CMClient:
         """The same for threads."""
         services = self.thread_services
         session = run_sync(open_handle(services.sessions, handle))
-        return UnusedCMClient(
-            services, session, HandleRefresher(services.sessions, services.refresher)
-        )
+        return UnusedCMClient(services, session)
 
     def logout(self, session: Session) -> Any:
         """Log a session out, here and at CameraManager."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypedDict
 if TYPE_CHECKING:
     from .config import Allow, ErrorHandler, Hook
     from .stores import SessionStore
+    from .tokens.provider import Provider
 
 
 class CMAuthOptions(TypedDict, total=False):
@@ -17,6 +18,7 @@ class CMAuthOptions(TypedDict, total=False):
     client_id: str
     client_secret: str
     secret_key: str | Iterable[str]
+    provider: str | Provider
     base_url: str
     scope: str
     redirect_uri: str | None

@@ -27,7 +27,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, cast
-from urllib.parse import urlsplit
 
 import httpx2
 
@@ -37,13 +36,9 @@ from .errors import StoreError
 from .runtime.run_sync import run_sync
 from .sessions.encryption import count_sessions
 from .stores import CountsRecords, HasBlockingTwin
-from .tokens.oauth import CameraManager
 
 if TYPE_CHECKING:
-    from .config import CMAuthConfig
     from .engine import AuthEngine
-    from .runtime.event_loops import Runtime
-    from .sessions.record import Tokens
     from .stores import SessionStore
 
 _SCOPE = "cm_auth_middleware"
@@ -244,35 +239,6 @@ class TimedStore:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._store, name)
-
-
-class TimedServer(CameraManager):
-    """CameraManager's OAuth server, whose answers are timed."""
-
-    def __init__(self, config: CMAuthConfig, runtime: Runtime, telemetry: Telemetry) -> None:
-        super().__init__(config, runtime)
-        host = urlsplit(config.base_url).hostname or ""
-        self._call = functools.partial(telemetry.call, host=host)
-
-    async def exchange(self, code: str, redirect_uri: str, code_verifier: str) -> Tokens:
-        """Trade a code for tokens."""
-        with self._call("exchange"):
-            return await super().exchange(code, redirect_uri, code_verifier)
-
-    async def refresh(self, refresh_token: str) -> Tokens:
-        """Trade a refresh token for new tokens."""
-        with self._call("refresh"):
-            return await super().refresh(refresh_token)
-
-    async def user(self, access_token: str) -> dict[str, Any]:
-        """Read ``users/self``."""
-        with self._call("user"):
-            return await super().user(access_token)
-
-    async def revoke(self, access_token: str) -> bool:
-        """Delete the tokens at CameraManager."""
-        with self._call("revoke"):
-            return await super().revoke(access_token)
 
 
 class TimedTransport(httpx2.AsyncBaseTransport, httpx2.BaseTransport):

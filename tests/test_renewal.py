@@ -16,8 +16,8 @@ import pytest
 from cm_auth_middleware import MemoryStore, Session, UnavailableError
 from cm_auth_middleware.sessions.cookie import TicketCookie
 from cm_auth_middleware.testing import Settings
-from cm_auth_middleware.tokens import renewal
-from cm_auth_middleware.tokens.circuit_breaker import Backoff
+from cm_auth_middleware.tokens import refresh
+from cm_auth_middleware.tokens.circuit_breaker import CircuitBreaker
 
 from .counting import CountingStore, Hold
 from .support import JSON, SECRET_KEY, Browser, Clock, World
@@ -260,7 +260,7 @@ async def test_new_tokens_are_saved_when_a_store_that_failed_is_back() -> None:
 async def test_new_tokens_outlive_a_long_failure_of_the_store(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(renewal, "_SAVE_PATIENCE", 0.2)
+    monkeypatch.setattr(refresh, "_SAVE_PATIENCE", 0.2)
     world, _ = two_processes(Settings(**STRICT))
     store, browser = store_of(world), await world.login()
     world.clock.tick(LIFETIME)
@@ -388,54 +388,54 @@ async def never(seconds: float) -> None:
 
 async def test_after_one_failure_a_request_waits_for_a_moment_and_after_more_it_fails() -> None:
     clock, waits = Clock(), []
-    backoff = Backoff(clock)
+    breaker = CircuitBreaker(clock)
 
     async def sleep(seconds: float) -> None:
         waits.append(seconds)
 
-    await backoff.wait("a", never)
-    backoff.failed("a", 1.0)
-    await backoff.wait("a", sleep)
+    await breaker.wait("a", never)
+    breaker.failed("a", 1.0)
+    await breaker.wait("a", sleep)
     assert waits == [0.25]
-    backoff.begin("a", 10)
-    backoff.failed("a", 1.0)
+    breaker.enter("a", 10)
+    breaker.failed("a", 1.0)
     with pytest.raises(UnavailableError) as caught:
-        await backoff.wait("a", never)
+        await breaker.wait("a", never)
     assert caught.value.retry_after == 1.0
     clock.tick(1)
-    await backoff.wait("a", never)
-    backoff.begin("a", 10)
+    await breaker.wait("a", never)
+    breaker.enter("a", 10)
     with pytest.raises(UnavailableError):
-        backoff.begin("a", 10)
-    backoff.answered()
-    backoff.begin("a", 10)
-    backoff.begin("a", 10)
+        breaker.enter("a", 10)
+    breaker.succeeded()
+    breaker.enter("a", 10)
+    breaker.enter("a", 10)
 
 
 async def test_the_server_s_own_retry_after_counts_and_a_clock_that_is_set_back_does_not() -> None:
     clock = Clock()
-    backoff = Backoff(clock)
-    backoff.failed("a", 30.0)
-    assert backoff.left("a") == 30.0
+    breaker = CircuitBreaker(clock)
+    breaker.failed("a", 30.0)
+    assert breaker.retry_in("a") == 30.0
     clock.tick(-3600)
-    assert backoff.left("a") == 0.0
+    assert breaker.retry_in("a") == 0.0
     with suppress(UnavailableError):
-        await backoff.wait("a", never)
+        await breaker.wait("a", never)
 
 
 async def test_only_the_grant_that_fails_waits_until_another_fails_too() -> None:
     clock = Clock()
-    backoff = Backoff(clock)
-    backoff.failed("a", 1.0)
-    backoff.failed("a", 1.0)
-    assert (backoff.left("a"), backoff.left("b")) == (1.0, 0.0)
-    backoff.failed("b", 1.0)
-    assert backoff.left("c") == 1.0
-    assert backoff.left("b") == 2.0  # the others first
+    breaker = CircuitBreaker(clock)
+    breaker.failed("a", 1.0)
+    breaker.failed("a", 1.0)
+    assert (breaker.retry_in("a"), breaker.retry_in("b")) == (1.0, 0.0)
+    breaker.failed("b", 1.0)
+    assert breaker.retry_in("c") == 1.0
+    assert breaker.retry_in("b") == 2.0  # the others first
     clock.tick(1)
-    assert backoff.left("c") == 0.0
-    backoff.begin("c", 10)
+    assert breaker.retry_in("c") == 0.0
+    breaker.enter("c", 10)
     with pytest.raises(UnavailableError):
-        backoff.begin("d", 10)
-    backoff.answered()
-    assert backoff.left("b") == 0.0
+        breaker.enter("d", 10)
+    breaker.succeeded()
+    assert breaker.retry_in("b") == 0.0

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ..runtime.event_loops import Runtime
     from ..sessions.manager import SessionManager
     from ..sessions.record import Session
-    from ..tokens.oauth import CameraManager
+    from ..tokens.oauth import OAuthClient
     from ..tokens.refresh import TokenRefresher
 
 
@@ -34,7 +34,7 @@ class Gate:
         runtime: Runtime,
         sessions: SessionManager,
         refresher: TokenRefresher,
-        server: CameraManager,
+        oauth: OAuthClient,
     ) -> None:
         self._config = config
         self._runtime = runtime
@@ -44,10 +44,10 @@ class Gate:
         self._pages = Pages(config, runtime)
         self._rule = AllowRule(config, runtime)
         every = None if config.revalidate is None else seconds(config.revalidate)
-        revalidation = Revalidation(every, runtime, sessions, server, self._rule, self.end)
+        revalidation = Revalidation(every, runtime, sessions, oauth, self._rule, self.end)
         refresher.revalidation = self._revalidation = revalidation
         self._login = Login(
-            config, runtime, sessions, refresher, server, self._jar, self._pages, self._rule
+            config, runtime, sessions, refresher, oauth, self._jar, self._pages, self._rule
         )
         callback = urlsplit((config.redirect_uri or "").lower())
         self.own_origin = f"{callback.scheme}://{callback.netloc}" if callback.netloc else ""
@@ -266,9 +266,9 @@ class Gate:
 
     async def end(self, session: Session) -> None:
         """Log a session out, here and at CameraManager; here even if CameraManager is down."""
-        await self._refresher.forget(session.record.tokens)
+        await self._refresher.grants.mark_logged_out(session.record.tokens)
         record = await self._sessions.remove(session)
-        await self._refresher.end(record.tokens)
+        await self._refresher.end_grant(record.tokens)
         log("logout", session=session.reference)
         await self._runtime.run_hook("on_logout", self._config.on_logout, session)
 

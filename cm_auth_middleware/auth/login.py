@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ..runtime.event_loops import Runtime
     from ..sessions.jar import CookieJar
     from ..sessions.manager import SessionManager
-    from ..tokens.oauth import CameraManager
+    from ..tokens.oauth import OAuthClient
     from ..tokens.refresh import TokenRefresher
     from ..web.pages import Pages
     from .allow import AllowRule
@@ -47,7 +47,7 @@ class Login:
         runtime: Runtime,
         sessions: SessionManager,
         refresher: TokenRefresher,
-        server: CameraManager,
+        oauth: OAuthClient,
         jar: CookieJar,
         pages: Pages,
         rule: AllowRule,
@@ -56,7 +56,7 @@ class Login:
         self._runtime = runtime
         self._sessions = sessions
         self._refresher = refresher
-        self._server = server
+        self._oauth = oauth
         self._jar = jar
         self._pages = pages
         self._rule = rule
@@ -82,7 +82,7 @@ class Login:
             safe = f"{request.mount}/"  # a login never ends at a login
         cookie = self._jar.login(request)
         login, value = cookie.start(redirect_uri, safe, self._runtime.clock())
-        location = self._server.authorization_url(
+        location = self._oauth.authorization_url(
             redirect_uri, login.state, cookie.code_verifier(login.state)
         )
         return redirect(
@@ -162,8 +162,8 @@ class Login:
     ) -> Response:
         verifier = self._jar.login(request).code_verifier(login.state)
         try:
-            tokens = await self._server.exchange(code, login.redirect_uri, verifier)
-            user = await self._server.user(tokens.access_token)
+            tokens = await self._oauth.exchange(code, login.redirect_uri, verifier)
+            user = await self._oauth.user(tokens.access_token)
         except CMAuthError as error:
             if isinstance(error, OperatorError):
                 log("api_key_refused", error=error.error)
@@ -172,7 +172,7 @@ class Login:
             ours = isinstance(error, UnavailableError | OperatorError)
             return await self._failed(request, 502 if ours else 400, login, forget)
         if not await self._is_allowed(user):
-            await self._refresher.revoke(tokens.access_token)
+            await self._oauth.try_to_revoke(tokens)
             log("login_denied")
             url = self.url(request, login.target)
             return await self._pages.failure(request, 403, "denied", *forget, login=url)
@@ -202,7 +202,7 @@ class Login:
         now = self._runtime.clock()
         previous = await find(request)
         ticket = Ticket.new()
-        await self._refresher.welcome(tokens)
+        await self._refresher.grants.add_login(tokens)
         record = Record(tokens, dumps(user), now, now, address=request.address, user_read_at=now)
         session = await self._sessions.create(ticket, record)
         self._rule.note(session, is_allowed=True)

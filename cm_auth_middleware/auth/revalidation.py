@@ -15,7 +15,7 @@ from ..sessions.record import Session, dumps
 if TYPE_CHECKING:
     from ..runtime.event_loops import Runtime
     from ..sessions.manager import SessionManager
-    from ..tokens.oauth import CameraManager
+    from ..tokens.oauth import OAuthClient
     from .allow import AllowRule
 
 _AT_ONCE = 4  # users that a process reads anew at a time: requests come first
@@ -39,14 +39,14 @@ class Revalidation:
         every: float | None,
         runtime: Runtime,
         sessions: SessionManager,
-        server: CameraManager,
+        oauth: OAuthClient,
         rule: AllowRule,
         end: Callable[[Session], Awaitable[None]],
     ) -> None:
         self.every = float("inf") if every is None else every
         self._runtime = runtime
         self._sessions = sessions
-        self._server = server
+        self._oauth = oauth
         self._rule = rule
         self._end = end
         self._tried_at: dict[str, float] = {}
@@ -84,7 +84,7 @@ class Revalidation:
             self._under_way -= 1
 
     async def _read_anew(self, session: Session) -> None:
-        user = await self._server.user(session.record.tokens.access_token)
+        user = await self._oauth.user(session.record.tokens.access_token)
         try:
             is_allowed = await self._rule.allows(dict(user))
         except Exception:

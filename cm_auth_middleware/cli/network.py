@@ -15,10 +15,12 @@ import httpx2
 from cm_auth_middleware.cli.findings import ERROR, OK, WARNING, Finding
 from cm_auth_middleware.config import LOOPBACK, CMAuthConfig, needs_https
 from cm_auth_middleware.display import is_certain, shown_url
+from cm_auth_middleware.engine import make_oauth_client
 from cm_auth_middleware.errors import OAuthError, OperatorError, UnavailableError
 from cm_auth_middleware.runtime.event_loops import ThreadRuntime
 from cm_auth_middleware.runtime.run_sync import run_sync
-from cm_auth_middleware.tokens.oauth import CameraManager
+from cm_auth_middleware.tokens.oauth import OAuthClient
+from cm_auth_middleware.tokens.provider import find_provider
 
 T = TypeVar("T")
 
@@ -86,9 +88,10 @@ def check(config: CMAuthConfig) -> Iterator[Finding]:
     """Ask CameraManager, and the application if it says where it lives."""
     runtime = ThreadRuntime(config)
     headers = {"Accept": "application/json"}
-    url, shown = f"{config.base_url}/rest/v2.3/users/self", shown_url(config.base_url)
+    url = find_provider(config.provider).user_url(config.base_url)
+    shown = shown_url(config.base_url)
     try:
-        answer = _ask(runtime.api_call("GET", url, headers))
+        answer = _ask(runtime.call("GET", url, headers=headers))
     except OSError as error:
         yield Finding(ERROR, "base_url", f"{shown}: {error}")
         return
@@ -103,18 +106,18 @@ def check(config: CMAuthConfig) -> Iterator[Finding]:
         )
         return
     yield from _check_clock(answer.headers.get("Date"))
-    server = CameraManager(config, runtime)
-    yield from _check_key(config, server)
+    oauth = make_oauth_client(config, runtime)
+    yield from _check_key(config, oauth)
     if config.redirect_uri is not None:
-        yield from _check_authorize(config.redirect_uri, server, runtime)
+        yield from _check_authorize(config.redirect_uri, oauth, runtime)
         yield from _check_callback(config.redirect_uri, runtime)
 
 
-def _check_key(config: CMAuthConfig, server: CameraManager) -> Iterator[Finding]:
+def _check_key(config: CMAuthConfig, oauth: OAuthClient) -> Iterator[Finding]:
     """Try to trade a code that cannot exist: CameraManager looks at the API key first."""
     uri = config.redirect_uri or "http://localhost/auth/callback"
     try:
-        run_sync(server.exchange("check0", uri, "0" * 43))
+        run_sync(oauth.exchange("check0", uri, "0" * 43))
     except OperatorError as error:
         yield Finding(
             ERROR,
@@ -128,11 +131,11 @@ def _check_key(config: CMAuthConfig, server: CameraManager) -> Iterator[Finding]
         yield Finding(OK, "client_id", "CameraManager accepts the API key")
 
 
-def _check_authorize(uri: str, server: CameraManager, runtime: ThreadRuntime) -> Iterator[Finding]:
+def _check_authorize(uri: str, oauth: OAuthClient, runtime: ThreadRuntime) -> Iterator[Finding]:
     """Look at the page that CameraManager would show to somebody who logs in."""
-    url = server.authorization_url(uri, "check", "0" * 43)
+    url = oauth.authorization_url(uri, "check", "0" * 43)
     try:
-        answer = _ask(runtime.api_call("GET", url, {"Accept": "text/html"}))
+        answer = _ask(runtime.call("GET", url, headers={"Accept": "text/html"}))
     except OSError as error:
         yield Finding(WARNING, "redirect_uri", f"the login page could not be tried: {error}")
         return
@@ -149,7 +152,7 @@ def _check_authorize(uri: str, server: CameraManager, runtime: ThreadRuntime) ->
 def _check_callback(uri: str, runtime: ThreadRuntime) -> Iterator[Finding]:
     """See whether the middleware listens where CameraManager sends the browser."""
     try:
-        answer = _ask(runtime.api_call("GET", uri, {"Accept": "application/problem+json"}))
+        answer = _ask(runtime.call("GET", uri, headers={"Accept": "application/problem+json"}))
     except OSError as error:
         yield Finding(
             OK, "application", f"nothing answers at redirect_uri, as before its start: {error}"

@@ -11,8 +11,8 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
@@ -21,7 +21,7 @@ from ..config import CMAuthConfig, seconds
 from ..errors import UnavailableError
 from ..events import log
 from .defaults import DEFAULTS
-from .flights import AsyncFlights, Flight, ThreadFlights, Work
+from .flights import AsyncFlights, ThreadFlights, Work
 from .http import (
     AsyncBounded,
     AsyncPools,
@@ -119,34 +119,21 @@ class EventLoopRuntime(_Hooks):
             self._pools[loop] = (os.getpid(), found)
         return found
 
-    async def api_call(self, method: str, url: str, headers: dict[str, str]) -> httpx2.Response:
-        """Send a request of our own to the API, for `timeout` seconds in total."""
+    async def call(
+        self, method: str, url: str, *, headers: dict[str, str], content: bytes | None = None
+    ) -> httpx2.Response:
+        """Send a request of this package's own to the server, for `timeout` seconds in total.
+
+        Redirects are not followed. The body of the response is small, or refused.
+        """
         import httpx2
 
-        async def call() -> httpx2.Response:
-            async with httpx2.AsyncClient(
-                transport=self._one_call(), timeout=self.timeout
-            ) as client:
-                return await client.request(method, url, headers=headers)
-
-        return await self._bounded(call)
-
-    async def oauth_call(self, send: Callable[[Any], Any], **options: Any) -> Any:
-        """Send a message through Authlib's client, for `timeout` seconds in total."""
-        from authlib.integrations.httpx_client import AsyncOAuth2Client
-
-        async def call() -> Any:
-            async with AsyncOAuth2Client(
-                transport=self._one_call(), timeout=self.timeout, **options
-            ) as client:
-                return await send(client)
-
-        return await self._bounded(call)
-
-    async def _bounded(self, call: Callable[[], Awaitable[T]]) -> T:
         try:
             with anyio.fail_after(self.timeout):
-                return await call()
+                async with httpx2.AsyncClient(
+                    transport=self._one_call(), timeout=self.timeout
+                ) as client:
+                    return await client.request(method, url, headers=headers, content=content)
         except TimeoutError:
             raise UnavailableError("CameraManager did not answer in time") from None
 
@@ -159,20 +146,25 @@ class EventLoopRuntime(_Hooks):
         result = function(argument)
         return await result if inspect.isawaitable(result) else result
 
-    async def run_with_heartbeat(self, tick: Work, every: float, work: Work) -> Any:
-        """Run `work`, and `tick` every so many seconds until it ends."""
+    @asynccontextmanager
+    async def heartbeat(self, tick: Work, every: float) -> AsyncIterator[None]:
+        """Run `tick` every so many seconds while the block runs."""
 
         async def ticking() -> None:
             while True:
                 await anyio.sleep(every)
                 await tick()
 
-        flight = Flight(None)  # keeps an error of `work` out of the task group's wrapping
+        failure: Exception | None = None
         async with anyio.create_task_group() as group:
             group.start_soon(ticking)
-            await flight.run(work)
+            try:
+                yield
+            except Exception as error:
+                failure = error  # kept out of the task group, which would wrap it
             group.cancel_scope.cancel()
-        return flight.outcome()
+        if failure is not None:
+            raise failure
 
     def repeat(self, every: float, work: Callable[[], Awaitable[bool]]) -> Repetition:
         """Run `work` every so many seconds, beside everything else on this event loop.
@@ -246,7 +238,9 @@ class ThreadRuntime(_Hooks):
                     self._pool = pool(self._tls)
         return self._pool
 
-    async def api_call(self, method: str, url: str, headers: dict[str, str]) -> httpx2.Response:
+    async def call(
+        self, method: str, url: str, *, headers: dict[str, str], content: bytes | None = None
+    ) -> httpx2.Response:
         """As in `EventLoopRuntime`."""
         import httpx2
 
@@ -254,17 +248,7 @@ class ThreadRuntime(_Hooks):
             self._one_call() as transport,
             httpx2.Client(transport=transport, timeout=self.timeout) as client,
         ):
-            return client.request(method, url, headers=headers)
-
-    async def oauth_call(self, send: Callable[[Any], Any], **options: Any) -> Any:
-        """As in `EventLoopRuntime`."""
-        from authlib.integrations.httpx_client import OAuth2Client
-
-        with (
-            self._one_call() as transport,
-            OAuth2Client(transport=transport, timeout=self.timeout, **options) as client,
-        ):
-            return send(client)
+            return client.request(method, url, headers=headers, content=content)
 
     @contextmanager
     def _one_call(self) -> Iterator[Bounded]:
@@ -288,7 +272,8 @@ class ThreadRuntime(_Hooks):
         result = function(argument)
         return run_elsewhere(_waiting(result)) if inspect.isawaitable(result) else result
 
-    async def run_with_heartbeat(self, tick: Work, every: float, work: Work) -> Any:
+    @asynccontextmanager
+    async def heartbeat(self, tick: Work, every: float) -> AsyncIterator[None]:
         """As in `EventLoopRuntime`."""
         over = threading.Event()
 
@@ -299,7 +284,7 @@ class ThreadRuntime(_Hooks):
         thread = threading.Thread(target=ticking, name="cm_auth lease", daemon=True)
         thread.start()
         try:
-            return await work()
+            yield
         finally:
             over.set()
             thread.join()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from ..display import ip_address
 from ..errors import SessionDataError
-from .record import Record, Tokens
+from .record import Record
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -144,16 +144,15 @@ class Sealer:
 
     # -- grants ----------------------------------------------------------------------------
 
-    def seal_grant(self, name: str, cookie_key: bytes, tokens: Tokens) -> bytes:
-        """Encrypt the newest tokens of a grant."""
-        return _GRANT + self._seal(name, cookie_key, _GRANT, tokens.encode())
+    def seal_grant(self, name: str, cookie_key: bytes, plain: bytes) -> bytes:
+        """Encrypt the record of a grant."""
+        return _GRANT + self._seal(name, cookie_key, _GRANT, plain)
 
-    def open_grant(self, name: str, cookie_key: bytes, sealed: bytes) -> Tokens | None:
-        """Decrypt the newest tokens of a grant; None for anything else."""
+    def open_grant(self, name: str, cookie_key: bytes, sealed: bytes) -> bytes | None:
+        """Decrypt the record of a grant; None for anything else."""
         if sealed[:1] != _GRANT or len(sealed) > MAX_RECORD:
             return None
-        plain = self._open(name, cookie_key, _GRANT, sealed[1:])
-        return None if plain is None else Tokens.decode(plain)
+        return self._open(name, cookie_key, _GRANT, sealed[1:])
 
     # -- handles ---------------------------------------------------------------------------
 

@@ -27,18 +27,6 @@ class Tokens:
     refresh_at: float
     scope: str
 
-    def encode(self) -> bytes:
-        """Encode as JSON: nothing in a store is ever unpickled."""
-        return dumps(astuple(self)).encode()
-
-    @classmethod
-    def decode(cls, raw: bytes) -> Tokens | None:
-        """Decode what `encode` made; None for anything else."""
-        try:
-            return cls(*json.loads(raw))
-        except (ValueError, TypeError):
-            return None
-
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Record:
@@ -210,6 +198,7 @@ class Session:
         "cookie_key",
         "ended",
         "is_closed",
+        "is_detached",
         "record",
         "record_id",
     )  # fmt: skip
@@ -227,6 +216,7 @@ class Session:
         self.record = record  # holds the tokens: for this package, not for a handler
         self.checked_at = checked_at  # when the store last had it (epoch seconds)
         self.ended = False
+        self.is_detached = False  # True if a handle opened it: no middleware looks after it
         self.client_error: CMAuthError | None = None  # what a handler's client ran into
         self._sealer = sealer
         self._base = record.data

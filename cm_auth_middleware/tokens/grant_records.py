@@ -1,143 +1,214 @@
-"""What is known of each grant in the store: its newest tokens, its logout, its last failed try."""
+"""What the store knows of each grant: its newest tokens, its last failure, its logout."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import secrets
+from dataclasses import astuple
 from typing import TYPE_CHECKING, NamedTuple
 
-from ..config import CMAuthConfig, seconds
-from ..sessions.record import Tokens
+from ..sessions.record import Tokens, dumps
 
 if TYPE_CHECKING:
-    from ..sessions.manager import SessionManager
+    from ..sessions.encryption import Sealer
+    from ..stores import SessionStore
 
 _CHAIN = 4096  # rotations of a refresh token that a sleeping session can catch up with at once
-_GONE_TTL = 600.0  # seconds that a logout is remembered for refreshes under way
-_TRIED_TTL = 60.0  # seconds that a failure is remembered for those who waited for its end
-_UNAVAILABLE, _REFUSED = b"u", b"r"
+_LOGOUT_TTL = 600.0  # seconds that a logout is remembered for refreshes under way
+_FAILURE_TTL = 60.0  # seconds that a failure is remembered of a grant without newer tokens
+_UNAVAILABLE, _REFUSED = "u", "r"
+_FIELDS = len(Tokens.__dataclass_fields__)
 
 
-class Marks(NamedTuple):
-    """What had happened to a grant at some moment; values that differ are other events."""
+class GrantState(NamedTuple):
+    """A snapshot of what the store knows of a grant.
 
-    gone: bytes | None
-    tried: bytes | None
-
-    def gone_by(self, later: Marks) -> bool:
-        """Whether it was logged out since then."""
-        return later.gone not in (None, self.gone)
-
-    def refused_by(self, later: Marks) -> bool:
-        """Whether CameraManager refused it to somebody else since then."""
-        return later.tried not in (None, self.tried) and later.tried[:1] == _REFUSED
-
-    def failed_by(self, later: Marks) -> bool:
-        """Whether somebody else could not reach CameraManager since then."""
-        return later.tried not in (None, self.tried) and later.tried[:1] == _UNAVAILABLE
-
-
-class Grants:
-    """Records of grants, found by a hash of the refresh token.
-
-    They are sealed with a key derived from it: whoever holds the refresh token finds the newest
-    tokens, and opens nobody's session. A rotated refresh token leaves a chain of such records.
+    Attributes:
+        tokens: the newest ones; None if none are kept.
+        failure: of the last refresh, if it failed: its kind and a random number.
+        logout: a random number, if a logout was marked lately.
+        stored: the record's value in the store.
     """
 
-    def __init__(self, config: CMAuthConfig, sessions: SessionManager) -> None:
-        self._ttl = seconds(config.absolute_timeout)
-        self._sessions = sessions
+    tokens: Tokens | None
+    failure: str
+    logout: bytes | None
+    stored: bytes | None
+
+    def logged_out_since(self, before: GrantState) -> bool:
+        """True if the grant was logged out after `before`."""
+        return self.logout not in (None, before.logout)
+
+    def refused_since(self, before: GrantState) -> bool:
+        """True if CameraManager refused the grant to another process after `before`."""
+        return self.failure != before.failure and self.failure.startswith(_REFUSED)
+
+    def failed_since(self, before: GrantState) -> bool:
+        """True if another process failed to reach CameraManager after `before`."""
+        return self.failure != before.failure and self.failure.startswith(_UNAVAILABLE)
+
+
+class _Link(NamedTuple):
+    """The record of one refresh token: what it was exchanged for last, and the failure since."""
+
+    tokens: Tokens | None = None
+    failure: str = ""
+    stored: bytes | None = None
+
+
+class GrantRecords:
+    """The records of grants, each found by a hash of its refresh token.
+
+    A record is encrypted with a key derived from the refresh token: a process that holds the
+    refresh token finds the newest tokens, and opens no session. A refresh token that is rotated
+    leaves a chain of records.
+
+    Args:
+        ttl: seconds that a record is kept.
+    """
+
+    def __init__(self, store: SessionStore, sealer: Sealer, ttl: float) -> None:
+        self._store = store
+        self._sealer = sealer
+        self._ttl = ttl
+
+    async def state(self, refresh_token: str) -> GrantState:
+        """Return what the store knows of a grant now."""
+        # The logout first: tokens that are saved later than this are found below.
+        logout = await self._store.get(_logout_key(refresh_token))
+        link = await self._link(refresh_token)
+        newest = await self._follow(refresh_token, link.tokens)
+        return GrantState(newest, link.failure, logout, link.stored)
 
     async def newest(self, refresh_token: str) -> Tokens | None:
-        """The newest tokens of a grant, following rotated refresh tokens; None if none are kept."""
-        newest: Tokens | None = None
-        for _ in range(_CHAIN):
-            _, tokens = await self._link(refresh_token)
-            if tokens is None:
-                break
-            newest = tokens
-            if tokens.refresh_token is None or tokens.refresh_token == refresh_token:
-                break
-            refresh_token = tokens.refresh_token
-        return newest
+        """Return the newest tokens of a grant, also of one whose refresh token was rotated.
 
-    async def keep(self, refresh_token: str, tokens: Tokens) -> None:
-        """Keep what a refresh token was traded for."""
-        name, sealed = self._seal(refresh_token, tokens)
-        await self._sessions.store.put(name, sealed, self._ttl)
+        None if none are kept.
+        """
+        return await self._follow(refresh_token, (await self._link(refresh_token)).tokens)
 
-    async def welcome(self, tokens: Tokens) -> None:
-        """Note a login, which CameraManager may have answered with a grant that is known here."""
+    async def save(self, refresh_token: str, tokens: Tokens, over: GrantState) -> bool:
+        """Save what a refresh token was exchanged for, unless the record changed since `over`.
+
+        Returns:
+            True if it was saved. A record that did not exist in `over` is written in any case: the
+            caller holds the lease.
+        """
+        new = self._seal(refresh_token, tokens)
+        name = grant_name(refresh_token)
+        if over.stored is None:
+            await self._store.put(name, new, self._ttl)
+            return True
+        return await self._store.replace(name, over.stored, new, self._ttl)
+
+    async def add_login(self, tokens: Tokens) -> None:
+        """Note the tokens of a login: CameraManager may give those of a grant that is known."""
         if tokens.refresh_token is None:
             return
-        # It may be one that a logout had named.
-        await self._sessions.store.delete(f"gone.{grant_name(tokens.refresh_token)}")
-        sealed, known = await self._link(tokens.refresh_token)
-        if sealed is None or known is None or known.refresh_token != tokens.refresh_token:
-            # A refresh token that was traded for another since is known better here: to name
-            # this login's tokens as its newest would cut off everybody who holds it.
+        # A logout may have been marked for it.
+        await self._store.delete(_logout_key(tokens.refresh_token))
+        link = await self._link(tokens.refresh_token)
+        known = link.tokens
+        if link.stored is None or known is None or known.refresh_token != tokens.refresh_token:
+            # A refresh token that was rotated since has newer tokens here already: these of the
+            # login in their place would cut off all sessions that hold it.
             return
         if known.expires_at <= tokens.expires_at:
-            name, new = self._seal(tokens.refresh_token, tokens)
-            await self._sessions.store.replace(
-                name, sealed, new, self._ttl
-            )  # unless renewed just now
+            # Unless a refresh has just saved newer ones.
+            new = self._seal(tokens.refresh_token, tokens)
+            name = grant_name(tokens.refresh_token)
+            await self._store.replace(name, link.stored, new, self._ttl)
 
-    # -- marks -----------------------------------------------------------------------------
-
-    async def marks(self, refresh_token: str) -> Marks:
-        """What has happened to a grant."""
-        store, name = self._sessions.store, grant_name(refresh_token)
-        return Marks(await store.get(f"gone.{name}"), await store.get(f"tried.{name}"))
-
-    async def forget(self, tokens: Tokens) -> None:
-        """Note a logout: refreshes under way revoke what they bring home."""
+    async def mark_logged_out(self, tokens: Tokens) -> None:
+        """Mark a logout: a refresh under way revokes the tokens that it gets."""
         if tokens.refresh_token is None:
             return
         newest = await self.newest(tokens.refresh_token) or tokens
         for refresh_token in {tokens.refresh_token, newest.refresh_token or tokens.refresh_token}:
             mark = secrets.token_bytes(8)
-            await self._sessions.store.put(f"gone.{grant_name(refresh_token)}", mark, _GONE_TTL)
+            await self._store.put(_logout_key(refresh_token), mark, _LOGOUT_TTL)
 
-    async def drop(self, tokens: Tokens) -> Tokens:
-        """Remove the record of a grant and return its newest tokens."""
+    async def was_logged_out(self, tokens: Tokens) -> bool:
+        """True if a logout was marked a moment ago."""
+        if tokens.refresh_token is None:
+            return False
+        return await self._store.get(_logout_key(tokens.refresh_token)) is not None
+
+    async def delete(self, tokens: Tokens) -> Tokens:
+        """Delete the record of a grant and return its newest tokens."""
         if tokens.refresh_token is None:
             return tokens
         newest = await self.newest(tokens.refresh_token)
-        await self._sessions.store.delete(grant_name(tokens.refresh_token))
+        await self._store.delete(grant_name(tokens.refresh_token))
         return newest or tokens
 
-    async def note_unavailable(self, refresh_token: str) -> None:
-        """Tell those who wait that CameraManager could not be reached."""
-        await self._note(refresh_token, _UNAVAILABLE)
+    async def mark_unavailable(self, refresh_token: str) -> None:
+        """Tell the processes that wait that CameraManager could not be reached."""
+        await self._mark(refresh_token, _UNAVAILABLE)
 
-    async def note_refused(self, refresh_token: str) -> None:
-        """Tell those who wait that CameraManager ended the grant."""
-        await self._note(refresh_token, _REFUSED)
+    async def mark_refused(self, refresh_token: str) -> None:
+        """Tell the processes that wait that CameraManager ended the grant."""
+        await self._mark(refresh_token, _REFUSED)
 
-    async def _note(self, refresh_token: str, outcome: bytes) -> None:
-        mark = outcome + secrets.token_bytes(8)
-        await self._sessions.store.put(f"tried.{grant_name(refresh_token)}", mark, _TRIED_TTL)
+    async def _mark(self, refresh_token: str, kind: str) -> None:
+        name, link = grant_name(refresh_token), await self._link(refresh_token)
+        new = self._seal(refresh_token, link.tokens, kind + secrets.token_hex(8))
+        ttl = _FAILURE_TTL if link.tokens is None else self._ttl
+        if link.stored is None:
+            await self._store.put(name, new, ttl)
+        else:
+            # Unless a logout has just deleted it; a process that waits then finds out by itself.
+            await self._store.replace(name, link.stored, new, ttl)
 
-    # -- sealing ---------------------------------------------------------------------------
+    async def _follow(self, refresh_token: str, tokens: Tokens | None) -> Tokens | None:
+        """Return the last tokens of a chain of rotated refresh tokens."""
+        for _ in range(_CHAIN):
+            if tokens is None or tokens.refresh_token in (None, refresh_token):
+                break
+            refresh_token = tokens.refresh_token or refresh_token
+            following = (await self._link(refresh_token)).tokens
+            if following is None:
+                break
+            tokens = following
+        return tokens
 
-    async def _link(self, refresh_token: str) -> tuple[bytes | None, Tokens | None]:
-        """What a refresh token was last traded for, sealed and open."""
+    # -- encryption ------------------------------------------------------------------------
+
+    async def _link(self, refresh_token: str) -> _Link:
         name = grant_name(refresh_token)
-        sealed = await self._sessions.store.get(name)
-        if sealed is None:
-            return None, None
-        return sealed, self._sessions.sealer.open_grant(name, _grant_key(refresh_token), sealed)
+        stored = await self._store.get(name)
+        plain = stored and self._sealer.open_grant(name, _grant_key(refresh_token), stored)
+        return _Link(*decode_grant(plain), stored) if plain else _Link(stored=stored)
 
-    def _seal(self, refresh_token: str, tokens: Tokens) -> tuple[str, bytes]:
-        name = grant_name(refresh_token)
-        return name, self._sessions.sealer.seal_grant(name, _grant_key(refresh_token), tokens)
+    def _seal(self, refresh_token: str, tokens: Tokens | None, failure: str = "") -> bytes:
+        plain = encode_grant(tokens, failure)
+        return self._sealer.seal_grant(grant_name(refresh_token), _grant_key(refresh_token), plain)
 
 
 def grant_name(refresh_token: str) -> str:
-    """The name of a grant in the store."""
+    """Return the key of a grant's record in the store."""
     return "grant." + hashlib.sha256(b"cm_auth.grant.name:" + refresh_token.encode()).hexdigest()
+
+
+def _logout_key(refresh_token: str) -> str:
+    return f"gone.{grant_name(refresh_token)}"
 
 
 def _grant_key(refresh_token: str) -> bytes:
     return hashlib.sha256(b"cm_auth.grant.key:" + refresh_token.encode()).digest()
+
+
+def encode_grant(tokens: Tokens | None, failure: str) -> bytes:
+    """Encode a record as JSON. Without a failure it is what `Tokens` are in every version."""
+    values = [] if tokens is None else list(astuple(tokens))
+    return dumps([*values, failure] if failure else values).encode()
+
+
+def decode_grant(raw: bytes) -> tuple[Tokens | None, str]:
+    try:
+        values = json.loads(raw)
+        failure = values.pop() if len(values) in (1, _FIELDS + 1) else ""
+        return Tokens(*values) if values else None, failure
+    except (ValueError, TypeError, AttributeError):
+        return None, ""

@@ -1,54 +1,89 @@
-"""The messages to CameraManager: authorize URL, code exchange, refresh, logout, ``users/self``."""
+"""The messages to the OAuth server: authorize URL, code exchange, refresh, logout, the user."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, urlencode
 
 import httpx2
 
-from ..config import CMAuthConfig, seconds
 from ..errors import OAuthError, OperatorError, UnavailableError
+from ..events import log
 from ..sessions.record import Tokens
 
 if TYPE_CHECKING:
     from ..runtime.event_loops import Runtime
+    from .provider import Provider
 
-GRANT_REFUSED = frozenset({"invalid_grant", "invalid_token"})
-_KEY_REFUSED = frozenset({"invalid_client", "unauthorized", "unauthorized_client"})
-_KNOWN = GRANT_REFUSED | {
-    "invalid_request",
-    "invalid_scope",
-    "unsupported_grant_type",
-    "access_denied",
-}
-_MOST_USER = 100_000  # bytes of users/self: it is kept with the session
+_KNOWN = frozenset(
+    {
+        "access_denied",
+        "invalid_grant",
+        "invalid_request",
+        "invalid_scope",
+        "invalid_token",
+        "unsupported_grant_type",
+    }
+)
+_MOST_USER = 100_000  # bytes of the user's JSON: it is kept with the session
 _UNKNOWN_LIFETIME = 3600.0  # seconds, when expires_in is missing or no number
 _SHORTEST_LIFETIME = 10.0  # seconds: a server that says 0 must not make us refresh on every request
 _LONGEST_LIFETIME = 10 * 365 * 86_400.0
-_HEADERS = {"Accept": "application/json", "Content-Type": "application/x-www-form-urlencoded"}
+
+Timed = Callable[[str], AbstractContextManager[Any]]
 
 
-class CameraManager:
-    """CameraManager's OAuth server, as this application's API key sees it."""
+class GrantRefusedError(OAuthError):
+    """The server says that the grant, or the code, is over: the user has to log in again."""
 
-    def __init__(self, config: CMAuthConfig, runtime: Runtime) -> None:
-        self._config = config
+
+class OAuthClient:
+    """An OAuth server as the client with this application's API key sees it.
+
+    Args:
+        base_url: of the server.
+        client_id: the ID of the API key.
+        client_secret: its SECRET.
+        scope: that logins ask for.
+        refresh_leeway: seconds before its expiry that an access token is due for a refresh.
+        timed: measures the operation that it is given the name of.
+    """
+
+    def __init__(
+        self,
+        provider: Provider,
+        runtime: Runtime,
+        *,
+        base_url: str,
+        client_id: str,
+        client_secret: str,
+        scope: str,
+        refresh_leeway: float,
+        timed: Timed = nullcontext,
+    ) -> None:
+        self._provider = provider
         self._runtime = runtime
-        self._token_url = f"{config.base_url}/oauth/token"
+        self._base_url = base_url
+        self._client_id = client_id
+        self._client_secret = client_secret
+        self._scope = scope
+        self._leeway = refresh_leeway
+        self._timed = timed
 
     def authorization_url(self, redirect_uri: str, state: str, code_verifier: str) -> str:
-        """Where to send the browser (RFC 6749 §4.1.1, RFC 7636 §4.3)."""
+        """Return the URL to send the browser to (RFC 6749 §4.1.1, RFC 7636 §4.3)."""
         from authlib.oauth2.rfc6749.parameters import prepare_grant_uri  # when first needed
         from authlib.oauth2.rfc7636 import create_s256_code_challenge
 
         url = prepare_grant_uri(
-            f"{self._config.base_url}/oauth/authorize",
-            client_id=self._config.client_id,
+            self._base_url + self._provider.authorize_path,
+            client_id=self._client_id,
             response_type="code",
             redirect_uri=redirect_uri,
-            scope=self._config.scope,
+            scope=self._scope,
             state=state,
             code_challenge=create_s256_code_challenge(code_verifier),
             code_challenge_method="S256",
@@ -56,157 +91,198 @@ class CameraManager:
         return str(url)
 
     async def exchange(self, code: str, redirect_uri: str, code_verifier: str) -> Tokens:
-        """Trade a code for tokens (RFC 6749 §4.1.3): `redirect_uri` byte for byte the first one."""
-        answer = await self._token_call(
-            lambda client: client.fetch_token(
-                self._token_url,
-                grant_type="authorization_code",
+        """Exchange a code for tokens (RFC 6749 §4.1.3).
+
+        Args:
+            redirect_uri: byte for byte the one of the authorization URL.
+
+        Raises: as `refresh`.
+        """
+        with self._timed("exchange"):
+            answer = await self._token_call(
+                "authorization_code",
                 code=code,
                 redirect_uri=redirect_uri,
                 code_verifier=code_verifier,
-                scope=self._config.scope,  # which Authlib sends with a refresh only
-                headers=dict(_HEADERS),
             )
-        )
         return self._tokens(answer, None)
 
     async def refresh(self, refresh_token: str) -> Tokens:
-        """Trade a refresh token for new tokens (RFC 6749 §6).
+        """Exchange a refresh token for new tokens (RFC 6749 §6).
 
         Raises:
-            OAuthError: with ``invalid_grant`` or ``invalid_token`` the grant is over.
+            GrantRefusedError: the grant is over.
             OperatorError: the API key is refused.
-            UnavailableError: ask again later.
+            OAuthError: any other refusal.
+            UnavailableError: try again later.
         """
-        answer = await self._token_call(
-            lambda client: client.refresh_token(
-                self._token_url, refresh_token=refresh_token, headers=dict(_HEADERS)
-            )
-        )
+        with self._timed("refresh"):
+            answer = await self._token_call("refresh_token", refresh_token=refresh_token)
         return self._tokens(answer, refresh_token)
 
     async def user(self, access_token: str) -> dict[str, Any]:
-        """Read ``users/self``."""
-        response = await self._api_call("GET", "/rest/v2.3/users/self", access_token)
-        if response.status_code != 200:
-            raise UnavailableError(f"CameraManager answered {response.status_code} to users/self")
-        try:
-            user = _json(response)
-        except ValueError:
-            user = None
-        if not isinstance(user, dict) or len(response.content) > _MOST_USER:
-            raise UnavailableError("CameraManager's users/self is no small JSON object")
-        return user
-
-    async def revoke(self, access_token: str) -> bool:
-        """Delete the access and the refresh token at CameraManager (the guide's logout).
-
-        Returns:
-            Whether it did; else the access token is dead already.
+        """Return the user of an access token.
 
         Raises:
-            UnavailableError: ask again later.
+            UnavailableError: try again later.
         """
-        path = "/rest/v2.0/users/self/tokens/current"
-        status = (await self._api_call("DELETE", path, access_token)).status_code
-        if status == 429 or status >= 500:
-            raise UnavailableError(f"CameraManager answered {status} to a logout")
+        with self._timed("user"):
+            url = self._provider.user_url(self._base_url)
+            response = await self._send("GET", url, _bearer(access_token))
+            if response.status_code != 200:
+                raise UnavailableError(
+                    f"CameraManager answered {response.status_code} to the question for the user"
+                )
+            user = _json(response)
+            if not isinstance(user, dict) or len(response.content) > _MOST_USER:
+                raise UnavailableError("CameraManager's user is no small JSON object")
+        return user
+
+    async def revoke(self, tokens: Tokens) -> bool:
+        """End a grant at the server.
+
+        Returns:
+            True if the server did; False if it refused, as for an access token that is dead.
+
+        Raises:
+            UnavailableError: try again later.
+        """
+        url = self._base_url + self._provider.logout_path
+        with self._timed("revoke"):
+            if self._provider.revokes_refresh_tokens:  # RFC 7009 §2.1
+                body = urlencode({"token": tokens.refresh_token or tokens.access_token})
+                response = await self._send_with_key(url, body)
+            else:
+                response = await self._send("DELETE", url, _bearer(tokens.access_token))
+            status = response.status_code
+            if status == 429 or status >= 500:
+                raise UnavailableError(f"CameraManager answered {status} to a logout")
         return status < 300
 
-    async def _api_call(self, method: str, path: str, access_token: str) -> httpx2.Response:
-        url = self._config.base_url + path
-        headers = {"Accept": "application/json", "Authorization": f"Bearer {access_token}"}
-        response: httpx2.Response = await self._guarded(
-            self._runtime.api_call(method, url, headers)
-        )
-        return response
-
-    async def _token_call(self, send: Callable[[Any], Any]) -> dict[str, Any]:
-        from authlib.integrations.base_client import OAuthError as AuthlibError
-
-        def checked_send(client: Any) -> Any:
-            client.register_compliance_hook("access_token_response", _checked)
-            client.register_compliance_hook("refresh_token_response", _checked)
-            return send(client)
-
-        call = self._runtime.oauth_call(
-            checked_send,
-            client_id=self._config.client_id,
-            client_secret=self._config.client_secret,
-            token_endpoint_auth_method="client_secret_basic",  # noqa: S106 - a method's name
-            scope=self._config.scope,
-        )
+    async def try_to_revoke(self, tokens: Tokens) -> None:
+        """End a grant at the server; failures are logged and not raised."""
         try:
-            return dict(await self._guarded(call))
-        except AuthlibError as refused:
-            error = str(refused.error)
-        # Raised out here, so that Authlib's error (whose description may repeat a token) is not
-        # its context.
-        if error in _KEY_REFUSED:
-            raise OperatorError(error)
-        raise OAuthError(error if error in _KNOWN else "an unknown error")
+            if not await self.revoke(tokens):
+                log("revoke_failed", reason="CameraManager refused it")
+        except UnavailableError as error:
+            log("revoke_failed", reason=error)
 
-    async def _guarded(self, call: Awaitable[Any]) -> Any:
+    async def revoke_newest(self, tokens: Tokens) -> None:
+        """End a grant at the server, also when its access token has expired.
+
+        Failures are logged and not raised.
+        """
         try:
-            return await call
-        except httpx2.HTTPError as error:
+            if await self.revoke(tokens):
+                return
+            # Only a living access token ends a grant, and this one has expired.
+            if tokens.refresh_token is not None and not self._provider.revokes_refresh_tokens:
+                await self.try_to_revoke(await self.refresh(tokens.refresh_token))
+        except GrantRefusedError:
+            pass  # it had ended already
+        except (OAuthError, UnavailableError) as error:
+            log("revoke_failed", reason=error)
+
+    # -- inside ----------------------------------------------------------------------------
+
+    async def _token_call(self, grant_type: str, **parameters: str) -> dict[str, Any]:
+        """Call the token endpoint; return the members of its answer, checked."""
+        from authlib.oauth2.rfc6749.parameters import prepare_token_request  # when first needed
+
+        body = prepare_token_request(grant_type, scope=self._scope, **parameters)
+        response = await self._send_with_key(self._base_url + self._provider.token_path, body)
+        return self._checked(response)
+
+    async def _send_with_key(self, url: str, body: str) -> httpx2.Response:
+        """POST a form with the API key (RFC 6749 §2.3.1)."""
+        from authlib.oauth2.auth import ClientAuth  # when first needed
+
+        key = self._client_id, self._client_secret
+        if self._provider.encodes_key:
+            key = quote(self._client_id, safe=""), quote(self._client_secret, safe="")
+        headers = {
+            "Accept": "application/json",
+            "Content-Type": "application/x-www-form-urlencoded",
+        }
+        url, headers, body = ClientAuth(*key, "client_secret_basic").prepare(
+            "POST", url, headers, body
+        )
+        return await self._send("POST", url, headers, body.encode())
+
+    async def _send(
+        self, method: str, url: str, headers: dict[str, str], content: bytes | None = None
+    ) -> httpx2.Response:
+        try:
+            return await self._runtime.call(method, url, headers=headers, content=content)
+        except (httpx2.HTTPError, httpx2.StreamError, ValueError) as error:
             reason = type(error).__name__
-        except (ValueError, httpx2.StreamError):
-            reason = "an answer that is no JSON object"
+        # Raised out here, so that httpx2's error, which may repeat the URL, is not its context.
         raise UnavailableError(f"CameraManager cannot be reached ({reason})")
+
+    def _checked(self, response: httpx2.Response) -> dict[str, Any]:
+        """Return the members of a token answer once each is what it says it is.
+
+        ``error_description``, which may repeat a token, is not looked at.
+        """
+        status = response.status_code
+        if status == 429 or status >= 500:
+            wait = _retry_after(response.headers.get("Retry-After"))
+            raise UnavailableError(f"CameraManager answered {status}", retry_after=wait)
+        if response.is_redirect:
+            raise UnavailableError("CameraManager redirected the token call")
+        answer = _json(response)
+        members: dict[str, Any] = answer if isinstance(answer, dict) else {}
+        if status != 200 or "error" in members:
+            error = members.get("error", "")
+            self._raise_refusal(status, error if isinstance(error, str) else "", members)
+        if not isinstance(answer, dict):
+            raise UnavailableError("CameraManager's answer is no JSON object")
+        if str(members.get("token_type") or "bearer").lower() != "bearer":
+            raise UnavailableError("CameraManager gave a token that is no bearer token")
+        clean: dict[str, Any] = {"expires_in": _lifetime(members.get("expires_in"))}
+        for name in ("access_token", "refresh_token", "scope"):
+            value = members.get(name)
+            if isinstance(value, str) and value.isascii() and value.isprintable() and value:
+                clean[name] = value  # RFC 6749 appendix A: printable ASCII
+        if not clean.get("access_token") or " " in clean["access_token"]:
+            raise UnavailableError("CameraManager gave no access token")
+        return clean
+
+    def _raise_refusal(self, status: int, error: str, members: dict[str, Any]) -> None:
+        if error in self._provider.key_errors:
+            raise OperatorError(error)
+        shown = error if error in _KNOWN else "an unknown error"
+        if self._provider.is_grant_over(status, error):
+            raise GrantRefusedError(shown)
+        if "error" in members:
+            raise OAuthError(shown)
+        raise UnavailableError(f"CameraManager answered {status}")
 
     def _tokens(self, answer: dict[str, Any], refresh_token: str | None) -> Tokens:
         now = self._runtime.clock()
         lifetime = answer["expires_in"]
         if refresh_token is not None:
             lifetime = max(lifetime, _SHORTEST_LIFETIME)
-        leeway = min(seconds(self._config.refresh_leeway), lifetime / 2)
+        leeway = min(self._leeway, lifetime / 2)
         return Tokens(
             access_token=answer["access_token"],
             refresh_token=answer.get("refresh_token") or refresh_token,
             expires_at=now + lifetime,
             refresh_at=now + lifetime - leeway,
-            scope=answer.get("scope") or self._config.scope,
+            scope=answer.get("scope") or self._scope,
         )
 
 
-def _checked(response: httpx2.Response) -> httpx2.Response:
-    """Let a token answer through to Authlib once every field of it is what it says it is."""
-    if response.status_code == 429 or response.status_code >= 500:
-        raise UnavailableError(
-            f"CameraManager answered {response.status_code}",
-            retry_after=_retry_after(response.headers.get("Retry-After")),
-        )
-    if response.is_redirect:
-        raise UnavailableError("CameraManager redirected the token call")
-    answer = _json(response)
-    if not isinstance(answer, dict):
-        raise ValueError("no JSON object")
-    if "error" in answer:
-        error = answer["error"] if isinstance(answer["error"], str) else "unknown"
-        # Its description, which may repeat a token, goes no further.
-        return httpx2.Response(
-            response.status_code, json={"error": error}, request=response.request
-        )
-    if response.status_code != 200:
-        raise UnavailableError(f"CameraManager answered {response.status_code}")
-    clean: dict[str, Any] = {"expires_in": _lifetime(answer.get("expires_in"))}
-    if str(answer.get("token_type") or "bearer").lower() != "bearer":
-        raise UnavailableError("CameraManager gave a token that is no bearer token")
-    for name in ("access_token", "refresh_token", "scope"):
-        value = answer.get(name)
-        if isinstance(value, str) and value.isascii() and value.isprintable() and value:
-            clean[name] = value  # RFC 6749 appendix A: printable ASCII
-    if not clean.get("access_token") or " " in clean["access_token"]:
-        raise UnavailableError("CameraManager gave no access token")
-    return httpx2.Response(200, json=clean, request=response.request)
+def _bearer(access_token: str) -> dict[str, str]:
+    return {"Accept": "application/json", "Authorization": f"Bearer {access_token}"}
 
 
 def _json(response: httpx2.Response) -> Any:
+    """Return the JSON value of a response; None if it holds none."""
     try:
         return response.json()
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
+    except (ValueError, RecursionError):
+        return None
 
 
 def _lifetime(value: Any) -> float:

@@ -1,114 +1,156 @@
-"""Keeping tokens fresh: one refresh per expiry, shared by all sessions that hold the same grant."""
+"""Refresh access tokens: once for each expiry, for all sessions that hold the same grant.
+
+The rules stand in the docstring of this folder.
+"""
 
 from __future__ import annotations
 
-from contextlib import suppress
+import math
+import secrets
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from ..config import CMAuthConfig
-from ..errors import OAuthError, SessionExpiredError, StoreError, UnavailableError
+from ..errors import OAuthError, OperatorError, SessionExpiredError, StoreError, UnavailableError
 from ..events import log
-from ..sessions.manager import SessionManager
-from ..sessions.record import Record, Session, Tokens
-from .grant_records import Grants
-from .oauth import GRANT_REFUSED, CameraManager
-from .renewal import Refreshed, Renewal, revoke
+from ..runtime.bounded_cache import forget, remember
+from .circuit_breaker import PAUSE, CircuitBreaker
+from .grant_records import GrantRecords, GrantState, grant_name
+from .oauth import GrantRefusedError, OAuthClient
 
 if TYPE_CHECKING:
-    from ..auth.revalidation import Revalidation
     from ..runtime.event_loops import Runtime
+    from ..sessions.manager import SessionManager
+    from ..sessions.record import Record, Session, Tokens
+    from ..stores import SessionStore
 
 _GRACE = 60.0  # seconds that a session counts as alive while the store cannot be asked
-_ROUNDS = 64  # changes of a session's tokens while they are being renewed
+_ROUNDS = 64  # changes of a session, or of a grant, while its tokens are refreshed
+_POLL = 0.025  # seconds between looks at a refresh that another process makes
+_LEASE_MARGIN = 5.0  # seconds that a lease is longer than a token call may take
+_SAVE_AGAIN = 0.25  # seconds between attempts to save new tokens in a store that fails
+_SAVE_PATIENCE = 15.0  # seconds of such attempts
+
+
+class Refreshed(NamedTuple):
+    """The result of a refresh: tokens, and whether CameraManager gave them just now."""
+
+    tokens: Tokens
+    is_new: bool
+
+
+class Revalidation(Protocol):
+    """Reads the user of a session anew.
+
+    Attributes:
+        every: seconds after which that is due; infinite for after each refresh only.
+    """
+
+    every: float
+
+    def start_if_due(self, session: Session) -> None:
+        """Read the user anew, beside the request, if that is due."""
+
+    def start(self, session: Session) -> None:
+        """Read the user anew, beside the request."""
 
 
 class TokenRefresher:
-    """Keeps the tokens of sessions fresh, with one refresh for each expiry (see `Renewal`)."""
+    """Keeps the access tokens of sessions fresh."""
 
     def __init__(
         self,
-        config: CMAuthConfig,
         runtime: Runtime,
         sessions: SessionManager,
-        server: CameraManager,
+        grants: GrantRecords,
+        oauth: OAuthClient,
+        on_refresh: Callable[[Session], Any] | None = None,
     ) -> None:
-        self._config = config
+        self.grants = grants
+        self.revalidation: Revalidation | None = None
         self._runtime = runtime
         self._sessions = sessions
-        self._server = server
-        self._grants = Grants(config, sessions)
-        self._renewal = Renewal(runtime, sessions.store, self._grants, server)
-        self.revalidation: Revalidation | None = None
+        self._oauth = oauth
+        self._on_refresh = on_refresh
+        self._breaker = CircuitBreaker(runtime.clock)
+        self._unsaved: dict[str, Tokens] = {}  # which a store that failed could not take
 
     # -- for a session ---------------------------------------------------------------------
 
     def is_due(self, session: Session) -> bool:
-        """Return True if `ensure_fresh` has something to do before a call."""
+        """True if `ensure_fresh` has something to do before a call."""
         return (
             session.ended
+            or session.is_detached
             or self._runtime.clock() >= session.record.tokens.refresh_at
             or self._sessions.is_stale(session)
         )
 
     async def ensure_fresh(self, session: Session) -> None:
-        """Renew the access token if it is due: beside the request while the old one lives.
+        """Refresh the access token if that is due: beside the request while the old one lives.
 
-        A handler may keep its session, and the client: whether it is still there is looked up
-        every 30 s.
+        The session may be older than the request: a handler may keep it, with its client. So the
+        store is asked every 30 s whether it still exists, and before each call if a handle opened
+        it: no middleware has just done so for that one.
 
-        Raises: as `refresh`.
+        Raises: as `replace`.
         """
         if session.ended:
             raise SessionExpiredError
-        if self._sessions.is_stale(session):
+        if session.is_detached or self._sessions.is_stale(session):
             await self._look_up(session)
         if self._runtime.clock() >= session.record.tokens.refresh_at:
-            await self._renew_in_time(session)
+            await self._refresh_in_time(session)
         if self.revalidation is not None:
             self.revalidation.start_if_due(session)
 
     async def _look_up(self, session: Session) -> None:
         try:
-            is_there = await self._sessions.reload(session)
+            exists = await self._sessions.reload(session)
         except StoreError:
-            # A short outage is nobody's logout; a longer one may hide one.
-            if self._runtime.clock() - session.checked_at < _GRACE:
-                return
-            raise
-        if not is_there:
+            # A short outage ends no session; a longer one may hide a logout.
+            if session.is_detached or self._runtime.clock() - session.checked_at >= _GRACE:
+                raise
+            return
+        if not exists:
             session.ended = True
             raise SessionExpiredError
 
-    async def _renew_in_time(self, session: Session) -> None:
+    async def _refresh_in_time(self, session: Session) -> None:
         tokens = session.record.tokens
-        if self._runtime.clock() < tokens.expires_at:
-            held = tokens.refresh_token
-            if held is not None and not self._renewal.is_closed(held):
-                self._runtime.start_flight(
-                    f"soon {session.record_id}", partial(self._refresh_beside, session)
-                )
+        if self._runtime.clock() >= tokens.expires_at:
+            await self.replace(session, tokens.access_token)
             return
-        await self.refresh(session, tokens.access_token)
+        held = tokens.refresh_token
+        if held is not None and not self._breaker.is_open(grant_name(held)):
+            self._runtime.start_flight(
+                f"soon {session.record_id}", partial(self._refresh_beside, session)
+            )
 
-    async def refresh(self, session: Session, refused: str) -> bool:
+    async def _refresh_beside(self, session: Session) -> None:
+        # Logged where it happened; the next request gets a response of its own.
+        with suppress(SessionExpiredError, UnavailableError):
+            await self.replace(session, session.record.tokens.access_token)
+
+    async def replace(self, session: Session, refused: str) -> bool:
         """Give the session another access token than the one that is `refused`, or expired.
 
         Returns:
-            Whether CameraManager gave it just now; else somebody else had renewed it.
+            True if CameraManager gave it just now; False if another request had refreshed already.
 
         Raises:
-            SessionExpiredError: the grant is over; the session was removed.
+            SessionExpiredError: the grant is over; the session was deleted.
             UnavailableError: CameraManager or the store cannot be asked; nothing was lost.
         """
         if session.ended:
             raise SessionExpiredError
         if session.record.tokens.access_token != refused:
             return False
-        work = partial(self._refresh, session, refused)
         try:
             refreshed: Refreshed = await self._runtime.single_flight(
-                f"session {session.record_id} {hash(refused)}", work
+                f"session {session.record_id} {hash(refused)}",
+                partial(self._refresh, session.record_id, session.cookie_key, refused),
             )
         except SessionExpiredError:
             session.ended = True
@@ -117,44 +159,78 @@ class TokenRefresher:
         return refreshed.is_new
 
     async def reload(self, session: Session, refused: str) -> bool:
-        """Take over newer tokens that somebody else brought home meanwhile; ask nobody for any."""
-        view = self._view(session)
-        if not await self._sessions.reload(view):
+        """Load newer tokens from the store, if another request has saved some.
+
+        Does not call CameraManager.
+
+        Returns:
+            True if the session has another access token than `refused` now.
+        """
+        stored = await self._sessions.peek(session.record_id, session.cookie_key)
+        if stored is None:
             return False
-        tokens = view.record.tokens
+        tokens = stored.record.tokens
         if tokens.access_token == refused and tokens.refresh_token is not None:
-            tokens = await self._grants.newest(tokens.refresh_token) or tokens
+            tokens = await self.grants.newest(tokens.refresh_token) or tokens
         session.record = session.record.with_tokens(tokens)
         return tokens.access_token != refused
 
-    async def _refresh_beside(self, session: Session) -> None:
-        # Logged where it happened; the next request meets it with an answer of its own.
-        with suppress(SessionExpiredError, UnavailableError):
-            await self.refresh(session, session.record.tokens.access_token)
+    async def _refresh(self, record_id: str, cookie_key: bytes, refused: str) -> Refreshed:
+        """Refresh for all requests of one session in this process.
 
-    async def _refresh(self, session: Session, refused: str) -> Refreshed:
-        """Refresh for all requests of one session in this process."""
-        view = self._view(session)
+        They may go on with their own session objects meanwhile; this works on another one.
+        """
+        session = await self._sessions.peek(record_id, cookie_key)
         for _ in range(_ROUNDS):
-            if not await self._sessions.reload(view):
+            if session is None:
                 raise SessionExpiredError
-            held = view.record.tokens
+            held = session.record.tokens
             if held.access_token != refused:
                 return Refreshed(held, is_new=False)
             try:
-                refreshed = await self._renewal.newer(held)
+                refreshed = await self._newer_than(held)
             except SessionExpiredError:
-                if await self._sessions.reload(view) and view.record.tokens != held:
-                    continue
-                await self._sessions.remove(view)
-                log("session_ended", session=view.reference)
-                raise
-            return await self._adopt(view, held, refreshed)
+                newest = await self._sessions.peek(record_id, cookie_key)
+                if newest is None or newest.record.tokens == held:
+                    await self._sessions.remove(session)
+                    log("session_ended", session=session.reference)
+                    raise
+                session = newest
+            else:
+                return await self._adopt(session, held, refreshed)
         raise UnavailableError("CameraManager refuses every token it gives")
 
-    async def _adopt(self, session: Session, held: Tokens, refreshed: Refreshed) -> Refreshed:
-        """Write newer tokens into a session, unless it was logged out, or is newer by itself."""
+    async def _newer_than(self, held: Tokens) -> Refreshed:
+        """Return newer tokens than these, and such as have not expired themselves.
 
+        Raises:
+            SessionExpiredError: CameraManager ended the grant, or a logout did.
+            UnavailableError: CameraManager or the store cannot be asked; nothing was lost.
+        """
+        for _ in range(_ROUNDS):
+            if held.refresh_token is None:
+                raise SessionExpiredError
+            refresh = GrantRefresh(
+                held,
+                held.refresh_token,
+                self._runtime,
+                self._sessions.store,
+                self.grants,
+                self._oauth,
+                self._breaker,
+                self._unsaved,
+            )
+            # By the access token, too: a request that joins must not get the one that it refuses.
+            refreshed: Refreshed = await self._runtime.single_flight(
+                f"{refresh.name} {hash(held.access_token)}", refresh.newer_than_held
+            )
+            if refreshed.is_new or self._runtime.clock() < refreshed.tokens.expires_at:
+                return refreshed
+            held = refreshed.tokens
+        raise UnavailableError("CameraManager gives only tokens that have expired")
+
+    async def _adopt(self, session: Session, held: Tokens, refreshed: Refreshed) -> Refreshed:
+        """Write newer tokens into a session, unless it was logged out, or has others by now."""
         is_first = False
 
         def change(record: Record) -> Record:
@@ -163,57 +239,232 @@ class TokenRefresher:
             return record.with_tokens(refreshed.tokens) if is_first else record
 
         if not await self._sessions.update(session, change):
-            if await self._was_logged_out(session, held):
-                await self.revoke(refreshed.tokens.access_token)
+            # A session that is gone may also have timed out, or been replaced by a login.
+            if await self._sessions.was_ended(
+                session.record_id
+            ) or await self.grants.was_logged_out(held):
+                await self._oauth.try_to_revoke(refreshed.tokens)
             raise SessionExpiredError
         if not is_first:
             return Refreshed(session.record.tokens, is_new=False)
-        await self._runtime.run_hook("on_refresh", self._config.on_refresh, session)
-        if self._config.revalidate is None and self.revalidation is not None:
+        await self._runtime.run_hook("on_refresh", self._on_refresh, session)
+        if self.revalidation is not None and math.isinf(self.revalidation.every):
             self.revalidation.start(session)
         return refreshed
 
-    async def _was_logged_out(self, session: Session, held: Tokens) -> bool:
-        """Whether a session that is no more was logged out, and not replaced or timed out."""
-        if await self._sessions.was_ended(session.record_id):
-            return True
-        return held.refresh_token is not None and (
-            (await self._grants.marks(held.refresh_token)).gone is not None
-        )
+    async def end_grant(self, tokens: Tokens) -> None:
+        """Delete the record of a grant and revoke it at CameraManager, if that can be reached.
 
-    def _view(self, session: Session) -> Session:
-        """The same session, to look into the store with while a request uses it."""
-        return Session(session.record_id, session.cookie_key, session.record, self._sessions.sealer)
-
-    # -- logins and logouts ----------------------------------------------------------------
-
-    async def welcome(self, tokens: Tokens) -> None:
-        """Note a login: CameraManager may hand out a grant again that is known here."""
-        await self._grants.welcome(tokens)
-
-    async def forget(self, tokens: Tokens) -> None:
-        """Note a logout: a refresh under way revokes what it brings home."""
-        await self._grants.forget(tokens)
-
-    async def end(self, tokens: Tokens) -> None:
-        """End a grant at CameraManager, if it can be reached.
-
-        The tokens may be old: those that another session brought home are the ones that count.
+        The tokens may be old: the newest ones, which another session may have got, are revoked.
         """
         try:
-            newest = await self._grants.drop(tokens)
-            if await self._server.revoke(newest.access_token):
-                return
-            # Only a living access token ends a grant, and this one has expired.
-            if newest.refresh_token is not None:
-                fresh = await self._server.refresh(newest.refresh_token)
-                await self.revoke(fresh.access_token)
-        except OAuthError as error:
-            if error.error not in GRANT_REFUSED:  # else it had ended already
-                log("revoke_failed", reason=error)
+            newest = await self.grants.delete(tokens)
         except UnavailableError as error:
             log("revoke_failed", reason=error)
+        else:
+            await self._oauth.revoke_newest(newest)
 
-    async def revoke(self, access_token: str) -> None:
-        """Delete the tokens at CameraManager, if it can be reached."""
-        await revoke(self._server, access_token)
+
+class GrantRefresh:
+    """One refresh of one grant, for all its sessions in this process.
+
+    Args:
+        held: tokens that are refused or have expired.
+        unsaved: tokens that could not be saved, by the refresh token that gave them.
+    """
+
+    def __init__(
+        self,
+        held: Tokens,
+        refresh_token: str,
+        runtime: Runtime,
+        store: SessionStore,
+        grants: GrantRecords,
+        oauth: OAuthClient,
+        breaker: CircuitBreaker,
+        unsaved: dict[str, Tokens],
+    ) -> None:
+        self.name = grant_name(refresh_token)
+        self._held = held
+        self._refresh_token = refresh_token
+        self._runtime = runtime
+        self._grants = grants
+        self._oauth = oauth
+        self._breaker = breaker
+        self._unsaved = unsaved
+        self._lease = Lease(runtime, store, f"lease.{self.name}")
+        self._before: GrantState | None = None  # when this refresh began to wait for another one
+
+    async def newer_than_held(self) -> Refreshed:
+        """Find newer tokens in the store, or request them."""
+        give_up_at = self._runtime.monotonic() + self._runtime.timeout + self._lease.seconds
+        while True:
+            if self._breaker.is_open(self.name):
+                if (found := await self._look()) is not None:
+                    return found
+                await self._breaker.wait(self.name, self._runtime.sleep)
+            if await self._lease.acquire():
+                break
+            if (found := await self._look()) is not None:
+                return found
+            if self._runtime.monotonic() > give_up_at:
+                raise UnavailableError("another process holds the refresh for too long")
+            await self._runtime.sleep(_POLL)
+        async with self._lease.kept():
+            return await self._refresh_holding_lease()
+
+    async def _look(self) -> Refreshed | None:
+        """Return newer tokens that another process has saved; None if there are none."""
+        state = await self._grants.state(self._refresh_token)
+        self._before = self._before or state
+        return self._newer_in(state)
+
+    def _newer_in(self, state: GrantState) -> Refreshed | None:
+        tokens = state.tokens
+        if tokens is None or tokens.access_token == self._held.access_token:
+            return None
+        return Refreshed(tokens, is_new=False)
+
+    async def _refresh_holding_lease(self) -> Refreshed:
+        state = await self._grants.state(self._refresh_token)
+        if (found := self._newer_in(state)) is not None:
+            return found
+        before = self._before or state
+        if state.logged_out_since(before) or state.refused_since(before):
+            raise SessionExpiredError
+        if state.failed_since(before):
+            raise UnavailableError("another process has just failed to reach CameraManager")
+        fresh = forget(self._unsaved, self._refresh_token)
+        if fresh is None:
+            try:
+                fresh = await self._request(state.tokens or self._held)
+            except SessionExpiredError:
+                now = await self._grants.state(self._refresh_token)
+                if (found := self._newer_in(now)) is not None:
+                    return found
+                if not self._lease.may_be_over():
+                    await self._grants.mark_refused(self._refresh_token)
+                raise
+        return await self._save(fresh, state)
+
+    async def _request(self, tokens: Tokens) -> Tokens:
+        """Exchange the refresh token at CameraManager."""
+        self._breaker.enter(self.name, self._runtime.timeout)
+        try:
+            fresh = await self._oauth.refresh(tokens.refresh_token or self._refresh_token)
+        except GrantRefusedError as error:
+            self._breaker.succeeded()
+            log("refresh_refused", error=error.error)
+            raise SessionExpiredError from None
+        except OAuthError as error:
+            if isinstance(error, OperatorError):
+                log("api_key_refused", error=error.error)
+            log("refresh_failed", reason=error)
+            await self._mark_failed(PAUSE)
+            raise UnavailableError(f"CameraManager refused the refresh: {error.error}") from None
+        except UnavailableError as error:
+            log("refresh_failed", reason=error)
+            await self._mark_failed(error.retry_after)
+            raise
+        self._breaker.succeeded()
+        log("refreshed", expires_in=int(fresh.expires_at - self._runtime.clock()))
+        return fresh
+
+    async def _mark_failed(self, retry_after: float) -> None:
+        self._breaker.failed(self.name, retry_after)
+        if not self._lease.may_be_over():
+            with suppress(StoreError):  # then each process that waits finds out by itself
+                await self._grants.mark_unavailable(self._refresh_token)
+
+    async def _save(self, fresh: Tokens, before: GrantState) -> Refreshed:
+        """Save new tokens. They exist nowhere else, so a store that fails is asked again."""
+        give_up_at = self._runtime.monotonic() + _SAVE_PATIENCE
+        while True:
+            try:
+                return await self._save_once(fresh, before)
+            except StoreError:
+                if self._runtime.monotonic() > give_up_at:
+                    remember(self._unsaved, self._refresh_token, fresh)
+                    raise
+            await self._runtime.sleep(_SAVE_AGAIN)
+
+    async def _save_once(self, fresh: Tokens, before: GrantState) -> Refreshed:
+        for _ in range(_ROUNDS):
+            if self._lease.may_be_over():
+                # This process was held up for so long that another one may have refreshed.
+                await self._lease.acquire()
+            state = await self._grants.state(self._refresh_token)
+            if state.logged_out_since(before):
+                await self._oauth.try_to_revoke(fresh)
+                raise SessionExpiredError
+            if (found := self._newer_in(state)) is not None:
+                return found
+            if not self._lease.may_be_over() and await self._grants.save(
+                self._refresh_token, fresh, over=state
+            ):
+                return Refreshed(fresh, is_new=True)
+        raise StoreError("the record of the grant changes all the time")
+
+
+class Lease:
+    """The right to refresh a grant, which one process has at a time.
+
+    Attributes:
+        seconds: that it lasts if it is not renewed.
+    """
+
+    def __init__(self, runtime: Runtime, store: SessionStore, key: str) -> None:
+        self.seconds = runtime.timeout + _LEASE_MARGIN
+        self._runtime = runtime
+        self._store = store
+        self._key = key
+        self._owner = secrets.token_hex(16)
+        self._asked_at = -math.inf, -math.inf
+
+    async def acquire(self) -> bool:
+        """Take the lease, or renew it; True unless another process holds it."""
+        now = self._now()
+        is_held = await self._store.acquire(self._key, self._owner, self.seconds)
+        self._asked_at = now
+        return is_held
+
+    def may_be_over(self) -> bool:
+        """True if the lease was not asked for in the last half of its time.
+
+        It is renewed more often than that, unless the process or the machine stood still.
+        """
+        asked_at, now = self._asked_at, self._now()
+        return not all(0 <= b - a < self.seconds / 2 for a, b in zip(asked_at, now, strict=True))
+
+    @asynccontextmanager
+    async def kept(self) -> AsyncIterator[None]:
+        """Renew the lease while the block runs, and give it back at its end."""
+        try:
+            async with self._runtime.heartbeat(self._renew, self.seconds / 3):
+                yield
+        finally:
+            with suppress(StoreError):  # it runs out by itself
+                await self._store.release(self._key, self._owner)
+
+    async def _renew(self) -> None:
+        with suppress(StoreError):  # tried again in a moment, and before the tokens are saved
+            await self.acquire()
+
+    def _now(self) -> tuple[float, float]:
+        # A clock that can be set may be wrong; one that cannot may stop while the machine sleeps.
+        return self._runtime.clock(), self._runtime.monotonic()
+
+
+async def open_handle(sessions: SessionManager, handle: str) -> Session:
+    """Return the live session of a handle.
+
+    Raises:
+        SessionExpiredError: it is over, or the handle is not of this application.
+        UnavailableError: the store cannot be asked.
+    """
+    opened = sessions.sealer.open_handle(handle)
+    session = None if opened is None else await sessions.peek(*opened)
+    if session is None:
+        raise SessionExpiredError("the session of this handle is over; the user has to log in")
+    session.is_detached = True
+    return session

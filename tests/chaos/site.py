@@ -21,7 +21,7 @@ from starlette.routing import Route
 
 from cm_auth_middleware import AuthEngine, CMAuthMiddleware
 from cm_auth_middleware.flask import CMAuth
-from cm_auth_middleware.tokens import renewal
+from cm_auth_middleware.tokens import refresh
 from tests.apps import make_app, make_wsgi_app
 
 _OFFSET = struct.Struct("d")
@@ -57,7 +57,7 @@ def make_engine() -> AuthEngine:
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("cm_auth_middleware").setLevel(logging.INFO)
     if setting["lease_margin"] is not None:
-        renewal._LEASE_MARGIN = setting["lease_margin"]
+        refresh._LEASE_MARGIN = setting["lease_margin"]
     clock = SharedClock(setting["clock"], setting["skew"])
     return AuthEngine(clock=clock, exempt=("/health", "/admin/*"), **setting["options"])
 

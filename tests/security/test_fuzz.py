@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from cm_auth_middleware.sessions.cookie import LoginCookie, Ticket, TicketCookie
 from cm_auth_middleware.sessions.encryption import Sealer
-from cm_auth_middleware.sessions.record import Record, Tokens
+from cm_auth_middleware.sessions.record import Record
+from cm_auth_middleware.tokens.grant_records import decode_grant
 from cm_auth_middleware.web.local_target import ExemptPaths, safe_target
 
 from ..support import APP, SECRET_KEY
@@ -141,7 +142,7 @@ def test_what_is_in_the_store_is_opened_or_not_and_never_a_crash(raw: bytes) -> 
         assert sealer.describe("a" * 64, value, "10003") is None
     check_handle(raw.decode("latin-1"))
     Record.decode(raw, 0.0)
-    Tokens.decode(raw)
+    decode_grant(raw)
 
 
 @PROFILE
