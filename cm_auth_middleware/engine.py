@@ -39,7 +39,8 @@ class Services:
     def __init__(self, config: CMAuthConfig, runtime: Runtime, store: SessionStore) -> None:
         self.config = config
         self.runtime = runtime
-        self.api_url = find_provider(config.provider).api_url(config.base_url)
+        provider = find_provider(config.provider)
+        self.api_url = provider.api_url(config.base_url)
         timed: Timed = nullcontext
         self._telemetry = telemetry.find()
         if self._telemetry is not None:
@@ -47,7 +48,7 @@ class Services:
             host = urlsplit(config.base_url).hostname or ""
             timed = partial(self._telemetry.call, host=host)
         oauth = make_oauth_client(config, runtime, timed)
-        self.sessions = SessionManager(config, runtime, store)
+        self.sessions = SessionManager(config, runtime, store, provider.user_id_field)
         grants = GrantRecords(store, self.sessions.sealer, seconds(config.absolute_timeout))
         self.refresher = TokenRefresher(runtime, self.sessions, grants, oauth, config.on_refresh)
         self.gate = Gate(config, runtime, self.sessions, self.refresher, oauth)

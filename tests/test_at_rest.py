@@ -177,7 +177,7 @@ def test_the_search_would_find_what_is_there(heist: Heist) -> None:
 
 
 def test_who_has_the_secret_key_too_reads_nothing(heist: Heist) -> None:
-    sealer, tried = Sealer((SECRET_KEY,)), 0
+    sealer, tried = Sealer((SECRET_KEY,), "userId"), 0
     for name, value in heist.records.items():
         for cookie_key in guesses(name, value):
             assert sealer.open_session(name, cookie_key, value) is None
@@ -201,7 +201,7 @@ def guesses(name: str, value: bytes) -> Iterator[bytes]:
 
 
 def test_who_has_somebody_else_s_cookie_too_reads_nothing(heist: Heist) -> None:
-    sealer, mine = Sealer((SECRET_KEY,)), heist.tickets[0]
+    sealer, mine = Sealer((SECRET_KEY,), "userId"), heist.tickets[0]
     for name, value in heist.records.items():
         record = sealer.open_session(name, mine.cookie_key, value)
         assert (record is not None) == (name == mine.record_id)
@@ -213,7 +213,7 @@ def test_who_has_somebody_else_s_cookie_too_reads_nothing(heist: Heist) -> None:
 
 def test_the_owner_s_cookie_opens_it(heist: Heist) -> None:
     """So that the refusals above are not those of a store that nobody can read."""
-    sealer = Sealer((SECRET_KEY,))
+    sealer = Sealer((SECRET_KEY,), "userId")
     emails = set()
     for ticket in heist.tickets:
         record = sealer.open_session(
@@ -222,7 +222,7 @@ def test_the_owner_s_cookie_opens_it(heist: Heist) -> None:
         assert record is not None
         emails.add(json.loads(record.user)["email"])
     assert emails == {user.email for user in heist.world.sim.users[-LOGINS:]}
-    other_key = Sealer(("another-" + SECRET_KEY,))
+    other_key = Sealer(("another-" + SECRET_KEY,), "userId")
     ticket = heist.tickets[0]
     value = heist.records[ticket.record_id]
     assert other_key.open_session(ticket.record_id, ticket.cookie_key, value) is None

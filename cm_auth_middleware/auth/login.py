@@ -14,6 +14,7 @@ from ..errors import CMAuthError, OperatorError, UnavailableError
 from ..events import log
 from ..sessions.cookie import PendingLogin, Ticket
 from ..sessions.record import Record, Session, Tokens, dumps
+from ..tokens.provider import find_provider
 from ..web.local_target import safe_target
 from ..web.request import Headers, Request, Response, not_allowed, redirect
 
@@ -60,6 +61,7 @@ class Login:
         self._jar = jar
         self._pages = pages
         self._rule = rule
+        self._user_id_field = find_provider(config.provider).user_id_field
         self._hosts = frozenset(host.lower() for host in config.allowed_hosts)
         self._used: OrderedDict[str, None] = OrderedDict()
 
@@ -207,7 +209,7 @@ class Login:
         session = await self._sessions.create(ticket, record)
         self._rule.note(session, is_allowed=True)
         if previous is not None:
-            if previous.record.user_id != record.user_id:
+            if previous.record.user_id(self._user_id_field) != record.user_id(self._user_id_field):
                 await end(previous)  # nobody would log that user out later
             else:  # whose new session may live on the very same tokens
                 await self._sessions.remove(previous)

@@ -69,7 +69,8 @@ class Sealer:
     - when and from where the user logged in, sealed under the user's id and the secret key.
     """
 
-    def __init__(self, secret_keys: Sequence[str]) -> None:
+    def __init__(self, secret_keys: Sequence[str], user_id_field: str) -> None:
+        self._user_id_field = user_id_field
         self._secrets = [hashlib.sha256(key.encode()).digest() for key in reversed(secret_keys)]
         self._ids = [_key_id(secret) for secret in self._secrets]
 
@@ -81,7 +82,7 @@ class Sealer:
         Raises:
             SessionDataError: the application's data make the record too large.
         """
-        user = _user_key(self._secrets[0], record.user_id)
+        user = _user_key(self._secrets[0], record.user_id(self._user_id_field))
         place = _aead(user).encrypt(
             _place_nonce(name),
             struct.pack(">d", record.logged_in_at) + record.address.encode(),

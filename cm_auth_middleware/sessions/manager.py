@@ -28,7 +28,9 @@ _Opened = tuple[bytes, bytes, Record, float]  # half key, stored value, record, 
 class SessionManager:
     """The sessions of a store, as those who hold the tickets see them."""
 
-    def __init__(self, config: CMAuthConfig, runtime: Runtime, store: SessionStore) -> None:
+    def __init__(
+        self, config: CMAuthConfig, runtime: Runtime, store: SessionStore, user_id_field: str
+    ) -> None:
         self._runtime = runtime
         self._clock = runtime.clock
         self._idle = seconds(config.idle_timeout)
@@ -36,7 +38,7 @@ class SessionManager:
         self._touch_every = min(_TOUCH, self._idle / 10)
         self._owner = (config.client_id, config.scope)
         self.store = store
-        self.sealer = Sealer(tuple(config.secret_key))
+        self.sealer = Sealer(tuple(config.secret_key), user_id_field)
         # Records by the very bytes they were opened from, so none can outlive a change or a
         # logout: the store is asked every time.
         self._opened: dict[str, _Opened] = {}

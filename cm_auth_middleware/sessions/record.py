@@ -51,10 +51,9 @@ class Record:
     scope: str = ""
     user_read_at: float = 0.0
 
-    @property
-    def user_id(self) -> str:
-        """CameraManager's ``userId``, as text."""
-        return str(json.loads(self.user).get("userId", ""))
+    def user_id(self, field: str) -> str:
+        """Return the id of the user, as text, by the member that the server gives it in."""
+        return str(json.loads(self.user).get(field, ""))
 
     def encode(self) -> bytes:
         """Encode all but ``last_seen_at``, which the envelope carries."""
@@ -230,7 +229,7 @@ class Session:
 
     @property
     def user(self) -> dict[str, Any]:
-        """The JSON of CameraManager's ``users/self``, read anew now and then (``revalidate``)."""
+        """The user as CameraManager describes them, read anew now and then (``revalidate``)."""
         text = self.record.user
         if self._user is None or self._user[0] is not text:
             user = _flat_user(text)

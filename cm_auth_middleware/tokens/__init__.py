@@ -1,1 +1,77 @@
-"""How are tokens fetched, refreshed once, shared and ended?"""
+"""How are tokens fetched, refreshed once, shared, and ended?
+
+The theory of the refresh, which `refresh` and `grant_records` carry out
+=======================================================================
+
+A **grant** is what one user allows this application: an access token, which is good for hours, and
+a refresh token, which gets the next access token. CameraManager gives the same grant to each login
+of one user, so several sessions may hold it. It kills the old access token at each refresh, may
+replace (rotate) the refresh token, and may then punish the use of an old refresh token by ending
+the grant. The new tokens exist only in its response. Hence the rules:
+
+Rule 1: one refresh for each expiry.
+    Within a process all requests of a session join one call (``single_flight``), and so do all
+    sessions of a grant. Between processes a **lease** in the store decides who may refresh: only
+    its holder calls the token endpoint. A lease lasts for the timeout of a token call and 5 s
+    more, is renewed at each third of that, and ends by itself if its holder dies. A process that
+    does not get it looks into the store every 25 ms for the tokens that the holder saves.
+
+Rule 2: who holds the refresh token finds the newest tokens.
+    The holder saves new tokens in the **record of the grant**, under a hash of the refresh token
+    that they were exchanged for, encrypted with a key derived from it. A rotated refresh token
+    leads to the next record. A session that slept through many refreshes follows this chain and
+    needs no refresh of its own.
+
+Rule 3: look again after each wait.
+    The holder looks into the store after it got the lease, before it ends the grant because of a
+    refusal, and before it saves. If another process has saved newer tokens in the meantime, those
+    count. If the holder may have stood still for longer than its lease, it asks for the lease
+    again before it looks.
+
+Rule 4: a failure is shared.
+    The holder writes a refusal or an outage into the record. Processes that were waiting compare
+    it with what they saw when they began to wait, and end in the same way without a call.
+
+Rule 5: a logout wins.
+    It is marked under a key of its own, without the lease: a logout waits for no refresh. The mark
+    is set first, then the session and the record are deleted, then the grant is revoked. A refresh
+    under way compares the mark with the one before its call, and revokes what it got; new tokens
+    are written only into a session that still exists. So either the logout sees the new tokens and
+    revokes them, or the refresh sees the logout and does.
+
+Rule 6: only CameraManager ends a session.
+    An outage, a full store or a refused API key end none. Only a refusal of the refresh token that
+    counts does (see `provider`), a logout, or a timeout.
+
+The keys in the store
+---------------------
+
+=====================  =====================================  ====================================
+key                    value                                  written by
+=====================  =====================================  ====================================
+<hash of session id>   the session, with its tokens           a login; then `SessionManager.update`
+grant.<hash>           newest tokens, last failure            the lease's holder; a login
+gone.grant.<hash>      random: the grant was logged out       a logout; a login deletes it
+gone.<session>         an administrator ended the session     `logout_user`
+lease.grant.<hash>     (lease) one refresh                    a refresh
+denied.<session>       ``allow`` ended the session            `auth.revalidation`
+user.<session>         (lease) one reading of the user        `auth.revalidation`
+<name of a cookie>     (lease) a login that was used          `auth.login`
+=====================  =====================================  ====================================
+
+If the process dies
+-------------------
+
+- before the token call: the lease runs out, and another process refreshes.
+- during the call: the same. Without rotation nothing is lost. With rotation the refresh token may
+  be used up already: then it is refused, and the user logs in again.
+- after the call, before the record is saved: the same.
+- after the record is saved, before the session is: the next request finds the record (rule 2).
+- in a logout, after the mark: a refresh under way still revokes; without one the session lives on,
+  for the browser was not told otherwise.
+- in a logout, after the session is deleted: the tokens live at CameraManager until they expire,
+  and no cookie opens them.
+
+If the store fails after the call, saving is repeated for 15 s; then the tokens stay in this process,
+which saves them at the next attempt.
+"""

@@ -25,7 +25,7 @@ from .support import call_asgi, call_wsgi, send_asgi, send_wsgi, session_of
 
 EXEMPT = ("/health", "/public/*")
 _exempt = ExemptPaths(EXEMPT)
-_sealer = Sealer([SECRET_KEY])
+_sealer = Sealer([SECRET_KEY], "userId")
 
 
 def check_target(target: str, mount: str, judge: Callable[[str, str], str] = safe_target) -> None:

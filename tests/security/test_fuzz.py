@@ -135,7 +135,7 @@ def test_no_callback_makes_a_token_call(shells: Shells, callback: list[tuple[str
 )
 def test_what_is_in_the_store_is_opened_or_not_and_never_a_crash(raw: bytes) -> None:
     """35: sessions, grants, descriptions and handles of any bytes."""
-    sealer = Sealer([SECRET_KEY])
+    sealer = Sealer([SECRET_KEY], "userId")
     for value in (raw, b"\x01" + raw, b"\x02" + raw, b"\x01" + bytes(25) + raw):
         assert sealer.open_session("a" * 64, bytes(32), value) is None
         assert sealer.open_grant("a" * 64, bytes(32), value) is None

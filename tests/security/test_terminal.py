@@ -122,7 +122,7 @@ def test_the_command_prints_no_code_of_an_old_record(tmp_path: Path, stored: str
     path = tmp_path / "sessions.db"
     store = SQLiteStore(path).blocking()
     record = Record(Tokens("a", "r", 2e9, 2e9, "write"), '{"userId":7}', 1.8e9, 1.8e9, "{}", stored)
-    sealed = Sealer([SECRET_KEY]).seal_session("k" * 43, b"h" * 32, record)
+    sealed = Sealer([SECRET_KEY], "userId").seal_session("k" * 43, b"h" * 32, record)
     run_sync(store.put("k" * 43, sealed, 1e9))
     run_sync(store.close())
     env = {"CM_AUTH_SECRET_KEY": SECRET_KEY, "CM_AUTH_STORE": f"sqlite:///{path}"}

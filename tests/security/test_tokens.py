@@ -214,7 +214,7 @@ async def test_a_stolen_store_holds_nothing_in_the_clear(shell: str, make_world,
 async def test_a_stolen_store_and_the_secret_key_open_nothing(world: World) -> None:
     """34: half of the key is in the cookie: what a thief can guess is not it."""
     browser, other = await world.login(), await world.login(email="bob@example.com")
-    sealer = Sealer([SECRET_KEY])
+    sealer = Sealer([SECRET_KEY], "userId")
     entries = stored(world)
     assert len(entries) == 2
     guesses = [bytes(32), b"\xff" * 32, SECRET_KEY.encode()[:32]]
@@ -243,16 +243,16 @@ async def test_a_thief_with_store_and_key_can_test_a_user_id_and_no_more(world: 
     """34: not promised, and said so: whether user 10003 has sessions, and since when."""
     await world.login()
     [(key, value)] = stored(world).items()
-    info = Sealer([SECRET_KEY]).describe(key, value, "10003")
+    info = Sealer([SECRET_KEY], "userId").describe(key, value, "10003")
     assert info is not None
     assert info.logged_in_at == world.clock.now
-    assert Sealer([SECRET_KEY]).describe(key, value, "10004") is None
-    assert Sealer(["another" + SECRET_KEY]).describe(key, value, "10003") is None
+    assert Sealer([SECRET_KEY], "userId").describe(key, value, "10004") is None
+    assert Sealer(["another" + SECRET_KEY], "userId").describe(key, value, "10003") is None
 
 
 def test_a_record_opens_under_its_own_name_only() -> None:
     """35: and with the header it was sealed with: times and tags are not exchanged either."""
-    sealer, half = Sealer([SECRET_KEY]), bytes(32)
+    sealer, half = Sealer([SECRET_KEY], "userId"), bytes(32)
     record = Record(_tokens(), '{"userId":1}', 1.8e9, 1.8e9)
     sealed = sealer.seal_session("a" * 64, half, record)
     assert sealer.open_session("a" * 64, half, sealed) == record
@@ -292,7 +292,7 @@ async def test_a_record_that_was_tampered_with_is_no_session(
         "pickle": [pickle.dumps(_Bomb(mark)), b"\x01" + pickle.dumps(_Bomb(mark))],
         "json": [b'["a","b",1,2,"write",3,""]\n{}\n{}', b"null", b"[" * 100_000],
         "empty": [b""],
-        "grant": [Sealer([SECRET_KEY]).seal_grant(one, bytes(32), b"[]")],
+        "grant": [Sealer([SECRET_KEY], "userId").seal_grant(one, bytes(32), b"[]")],
         "header": [value[:17] + b"\x7f\xf8" + value[19:], value[:25] + b"\xff" + value[26:]],
     }[what]
     for tampered in bad:
