@@ -62,9 +62,8 @@ class CMAuthConfig:
         secret_key: Signs the cookies and seals the sessions: one random string of 32 characters
             or more, or several from oldest to newest (the newest signs, all verify).
         provider: Which server: ``cameramanager``, or a `Provider` that describes another one.
-        base_url: The API and OAuth server; ``https://rest.cameramanager.com`` if not given.
-        scope: What the application may do for the user: ``read`` or ``write``, which is the
-            default.
+        base_url: The API and OAuth server.
+        scope: What the application may do for the user: ``read`` or ``write``.
         redirect_uri: The absolute URL of ``/auth/callback``, as browsers see it; from the request
             if not given. Give it behind a proxy.
         prefix: Where ``login``, ``callback``, ``logout`` and ``session`` live.
@@ -142,10 +141,9 @@ class CMAuthConfig:
                     f"{name} is missing: give it as a keyword or in CM_AUTH_{name.upper()}"
                 )
         provider = find_provider(self.provider)
-        if self.base_url is None:
-            self._set("base_url", provider.base_url)
-        if self.scope is None:
-            self._set("scope", provider.scopes[0])
+        for name, value in provider.defaults.items():
+            if getattr(self, name) is None:
+                self._set(name, value)
         self._check_types()
         self._set("secret_key", self._checked_secret_keys())
         for name in ("exempt", "allowed_hosts"):

@@ -187,7 +187,8 @@ def test_a_door_that_is_open_to_everybody_is_a_warning(run: Run) -> None:
 
 
 GOOD = {
-    "client_id": "demo-key-id", "base_url": "https://cm.example:8443", "scope": "read",
+    "client_id": "demo-key-id", "provider": "cameramanager",
+    "base_url": "https://cm.example:8443", "scope": "read",
     "redirect_uri": "https://127.0.0.1/mount/auth/callback", "prefix": "/auth",
     "exempt": "/health,/static/*", "store": "sqlite:///no-such-folder/x.db", "idle_timeout": "60",
     "absolute_timeout": "86400.5", "refresh_leeway": "0", "timeout": "2.5",

@@ -10,18 +10,22 @@ import difflib
 import os
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import MISSING, Field, fields
 from typing import Any
 
 from cm_auth_middleware.cli.output import safe
 from cm_auth_middleware.config import FUNCTIONS, LISTS, CMAuthConfig
 from cm_auth_middleware.display import HIDDEN, shown_url
+from cm_auth_middleware.errors import ConfigError
+from cm_auth_middleware.tokens.provider import PROVIDERS, find_provider
 
 PREFIX = "CM_AUTH_"
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _NUMBER = re.compile(r"[0-9]{1,10}(\.[0-9]{1,6})?")
 _SWITCH = re.compile(r"(?i)1|0|true|false|yes|no|on|off")
 _KNOWN = {
+    "provider": re.compile("|".join(map(re.escape, PROVIDERS))),
     "scope": re.compile(r"read|write"),
     "prefix": re.compile(r"(/[A-Za-z0-9._~-]+)+"),
     "exempt": re.compile(r"/[A-Za-z0-9._~/-]*\*?"),
@@ -92,6 +96,9 @@ def _default(option: Field[Any]) -> str:
     if option.default is MISSING:
         return "missing"
     value = option.default
+    with suppress(ConfigError):  # which the check itself reports
+        provider = find_provider(os.environ.get(f"{PREFIX}PROVIDER", "cameramanager"))
+        value = provider.defaults.get(option.name, value)
     if isinstance(value, tuple):
         return ",".join(value) or "not set"
     return "not set" if value is None else str(value)

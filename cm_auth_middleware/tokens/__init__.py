@@ -72,6 +72,6 @@ If the process dies
 - in a logout, after the session is deleted: the tokens live at CameraManager until they expire,
   and no cookie opens them.
 
-If the store fails after the call, saving is repeated for 15 s; then the tokens stay in this process,
-which saves them at the next attempt.
+If the store fails after the call, saving is repeated for 15 s; then the tokens stay in this
+process, which saves them at the next attempt.
 """

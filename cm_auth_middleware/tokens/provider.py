@@ -47,6 +47,11 @@ class Provider:
     key_errors: frozenset[str]
     is_grant_over: Callable[[int, str], bool]
 
+    @property
+    def defaults(self) -> dict[str, str]:
+        """Return the defaults of the options that depend on the provider, by their names."""
+        return {"base_url": self.base_url, "scope": self.scopes[0]}
+
     def api_url(self, base_url: str) -> str:
         """Return the URL that the API's paths are below."""
         return base_url + self.api_path
@@ -75,7 +80,7 @@ CAMERAMANAGER = Provider(
     key_errors=frozenset({"invalid_client", "unauthorized", "unauthorized_client"}),
     is_grant_over=_is_refused_by_code,
 )
-_PROVIDERS = {"cameramanager": CAMERAMANAGER}
+PROVIDERS = {"cameramanager": CAMERAMANAGER}
 
 
 def find_provider(provider: str | Provider) -> Provider:
@@ -86,8 +91,8 @@ def find_provider(provider: str | Provider) -> Provider:
     """
     if isinstance(provider, Provider):
         return provider
-    found = _PROVIDERS.get(provider) if isinstance(provider, str) else None
+    found = PROVIDERS.get(provider) if isinstance(provider, str) else None
     if found is None:
-        names = " or ".join(f"'{name}'" for name in _PROVIDERS)
+        names = " or ".join(f"'{name}'" for name in PROVIDERS)
         raise ConfigError(f"provider is unknown: give {names}, or a Provider")
     return found

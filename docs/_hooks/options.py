@@ -12,6 +12,7 @@ from typing import Any
 
 from cm_auth_middleware import CMAuthConfig
 from cm_auth_middleware.config import FUNCTIONS
+from cm_auth_middleware.tokens.provider import CAMERAMANAGER
 
 _MARK = "<!-- options -->"
 _TIMES = {"idle_timeout": "7 days", "absolute_timeout": "30 days"}
@@ -52,7 +53,7 @@ def _default(option: Field[Any]) -> str:
         return "required"
     if option.name in _TIMES:
         return _TIMES[option.name]
-    value = option.default
+    value = CAMERAMANAGER.defaults.get(option.name, option.default)
     if value is None or value == ():
         return "–"
     if isinstance(value, tuple):
