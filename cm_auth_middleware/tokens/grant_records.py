@@ -153,6 +153,8 @@ class GrantRecords:
 
     async def _mark(self, refresh_token: str, kind: str) -> None:
         name, link = grant_name(refresh_token), await self._link(refresh_token)
+        if link.stored is not None and link.tokens is None and not link.failure:
+            return  # encrypted with a secret key that this process does not have: leave its tokens
         new = self._seal(refresh_token, link.tokens, kind + secrets.token_hex(8))
         ttl = _FAILURE_TTL if link.tokens is None else self._ttl
         if link.stored is None:
