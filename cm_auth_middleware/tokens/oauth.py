@@ -296,5 +296,5 @@ def _lifetime(value: Any) -> float:
 
 
 def _retry_after(value: str | None) -> float:
-    """Return the seconds to wait; the date form of Retry-After (RFC 9110 §10.2.3) counts as the least."""
+    """Return the seconds to wait: 1 if Retry-After is a date (RFC 9110 §10.2.3)."""
     return min(float(value), 60.0) if value and value.isdecimal() else 1.0
