@@ -51,8 +51,10 @@ def store_of(world: World) -> CountingStore:
 async def refreshing(group: Any, world: World, browser: Browser, into: list[int]) -> Hold:
     """Let a request refresh; return when it has its new tokens in hand and has told nobody."""
     world.sim.settings.token_latency = 0.05
+    calls = len(world.sim.token_calls("refresh_token"))
     group.start_soon(ask, browser, into)
-    await anyio.sleep(0.02)
+    while len(world.sim.token_calls("refresh_token")) == calls:
+        await anyio.sleep(0.001)
     held = store_of(world).hold("get", "gone.")  # the next look at the store after the answer
     await held.reached.wait()
     return held
