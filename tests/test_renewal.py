@@ -53,7 +53,7 @@ async def refreshing(group: Any, world: World, browser: Browser, into: list[int]
     world.sim.settings.token_latency = 0.05
     calls = len(world.sim.token_calls("refresh_token"))
     group.start_soon(ask, browser, into)
-    while len(world.sim.token_calls("refresh_token")) == calls:
+    while len(world.sim.token_calls("refresh_token")) == calls:  # noqa: ASYNC110 - the simulator tells nobody
         await anyio.sleep(0.001)
     held = store_of(world).hold("get", "gone.")  # the next look at the store after the answer
     await held.reached.wait()
