@@ -50,11 +50,13 @@ class OAuthError(CMAuthError):
 
     Attributes:
         error: the code, ``invalid_grant`` for example.
+        is_grant_over: True if the grant, or the code, has ended: the user has to log in again.
     """
 
-    def __init__(self, error: str) -> None:
+    def __init__(self, error: str, *, is_grant_over: bool = False) -> None:
         super().__init__(f"CameraManager answered {error}")
         self.error = error
+        self.is_grant_over = is_grant_over
 
 
 class OperatorError(OAuthError):

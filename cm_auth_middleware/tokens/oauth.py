@@ -36,10 +36,6 @@ _LONGEST_LIFETIME = 10 * 365 * 86_400.0
 Timed = Callable[[str], AbstractContextManager[Any]]
 
 
-class GrantRefusedError(OAuthError):
-    """The server says that the grant, or the code, is over: the user has to log in again."""
-
-
 class OAuthClient:
     """An OAuth server as the client with this application's API key sees it.
 
@@ -111,9 +107,8 @@ class OAuthClient:
         """Exchange a refresh token for new tokens (RFC 6749 §6).
 
         Raises:
-            GrantRefusedError: the grant is over.
             OperatorError: the API key is refused.
-            OAuthError: any other refusal.
+            OAuthError: any other refusal; `is_grant_over` says whether the grant has ended.
             UnavailableError: try again later.
         """
         with self._timed("refresh"):
@@ -178,9 +173,10 @@ class OAuthClient:
             # Only a living access token ends a grant, and this one has expired.
             if tokens.refresh_token is not None and not self._provider.revokes_refresh_tokens:
                 await self.try_to_revoke(await self.refresh(tokens.refresh_token))
-        except GrantRefusedError:
-            pass  # it had ended already
-        except (OAuthError, UnavailableError) as error:
+        except OAuthError as error:
+            if not error.is_grant_over:  # else it had ended already
+                log("revoke_failed", reason=error)
+        except UnavailableError as error:
             log("revoke_failed", reason=error)
 
     # -- inside ----------------------------------------------------------------------------
@@ -252,10 +248,9 @@ class OAuthClient:
         if error in self._provider.key_errors:
             raise OperatorError(error)
         shown = error if error in _KNOWN else "an unknown error"
-        if self._provider.is_grant_over(status, error):
-            raise GrantRefusedError(shown)
-        if "error" in members:
-            raise OAuthError(shown)
+        is_over = self._provider.is_grant_over(status, error)
+        if is_over or "error" in members:
+            raise OAuthError(shown, is_grant_over=is_over)
         raise UnavailableError(f"CameraManager answered {status}")
 
     def _tokens(self, answer: dict[str, Any], refresh_token: str | None) -> Tokens:

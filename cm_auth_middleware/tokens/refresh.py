@@ -17,7 +17,7 @@ from ..events import log
 from ..runtime.bounded_cache import forget, remember
 from .circuit_breaker import PAUSE, CircuitBreaker
 from .grant_records import GrantRecords, GrantState, grant_name
-from .oauth import GrantRefusedError, OAuthClient
+from .oauth import OAuthClient
 
 if TYPE_CHECKING:
     from ..runtime.event_loops import Runtime
@@ -352,11 +352,11 @@ class GrantRefresh:
         self._breaker.enter(self.name, self._runtime.timeout)
         try:
             fresh = await self._oauth.refresh(tokens.refresh_token or self._refresh_token)
-        except GrantRefusedError as error:
-            self._breaker.succeeded()
-            log("refresh_refused", error=error.error)
-            raise SessionExpiredError from None
         except OAuthError as error:
+            if error.is_grant_over:
+                self._breaker.succeeded()
+                log("refresh_refused", error=error.error)
+                raise SessionExpiredError from None
             if isinstance(error, OperatorError):
                 log("api_key_refused", error=error.error)
             log("refresh_failed", reason=error)
