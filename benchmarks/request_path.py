@@ -149,7 +149,7 @@ def _contestants(
 def forgetting(requests: Requests) -> Call:
     """The same, as when the process has not seen this session, or 4 096 others since."""
     side = requests.app.engine.async_side
-    remembered = (*side.flow._jar._known, side.vault._opened)
+    remembered = (*side.flow._jar._known.values(), side.vault._opened)
 
     async def call() -> None:
         for known in remembered:

@@ -168,8 +168,8 @@ class ASGIRequest(Request):
         root_path: str = scope.get("root_path", "")
         if root_path:
             if path.startswith(root_path) and path[len(root_path) :][:1] in ("", "/"):
-                # Some servers put the mount into the path, as the specification says; some do
-                # not. To the letter what Starlette routes, or an exempt path might be another.
+                # To the letter what Starlette routes, or an exempt path might be another. A
+                # path without the mount is served as it stands, but never exempt.
                 path = path[len(root_path) :]
             root_path = root_path.rstrip("/")
         self.path = path
@@ -192,9 +192,11 @@ class ASGIRequest(Request):
 
     @property
     def is_ambiguous(self) -> bool:
-        # Litestar routes what comes after the mount's path, wherever in the path that is.
-        is_stripped = self.path != self._scope["path"]
-        return self.root_path in self.path and not is_stripped
+        # The specification has the mount in the path. Where it is not, a proxy or server took it
+        # off, or the request never was for this mount, and frameworks differ in what they route:
+        # Litestar what comes after the mount's path, wherever in the path that is.
+        is_cut = self.path != self._scope["path"]
+        return not is_cut and self._scope.get("root_path", "") not in ("", "/")
 
     @property
     def query(self) -> str:
@@ -202,7 +204,7 @@ class ASGIRequest(Request):
         return query.decode("latin-1")
 
     @property
-    def address(self) -> str:
+    def peer(self) -> str:
         client = self._scope.get("client")
         return str(client[0]) if client else ""
 

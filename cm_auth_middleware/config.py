@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import warnings
@@ -38,8 +39,10 @@ _SCHEMES = (
 )
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")  # RFC 9110 §5.6.2
 FUNCTIONS = ("allow", "on_login", "on_refresh", "on_logout", "error_handler")  # in no environment
+# Separated by commas in the environment.
+LISTS = ("secret_key", "exempt", "allowed_hosts", "allow_emails", "allow_accounts")
 _SWITCHES = ("cookie_secure", "cross_site_check", "auto_login")
-_ADDRESS = re.compile(r"(\*|[^\s@*,]+)@[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*")
+_ADDRESS = re.compile(r"(\*|[^\s@*,:]+)@[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*")
 _HOST = re.compile(r"[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]")
 _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 
@@ -62,17 +65,20 @@ class CMAuthConfig:
         redirect_uri: The absolute URL of ``/auth/callback``, as browsers see it; from the request
             if not given. Give it behind a proxy.
         prefix: Where ``login``, ``callback``, ``logout`` and ``session`` live.
-        exempt: Paths that need no login: ``/health`` exact, ``/static/*`` a subtree. A session
-            that exists is still attached there.
+        exempt: Paths that need no login: ``/health`` exact, ``/static/*`` a subtree; below the
+            mount, and never outside of it. A session that exists is still attached there.
         store: Where sessions are kept: ``memory://``, ``sqlite:///path``, ``redis://…``,
             ``rediss://…``, ``unix://…``, or an object with the methods of `SessionStore`.
         idle_timeout: A session that nobody uses ends after this time.
         absolute_timeout: Every session ends after this time.
         refresh_leeway: The access token is renewed this long before it expires.
         timeout: In total, for every call to CameraManager that the middleware itself makes.
-        cookie_name: The session cookie; ``__Host-cm_auth`` on https and ``cm_auth`` on http if
-            not given.
-        cookie_secure: Whether cookies are for https only; from the request's scheme if not given.
+        cookie_name: The session cookie, ``cm_auth`` if not given. On https it is called
+            ``__Host-cm_auth``, and a name of your own gets ``__Host-`` too, which keeps
+            neighbouring hosts from setting it; one that begins with ``__Secure-`` stays, and they
+            can.
+        cookie_secure: Whether cookies are for https only; if not given, they are where
+            `redirect_uri` or the request is https.
         allowed_hosts: Host names that the redirect URI may be derived from.
         cross_site_check: Refuse writes (POST, PUT, …) and WebSockets that another site makes the
             browser send.
@@ -87,7 +93,8 @@ class CMAuthConfig:
             None, or ``none`` in the environment: after each refresh only.
         on_login: Called with the session after a login, sync or async.
         on_refresh: Called with the session after a refresh.
-        on_logout: Called with the session after a logout.
+        on_logout: Called with the session after a logout, also after one by another user's login in
+            the same browser.
         auto_login: Send a browser that has no session straight to CameraManager. If off, it sees
             a page with a button first.
         error_handler: Draws the pages that a person may see; called with an `ErrorPage`, returns
@@ -97,12 +104,12 @@ class CMAuthConfig:
         ConfigError: an option is missing or wrong; the message names it and the way out.
     """
 
-    client_id: str
+    client_id: str = field(repr=False)  # into which the secret is pasted now and then
     client_secret: str = field(repr=False)
     secret_key: str | Iterable[str] = field(repr=False)
     base_url: str = "https://rest.cameramanager.com"
     scope: str = "write"
-    redirect_uri: str | None = None
+    redirect_uri: str | None = field(default=None, repr=False)
     prefix: str = "/auth"
     exempt: Iterable[str] = ()
     store: str | SessionStore = field(default="memory://", repr=False)
@@ -134,10 +141,12 @@ class CMAuthConfig:
         self._set("secret_key", self._checked_secret_keys())
         for name in ("exempt", "allowed_hosts"):
             self._set(name, _strings(name, getattr(self, name)))
-        for host in self.allowed_hosts:
+        # No message quotes a value: one that is wrong may be of another option, or a password.
+        for number, host in enumerate(self.allowed_hosts, 1):
             if not _HOST.fullmatch(host):
                 raise ConfigError(
-                    f"allowed_hosts has {host!r}: give host names alone, without scheme, port or *"
+                    f"allowed_hosts has no host name in place {number}: give names alone, without "
+                    "scheme, port or *"
                 )
         for name in ("idle_timeout", "absolute_timeout", "refresh_leeway", "timeout"):
             self._set(name, _seconds(name, getattr(self, name)))
@@ -147,8 +156,8 @@ class CMAuthConfig:
         if self.scope not in ("read", "write"):
             raise ConfigError("scope is 'read' or 'write'")
         self._set("base_url", self._checked_base_url())
-        self._check_redirect_uri()
         self._check_paths()
+        self._check_redirect_uri()
         self._check_cookie()
         store = self.store
         if isinstance(store, str) and store.partition(":")[0] not in _SCHEMES:
@@ -222,7 +231,8 @@ class CMAuthConfig:
             raise ConfigError(
                 "base_url needs a scheme and a host: https://rest.cameramanager.com for example"
             )
-        if parts.username or parts.password or parts.query or parts.fragment:
+        # Of "https://user:12/34@host", urlsplit makes the host "user".
+        if "@" in self.base_url or parts.query or parts.fragment:
             raise ConfigError("base_url is scheme, host and port: no user, query or fragment")
         if parts.scheme == "http" and not _is_loopback(parts.hostname):
             warnings.warn(
@@ -241,6 +251,10 @@ class CMAuthConfig:
                 "redirect_uri is not absolute: give the whole callback URL, "
                 f"https://your.host{self.prefix}/callback for example"
             )
+        if "@" in self.redirect_uri.partition("?")[0]:
+            raise ConfigError(
+                "redirect_uri has a user or an @: it is sent to CameraManager and to every browser"
+            )
         if parts.fragment or not self.redirect_uri.isascii() or not self.redirect_uri.isprintable():
             raise ConfigError("redirect_uri has a fragment or characters that no URL has")
         if not parts.path.endswith(f"{self.prefix}/callback"):
@@ -258,10 +272,11 @@ class CMAuthConfig:
     def _check_paths(self) -> None:
         if not re.fullmatch(r"(/[A-Za-z0-9._~-]+)+", self.prefix) or "/." in self.prefix:
             raise ConfigError("prefix is a path such as /auth, without a slash at its end")
-        for path in self.exempt:
+        for number, path in enumerate(self.exempt, 1):
             if not path.startswith("/") or "*" in path.removesuffix("/*"):
                 raise ConfigError(
-                    f"exempt path {path!r} has to start with / and may end in /* for a subtree"
+                    f"exempt has no path in place {number}: each starts with / and may end in /* "
+                    "for a subtree"
                 )
 
     def _check_allowed(self) -> None:
@@ -275,15 +290,15 @@ class CMAuthConfig:
                 # An empty variable is a mistake, and must not let everybody in.
                 raise ConfigError(f"{name} is empty: name who may come in, or leave it out")
             self._set(name, values)
-        for address in self.allow_emails or ():
+        for number, address in enumerate(self.allow_emails or (), 1):
             if not _ADDRESS.fullmatch(str(address)):
                 raise ConfigError(
-                    f"allow_emails has {address!r}: give addresses such as anna@example.com, or "
-                    "*@example.com for all of a domain"
+                    f"allow_emails has no address in place {number}: give such as "
+                    "anna@example.com, or *@example.com for all of a domain"
                 )
-        for account in self.allow_accounts or ():
+        for number, account in enumerate(self.allow_accounts or (), 1):
             if not str(account).isalnum():
-                raise ConfigError(f"allow_accounts has {account!r}: give ids of accounts")
+                raise ConfigError(f"allow_accounts has no id of an account in place {number}")
 
     def _check_cookie(self) -> None:
         name = self.cookie_name
@@ -291,8 +306,32 @@ class CMAuthConfig:
             return
         if not _TOKEN.match(name) or len(name) > 64:
             raise ConfigError("cookie_name is a token of letters, digits, - and _ (RFC 6265)")
-        if name.startswith(("__Host-", "__Secure-")) and self.cookie_secure is False:
-            raise ConfigError(f"cookie_name {name} needs a secure cookie: drop cookie_secure=False")
+        if not needs_https(name):
+            return
+        if self.cookie_secure is False:
+            raise ConfigError(
+                "cookie_name needs a secure cookie by its prefix: drop cookie_secure=False"
+            )
+        if self.cookie_secure is None and urlsplit(self.redirect_uri or "").scheme == "http":
+            warnings.warn(
+                "cookie_name needs https by its prefix, and redirect_uri is http: browsers refuse "
+                "the cookie; use https, or give a plain name, which gets __Host- by itself there",
+                stacklevel=5,
+            )
+        elif not name.lower().startswith("__host-"):
+            warnings.warn(
+                "cookie_name: a neighbouring host may set a cookie of this name; give a "
+                "plain name, which gets __Host- on https by itself",
+                stacklevel=5,
+            )
+
+
+def needs_https(name: str) -> bool:
+    """True if browsers refuse a cookie of this name without ``Secure``, whatever its letters' case.
+
+    Source: RFC 6265bis §4.1.3 and §5.7.
+    """
+    return name.lower().startswith(("__host-", "__secure-"))
 
 
 def _is_repetition(key: str) -> bool:
@@ -306,7 +345,7 @@ def seconds(value: float | timedelta) -> float:
 
 
 def _parse(name: str, value: str) -> Any:
-    if name in ("secret_key", "exempt", "allowed_hosts", "allow_emails", "allow_accounts"):
+    if name in LISTS:
         return tuple(part.strip() for part in value.split(",") if part.strip())
     if name in _SWITCHES:
         if value.lower() in _TRUE:
@@ -329,10 +368,11 @@ def _strings(name: str, value: str | Iterable[str]) -> tuple[str, ...]:
 
 
 def _seconds(name: str, value: float | str | timedelta) -> float:
-    try:
+    number: float | None = None
+    with contextlib.suppress(TypeError, ValueError):  # which would quote the value in the chain
         number = float(value.total_seconds() if isinstance(value, timedelta) else value)
-    except (TypeError, ValueError):
-        raise ConfigError(f"{name} is a number of seconds or a timedelta") from None
+    if number is None:
+        raise ConfigError(f"{name} is a number of seconds or a timedelta")
     least = 0 if name == "refresh_leeway" else 0.001
     if not least <= number < 10**10:
         raise ConfigError(f"{name} has to be a positive number of seconds")
@@ -340,12 +380,11 @@ def _seconds(name: str, value: float | str | timedelta) -> float:
 
 
 def _split(name: str, value: str) -> Any:
-    try:
+    with contextlib.suppress(ValueError):  # which would quote a part of the value in the chain
         parts = urlsplit(value)
         _ = parts.port  # raises on a port that is no number
-    except ValueError:
-        raise ConfigError(f"{name} is not a URL") from None
-    return parts
+        return parts
+    raise ConfigError(f"{name} is not a URL")
 
 
 def _is_loopback(host: str) -> bool:

@@ -3,6 +3,7 @@
 Each is one `logging.LogRecord`: a message such as `login session=1f0c93ab` for people, and the
 same as attributes for machines: `event`, the name, and the fields named here. `session` is a
 short hash that opens nothing. No token, code, cookie, secret or user data is ever in an event.
+Characters that are not printable are written as escapes.
 
 | event | level | when, and its fields |
 | --- | --- | --- |
@@ -25,6 +26,8 @@ short hash that opens nothing. No token, code, cookie, secret or user data is ev
 | `watch_failed` | ERROR | looking at the sessions of open connections raised |
 | `unavailable` | INFO | a request was answered with 503: `reason` |
 | `host_not_allowed` | WARNING | a login under a host that is not ours: `host` |
+| `scheme_mismatch` | WARNING | not the scheme of `redirect_uri`; once: `request`, `redirect_uri` |
+| `cookie_prefix_on_http` | WARNING | browsers refuse our cookies; once: `cookie_name` |
 | `callback_not_routed` | ERROR | the callback did not reach the middleware: `path` |
 | `api_key_refused` | ERROR | CameraManager refuses the API key: `error` |
 | `hook_failed` | ERROR | a hook of the application raised: `hook` |
@@ -37,7 +40,10 @@ short hash that opens nothing. No token, code, cookie, secret or user data is ev
 from __future__ import annotations
 
 import logging
+import traceback
 from collections.abc import Callable
+
+from .display import printable
 
 logger = logging.getLogger(__package__)
 
@@ -61,6 +67,8 @@ LEVELS = {
     "watch_failed": logging.ERROR,
     "unavailable": logging.INFO,
     "host_not_allowed": logging.WARNING,
+    "scheme_mismatch": logging.WARNING,
+    "cookie_prefix_on_http": logging.WARNING,
     "callback_not_routed": logging.ERROR,
     "api_key_refused": logging.ERROR,
     "hook_failed": logging.ERROR,
@@ -71,6 +79,14 @@ LEVELS = {
 }
 _HINTS = {
     "host_not_allowed": "add it to allowed_hosts",
+    "scheme_mismatch": (
+        "let the server trust the proxy's X-Forwarded-Proto, and the proxy send it; cookies follow "
+        "redirect_uri where it is https"
+    ),
+    "cookie_prefix_on_http": (
+        "a name that begins with __Host- or __Secure- needs https; on https a plain name gets "
+        "__Host- by itself"
+    ),
     "callback_not_routed": "check prefix, and where the app is mounted",
     "api_key_refused": "check client_id and client_secret",
     "allow_failed": "nobody gets in while it fails",
@@ -97,8 +113,31 @@ def log(event: str, *, exc_info: bool = False, **fields: object) -> None:
         observer(event)
     level = LEVELS[event]
     if logger.isEnabledFor(level):
-        plain = {k: v if isinstance(v, int | str) else str(v) for k, v in fields.items()}
+        # A line end in a host or a path would forge a line of the log, an escape code would reach
+        # the terminal of who reads it (CWE-117, CWE-150).
+        plain = {k: v if isinstance(v, int) else printable(str(v)) for k, v in fields.items()}
         words = [event, *(f"{name}={value}" for name, value in plain.items())]
         message = ": ".join([" ".join(words), *([_HINTS[event]] if event in _HINTS else [])])
         extra = {"event": event, **plain}
         logger.log(level, "%s", message, exc_info=exc_info, extra=extra, stacklevel=2)
+
+
+def _escape_traceback(record: logging.LogRecord) -> bool:
+    """Escape what a hook's error quotes, an e-mail address for example; lets every record pass."""
+    error = record.exc_info[1] if record.exc_info else None
+    if error is not None:
+        parts = traceback.format_exception(error)
+        escaped = [_escaped(part) for part in parts]
+        if escaped != parts:
+            record.exc_text = "".join(escaped).removesuffix("\n")  # formatters prefer it
+    return True
+
+
+def _escaped(part: str) -> str:
+    """Escape a part of a traceback; line ends stay in frames, where no message is."""
+    text = part.removesuffix("\n")
+    lines = text.split("\n") if text.startswith((" ", "\n")) else [text]
+    return "\n".join(map(printable, lines)) + "\n"
+
+
+logger.addFilter(_escape_traceback)

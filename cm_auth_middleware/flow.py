@@ -182,6 +182,7 @@ class Flow:
 
     async def unauthenticated(self, request: Request) -> Answer:
         """The answer to a caller without a session: a login for a browser, else 401."""
+        self._jar.watch_scheme(request)
         if request.is_navigation:
             if self._jar.is_marked(request):
                 unmark = self._jar.unmark(request)
@@ -224,7 +225,7 @@ class Flow:
     # -- routes ----------------------------------------------------------------------------
 
     async def _callback(self, request: Request) -> Answer:
-        return await self._login.callback(request, self._find)
+        return await self._login.callback(request, self._find, self.end)
 
     async def _logout(self, request: Request) -> Answer:
         target = safe_target(dict(request.parameters()).get("next"), request.root_path)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
+from .display import ip_address
 from .paths import mount_url, safe_target
 from .session import dumps
 
@@ -61,7 +62,7 @@ class Request(ABC):
 
     @property
     def is_ambiguous(self) -> bool:
-        """Whether some frameworks route the request as something else than `path`."""
+        """True if the request is not below `root_path`: what is routed then is anybody's guess."""
         return False
 
     @property
@@ -71,8 +72,16 @@ class Request(ABC):
 
     @property
     @abstractmethod
+    def peer(self) -> str:
+        """The client's address as the server tells it, where it does."""
+
+    @property
     def address(self) -> str:
-        """The client's address, where the server tells it."""
+        """The client's IP address; empty if the server tells none, or something else.
+
+        A server that believes any proxy hands on what a visitor wrote into a header.
+        """
+        return ip_address(self.peer)
 
     @abstractmethod
     def header(self, name: str) -> str | None:
@@ -173,9 +182,9 @@ class Request(ABC):
             return True  # "null"
         if sent.netloc == own.netloc:
             return sent.scheme != own.scheme
-        # Anybody on the way can be http://host. A server that does not know it is https cannot
-        # tell; the other way round, the origin is not ours.
-        is_downgraded = sent.scheme == "http" and self.scheme == "https"
+        # Anybody on the way can be http://host. A server that does not know it is https, from
+        # the request or from redirect_uri, cannot tell; the other way round, it is not ours.
+        is_downgraded = sent.scheme == "http" and "https" in (self.scheme, own.scheme)
         return sent.netloc != self.host.lower() or is_downgraded
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from itertools import islice
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
-from .config import CMAuthConfig, seconds
+from .config import CMAuthConfig, needs_https, seconds
 from .cookies import LOGIN_LIFETIME, LoginCookie, Ticket, TicketCookie
+from .events import log
 from .http import Headers, Request
 from .memo import remember
 
@@ -43,26 +45,31 @@ class CookieJar:
         self._config = config
         self._clock = clock
         self._ticket = TicketCookie(tuple(config.secret_key))
-        plain, secure = (config.cookie_name,) * 2 if config.cookie_name else _NAMES
-        self._plain, self._secure = plain, secure
-        self._forced = config.cookie_secure
-        self._logins = {
-            name: LoginCookie(tuple(config.secret_key), name) for name in (plain, secure)
-        }
-        # What was verified, by the very Cookie header, for http and https: a signature does not
-        # change its mind. Only a header with a valid one is kept. Whether there is a session, the
-        # store says.
-        self._known: tuple[dict[str, Cookies], dict[str, Cookies]] = ({}, {})
+        self._plain = config.cookie_name or _NAME
+        self._secure = secure_name(self._plain)
+        # What browsers are told to use; the server may not know it, behind a proxy.
+        self._scheme = urlsplit(config.redirect_uri or "").scheme
+        forced = config.cookie_secure
+        # None: by the scheme of the request.
+        self._forced = True if forced is None and self._scheme == "https" else forced
+        names = {self._plain, self._secure}
+        self._logins = {name: LoginCookie(tuple(config.secret_key), name) for name in names}
+        # What was verified, by the name of the session cookie and the very Cookie header: a
+        # signature does not change its mind. Only a header with a valid one is kept. Whether there
+        # is a session, the store says.
+        self._known: dict[str, dict[str, Cookies]] = {name: {} for name in names}
+        self._warned: set[str] = set()
 
     def read(self, request: Request) -> Cookies:
         """Return what the request's cookies say."""
         line = request.cookie_line
         if not line:
             return _NONE
-        known = self._known[request.is_secure]
+        name = self._name(request)
+        known = self._known[name]
         cookies = known.get(line)
         if cookies is None:
-            if self._name(request) not in line:  # nor, then, its mark: other people's cookies
+            if name not in line:  # nor, then, its mark: other people's cookies
                 return _NONE
             cookies = self._read(request)
             if cookies.tickets and len(line) <= _MOST_LINE:
@@ -126,6 +133,17 @@ class CookieJar:
         stamps = self.read(request).stamps
         return any(-_CLOCK_SKEW <= now - int(stamp[:12]) < _MARKED for stamp in stamps)
 
+    def watch_scheme(self, request: Request) -> None:
+        """Warn once if requests come by another scheme than that of ``redirect_uri``."""
+        if self._scheme not in ("", request.scheme) and self._is_first("scheme"):
+            log("scheme_mismatch", request=request.scheme, redirect_uri=self._scheme)
+
+    def _is_first(self, warning: str) -> bool:
+        """True once for each warning: a visitor may send any number of requests that earn it."""
+        is_first = warning not in self._warned
+        self._warned.add(warning)
+        return is_first
+
     def _is_secure(self, request: Request) -> bool:
         return request.is_secure if self._forced is None else self._forced
 
@@ -136,7 +154,11 @@ class CookieJar:
         return f"{self._name(request)}_in"
 
     def _set(self, request: Request, name: str, value: str, age: int) -> tuple[str, str]:
-        secure = "; Secure" if self._is_secure(request) else ""
+        self.watch_scheme(request)
+        is_secure = self._is_secure(request)
+        if not is_secure and needs_https(name) and self._is_first("prefix"):
+            log("cookie_prefix_on_http", cookie_name=self._plain)
+        secure = "; Secure" if is_secure else ""
         return (
             "Set-Cookie",
             f"{name}={value}; Max-Age={age}; Path=/; HttpOnly; SameSite=Lax{secure}",
@@ -146,6 +168,14 @@ class CookieJar:
         return self._set(request, name, "", 0)
 
 
-# On https the browser itself keeps other hosts from setting it (RFC 6265bis §4.1.3.2).
-_NAMES = ("cm_auth", "__Host-cm_auth")
+def secure_name(name: str) -> str:
+    """The name of a cookie on https: the browser keeps other hosts from setting ``__Host-…``.
+
+    A name that has a prefix already stays (RFC 6265bis §4.1.3): ``__Secure-`` keeps http from
+    setting it, but not a neighbouring host.
+    """
+    return name if name.startswith(("__Host-", "__Secure-")) else f"__Host-{name}"
+
+
+_NAME = "cm_auth"
 _NONE = Cookies([], [])

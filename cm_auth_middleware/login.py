@@ -35,6 +35,7 @@ _FAILURES = {403: "login_cancelled", 502: "login_unavailable", 503: "login_not_k
 _HOST = re.compile(r"(?P<name>[a-z0-9._-]+|\[[0-9a-f:.]+\])(:(?P<port>[0-9]{1,5}))?")
 
 Find = Callable[[Request], Awaitable[Session | None]]
+End = Callable[[Session], Awaitable[None]]
 
 
 class Login:
@@ -109,11 +110,12 @@ class Login:
 
     # -- and back --------------------------------------------------------------------------
 
-    async def callback(self, request: Request, find: Find) -> Answer:
+    async def callback(self, request: Request, find: Find, end: End) -> Answer:
         """Answer ``callback``: match the state, trade the code, open a session.
 
         Args:
             find: finds the session that the browser already has.
+            end: logs a session out.
         """
         if request.method != "GET":
             return not_allowed("GET")
@@ -147,10 +149,16 @@ class Login:
             return await self._failed(request, 503, login, forget)
         if not is_first:
             return await self._stale(request, login, find)
-        return await self._finish(request, login, code, forget, find)
+        return await self._finish(request, login, code, forget, find, end)
 
     async def _finish(
-        self, request: Request, login: PendingLogin, code: str, forget: Headers, find: Find
+        self,
+        request: Request,
+        login: PendingLogin,
+        code: str,
+        forget: Headers,
+        find: Find,
+        end: End,
     ) -> Answer:
         verifier = self._jar.login(request).code_verifier(login.state)
         try:
@@ -169,7 +177,7 @@ class Login:
             url = self.url(request, login.target)
             return await self._pages.failure(request, 403, "denied", *forget, login=url)
         try:
-            return await self._open(request, login, tokens, user, forget, find)
+            return await self._open(request, login, tokens, user, forget, find, end)
         except UnavailableError as error:
             log("login_failed", reason=error)
             return await self._failed(request, 503, login, forget)
@@ -189,18 +197,20 @@ class Login:
         user: dict[str, Any],
         forget: Headers,
         find: Find,
+        end: End,
     ) -> Answer:
         now = self._ports.clock()
         previous = await find(request)
         ticket = Ticket.new()
         await self._keeper.welcome(tokens)
-        record = Record(
-            tokens, dumps(user), now, now, address=request.address[:64], user_read_at=now
-        )
+        record = Record(tokens, dumps(user), now, now, address=request.address, user_read_at=now)
         session = await self._vault.create(ticket, record)
         self._rule.note(session, is_allowed=True)
         if previous is not None:
-            await self._vault.remove(previous)
+            if previous.record.user_id != record.user_id:
+                await end(previous)  # nobody would log that user out later
+            else:  # whose new session may live on the very same tokens
+                await self._vault.remove(previous)
         log("login", session=session.reference)
         await self._ports.call_hook("on_login", self._config.on_login, session)
         await self._vault.save(session)

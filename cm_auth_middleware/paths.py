@@ -61,7 +61,8 @@ class ExemptPaths:
     """The paths that need no login: exact ones, and subtrees ending in ``/*``.
 
     Judged on the path that the framework routes; a path that could be read in two ways (an
-    empty or dot segment, a backslash, an encoded slash) is never exempt.
+    empty or dot segment, a backslash, an encoded slash) is never exempt, nor is one that is not
+    below the mount.
 
     Args:
         patterns: as in the option ``exempt``.
@@ -85,7 +86,7 @@ class ExemptPaths:
             return False
         if _PERCENT in raw and b"%2f" in raw.lower():
             return False  # BlackSheep, for one, takes it for a part of a segment
-        return not (request.root_path and request.is_ambiguous)
+        return not request.is_ambiguous
 
     def cover(self, path: str) -> bool:
         """Whether a path needs no login."""

@@ -7,9 +7,11 @@ The session's bearer is added on the server, and renewed on a 401, by the ready 
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import AsyncIterator, Iterable, Iterator
 from http import HTTPStatus
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
 
@@ -35,6 +37,14 @@ _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"})
 # path parameters off before it routes.
 _SEGMENT = re.compile(r"[A-Za-z0-9._~!$&'()*+,=:@-]+")
 _QUERY = re.compile(r"[!\"$-\[\]-~]*")  # printable, without # and the backslash
+_LENGTH = re.compile(r"[0-9]{1,18}")  # RFC 9110 §8.6; int() would take "+1", "1_0" and "١", too
+_WORD = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+_QUOTED = r"\"[^\"\\\x00-\x1f\x7f]*\""
+_MEDIA_TYPE = re.compile(  # RFC 9110 §8.3.1, and no second one after a comma
+    rf"{_WORD}/{_WORD}(?:[ \t]*+;[ \t]*+(?:{_WORD}=(?:{_WORD}|{_QUOTED}))?+)*+"
+)
+# What Spring reads parameters from, such as _method and access_token: anything that looks like it.
+_FORM = re.compile(r"form-urlencoded|multipart", re.IGNORECASE)
 # What passes, each way. Everything else stays behind: cookies, Authorization, what is for one hop
 # only (RFC 9110 §7.6.1), and whatever a browser or a proxy in between adds.
 _ASKED = (
@@ -86,6 +96,24 @@ class _Relay:
             return problem(405, "This method is not relayed", ("Allow", allowed))
         return f"{path}?{query}" if query else path
 
+    def judge_length(self, request: Request) -> Answer | int | None:
+        """Return the length that a body has to have, None if none is given, or the refusal."""
+        length = request.header("content-length") or ""
+        coding = request.header("transfer-encoding") or ""
+        if coding and (length or coding.strip(" \t").lower() != "chunked"):  # RFC 9112 §6.1
+            return problem(400, "This body is not relayed", detail="Its end is ambiguous.")
+        if length and not _LENGTH.fullmatch(length):
+            return problem(400, "This body is not relayed", detail="Its length is no number.")
+        return int(length) if length else None
+
+    def judge_kind(self, request: Request) -> Answer | None:
+        """Return the refusal of a body that is a form, or that anybody could take for one."""
+        kind = (request.header("content-type") or "").strip(" \t")
+        if not kind or (_MEDIA_TYPE.fullmatch(kind) and not _FORM.search(kind)):
+            return None
+        detail = "No form is, nor what could be taken for one: send JSON."
+        return problem(415, "This kind of body is not relayed", detail=detail)
+
 
 class CMProxy(_Relay):
     """An ASGI app that relays requests to CameraManager's API for the user who is logged in.
@@ -93,7 +121,8 @@ class CMProxy(_Relay):
     Mount it in an app behind `CMAuthMiddleware`. Bodies are streamed both ways. A session that
     is over gets the middleware's usual answer, an API that cannot be reached 502 or 504 with
     ``application/problem+json``. Requests of other sites are refused, GET too. Redirects are not
-    relayed, nor is anything under ``tokens``.
+    relayed, nor is anything under ``tokens``, nor the body of a form. A body that breaks off is
+    answered with 400 where anybody is left to hear it, and never reaches the API whole.
 
     Args:
         allow: what may be asked for: a method and a path each. ``*`` stands for one segment, at
@@ -117,11 +146,22 @@ class CMProxy(_Relay):
         if isinstance(target, Answer):
             await send_answer(target, send, head=is_head)
             return
-        body = _arriving(receive) if _has_body(request) else None
+        length = self.judge_length(request)
+        if isinstance(length, Answer):
+            await send_answer(length, send, head=is_head)
+            return
         try:
+            body = await _body(request, receive, length, scope.get("http_version", ""))
+            refused = None if body is None else self.judge_kind(request)
+            if refused is not None:
+                await send_answer(refused, send, head=is_head)
+                return
             answer = await cm.send(_outgoing(cm, request, target, body), stream=True)
         except httpx2.HTTPError as error:
             await send_answer(_unreachable(error), send, head=is_head)
+            return
+        except _BrokenBodyError:
+            await send_answer(_BROKEN, send, head=is_head)
             return
         except _HungUpError:
             return
@@ -155,14 +195,21 @@ class CMWSGIProxy(_Relay):
         target = self.judge(request, engine.thread_side.flow.own_origin)
         if isinstance(target, Answer):
             return start_answer(target, request, start_response)
-        if request.header("transfer-encoding") and not environ.get("wsgi.input_terminated"):
-            # Nobody would say where the body ends (PEP 3333 knows lengths only).
-            return start_answer(problem(411, "Length required"), request, start_response)
-        body = _incoming(environ) if _has_body(request) else None
+        length = self.judge_length(request)
+        if isinstance(length, Answer):
+            return start_answer(length, request, start_response)
         try:
+            body = _wsgi_body(request, environ, length)
+            if body is not None and length is None and not _tells_the_end(environ):
+                return start_answer(problem(411, "Length required"), request, start_response)
+            refused = None if body is None else self.judge_kind(request)
+            if refused is not None:
+                return start_answer(refused, request, start_response)
             answer = cm.send(_outgoing(cm, request, target, body), stream=True)
         except httpx2.HTTPError as error:
             return start_answer(_unreachable(error), request, start_response)
+        except _BrokenBodyError:
+            return start_answer(_BROKEN, request, start_response)
         refusal = _refusal(answer)
         if refusal is not None:
             answer.close()
@@ -173,6 +220,13 @@ class CMWSGIProxy(_Relay):
 
 class _HungUpError(Exception):
     """The browser left before its request had arrived."""
+
+
+class _BrokenBodyError(Exception):
+    """The request's body ended before its end, or could not be read."""
+
+
+_BROKEN = problem(400, "The body broke off", detail="Nothing was done with it.")
 
 
 class _Leaving:
@@ -189,23 +243,75 @@ class _Leaving:
         self._answer.close()
 
 
-async def _arriving(receive: Receive) -> AsyncIterator[bytes]:
-    while True:
+async def _body(
+    request: Request, receive: Receive, length: int | None, version: str
+) -> AsyncIterator[bytes] | None:
+    parts = _arriving(receive, length)
+    if _has_body(request):
+        return parts
+    if not _says_no_lengths(version):
+        return None
+    first = await anext(parts, b"")
+    return _resumed(first, parts) if first else None
+
+
+def _wsgi_body(
+    request: Request, environ: WSGIEnvironment, length: int | None
+) -> Iterator[bytes] | None:
+    parts = _incoming(environ["wsgi.input"], length)
+    if _has_body(request):
+        return parts
+    version = environ.get("SERVER_PROTOCOL", "")
+    if not (_says_no_lengths(version) and environ.get("wsgi.input_terminated")):
+        return None
+    first = next(parts, b"")
+    return chain([first], parts) if first else None
+
+
+def _tells_the_end(environ: WSGIEnvironment) -> bool:
+    """True if a body without a length that broke off can be told from one that has ended."""
+    # PEP 3333 knows lengths only; granian says that both have ended.
+    is_told = environ.get("wsgi.input_terminated", False)
+    return bool(is_told) and environ.get("SERVER_SOFTWARE") != "Granian"
+
+
+async def _arriving(receive: Receive, length: int | None) -> AsyncIterator[bytes]:
+    arrived, is_more = 0, True
+    while is_more:
         message = await receive()
         if message["type"] == "http.disconnect":
             raise _HungUpError
-        yield message.get("body", b"")
-        if not message.get("more_body"):
-            return
+        part, is_more = message.get("body", b""), message.get("more_body", False)
+        arrived += len(part)
+        if length is not None and (arrived > length or (arrived < length and not is_more)):
+            raise _BrokenBodyError  # before the last part: the API gets none of it whole
+        if part:
+            yield part
 
 
-def _incoming(environ: WSGIEnvironment) -> Iterator[bytes]:
-    stream, length = environ["wsgi.input"], environ.get("CONTENT_LENGTH")
-    left = int(length) if length else None
+async def _resumed(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    yield first
+    async for part in rest:
+        yield part
+
+
+def _incoming(stream: Any, length: int | None) -> Iterator[bytes]:
+    left, read = length, stream.read
+    if left is None and isinstance(stream, io.RawIOBase):
+        # werkzeug's development server shortens the buffer that it fills when a chunk breaks off,
+        # and Python's own read() then makes up what is missing of whatever lies in memory. A
+        # BufferedReader gives it one that cannot be shortened: that is an error.
+        read = io.BufferedReader(stream).read1
     while left is None or left > 0:
-        part = stream.read(_CHUNK if left is None else min(_CHUNK, left))
+        try:
+            part = read(_CHUNK if left is None else min(_CHUNK, left))
+        except Exception:
+            # Each server has errors of its own for it; after one it may say that this is the end.
+            raise _BrokenBodyError from None
         if not part:
-            return
+            if left is None:
+                return
+            raise _BrokenBodyError
         left = None if left is None else left - len(part)
         yield part
 
@@ -216,6 +322,11 @@ def _ready_client(state: Any, name: str) -> Any:
     if state[name] is None:
         raise SessionExpiredError("nobody is logged in")
     return state[name]
+
+
+def _says_no_lengths(version: str) -> bool:
+    """True for HTTP/2 and HTTP/3, where a body needs neither of the headers of HTTP/1.1."""
+    return version.removeprefix("HTTP/")[:1] in ("2", "3")
 
 
 def _has_body(request: Request) -> bool:

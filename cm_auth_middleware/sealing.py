@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from .display import ip_address
 from .errors import SessionDataError
 from .session import Record, Tokens
 
@@ -40,7 +41,7 @@ class SessionInfo:
 
     Attributes:
         reference: the short hash that logs name the session by.
-        address: where the user logged in from, as the server saw it.
+        address: the IP address that the user logged in from, as the server saw it; may be empty.
     """
 
     reference: str
@@ -136,7 +137,9 @@ class Sealer:
             plain = _decrypt(user, _place_nonce(name), place, None)
             if plain is not None and hmac.compare_digest(tag, _tag(user)):
                 (logged_in_at,) = struct.unpack_from(">d", plain)
-                return SessionInfo(name[:8], logged_in_at, last_seen_at, plain[8:].decode())
+                # Records of older releases hold whatever the server said.
+                address = ip_address(plain[8:].decode(errors="replace"))
+                return SessionInfo(name[:8], logged_in_at, last_seen_at, address)
         return None
 
     # -- grants ----------------------------------------------------------------------------

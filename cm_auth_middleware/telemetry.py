@@ -32,6 +32,7 @@ from urllib.parse import urlsplit
 import httpx2
 
 from . import events
+from .display import printable
 from .driver import run_sync
 from .errors import StoreError
 from .oauth import CameraManager
@@ -154,7 +155,7 @@ class Telemetry:
         span = self._tracer.start_as_current_span(
             f"cm_auth {operation}",
             kind=self._trace.SpanKind.CLIENT,
-            attributes={"server.address": host},
+            attributes={"server.address": printable(host)},
             record_exception=False,  # its text and chain are not ours to publish
             set_status_on_exception=False,
         )
@@ -283,14 +284,14 @@ class TimedTransport(httpx2.AsyncBaseTransport, httpx2.BaseTransport):
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         with self._telemetry.call("api", request.url.host) as attributes:
-            attributes["http.request.method"] = request.method
+            attributes["http.request.method"] = printable(request.method)
             response: httpx2.Response = await self._transport.handle_async_request(request)
             attributes["http.response.status_code"] = response.status_code
         return response
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
         with self._telemetry.call("api", request.url.host) as attributes:
-            attributes["http.request.method"] = request.method
+            attributes["http.request.method"] = printable(request.method)
             response: httpx2.Response = self._transport.handle_request(request)
             attributes["http.response.status_code"] = response.status_code
         return response

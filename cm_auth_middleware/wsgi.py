@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Unpack, cast
+from urllib.parse import unquote
 
 from . import connections
 from .client import UnusedCMClient
@@ -104,15 +105,30 @@ class WSGIRequest(Request):
     @property
     def raw_path(self) -> str:
         # Not in the standard: werkzeug and gunicorn have both, others one or none.
-        raw: str = self._environ.get("REQUEST_URI") or self._environ.get("RAW_URI") or ""
+        raw = self._target
         return raw.partition("?")[0] if raw.startswith("/") else ""
+
+    @property
+    def _target(self) -> str:
+        target: str = self._environ.get("REQUEST_URI") or self._environ.get("RAW_URI") or ""
+        return target
+
+    @property
+    def is_ambiguous(self) -> bool:
+        # A server that was told its mount may hand on what never was below it (waitress), and so
+        # may a proxy's word (werkzeug's ProxyFix). Without the target, SCRIPT_NAME is believed.
+        root, raw = self.root_path, _text(self._target.partition("?")[0])
+        if not root or not raw:
+            return False
+        # Servers cut SCRIPT_NAME off the path as it was sent, or off the decoded one.
+        return not any(f"{path}/".startswith(f"{root}/") for path in (raw, unquote(raw)))
 
     @property
     def query(self) -> str:
         return str(self._environ.get("QUERY_STRING", ""))
 
     @property
-    def address(self) -> str:
+    def peer(self) -> str:
         return str(self._environ.get("REMOTE_ADDR", ""))
 
     def header(self, name: str) -> str | None:

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from email.utils import formatdate
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from starlette.applications import Starlette
 
 from cm_auth_middleware import CMAuthMiddleware
 from cm_auth_middleware.cli import main
+from cm_auth_middleware.config import FUNCTIONS, CMAuthConfig
 from cm_auth_middleware.driver import run_sync
 from cm_auth_middleware.stores import SQLiteStore
 from cm_auth_middleware.testing import AppServer, SimulatorServer
@@ -56,6 +58,7 @@ def env(cm: SimulatorServer, tmp_path: Path) -> dict[str, str | None]:
         "CM_AUTH_STORE": f"sqlite:///{store}",
         "CM_AUTH_ALLOWED_HOSTS": "cams.example.com",
         "CM_AUTH_TIMEOUT": "5",
+        "CM_AUTH_ALLOW_EMAILS": "*@example.com",
     }
 
 
@@ -173,6 +176,49 @@ def test_http_outside_loopback_is_a_warning(run: Run) -> None:
     assert "travel in the clear" in lines(result, "warning")[0]
 
 
+def test_a_door_that_is_open_to_everybody_is_a_warning(run: Run) -> None:
+    result = run("check", "--offline", allow_emails=None)
+    assert result.exit_code == 1
+    assert "everybody with a CameraManager account may come in" in lines(result, "warning")[0]
+    assert "CM_AUTH_ALLOW_EMAILS=*@example.com or CM_AUTH_ALLOW_ACCOUNTS=" in result.output
+    result = run("check", "--offline", allow_emails=None, allow_accounts="501")
+    assert result.exit_code == 0
+    assert "everybody" not in result.output
+
+
+GOOD = {
+    "client_id": "demo-key-id", "base_url": "https://cm.example:8443", "scope": "read",
+    "redirect_uri": "https://127.0.0.1/mount/auth/callback", "prefix": "/auth",
+    "exempt": "/health,/static/*", "store": "sqlite:///no-such-folder/x.db", "idle_timeout": "60",
+    "absolute_timeout": "86400.5", "refresh_leeway": "0", "timeout": "2.5",
+    "cookie_name": "__Host-x", "cookie_secure": "true", "allowed_hosts": "a.example, [::1]",
+    "revalidate": "none",
+    "allow_emails": "*@example.com,anna+cm@example.org", "allow_accounts": "501,502",
+    "cross_site_check": "off", "auto_login": "No",
+}  # fmt: skip
+
+
+def test_every_option_is_shown_if_its_value_is_good(run: Run) -> None:
+    hidden = {"client_secret", "secret_key"}
+    assert GOOD.keys() == {f.name for f in fields(CMAuthConfig)} - set(FUNCTIONS) - hidden
+    output = run("check", "--offline", **GOOD).output
+    for name, value in GOOD.items():
+        assert re.search(rf"^{name} +{re.escape(value)} +CM_AUTH_", output, re.M), name
+    output = run("check", "--offline", **dict.fromkeys(GOOD, "redis://u:x,/Q7/x@h,a@b:c.de")).output
+    assert "Q7" not in output
+    assert len(re.findall(r"CM_AUTH_[A-Z_]+$", output, re.M)) == len(GOOD) + 2
+
+
+def test_what_may_be_the_secret_is_shown_as_no_id(run: Run) -> None:
+    for changes in (
+        {"client_id": "demo-key-secret", "client_secret": "demo-key-id"},
+        {"client_id": "demo-key-secret"},
+        {"client_id": "demo-key-secret", "client_secret": None},
+    ):
+        shown = run("check", "--offline", **changes).output
+        assert re.search(r"^client_id +dem… \(15 characters\) ", shown, re.M)
+
+
 @pytest.mark.parametrize(
     ("store", "level", "says"),
     [
@@ -192,7 +238,7 @@ def test_a_folder_in_which_nobody_may_write(run: Run, monkeypatch: pytest.Monkey
     monkeypatch.setattr(os, "access", lambda *_: False)  # root may write everywhere
     result = run("check", "--offline")
     assert result.exit_code == 2
-    assert "may not write in" in lines(result, "error")[0]
+    assert "may not write in the folder /" in lines(result, "error")[0]
 
 
 def test_a_file_that_is_no_store(run: Run, tmp_path: Path) -> None:
@@ -301,6 +347,16 @@ def test_a_login_page_that_cannot_be_seen(run: Run) -> None:
             {"redirect_uri": "http://127.0.0.1/auth/callback", "cookie_secure": "yes"},
             2,
             "browsers drop the session cookie",
+        ),
+        (
+            {"redirect_uri": "http://127.0.0.1/auth/callback", "cookie_name": "__Host-x"},
+            2,
+            "browsers refuse the session cookie",
+        ),
+        (
+            {"redirect_uri": "https://127.0.0.1/auth/callback", "cookie_name": "__Secure-x"},
+            1,
+            "a neighbouring host may set a cookie of this name",
         ),
         (
             {

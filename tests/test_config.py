@@ -40,21 +40,24 @@ GOOD = {"client_id": "id", "client_secret": "secret", "secret_key": SECRET_KEY}
         ({"redirect_uri": "https://host/auth/callback#x"}, "redirect_uri has a fragment"),
         ({"scope": "admin"}, "scope is 'read' or 'write'"),
         ({"prefix": "auth/"}, "prefix is a path"),
-        ({"exempt": ["health"]}, "exempt path 'health'"),
-        ({"exempt": ["/a*b/*"]}, "exempt path"),
+        ({"exempt": ["/ok", "health"]}, "exempt has no path in place 2"),
+        ({"exempt": ["/a*b/*"]}, "exempt has no path"),
         ({"timeout": "soon"}, "timeout is a number of seconds"),
         ({"idle_timeout": -1}, "idle_timeout has to be a positive"),
         ({"cookie_name": "a b"}, "cookie_name is a token"),
         ({"cookie_name": "__Host-x", "cookie_secure": False}, "needs a secure cookie"),
+        ({"cookie_name": "__secure-x", "cookie_secure": False}, "needs a secure cookie"),
         ({"colour": "blue"}, "unknown option colour; the options are"),
         ({"store": object()}, "store is a URL or an object"),
         ({"client_secret": "…"}, "client_secret has characters that no API key has"),
         ({"allow": "anna"}, "allow is a function"),
         ({"on_login": 3}, "on_login is a function"),
         ({"cookie_secure": "false"}, "cookie_secure is True, False or None"),
-        ({"allowed_hosts": ["*"]}, "give host names alone"),
-        ({"allowed_hosts": ["app.example:8000"]}, "give host names alone"),
-        ({"allowed_hosts": ["https://app.example"]}, "give host names alone"),
+        ({"allowed_hosts": ["*"]}, "allowed_hosts has no host name in place 1: give names alone"),
+        ({"allowed_hosts": ["app.example:8000"]}, "give names alone"),
+        ({"allowed_hosts": ["https://app.example"]}, "give names alone"),
+        ({"redirect_uri": "https://me:x@host/auth/callback"}, "redirect_uri has a user or an @"),
+        ({"base_url": "https://me:12/34@host"}, "base_url is scheme, host and port"),
         ({"allowed_hosts": None}, "allowed_hosts is a string or several"),
         ({"prefix": None}, "prefix is a string"),
         ({"redirect_uri": 7}, "redirect_uri is a string"),
@@ -74,6 +77,33 @@ def test_http_outside_loopback_is_a_warning() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         CMAuthMiddleware(make_app(), **GOOD, base_url="http://127.0.0.1:9400")
+
+
+HTTP_HERE = "http://localhost/auth/callback"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"cookie_name": "__Host-x", "redirect_uri": HTTP_HERE}, "cookie_name needs https"),
+        ({"cookie_name": "__host-x", "redirect_uri": HTTP_HERE}, "cookie_name needs https"),
+        ({"cookie_name": "__Secure-x", "redirect_uri": HTTP_HERE}, "cookie_name needs https"),
+        ({"cookie_name": "__Secure-x"}, "a neighbouring host may set a cookie of this name"),
+    ],
+)
+def test_a_cookie_name_that_does_not_keep_its_promise_is_a_warning(options, message: str) -> None:
+    with pytest.warns(UserWarning, match=message):
+        CMAuthMiddleware(make_app(), **GOOD, **options)
+
+
+def test_other_cookie_names_are_no_reason_to_warn() -> None:
+    for options in (
+        {"cookie_name": "mine"},
+        {"cookie_name": "mine", "redirect_uri": HTTP_HERE},
+        {"cookie_name": "__Host-x"},
+        {"cookie_name": "__Host-x", "redirect_uri": HTTP_HERE, "cookie_secure": True},
+    ):
+        CMAuthMiddleware(make_app(), **GOOD, **options)  # a warning is an error in these tests
 
 
 def test_options_come_from_the_environment_and_keywords_override(monkeypatch) -> None:

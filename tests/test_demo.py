@@ -12,6 +12,8 @@ from collections.abc import Iterator
 import httpx2
 import pytest
 
+from cm_auth_middleware.cli.demo import _dashboard
+
 from .support import HTML
 
 COMMAND = [sys.executable, "-m", "cm_auth_middleware.cli", "demo"]
@@ -36,6 +38,15 @@ def told(process: subprocess.Popen[str]) -> dict[str, str]:
         name, _, value = line.strip().partition(" ")
         words[name] = value.strip()
     return words
+
+
+def test_the_dashboard_shows_no_character_that_nobody_sees(cm_simulator, cm_login) -> None:
+    user = cm_simulator.add_user("eve\x1b[2J@example.com", ["Door\u202e\x9b"])
+    user.first_name = "Eve\u202e\0"
+    page = cm_login(_dashboard().create_app(), user).get("/").text
+    assert "eve[2J@example.com" in page
+    assert "Door" in page
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", page)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

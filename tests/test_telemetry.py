@@ -10,6 +10,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 from opentelemetry import metrics, trace
 from opentelemetry.sdk.metrics import MeterProvider
@@ -18,7 +19,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from cm_auth_middleware import MemoryStore
+from cm_auth_middleware import MemoryStore, telemetry
 from cm_auth_middleware.stores import SQLiteStore
 
 from .helpers.stores import BrokenStore
@@ -161,7 +162,8 @@ async def test_a_store_that_cannot_count_now_gives_no_number(operator, make_worl
     assert caplog.records == []
 
 
-async def test_time_at_camera_manager_is_measured(operator: Operator, world: World) -> None:
+async def test_time_at_camera_manager_is_measured(operator: Operator, make_world) -> None:
+    world = make_world(revalidate=86_400)
     browser = await world.login()
     await browser.get("/cameras")
     world.clock.tick(43_300)
@@ -179,7 +181,22 @@ async def test_time_at_camera_manager_is_measured(operator: Operator, world: Wor
     }
 
 
-async def test_calls_to_camera_manager_are_spans_of_the_request(operator, world: World) -> None:
+def test_an_attribute_has_no_escape_code(operator) -> None:
+    found = telemetry.find()
+    assert found is not None
+    answers = httpx2.MockTransport(lambda _: httpx2.Response(200))
+    request = httpx2.Request("GET\x1b[2J\r\n", "http://evil")
+    telemetry.TimedTransport(answers, found).handle_request(request)
+    with found.call("api", "evil\x9b\u202e"):
+        pass
+    seen = [str(value) for span in operator.spans.get_finished_spans()
+            for value in span.attributes.values()]  # fmt: skip
+    assert {"GET\\x1b[2J\\r\\n", "evil\\x9b\\u202e"} <= set(seen)
+    assert all(value.isprintable() for value in seen)
+
+
+async def test_calls_to_camera_manager_are_spans_of_the_request(operator, make_world) -> None:
+    world = make_world(revalidate=86_400)
     browser = await world.login()
     operator.spans.clear()
     with trace.get_tracer("an app").start_as_current_span("GET /cameras") as parent:

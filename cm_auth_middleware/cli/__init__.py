@@ -12,12 +12,13 @@ except ModuleNotFoundError:  # pragma: no cover - proven by the packaging test, 
 
 from cm_auth_middleware.cli.check import check
 from cm_auth_middleware.cli.demo import demo
+from cm_auth_middleware.cli.output import SafeGroup, say
 from cm_auth_middleware.cli.sessions import sessions
 
 __all__ = ["main"]
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=SafeGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="cm_auth_middleware")
 def main() -> None:
     """Tools for cm_auth_middleware."""
@@ -26,7 +27,7 @@ def main() -> None:
 @main.command()
 def secret() -> None:
     """Print a good secret_key, of 384 random bits."""
-    click.echo(secrets.token_urlsafe(48))
+    say(secrets.token_urlsafe(48))
 
 
 main.add_command(check)

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import click
 
 from cm_auth_middleware.cli.findings import ERROR, OK, WARNING, Finding
-from cm_auth_middleware.cli.options import masked, rows, strays
+from cm_auth_middleware.cli.options import rows, strays
+from cm_auth_middleware.cli.output import safe, say
 
 _STYLES = {OK: ("ok", "green"), WARNING: ("warning", "yellow"), ERROR: ("error", "red")}
 
@@ -28,8 +29,8 @@ def check(offline: bool, quiet: bool) -> None:
         table = list(rows())
         wide = max(len(value) for _, value, _ in table)
         for name, value, source in table:
-            click.echo(f"{name:<17} {value:<{min(wide, 48)}}  {source}")
-        click.echo()
+            say(f"{name:<17} {value:<{min(wide, 48)}}  {source}")
+        say()
     worst = OK
     for finding in _findings(offline):
         worst = max(worst, finding.level)
@@ -54,6 +55,14 @@ def _findings(offline: bool) -> Iterator[Finding]:
     for warning in caught:
         yield Finding(WARNING, "options", str(warning.message))
     yield Finding(OK, "options", "every option has a value that makes sense")
+    if not config.allow_emails and not config.allow_accounts:
+        yield Finding(
+            WARNING,
+            "allow",
+            "everybody with a CameraManager account may come in, unless the application gives "
+            "allow=…",
+            "Set CM_AUTH_ALLOW_EMAILS=*@example.com or CM_AUTH_ALLOW_ACCOUNTS=…",
+        )
 
     from cm_auth_middleware.cli import network, store
 
@@ -66,6 +75,6 @@ def _findings(offline: bool) -> Iterator[Finding]:
 def _tell(finding: Finding) -> None:
     word, colour = _STYLES[finding.level]
     lead = click.style(f"{word:<8}", fg=colour, bold=True)
-    click.echo(f"{lead} {finding.topic:<13} {masked(finding.text)}")
+    click.echo(f"{lead} {finding.topic:<13} {safe(finding.text)}")
     if finding.advice:
-        click.echo(f"{'':<22} {masked(finding.advice)}")
+        say(f"{'':<22} {finding.advice}")

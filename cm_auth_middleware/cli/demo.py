@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cm_auth_middleware.cli.output import Refusal, say
+
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
@@ -33,11 +35,11 @@ def demo(port: int, host: str, cm_port: int, token_lifetime: int, open_browser: 
 
         create_app = _dashboard().create_app
     except ImportError as error:
-        raise click.UsageError(
+        raise Refusal(
             f"the demo needs {error.name or error}: pip install 'cm_auth_middleware[demo]'"
         ) from None
     if host in ("0.0.0.0", "::"):  # noqa: S104 - refused here
-        raise click.UsageError(
+        raise Refusal(
             "--host is one address of this machine, by which its browsers reach both servers"
         )
     simulator = Simulator(
@@ -60,15 +62,15 @@ def demo(port: int, host: str, cm_port: int, token_lifetime: int, open_browser: 
                 _until_interrupted()
     except RuntimeError as error:
         raise click.ClickException(str(error)) from None
-    click.echo("Stopped.")
+    say("Stopped.")
 
 
 def _tell(site: str, cm: str, user: Any) -> None:
-    click.echo(f"Simulated CameraManager at {cm}")
-    click.echo(f"Open      {site}")
-    click.echo(f"E-mail    {user.email}")
-    click.echo(f"Password  {user.password}")
-    click.echo("Ctrl-C ends both.")
+    say(f"Simulated CameraManager at {cm}")
+    say(f"Open      {site}")
+    say(f"E-mail    {user.email}")
+    say(f"Password  {user.password}")
+    say("Ctrl-C ends both.")
 
 
 def _until_interrupted() -> None:

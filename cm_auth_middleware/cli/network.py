@@ -13,7 +13,8 @@ from urllib.parse import urlsplit
 import httpx2
 
 from cm_auth_middleware.cli.findings import ERROR, OK, WARNING, Finding
-from cm_auth_middleware.config import LOOPBACK, CMAuthConfig
+from cm_auth_middleware.config import LOOPBACK, CMAuthConfig, needs_https
+from cm_auth_middleware.display import is_certain, shown_url
 from cm_auth_middleware.driver import run_sync
 from cm_auth_middleware.errors import OAuthError, OperatorError, UnavailableError
 from cm_auth_middleware.oauth import CameraManager
@@ -51,9 +52,10 @@ def check_redirect_uri(config: CMAuthConfig) -> Iterator[Finding]:
             "It is your application's own address, where CameraManager sends the browser back to.",
         )
     elif not _resolves(parts.hostname or ""):
-        yield Finding(WARNING, "redirect_uri", f"this machine does not know {parts.hostname}")
+        host = parts.hostname if is_certain(uri) else "its host"
+        yield Finding(WARNING, "redirect_uri", f"this machine does not know {host}")
     else:
-        yield Finding(OK, "redirect_uri", uri)
+        yield Finding(OK, "redirect_uri", shown_url(uri))
     if parts.scheme == "https" and config.cookie_secure is False:
         yield Finding(WARNING, "cookie_secure", "is off although the site is https", "Drop it.")
     if parts.scheme == "http" and config.cookie_secure and parts.hostname != "localhost":
@@ -63,25 +65,40 @@ def check_redirect_uri(config: CMAuthConfig) -> Iterator[Finding]:
             "is on, but redirect_uri is http: browsers drop the session cookie",
             "Serve the site by https.",
         )
+    name = config.cookie_name or ""
+    if parts.scheme == "http" and needs_https(name) and not config.cookie_secure:
+        yield Finding(
+            ERROR,
+            "cookie_name",
+            f"is {name}, but redirect_uri is http: browsers refuse the session cookie",
+            "Serve the site by https, or give a plain name: on https it gets __Host- by itself.",
+        )
+    if parts.scheme == "https" and name.startswith("__Secure-"):
+        yield Finding(
+            WARNING,
+            "cookie_name",
+            f"is {name}: a neighbouring host may set a cookie of this name",
+            "Give a plain name: on https it gets __Host- by itself.",
+        )
 
 
 def check(config: CMAuthConfig) -> Iterator[Finding]:
     """Ask CameraManager, and the application if it says where it lives."""
     ports = ThreadPorts(config)
     headers = {"Accept": "application/json"}
-    url = f"{config.base_url}/rest/v2.3/users/self"
+    url, shown = f"{config.base_url}/rest/v2.3/users/self", shown_url(config.base_url)
     try:
         answer = _ask(ports.api_call("GET", url, headers))
     except OSError as error:
-        yield Finding(ERROR, "base_url", f"{config.base_url}: {error}")
+        yield Finding(ERROR, "base_url", f"{shown}: {error}")
         return
     if answer.status_code == 401:
-        yield Finding(OK, "base_url", f"{config.base_url} answers as CameraManager does")
+        yield Finding(OK, "base_url", f"{shown} answers as CameraManager does")
     else:
         yield Finding(
             ERROR,
             "base_url",
-            f"{config.base_url} answered {answer.status_code} where CameraManager says 401",
+            f"{shown} answered {answer.status_code} where CameraManager says 401",
             "Is it the address of CameraManager, without a path, and is it up?",
         )
         return
@@ -125,7 +142,7 @@ def _check_authorize(uri: str, server: CameraManager, ports: ThreadPorts) -> Ite
             "redirect_uri",
             f"CameraManager's login page answers {answer.status_code} to this client_id and "
             "redirect_uri",
-            f"Let {uri} be registered with the API key, to the letter.",
+            f"Let {shown_url(uri)} be registered with the API key, to the letter.",
         )
 
 
@@ -174,7 +191,7 @@ def _ask(call: Coroutine[Any, Any, T]) -> T:
     """Make a call; raise an `OSError` with a sentence that a person can use."""
     try:
         return run_sync(call)
-    except (httpx2.HTTPError, UnavailableError) as error:
+    except (httpx2.HTTPError, httpx2.InvalidURL, UnavailableError) as error:
         reason = _reason(error)
     raise OSError(reason)
 
@@ -191,6 +208,8 @@ def _reason(error: BaseException) -> str:
         if isinstance(cause, ConnectionRefusedError):
             return "the connection was refused: nothing listens there"
         cause = cause.__cause__ or cause.__context__
+    if isinstance(error, httpx2.InvalidURL):  # whose text quotes a piece of it
+        return "the host is no name"
     if isinstance(error, UnavailableError | httpx2.TimeoutException):
         return "no answer in time"
     return f"{type(error).__name__}: {error}"

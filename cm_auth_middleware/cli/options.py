@@ -1,4 +1,8 @@
-"""The options as a person may see them: where each came from, and no secret."""
+"""The options as a person may see them: where each came from, and no secret.
+
+A value is shown if it looks as its option's values do. Anything else may be a password, or a URL
+with one, that was put into the wrong option.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +13,31 @@ from collections.abc import Iterator
 from dataclasses import MISSING, Field, fields
 from typing import Any
 
-from cm_auth_middleware.config import FUNCTIONS, CMAuthConfig
+from cm_auth_middleware.cli.output import safe
+from cm_auth_middleware.config import FUNCTIONS, LISTS, CMAuthConfig
+from cm_auth_middleware.display import HIDDEN, shown_url
 
 PREFIX = "CM_AUTH_"
-_SECRETS = ("client_secret", "secret_key")
-_USER_INFO = re.compile(r"(?<=://)[^/?#@]*(?::[^/?#]*)?@")
-_PASSWORD = re.compile(r"(?i)\b(password|passwd|username|token|secret)=[^&#]*")
+_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_NUMBER = re.compile(r"[0-9]{1,10}(\.[0-9]{1,6})?")
+_SWITCH = re.compile(r"(?i)1|0|true|false|yes|no|on|off")
+_KNOWN = {
+    "scope": re.compile(r"read|write"),
+    "prefix": re.compile(r"(/[A-Za-z0-9._~-]+)+"),
+    "exempt": re.compile(r"/[A-Za-z0-9._~/-]*\*?"),
+    "idle_timeout": _NUMBER,
+    "absolute_timeout": _NUMBER,
+    "refresh_leeway": _NUMBER,
+    "timeout": _NUMBER,
+    "revalidate": re.compile(r"[0-9]{1,10}(\.[0-9]{1,6})?|(?i:none)"),
+    "cookie_name": re.compile(r"(__Host-|__Secure-)?[A-Za-z0-9_-]{1,64}"),
+    "cookie_secure": _SWITCH,
+    "allowed_hosts": re.compile(r"[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]"),
+    "allow_emails": re.compile(r"(\*|[A-Za-z0-9._+-]+)@[A-Za-z0-9.-]+"),
+    "allow_accounts": re.compile(r"[A-Za-z0-9]{1,20}"),
+    "cross_site_check": _SWITCH,
+    "auto_login": _SWITCH,
+}
 
 
 def rows() -> Iterator[tuple[str, str, str]]:
@@ -41,15 +64,28 @@ def strays() -> Iterator[str]:
             yield f"{variable} is no option that the environment can hold{hint}"
 
 
-def masked(text: str) -> str:
-    """A URL, or a text that may have some in it, without the passwords."""
-    return _PASSWORD.sub(r"\1=***", _USER_INFO.sub("***@", text))
-
-
 def _shown(name: str, value: str) -> str:
-    if name in _SECRETS:
-        return f"hidden ({len(value)} characters)" if value else "empty"
-    return masked(value)
+    if not value:
+        return "empty"
+    if name in ("client_secret", "secret_key"):
+        return f"hidden ({len(value)} characters)"
+    if name == "client_id":
+        return _shown_id(value)
+    if name in ("store", "base_url", "redirect_uri"):
+        return shown_url(value)
+    parts = [part.strip() for part in value.split(",")] if name in LISTS else [value]
+    known = _KNOWN.get(name)
+    # All or nothing: a value of another option, a URL say, may have commas in it.
+    if known is None or not all(known.fullmatch(part) for part in parts if part):
+        return f"not shown ({len(value)} characters)"
+    return value
+
+
+def _shown_id(value: str) -> str:
+    """The ID of an API key, or the beginning of what may be its secret by mistake."""
+    secret = os.environ.get(f"{PREFIX}CLIENT_SECRET", "")
+    is_id = _ID.fullmatch(value) and len(value) < len(secret) and safe(value) == value
+    return value if is_id else f"{value[:3]}{HIDDEN} ({len(value)} characters)"
 
 
 def _default(option: Field[Any]) -> str:

@@ -13,6 +13,8 @@ from urllib.parse import unquote
 
 import click
 
+from cm_auth_middleware.cli.output import Refusal, say
+
 if TYPE_CHECKING:
     from cm_auth_middleware import AuthEngine
     from cm_auth_middleware.stores import SessionStore
@@ -32,13 +34,14 @@ def _telling(command: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(command)
     def run(*args: Any, **options: Any) -> None:
-        from cm_auth_middleware.cli.options import masked
         from cm_auth_middleware.errors import CMAuthError
 
         try:
             command(*args, **options)
         except CMAuthError as error:
-            raise click.ClickException(masked(str(error))) from None
+            raise click.ClickException(str(error)) from None
+        except OSError as error:  # whose own text may quote a path
+            raise click.ClickException(f"the store cannot be used: {error.strerror}") from None
 
     return run
 
@@ -57,7 +60,7 @@ def count(store: str) -> None:
     from cm_auth_middleware.sealing import count_sessions
 
     opened = _open(store)
-    click.echo(run_sync(count_sessions(opened)))  # type: ignore[arg-type]  # both stores count
+    say(run_sync(count_sessions(opened)))  # type: ignore[arg-type]  # both stores count
     run_sync(opened.close())
 
 
@@ -70,7 +73,7 @@ def purge(store: str) -> None:
 
     opened = _open(store)
     run_sync(opened.ping())  # Redis would purge nothing without being asked
-    click.echo(run_sync(opened.purge()))
+    say(run_sync(opened.purge()))
     run_sync(opened.close())
 
 
@@ -82,7 +85,7 @@ def list_sessions(store: str, user: str) -> None:
     """List a user's sessions, the one used last first. Needs CM_AUTH_SECRET_KEY."""
     engine = _engine(store)
     for info in engine.sessions(user):
-        click.echo(
+        say(
             f"{info.reference}  logged in {_when(info.logged_in_at)}  "
             f"last seen {_when(info.last_seen_at)}  from {info.address or 'unknown'}"
         )
@@ -100,22 +103,24 @@ def revoke(store: str, user: str) -> None:
     could open them. Disable the account there, too, if it must not be used.
     """
     engine = _engine(store)
-    click.echo(engine.logout_user(user))
+    say(engine.logout_user(user))
     engine.close()
 
 
 def _open(url: str) -> SessionStore:
     from cm_auth_middleware.cli.store import open_blocking
+    from cm_auth_middleware.display import shown_file
 
     if url.startswith("memory:"):
-        raise click.UsageError(
+        raise Refusal(
             "the memory store is inside your application's process, where no other can look"
         )
+    store = open_blocking(url)
     if url.startswith("sqlite:///"):
         path = Path(unquote(url.removeprefix("sqlite:///")))
         if not path.exists():
-            raise click.ClickException(f"there is no file {path}")
-    return open_blocking(url)
+            raise click.ClickException(f"there is no file {shown_file(str(path))}")
+    return store
 
 
 def _engine(url: str) -> AuthEngine:

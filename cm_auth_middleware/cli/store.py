@@ -10,6 +10,7 @@ from urllib.parse import unquote
 
 from cm_auth_middleware.cli.findings import ERROR, OK, WARNING, Finding
 from cm_auth_middleware.config import CMAuthConfig
+from cm_auth_middleware.display import shown_file
 from cm_auth_middleware.driver import run_sync
 from cm_auth_middleware.errors import ConfigError, StoreError
 from cm_auth_middleware.stores import SessionStore, open_store
@@ -38,15 +39,16 @@ def check(config: CMAuthConfig) -> Iterator[Finding]:
     except ConfigError as error:
         yield Finding(ERROR, "store", str(error))
         return
-    if url.startswith("sqlite:"):
+    try:
         path = Path(unquote(url.removeprefix("sqlite:///")))
-        if not path.exists():
+        if url.startswith("sqlite:") and not path.exists():
             yield _new_file(path)
             return
-    try:
         run_sync(_try(store))
     except StoreError as error:
         yield Finding(ERROR, "store", str(error))
+    except Exception as error:  # its text, and a traceback, may quote options of the URL
+        yield Finding(ERROR, "store", f"cannot be used ({type(error).__name__})")
     else:
         yield Finding(OK, "store", "was reached, written, read and emptied again")
     finally:
@@ -65,9 +67,10 @@ async def _try(store: SessionStore) -> None:
 
 def _new_file(path: Path) -> Finding:
     """The file is left for the application to make: it has to belong to the application's user."""
-    folder = path.resolve().parent
+    folder, shown = path.resolve().parent, shown_file(str(path))
+    place = shown_file(str(folder)) if shown == str(path) else f"of {shown}"
     if not folder.is_dir():
-        return Finding(ERROR, "store", f"there is no folder {folder}", "Make it.")
+        return Finding(ERROR, "store", f"there is no folder {place}", "Make it.")
     if not os.access(folder, os.W_OK | os.X_OK):
-        return Finding(ERROR, "store", f"this user may not write in {folder}")
-    return Finding(OK, "store", f"{path} will be made when the first session is")
+        return Finding(ERROR, "store", f"this user may not write in the folder {place}")
+    return Finding(OK, "store", f"{shown} will be made when the first session is")

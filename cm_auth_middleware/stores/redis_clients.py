@@ -41,6 +41,7 @@ _SENTENCES: tuple[tuple[type[Exception], str], ...] = (
     (exceptions.TimeoutError, "did not answer in time"),
     (TimeoutError, "did not answer in time"),
     (exceptions.ConnectionError, _UNREACHABLE),
+    (exceptions.RedisClusterException, "cannot be reached as a cluster"),
     (OSError, _UNREACHABLE),
     (EOFError, _UNREACHABLE),
 )
@@ -93,7 +94,7 @@ class BlockingClients:
         pid = os.getpid()
         link = self._links.get(pid)
         if link is None:
-            clients = self._target.clients("redis")
+            clients = _connected(self._target)
             # A queue of tokens: threading.Semaphore, being Python, costs a tenth of a GET.
             gate: SimpleQueue[None] = SimpleQueue()
             for _ in range(self._target.connections):
@@ -166,6 +167,15 @@ class AsyncClients:
             )
             self._links[loop] = link
         return link
+
+
+def _connected(target: Target) -> tuple[Any, ...]:
+    """Make the clients for threads; of a cluster, they connect now."""
+    try:
+        return target.clients("redis")
+    except _ERRORS as error:
+        sentence = _sentence(error)
+    raise StoreError(f"{target} {sentence}")
 
 
 async def outcome(answer: Any) -> Any:

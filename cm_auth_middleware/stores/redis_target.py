@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 from urllib.parse import SplitResult, unquote, urlsplit
 
+from ..display import is_certain, shown_place
 from ..errors import ConfigError
 
 try:
@@ -30,7 +31,7 @@ class Target:
     """One server, a group watched by Sentinel, or a cluster.
 
     Attributes:
-        label: the URL without user, password and options.
+        label: the URL as `shown_place` shows it: without user, password and options.
         url: what redis-py's own parser reads of it.
         kind: ``""``, ``"sentinel"`` or ``"cluster"``.
         nodes: of the sentinels or the cluster.
@@ -50,7 +51,7 @@ class Target:
         """Read a URL.
 
         Raises:
-            ConfigError: it is wrong. Neither the message nor what
+            ConfigError: it is wrong, or could be read in two ways. Neither the message nor what
                 is chained to it holds a part of the URL that may be of a password.
         """
         problem = "is not a URL of Redis"
@@ -59,24 +60,28 @@ class Target:
         except ConfigError:
             raise
         except (TypeError, ValueError) as error:
-            # redis-py names the option it does not know and quotes no value.
+            # redis-py names the option it does not know and quotes no value. But what follows
+            # another option may be a piece of a password with & in it.
             unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
-            if unknown:
+            if unknown and is_certain(url) and f"?{unknown[1]}=" in url:
                 problem = f"has the unknown option {unknown[1]}"
+            elif unknown:
+                problem = "has an option that redis-py does not know"
         raise ConfigError(f"store {problem}; give {_EXAMPLE}")
 
     @classmethod
     def _parse(cls, url: str) -> Self:
-        parts = urlsplit(url)
+        parts, label = urlsplit(url), shown_place(url)
         scheme, _, kind = parts.scheme.partition("+")
         userinfo, at, hosts = parts.netloc.rpartition("@")
+        if scheme != "unix" and "@" in parts.path:
+            raise ValueError  # of "redis://user:12/34@host", urlsplit makes the host "user"
         if scheme not in ("redis", "rediss", "unix") or kind not in ("", *_PORTS) or parts.fragment:
             raise ValueError
         nodes: tuple[tuple[str, int], ...] = ()
         service = ""
         if not kind:
             _ = parts.port  # raises if it is no number
-            label = f"{scheme}://{hosts}{parts.path}"
         else:
             nodes = tuple(_node(host, _PORTS[kind]) for host in hosts.split(","))
             service = unquote(parts.path.strip("/")) if kind == "sentinel" else ""
@@ -85,7 +90,6 @@ class Target:
                     "store redis+sentinel:// needs the name of the primary as its path: "
                     "redis+sentinel://host:26379/mymaster"
                 )
-            label = f"{parts.scheme}://{hosts}{parts.path}"
             url = SplitResult(scheme, f"{userinfo}{at}localhost", "", parts.query, "").geturl()
         target = cls(label, url, kind, nodes, service, 0)
         options = target._options("redis")

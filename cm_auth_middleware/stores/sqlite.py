@@ -168,7 +168,7 @@ class SQLiteStore:
         self._file.close()
 
     def __repr__(self) -> str:
-        return f"<SQLiteStore {self._file.path}>"
+        return f"<SQLiteStore {self._file.label}>"
 
     async def _with_prefix(self, query: str, query_below: str, prefix: bytes) -> list[Any]:
         parameters: tuple[bytes | float, ...] = (prefix[:17], self._clock())
@@ -193,7 +193,7 @@ class SQLiteStore:
                 return work()
             except sqlite3.Error as error:
                 if not is_busy(error) or time.monotonic() > deadline:
-                    raise StoreError(explain(self._file.path, error)) from error
+                    raise StoreError(explain(self._file.label, error)) from error
             # Jitter: processes that collided once would meet again.
             await self._sleep(random.uniform(*_BACKOFF))  # noqa: S311
 

@@ -10,6 +10,7 @@ import weakref
 from pathlib import Path
 from typing import Any
 
+from ..display import shown_file
 from ..errors import ConfigError, StoreError
 
 _APPLICATION = 0x434D4175  # "CMAu", in the file's header: it is ours
@@ -68,6 +69,7 @@ class SQLiteFile:
         if not name or name == ":memory:" or "\0" in name:
             raise ConfigError("store sqlite:// needs the path of a file; in memory is memory://")
         self.path = Path(name).absolute()
+        self.label = shown_file(str(self.path))  # what messages call it
         self._idle: list[_Connection] = []
         self._open: set[_Connection] = set()
         self._generation = 0
@@ -184,17 +186,19 @@ class SQLiteFile:
             return connection
 
     def _create(self) -> None:
+        descriptor, reason = None, None
         try:
             descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         except FileExistsError:
             # Not to be opened here: closing it would drop the locks of this process's connections
             # (POSIX; howtocorrupt.html §2.2).
             return
-        except OSError as error:
+        except OSError as error:  # whose text quotes the path
+            reason = error.strerror
+        if descriptor is None:
             raise StoreError(
-                f"{self.path} cannot be created: {error.strerror}; is its directory there and "
-                "writable"
-            ) from error
+                f"{self.label} cannot be created: {reason}; is its directory there and writable"
+            )
         os.close(descriptor)
         status = self.path.stat()
         self._identity = (status.st_dev, status.st_ino)
@@ -207,17 +211,17 @@ class SQLiteFile:
         tables = number("SELECT count(*) FROM sqlite_master")
         version = number("PRAGMA user_version")
         if number("PRAGMA application_id") != _APPLICATION and (tables or version):
-            raise StoreError(f"{self.path} is another program's database: name another file")
+            raise StoreError(f"{self.label} is another program's database: name another file")
         if version > _VERSION:
             raise StoreError(
-                f"{self.path} was written by a newer version of cm_auth_middleware: upgrade this "
+                f"{self.label} was written by a newer version of cm_auth_middleware: upgrade this "
                 "one, or name another file"
             )
         connection.execute("PRAGMA synchronous = NORMAL")
         connection.execute(f"PRAGMA wal_autocheckpoint = {_LOG_PAGES}")
         mode = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
         if mode != "wal":
-            raise StoreError(f"{self.path} has to be on a local file system: WAL is impossible")
+            raise StoreError(f"{self.label} has to be on a local file system: WAL is impossible")
         if version < _VERSION:
             connection.execute("BEGIN IMMEDIATE")
             for statement in _SCHEMA:
@@ -234,10 +238,10 @@ def is_busy(error: sqlite3.Error) -> bool:
     return _code(error) in _BUSY
 
 
-def explain(path: Path, error: sqlite3.Error) -> str:
+def explain(label: str, error: sqlite3.Error) -> str:
     """Say in a sentence what is the matter with the file."""
     sentence = _SENTENCES.get(_code(error), "cannot be used")
-    return f"{path} {sentence} ({getattr(error, 'sqlite_errorname', error)})"
+    return f"{label} {sentence} ({getattr(error, 'sqlite_errorname', error)})"
 
 
 def _code(error: BaseException) -> int:

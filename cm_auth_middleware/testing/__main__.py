@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import MISSING, fields
 from typing import Any
 
+from cm_auth_middleware.display import printable
 from cm_auth_middleware.testing.server import SimulatorServer
 from cm_auth_middleware.testing.simulator import Settings, Simulator
 
@@ -23,13 +24,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         server = SimulatorServer(sim, port, host)
     except (RuntimeError, OSError) as error:
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(f"error: {printable(str(error))}\n")
         return 1
     with server, contextlib.suppress(KeyboardInterrupt):
         sys.stdout.write(f"Simulated CameraManager at {server.url}\n")
         sys.stdout.write(f"  client_id {client_id}, client_secret {client_secret}\n")
         for user in sim.users:
-            sys.stdout.write(f"  {user.email}, password {user.password}\n")
+            sys.stdout.write(f"  {printable(user.email)}, password {user.password}\n")
         sys.stdout.write(f"  POST JSON to {server.url}/_control to change it; Ctrl-C stops it\n")
         sys.stdout.flush()
         server.wait()

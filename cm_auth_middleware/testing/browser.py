@@ -9,6 +9,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import httpx2
 
+from cm_auth_middleware.display import printable
 from cm_auth_middleware.testing.network import origin_of
 
 _TITLE = re.compile(r"<title>(.*?)</title>", re.DOTALL)
@@ -109,8 +110,8 @@ def _target(page: httpx2.Response) -> httpx2.URL:
 def _describe(answer: httpx2.Response) -> str:
     title = _TITLE.search(answer.text)
     if title:
-        return f"{answer.status_code} “{html.unescape(title[1])}”"
-    return f"{answer.status_code} {answer.text[:200]}".strip()
+        return printable(f"{answer.status_code} “{html.unescape(title[1])}”")
+    return printable(f"{answer.status_code} {answer.text[:200]}".strip())
 
 
 class _Sites(httpx2.BaseTransport):

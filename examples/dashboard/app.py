@@ -44,6 +44,16 @@ UNUSABLE = (httpx2.HTTPError, ValueError, TypeError, KeyError)
 templates = Jinja2Templates(HERE / "templates")
 
 
+def visible(value: Any) -> Any:
+    """Leave out characters of a name that nobody sees: they may turn the text around it."""
+    if type(value) is not str:  # markup, say
+        return value
+    return "".join(character for character in value if character.isprintable())
+
+
+templates.env.finalize = visible
+
+
 def create_app(**options: Any) -> FastAPI:
     """Build the dashboard; options go to the middleware, what is missing comes from CM_AUTH_…"""
     app = FastAPI(title="Camera dashboard", docs_url=None, redoc_url=None)

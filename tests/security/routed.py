@@ -9,8 +9,10 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Mount, Route
+from werkzeug.middleware.dispatcher import DispatcherMiddleware
 
 from cm_auth_middleware import CMAuthMiddleware, CMAuthWSGIMiddleware
+from cm_auth_middleware.proxy import CMWSGIProxy
 
 from ..support import SECRET_KEY
 
@@ -72,10 +74,21 @@ def guarded_wsgi() -> Any:
     return CMAuthWSGIMiddleware(wsgi_app(), **OPTIONS)
 
 
+RELAYED = [f"{method} /rest/v2.4/echo" for method in ("GET", "POST", "PUT", "PATCH", "DELETE")]
+
+
+def relaying_wsgi(**options: Any) -> Any:
+    """A site with the proxy to a part of the API."""
+    site = DispatcherMiddleware(wsgi_app(), {"/cm": CMWSGIProxy(allow=RELAYED)})
+    return CMAuthWSGIMiddleware(site, **options)
+
+
 def __getattr__(name: str) -> Any:
     """What gunicorn names by ``module:variable``; made when it is asked for."""
     if name == "bare_application":
         return wsgi_app()
     if name == "application":
         return guarded_wsgi()
+    if name == "relaying":
+        return relaying_wsgi()  # its options come from the environment
     raise AttributeError(name)

@@ -86,7 +86,7 @@ def served(server: str, app: Any, **options: Any) -> Iterator[int]:
 
     Args:
         server: of `ASGI` or `WSGI`; gunicorn's `app` is ``module:variable``.
-        options: of uvicorn, or the environment of gunicorn.
+        options: of uvicorn or waitress, or the environment of gunicorn.
     """
     start = {"werkzeug": _werkzeug, "waitress": _waitress, "gunicorn": _gunicorn}.get(server)
     with start(app, **options) if start else _uvicorn(app, server, **options) as port:
@@ -122,8 +122,8 @@ class _Quiet(WSGIRequestHandler):
 
 
 @contextlib.contextmanager
-def _waitress(app: Any) -> Iterator[int]:
-    server = waitress.create_server(app, host="127.0.0.1", port=0, threads=8)
+def _waitress(app: Any, **options: Any) -> Iterator[int]:
+    server = waitress.create_server(app, host="127.0.0.1", port=0, threads=8, **options)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     try:
@@ -136,11 +136,14 @@ def _waitress(app: Any) -> Iterator[int]:
 
 
 @contextlib.contextmanager
-def _gunicorn(app: str, **environment: str) -> Iterator[int]:
+def _gunicorn(
+    app: str, *, worker: str = "gthread", log_level: str = "critical", **environment: str
+) -> Iterator[int]:
+    threads = ["--threads", "8"] if worker == "gthread" else []
     port = free_port()
     command = [
         sys.executable, "-m", "gunicorn", "--no-control-socket", "-b", f"127.0.0.1:{port}",
-        "--log-level", "critical", "-k", "gthread", "--threads", "8", app,
+        "--log-level", log_level, "-k", worker, *threads, app,
     ]  # fmt: skip
     process = subprocess.Popen(
         command, cwd=_ROOT, env={**os.environ, **environment}, stdin=subprocess.DEVNULL

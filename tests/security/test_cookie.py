@@ -363,3 +363,139 @@ async def test_two_apps_below_one_host_can_have_cookies_of_their_own(make_world)
     assert "first=" in cookies_of(browser)
     assert (await browser.get("/one/deep/1")).status_code == 200
     assert (await browser.get("/two/deep/1")).status_code == 302
+
+
+SITE = "https://app.example"
+
+
+@pytest.mark.parametrize("name", [None, "mine", "__Host-mine", "__host-mine"])
+async def test_secure_follows_redirect_uri_whatever_scheme_the_proxy_tells(
+    make_world, name: str | None
+) -> None:
+    """62: every cookie of a login, of the session and of a logout is one for https alone."""
+    world = make_world(redirect_uri=f"{SITE}/auth/callback", cookie_name=name)
+    session = {None: "__Host-cm_auth", "mine": "__Host-mine", "__Host-mine": "__Host-mine"}.get(
+        name, "__Host-__host-mine"
+    )
+    lines, jar = await life(world)
+    assert {line.partition("=")[0].partition("_login_")[0] for line in lines} == {
+        session, f"{session}_in",
+    }  # fmt: skip
+    for line in lines:
+        assert {"Secure", "Path=/", "HttpOnly"} <= set(line.split("; "))
+        assert "domain" not in line.lower()
+    assert await is_logged_in(world, f"{session}={jar[session]}")
+    for tossed in {"cm_auth", "mine", "__Secure-mine", f"x{session}", "__host-mine"} - {session}:
+        assert not await is_logged_in(world, f"{tossed}={jar[session]}")
+
+
+async def life(world: World) -> tuple[list[str], dict[str, str]]:
+    """Log in and out over http as behind a proxy: every Set-Cookie line, and the login's cookies.
+
+    The session is left alive by logging out without its cookie.
+    """
+    browser = world.browser()
+    start = await started(browser)
+    pending = start.headers["set-cookie"].partition(";")[0]
+    callback = browser.callback_url(start.headers["location"]).replace(SITE, APP)
+    done = await world.browser(Cookie=pending).get(callback)
+    assert done.status_code == 302, done.text
+    out = await world.browser().post("/auth/logout")
+    lines = [line for r in (start, done, out) for line in r.headers.get_list("set-cookie")]
+    kept = (line.partition(";")[0].partition("=") for line in done.headers.get_list("set-cookie"))
+    return lines, {name: value for name, _, value in kept if value}
+
+
+async def test_a_name_of_ones_own_is_prefixed_on_https_and_plain_on_http(make_world) -> None:
+    """62: one application that is reached both ways has two names, and each counts there alone."""
+    world = make_world(cookie_name="mine")
+    site = APP.replace("http:", "https:")
+    world.net.apps[site] = world.net.apps[APP]
+    browser = await world.login()
+    [value] = browser.named("mine")
+    for origin, name, status in (
+        (APP, "mine", 200),
+        (APP, "__Host-mine", 302),
+        (site, "mine", 302),
+        (site, "__Host-mine", 200),
+    ):
+        for _ in range(2):  # the second time from what is remembered of the first
+            visitor = world.browser(Cookie=f"{name}={value}")
+            assert (await visitor.get(f"{origin}/")).status_code == status, (origin, name)
+    [pending] = (await world.browser().get(f"{site}/")).headers.get_list("set-cookie")
+    assert pending.startswith("__Host-mine_login_")
+    assert "; Secure" in pending
+
+
+async def test_a_name_that_says_secure_stays(make_world) -> None:
+    """62: with the warning at start that a neighbour can set it."""
+    with pytest.warns(UserWarning, match="a neighbouring host may set a cookie of this name"):
+        world = make_world(redirect_uri=f"{SITE}/auth/callback", cookie_name="__Secure-mine")
+    lines, jar = await life(world)
+    assert "__Secure-mine" in jar
+    assert all("; Secure" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("options", "scheme", "secure"),
+    [
+        ({"cookie_secure": False, "redirect_uri": f"{SITE}/auth/callback"}, "http", False),
+        ({"cookie_secure": False, "redirect_uri": f"{SITE}/auth/callback"}, "https", False),
+        ({"cookie_secure": False}, "https", False),
+        ({"cookie_secure": True, "redirect_uri": f"{APP}/auth/callback"}, "http", True),
+        ({"cookie_secure": True}, "http", True),
+        ({"redirect_uri": f"{APP}/auth/callback"}, "http", False),
+        ({"redirect_uri": f"{APP}/auth/callback"}, "https", True),
+        ({"redirect_uri": "HTTPS://app.example/auth/callback"}, "http", True),
+        ({}, "http", False),
+        ({}, "https", True),
+    ],
+)  # fmt: skip
+async def test_what_decides_whether_cookies_are_for_https(
+    make_world, options, scheme: str, secure: bool
+) -> None:
+    """62: cookie_secure, where it is given; else redirect_uri or the request, if one is https."""
+    world = make_world(cookie_name="mine", **options)
+    site = APP.replace("http", scheme)
+    world.net.apps[site] = world.net.apps[APP]
+    line = (await world.browser().get(f"{site}/cameras")).headers["set-cookie"]
+    assert line.startswith("__Host-mine_login_" if secure else "mine_login_")
+    assert ("; Secure" in line) is secure
+
+
+@pytest.mark.parametrize("kind", ["navigation", "fetch"])
+async def test_a_proxy_that_forgot_the_scheme_is_told_of_once(
+    make_world, caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    """62: however many such requests somebody makes; and never where the schemes are one."""
+    headers = {} if kind == "navigation" else {"Accept": "application/json"}
+    site = APP.replace("http:", "https:")
+    for redirect_uri, origin, expected in (
+        (f"{SITE}/auth/callback", APP, ["request=http redirect_uri=https"]),
+        (f"{APP}/auth/callback", site, ["request=https redirect_uri=http"]),
+        (f"{SITE}/auth/callback", site, []),
+        (f"{APP}/auth/callback", APP, []),
+        (None, site, []),
+        (None, APP, []),
+    ):
+        caplog.clear()
+        world = make_world(redirect_uri=redirect_uri)
+        world.net.apps[site] = world.net.apps[APP]
+        for _ in range(20):
+            await world.browser(**headers).get(f"{origin}/cameras")
+        told = [r.getMessage() for r in caplog.records if r.msg and "scheme_mismatch" in r.message]
+        assert len(told) == len(expected)
+        for message, fields in zip(told, expected, strict=True):
+            assert message.startswith(f"scheme_mismatch {fields}: ")
+            assert "X-Forwarded-Proto" in message
+
+
+async def test_a_name_that_browsers_refuse_on_http_is_told_of_once(
+    make_world, caplog: pytest.LogCaptureFixture
+) -> None:
+    """62: a __Host- cookie on a site that turns out to be http."""
+    world = make_world(cookie_name="__Host-mine")
+    for _ in range(3):
+        await started(world.browser())
+    [told] = [r for r in caplog.records if getattr(r, "event", "") == "cookie_prefix_on_http"]
+    assert told.cookie_name == "__Host-mine"  # type: ignore[attr-defined]

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import socket
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack
 from itertools import product
+from typing import Any
+from wsgiref.util import setup_testing_defaults
 
+import fastapi
 import pytest
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from starlette.routing import Mount
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
+from werkzeug.middleware.proxy_fix import ProxyFix
+
+from cm_auth_middleware import CMAuthMiddleware
 
 from ..support import CM, World
 from ..test_asgi import Socket, ws_headers
-from .routed import METHODS, asgi_app, guarded_asgi, guarded_wsgi, wsgi_app
+from .routed import METHODS, OPTIONS, asgi_app, guarded_asgi, guarded_wsgi, wsgi_app
 from .servers import ASGI, WSGI, Answered, ask, say, served
 from .support import NAME, session_of
 
@@ -211,6 +218,151 @@ def test_below_a_mount_the_exempt_paths_are_the_applications_own(how: str) -> No
                 assert reached(ask(there, target)) == "open", target
 
 
+OUTSIDE = [
+    # where the application is mounted, what is asked for, and whether that needs a login
+    ("/ui", "/ui/health", False),
+    ("/ui", "/health", True),
+    ("/ui", "/public/a", True),
+    ("/ui", "/", True),
+    ("/ui", "/ui", True),  # below, but the pattern for it would be "/"
+    ("/ui", "//ui/health", True),
+    ("/ui", "/ui///health", True),
+    ("/ui", "/UI/health", True),
+    ("/UI", "/ui/health", True),
+    ("/ui", "/uihealth", True),
+    ("/ui", "/ui2/health", True),
+    ("/ui", "/public/ui/health", True),
+    ("/ui", "/public/ui/x", True),
+    ("/ui", "/ui/public/ui/x", False),
+    ("/ui", "/ui/ui/health", True),
+    ("/ui/a", "/ui/health", True),
+    ("/ui/a", "/ui/a/health", False),
+    ("/caf\xe9", "/caf\xe9/health", False),
+    ("/caf\xe9", "/health", True),
+    ("/caf%C3%A9", "/health", True),
+    ("", "/health", False),
+    ("/", "/health", False),
+    ("/", "/x/health", True),
+]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("slash", ["", "/"])
+@pytest.mark.parametrize(("root", "path", "needs_login"), OUTSIDE)
+async def test_outside_the_mount_nothing_is_exempt(
+    root: str, path: str, needs_login: bool, slash: str
+) -> None:
+    """63: the path as the specification has it, mount included, is not below root_path."""
+    if slash and root not in ("", "/") and not needs_login:
+        path = f"{root}/{path.removeprefix(root)}"  # as uvicorn puts it, and Starlette routes it
+    scope = {
+        "type": "http", "method": "GET", "path": path, "raw_path": path.encode(),
+        "root_path": root if root == "/" else root and root + slash, "query_string": b"",
+        "scheme": "http", "headers": [(b"host", b"localhost")], "http_version": "1.1",
+    }  # fmt: skip
+    sent: list[dict[str, Any]] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request"}
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    await guarded_asgi()(scope, receive, send)
+    assert (sent[0]["status"] == 401) is needs_login
+    assert (sent[0]["status"] == 200) is not needs_login
+
+
+@pytest.mark.parametrize("told_by", ["REQUEST_URI", "RAW_URI"])
+@pytest.mark.parametrize("slash", ["", "/"])
+@pytest.mark.parametrize(
+    ("script", "path", "target", "needs_login"),
+    [
+        ("/ui", "/health", "/ui/health", False),
+        ("/ui", "/health", "/ui/health?x=/y", False),
+        ("/ui", "/health", "", False),  # the server does not tell: SCRIPT_NAME is believed
+        ("/ui", "/health", "/health", True),
+        ("/ui", "/health", "/health?/ui/health", True),
+        ("/ui", "/public/a", "/public/a", True),
+        ("/ui", "/public/ui/a", "/public/ui/a", True),
+        ("/ui", "/health", "//ui/health", True),
+        ("/ui", "/health", "/UI/health", True),
+        ("/ui", "/health", "/uihealth", True),
+        ("/ui", "/health", "/ui2/health", True),
+        ("/ui", "/health", "http://localhost/health", True),
+        ("/ui", "/health", "http:///ui/health", True),
+        ("/ui", "/health", "*", True),
+        ("/ui", "/health", "/%75i/health", False),  # a server that decodes first
+        ("/caf\xc3\xa9", "/health", "/caf%C3%A9/health", False),
+        ("/caf\xc3\xa9", "/health", "/caf\xc3\xa9/health", False),
+        ("/caf%C3%A9", "/health", "/caf%C3%A9/health", False),  # one that cuts first
+        ("/caf\xc3\xa9", "/health", "/health", True),
+        ("", "/health", "/health", False),
+        ("/", "/health", "/health", False),
+    ],
+)
+def test_outside_script_name_nothing_is_exempt_where_the_server_tells(
+    script: str, path: str, target: str, needs_login: bool, slash: str, told_by: str
+) -> None:
+    """63: SCRIPT_NAME says "below /ui", and the request target says that it was not."""
+    environ: dict[str, Any] = {told_by: target, "HTTP_HOST": "localhost"}
+    environ |= {"SCRIPT_NAME": script.rstrip("/") + slash if script else "", "PATH_INFO": path}
+    setup_testing_defaults(environ)
+    started: list[str] = []
+    b"".join(guarded_wsgi()(environ, lambda status, *_: started.append(status)))
+    assert started[0][:3] == ("401" if needs_login else "200")
+
+
+@pytest.mark.parametrize("path", ["/health", "/public/a", "/public/ui/a"])
+def test_a_server_that_hands_on_what_is_outside_its_mount_opens_nothing(path: str) -> None:
+    """63: waitress does, told where the application is; uvicorn takes the mount for cut off."""
+    with served("waitress", guarded_wsgi(), url_prefix="/ui") as port:
+        assert ask(port, f"/ui{path}").body == b"open"
+        assert ask(port, path).status == 401
+        assert ask(port, f"http://localhost{path}").status == 401
+        assert ask(port, f"//ui{path}").body != b"open"
+    for parser in ASGI:
+        with served(parser, guarded_asgi(), root_path="/ui") as port:
+            assert ask(port, path).body == b"open"  # as behind a proxy that takes /ui off
+            assert ask(port, f"/ui{path}").status == 401
+
+
+def test_a_framework_that_claims_a_mount_needs_the_server_to_put_it_into_the_path() -> None:
+    """63: FastAPI(root_path=…) behind a proxy that takes the mount off; uvicorn is not told."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it has been deprecated since
+        app = fastapi.FastAPI(root_path="/ui")
+    app.add_api_route("/health", lambda: PlainTextResponse("open"))
+    app.add_middleware(CMAuthMiddleware, **OPTIONS)
+    with served("h11", app) as port:
+        assert ask(port, "/health").status == 401
+        assert ask(port, "/ui/health").body == b"open"
+        assert ask(port, "/auth/session").status == 200  # the middleware's own routes are served
+    prefixed = ProxyFix(guarded_wsgi(), x_prefix=1)
+    with served("werkzeug", prefixed) as port:
+        assert ask(port, "/health").body == b"open"
+        assert ask(port, "/health", "X-Forwarded-Prefix: /ui").status == 401
+        assert ask(port, "/ui/health", "X-Forwarded-Prefix: /ui").status == 401
+
+
+@pytest.mark.anyio
+async def test_a_websocket_outside_the_mount_is_not_exempt(make_world) -> None:
+    """63: denied like every other one without a session."""
+
+    async def accepting(scope, receive, send) -> None:
+        await send({"type": "websocket.accept"})
+
+    world = make_world(exempt=["/ws"])
+    for root, path, expected in (
+        ("/ui", "/ui/ws", "websocket.accept"),
+        ("/ui", "/ws", "websocket.http.response.start"),
+    ):
+        one = Socket(world, {"Host": "localhost:8000"})
+        one.scope |= {"root_path": root, "path": path}
+        world.app.app = accepting
+        assert (await one.run())[0]["type"] == expected
+
+
 def _nothing(environ, start_response):
     start_response("404 Not Found", [("Content-Type", "text/plain")])
     return [b""]
@@ -269,6 +421,52 @@ async def test_a_websocket_from_the_http_twin_of_an_https_site_is_refused(world:
         one = Socket(world, {**headers, "Origin": f"{origin}://localhost:8000"})
         one.scope["scheme"] = "wss"
         assert (await one.run())[0]["type"] == expected
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("redirect_uri", "scheme", "name"),
+    [
+        ("https://app.example/auth/callback", "ws", "__Host-cm_auth"),
+        ("https://app.example/auth/callback", "wss", "__Host-cm_auth"),
+        (None, "wss", "__Host-cm_auth"),
+        (None, "ws", "cm_auth"),
+    ],
+)
+async def test_a_websocket_finds_its_session_by_the_name_that_the_site_uses(
+    make_world, redirect_uri: str | None, scheme: str, name: str
+) -> None:
+    """62: wss and ws are https and http; redirect_uri counts there, too."""
+    cookie = session_of(await (one := make_world()).login())
+    world = make_world(redirect_uri=redirect_uri, store=one.engine.store)
+    own = "https://app.example" if redirect_uri else f"http{scheme[2:]}://localhost:8000"
+    for sent, expected in (
+        (name, "accept"),
+        ({"cm_auth": "__Host-cm_auth"}.get(name, "cm_auth"), ""),
+    ):
+        headers = {"Host": "localhost:8000", "Origin": own, "Cookie": f"{sent}={cookie}"}
+        one_socket = Socket(world, headers)
+        one_socket.scope["scheme"] = scheme
+        [first, *_] = await one_socket.run()
+        assert (first["type"] == "websocket.accept") is bool(expected)
+
+
+@pytest.mark.anyio
+async def test_the_http_twin_of_a_site_is_foreign_though_the_proxy_forgot_the_scheme(
+    make_world,
+) -> None:
+    """62: redirect_uri says that the site is https, under whatever other name it is reached."""
+    cookie = session_of(await (one := make_world()).login())
+    world = make_world(redirect_uri="https://app.example/auth/callback", store=one.engine.store)
+    for origin, expected in (
+        ("https://app.example", "websocket.accept"),
+        ("https://www.app.example", "websocket.accept"),
+        ("http://app.example", "websocket.http.response.start"),
+        ("http://www.app.example", "websocket.http.response.start"),
+    ):
+        headers = {"Host": "www.app.example", "Cookie": f"__Host-cm_auth={cookie}"}
+        sent = await Socket(world, {**headers, "Origin": origin}).run()
+        assert sent[0]["type"] == expected, origin
 
 
 @pytest.mark.anyio

@@ -5,8 +5,10 @@ from __future__ import annotations
 import base64
 import hashlib
 import tracemalloc
+from typing import Any
 
 import anyio
+import httpx2
 import pytest
 
 from ..support import APP, CM, HTML, JSON, World
@@ -235,6 +237,132 @@ async def test_a_code_is_never_sent_twice(world: World, what) -> None:
     retry = await browser.get("/auth/login?next=/cameras")
     assert query_of(retry)["state"] != query_of(start)["state"]
     assert (await browser.finish(retry.headers["location"])).status_code == 200
+
+
+@pytest.fixture
+def logouts() -> list[str]:
+    """Who was logged out, by the hook."""
+    return []
+
+
+@pytest.fixture
+def shared(make_world, logouts: list[str]) -> World:
+    """A world whose logouts are noted: a computer that several people use."""
+    return make_world(on_logout=lambda session: logouts.append(session.user["email"]))
+
+
+ANNA, BOB = "anna@example.com", "bob@example.com"
+
+
+def revoked(world: World) -> list[str]:
+    """The access tokens that CameraManager was asked to delete."""
+    return [
+        request.headers["authorization"].split()[1]
+        for request in world.sim.requests
+        if request.method == "DELETE"
+    ]
+
+
+def tokens_of(world: World) -> list[str]:
+    """The living access tokens of CameraManager."""
+    return list(world.sim._tokens.access)
+
+
+async def test_logging_in_as_another_user_logs_the_first_one_out(
+    shared: World, logouts: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """65: tokens revoked, on_logout called, the logout logged, and the cookie dead."""
+    caplog.set_level("INFO", logger="cm_auth_middleware")
+    browser = await shared.login(email=ANNA)
+    first = f"{NAME}={session_of(browser)}"
+    [annas] = tokens_of(shared)
+    page = await browser.finish((await browser.get("/auth/login")).headers["location"], BOB)
+    assert page.text.endswith(BOB)
+    assert revoked(shared) == [annas]
+    assert annas not in tokens_of(shared)
+    assert logouts == [ANNA]
+    told = [(r.event, r.session) for r in caplog.records]  # type: ignore[attr-defined]
+    assert [event for event, _ in told] == ["login", "logout", "login"]
+    assert told[0][1] == told[1][1] != told[2][1]
+    assert not await is_logged_in(shared, first)
+    assert (await browser.get("/cameras")).json() == ["Shop floor", "Back door"]
+    assert logouts == [ANNA]
+
+
+async def test_logging_in_as_oneself_again_only_replaces_the_session(
+    shared: World, logouts: list[str]
+) -> None:
+    """65: CameraManager hands the same living tokens out again; they are not to be revoked."""
+    browser = await shared.login(email=ANNA)
+    first = f"{NAME}={session_of(browser)}"
+    await browser.finish((await browser.get("/auth/login")).headers["location"], ANNA)
+    assert (revoked(shared), logouts) == ([], [])
+    assert not await is_logged_in(shared, first)
+    assert (await browser.get("/cameras")).status_code == 200
+
+
+async def test_logging_in_elsewhere_touches_no_other_browser(
+    shared: World, logouts: list[str]
+) -> None:
+    """65: only the browser whose session is replaced is logged out, and only if it is."""
+    annas, bobs = await shared.login(email=ANNA), await shared.login(email=BOB)
+    refused = await bobs.get("/auth/login")
+    url = bobs.callback_url(refused.headers["location"], ANNA)
+    assert (await shared.browser().get(url)).status_code == 400  # not the browser that began
+    assert (revoked(shared), logouts) == ([], [])
+    for browser, email in ((annas, ANNA), (bobs, BOB)):
+        assert (await browser.get("/")).text.endswith(email)
+        assert (await browser.get("/cameras")).status_code == 200
+
+
+async def test_a_first_user_whose_session_is_over_is_not_logged_out_again(
+    shared: World, logouts: list[str]
+) -> None:
+    """65: nor is one whose cookie is forged, or of a session that nobody has."""
+    browser = await shared.login(email=ANNA)
+    await browser.post("/auth/logout")
+    assert (len(revoked(shared)), logouts) == (1, [ANNA])
+    await browser.finish((await browser.get("/auth/login")).headers["location"], BOB)
+    assert (len(revoked(shared)), logouts) == (1, [ANNA])
+
+
+@pytest.mark.parametrize("trouble", ["down", "500", "hook"])
+async def test_the_next_user_comes_in_though_the_first_cannot_be_logged_out_there(
+    make_world, trouble: str
+) -> None:
+    """65: CameraManager does not answer the revocation, or on_logout raises: logged, no more."""
+
+    def broken(session: Any) -> None:
+        raise RuntimeError("of the application")
+
+    world = make_world(on_logout=broken if trouble == "hook" else None)
+    browser = await world.login(email=ANNA)
+    first = f"{NAME}={session_of(browser)}"
+
+    async def unreachable(scope: Any, receive: Any, send: Any) -> None:
+        if scope["method"] == "DELETE":
+            raise httpx2.ConnectError("nobody listens")
+        await world.sim(scope, receive, send)
+
+    if trouble == "down":
+        world.net.add(CM, unreachable)
+    elif trouble == "500":
+        world.sim.fail_api(500, 99, path="/rest/v2.0/users/self/tokens/current")
+    page = await browser.finish((await browser.get("/auth/login")).headers["location"], BOB)
+    assert page.text.endswith(BOB)
+    assert not await is_logged_in(world, first)
+    assert (await browser.get("/cameras")).json() == ["Shop floor", "Back door"]
+
+
+async def test_who_may_not_come_in_leaves_the_first_user_there(make_world) -> None:
+    """65: allow says no to the second: nothing was replaced, so nobody is logged out."""
+    world = make_world(allow=lambda user: user["email"] != BOB)
+    browser = await world.login(email=ANNA)
+    [annas] = tokens_of(world)
+    page = await browser.finish((await browser.get("/auth/login")).headers["location"], BOB)
+    assert page.status_code == 403
+    assert annas not in revoked(world)
+    assert (await browser.get("/")).text.endswith(ANNA)
 
 
 async def test_a_session_id_from_before_the_login_is_never_kept(world: World) -> None:

@@ -14,6 +14,8 @@ from html import escape
 
 from starlette.responses import HTMLResponse
 
+from cm_auth_middleware.display import printable
+
 _STYLE = """
 :root { color-scheme: light dark; --page: #eef2f6; --card: #ffffff; --ink: #16212e;
   --soft: #56667a; --line: #cbd5e0; --brand: #0b5fa5; --on-brand: #ffffff; --bad: #a4161a;
@@ -83,13 +85,13 @@ def login_page(
         error: the sentence that says why the last attempt failed.
         hint: an e-mail address and a password to show, so that a demo can be used at once.
     """
-    alert = f'<p class="error" id="error" role="alert">{escape(error)}</p>' if error else ""
+    alert = f'<p class="error" id="error" role="alert">{_escape(error)}</p>' if error else ""
     described = ' aria-invalid="true" aria-describedby="error"' if error else ""
     note = ""
     if hint:
         note = (
-            f'<p class="hint">For a try: <code>{escape(hint[0])}</code> with the password '
-            f"<code>{escape(hint[1])}</code></p>"
+            f'<p class="hint">For a try: <code>{_escape(hint[0])}</code> with the password '
+            f"<code>{_escape(hint[1])}</code></p>"
         )
     return _page(
         "Log in",
@@ -100,7 +102,7 @@ def login_page(
 {_hidden(fields)}
 <label for="email">E-mail</label>
 <input id="email" name="email" type="email" autocomplete="username" required
- value="{escape(email)}"{described}>
+ value="{_escape(email)}"{described}>
 <label for="password">Password</label>
 <input id="password" name="password" type="password" autocomplete="current-password" required
 {described}>
@@ -114,12 +116,12 @@ def consent_page(
     fields: Mapping[str, str], *, client: str, email: str, scope: str, target: str
 ) -> HTMLResponse:
     """Draw the page that asks `email` if `client` may act for them with `scope`."""
-    items = "".join(f"<li>{escape(_SCOPES.get(s, s))}</li>" for s in scope.split())
+    items = "".join(f"<li>{_escape(_SCOPES.get(s, s))}</li>" for s in scope.split())
     return _page(
         "Allow access",
         f"""<h1>Allow access?</h1>
-<p>The application <strong>{escape(client)}</strong> at <code>{escape(target)}</code>
-asks <strong>{escape(email)}</strong> for permission to:</p>
+<p>The application <strong>{_escape(client)}</strong> at <code>{_escape(target)}</code>
+asks <strong>{_escape(email)}</strong> for permission to:</p>
 <ul>{items}</ul>
 <form method="post" action="authorize">
 {_hidden(fields)}
@@ -133,12 +135,17 @@ asks <strong>{escape(email)}</strong> for permission to:</p>
 def message_page(title: str, text: str, status: int = 400) -> HTMLResponse:
     """Draw a page with a message only, such as an error that must not be redirected."""
     role = ' role="alert" class="error"' if status >= 400 else ""
-    return _page(title, f"<h1>{escape(title)}</h1>\n<p{role}>{escape(text)}</p>", status)
+    return _page(title, f"<h1>{_escape(title)}</h1>\n<p{role}>{_escape(text)}</p>", status)
+
+
+def _escape(text: str) -> str:
+    """Return a text for HTML; what is no visible character is written as Python writes it."""
+    return escape(printable(text))
 
 
 def _hidden(fields: Mapping[str, str]) -> str:
     return "\n".join(
-        f'<input type="hidden" name="{escape(name)}" value="{escape(value)}">'
+        f'<input type="hidden" name="{_escape(name)}" value="{_escape(value)}">'
         for name, value in fields.items()
     )
 
@@ -150,7 +157,7 @@ def _page(title: str, body: str, status: int = 200) -> HTMLResponse:
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(title)} | Simulated CameraManager</title>
+<title>{_escape(title)} | Simulated CameraManager</title>
 <link rel="icon" href="data:,">
 <style>{_STYLE}</style>
 </head>

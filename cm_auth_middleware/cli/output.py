@@ -1,0 +1,76 @@
+"""What the command prints: no control character, no secret of the environment, no argument."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any
+
+import click
+
+from cm_auth_middleware.display import HIDDEN, printable
+
+_SECRETS = ("CM_AUTH_CLIENT_SECRET", "CM_AUTH_SECRET_KEY")
+_LEAST = 4  # characters; shorter secrets would be found inside words
+_QUOTED = re.compile(r"'.*'|\".*\"|\(.*\)", re.DOTALL)
+
+
+def say(text: object = "") -> None:
+    """Print a line."""
+    click.echo(safe(str(text)))
+
+
+def safe(text: str) -> str:
+    """Return a text as a terminal may get it.
+
+    The values of the secret options are taken out wherever they come from: an operator may have
+    put them into another option too, and a server may repeat them.
+    """
+    for secret in secrets():
+        text = text.replace(secret, HIDDEN)
+    return printable(text)
+
+
+def secrets() -> list[str]:
+    """Return the values of the secret options, the longest first."""
+    values = {os.environ.get(name, "") for name in _SECRETS}
+    values |= {part.strip() for value in values for part in value.split(",")}
+    return sorted((value for value in values if len(value) >= _LEAST), key=len, reverse=True)
+
+
+class Refusal(click.UsageError):
+    """The command was called wrongly, in words of our own: they repeat no argument."""
+
+
+class SafeGroup(click.Group):
+    """A group of commands whose errors repeat no argument: one may be a URL with a password."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        """Read the arguments."""
+        try:
+            return super().make_context(*args, **kwargs)
+        except click.ClickException as error:
+            raise _without_arguments(error) from None
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except click.ClickException as error:
+            raise _without_arguments(error) from None
+
+
+def _without_arguments(error: click.ClickException) -> click.ClickException:
+    """Return an error without what click quotes of the arguments."""
+    if isinstance(error, click.NoSuchOption):
+        near = error.possibilities
+        return click.NoSuchOption(error.option_name, "No such option.", near, error.ctx)
+    message = _QUOTED.sub(HIDDEN, error.message)
+    if isinstance(error, click.BadParameter) and not isinstance(error, click.MissingParameter):
+        return click.BadParameter(message, error.ctx, error.param, error.param_hint)
+    is_plain = type(error) is click.UsageError or type(error).__name__ == "NoSuchCommand"
+    if isinstance(error, click.UsageError) and is_plain:
+        return Refusal(message, error.ctx)
+    if type(error) is click.ClickException:
+        return click.ClickException(safe(error.message))
+    return error  # in our words, or click's own about what the command has
