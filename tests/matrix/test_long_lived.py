@@ -57,6 +57,8 @@ WSGI_CELLS = {
     "granian-wsgi": [*WSGI["granian"], "--blocking-threads", "32"],
     "werkzeug": [sys.executable, "-m", "flask", "--app", "{app}", "run", "--port", "{port}"],
 }
+# They drop in silence what is sent over a WebSocket whose client left, as without the middleware.
+SWALLOWS = frozenset({"hypercorn", "hypercorn-trio", "granian"})
 # simple-websocket takes the socket over, which these servers hand out.
 WITH_SOCKETS = frozenset({"gunicorn-gthread", "gunicorn-gevent", "werkzeug"})
 
@@ -196,7 +198,7 @@ TOLD: Expected = {
     "download": CLOSED,
     "poll": {None},
     "listen": {*CANCELLED, "returned"},
-    "relay": {*CANCELLED, "ClientDisconnect", "returned"},
+    "relay": {*CANCELLED, "ClientDisconnect", "_GoneError", "returned"},  # by ASGI: an OSError
     "ws-send": {"WebSocketDisconnect"},
     "ws-receive": {"WebSocketDisconnect"},
     "ws-wait": {"WebSocketDisconnect"},
@@ -257,11 +259,20 @@ def cells(table: dict[str, list[str]], module: str) -> Any:
 
 @cells(ASGI_CELLS, "lasting_asgi")
 def test_long_lived_connections_end_with_their_session(cell: Cell) -> None:
-    how = {"uvicorn": "browser", "hypercorn": "command"}.get(cell.site.server, "engine")
+    server = cell.site.server
+    how = {"uvicorn": "browser", "hypercorn": "command"}.get(server, "engine")
     kinds = [*STREAMS, "listen", *SOCKETS]
-    lead_two_lives(cell, kinds, how, SEEN, TOLD)
+    seen = SEEN
+    if "h11" in server:  # known: see the test of a download below
+        seen = {**SEEN, "download": {"cut", None}}
+    elif server == "granian":  # known: a handler that returns at once is faster than our code
+        seen = {**SEEN, **{kind: {4401, 1005} for kind in SOCKETS}}
+    lead_two_lives(cell, kinds, how, seen, TOLD)
     # Some servers tell those that do nothing, too.
-    expect_to_notice(cell, [kind for kind in kinds if kind not in ("poll", "silent", "ws-neither")])
+    deaf = {"poll", "silent", "ws-neither"}
+    if server in SWALLOWS:
+        deaf.add("ws-send")
+    expect_to_notice(cell, [kind for kind in kinds if kind not in deaf])
     expect_nothing_late(cell)
 
 
@@ -319,7 +330,7 @@ def expect_to_notice(cell: Cell, kinds: list[str]) -> None:
     "lasting_asgi",
 )
 def test_a_recording_that_the_end_of_its_session_cuts_off_does_not_look_whole(cell: Cell) -> None:
-    cut_a_recording_off(cell)
+    cut_off(cell, "relay")
 
 
 @pytest.mark.xfail(strict=True, reason="the end of a relayed body without a length looks whole")
@@ -327,12 +338,18 @@ def test_a_recording_that_the_end_of_its_session_cuts_off_does_not_look_whole(ce
 def test_a_recording_that_the_end_of_its_session_cuts_off_does_not_look_whole_on_wsgi(
     cell: Cell,
 ) -> None:
-    cut_a_recording_off(cell)
+    cut_off(cell, "relay")
 
 
-def cut_a_recording_off(cell: Cell) -> None:
-    cell.begin(ANNA, ["relay"])
+@pytest.mark.xfail(strict=True, reason="uvicorn's h11 takes the response for complete, and waits")
+@cells({"uvicorn-h11-wsproto": ASGI_CELLS["uvicorn-h11-wsproto"]}, "lasting_asgi")
+def test_a_download_that_the_end_of_its_session_cuts_off_is_over_for_its_client(cell: Cell) -> None:
+    cut_off(cell, "download")
+
+
+def cut_off(cell: Cell, kind: str) -> None:
+    cell.begin(ANNA, [kind])
     cell.log_out(ANNA, "engine")
-    relay = cell.open[ANNA, "relay"]
-    until(relay.over.is_set, lambda: "the recording goes on")
-    assert relay.how == "cut"
+    connection = cell.open[ANNA, kind]
+    until(connection.over.is_set, lambda: "it goes on")
+    assert connection.how == "cut"
