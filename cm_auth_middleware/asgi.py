@@ -99,9 +99,7 @@ class CMAuthMiddleware:
         except Exception as error:
             answer = None if exchange.started else await self._flow.answer_to(exchange, error)
             if answer is None and not (exchange.ended and _is_about_the_end(error)):
-                if session is None or not _has_expired(error):
-                    raise
-                await exchange.end()  # of the ready client: too late for an answer of ours
+                raise
         finally:
             if session is not None:
                 session.is_closed = True
@@ -399,9 +397,7 @@ class _WebSocket:
             await app(scope, self.receive, self.send)
         except Exception as error:
             if not (self._waits.ended and _is_about_the_end(error)):
-                if not _has_expired(error):
-                    raise
-                await self.end()
+                raise
         finally:
             self._waits.finish()
             with anyio.CancelScope(shield=True):
@@ -430,13 +426,6 @@ class _WebSocket:
             self._waits.end()
             with suppress(Exception):  # it closed just now
                 await self._send({"type": "websocket.close", "code": _LOGGED_OUT})
-
-
-def _has_expired(error: BaseException) -> bool:
-    """Return True for the error of a ready client whose session is over, however it is wrapped."""
-    if isinstance(error, BaseExceptionGroup):
-        return all(map(_has_expired, error.exceptions))
-    return isinstance(error, SessionExpiredError)
 
 
 def _is_about_the_end(error: BaseException) -> bool:

@@ -274,8 +274,9 @@ class _Body:
             raise StopIteration
         try:
             return next(self._parts)
-        except SessionExpiredError:  # of the ready client: too late for an answer of ours
-            self._exchange.break_off()
+        except SessionExpiredError:
+            if not self._exchange.ended:
+                raise  # the server says so to the client, by breaking off
             raise StopIteration from None
 
     def _first(self) -> bytes:
