@@ -452,14 +452,15 @@ def _private(headers: Iterable[tuple[bytes, bytes]], ours: Headers) -> _RawHeade
     """Say that a response is one user's own, and add our headers."""
     result, own, vary = list(headers), [], None
     for header in result:
-        if header[0] == b"cache-control":
+        name = header[0].lower()  # which ASGI wants, and not every application keeps to
+        if name == b"cache-control":
             own.append(header[1].decode("latin-1"))
-        elif header[0] == b"vary" and vary is None:
+        elif name == b"vary" and vary is None:
             vary = header
     if not own:
         result.append(_NO_STORE)
     elif must_not_be_cached(own, ours):
-        result = [header for header in result if header[0] != b"cache-control"]
+        result = [header for header in result if header[0].lower() != b"cache-control"]
         result.append(_NO_STORE)
     if vary is None:
         result.append(_VARY)
