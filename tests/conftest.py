@@ -25,6 +25,7 @@ LONG = (
     "security/test_token_endpoint.py",
     "security/test_tokens.py",
     "test_at_rest.py",
+    "test_failover.py",
     "test_plugin.py",
     "test_proxy_streams.py",
     "test_stores_redis.py",
