@@ -27,6 +27,7 @@ short hash that opens nothing. No token, code, cookie, secret or user data is ev
 | `allow_failed` | ERROR | the application's `allow` raised; nobody gets in |
 | `error_handler_failed` | ERROR | `error_handler` raised, or gave no page: `kind` |
 | `memory_store_multiprocess` | WARNING | `workers` with a memory store each |
+| `store_permissions` | WARNING | a group may write the store's file or folder: `path`, `reason` |
 | `config_error` | CRITICAL | an option is missing or wrong: `reason` |
 """
 
@@ -59,6 +60,7 @@ LEVELS = {
     "allow_failed": logging.ERROR,
     "error_handler_failed": logging.ERROR,
     "memory_store_multiprocess": logging.WARNING,
+    "store_permissions": logging.WARNING,
     "config_error": logging.CRITICAL,
 }
 _HINTS = {

@@ -13,6 +13,7 @@ from cm_auth_middleware.config import CMAuthConfig
 from cm_auth_middleware.driver import run_sync
 from cm_auth_middleware.errors import ConfigError, StoreError
 from cm_auth_middleware.stores import SessionStore, open_store
+from cm_auth_middleware.stores.sqlite_file import check_access
 
 
 def open_blocking(url: str) -> SessionStore:
@@ -39,7 +40,14 @@ def check(config: CMAuthConfig) -> Iterator[Finding]:
         yield Finding(ERROR, "store", str(error))
         return
     if url.startswith("sqlite:"):
-        path = Path(unquote(url.removeprefix("sqlite:///")))
+        path = Path(unquote(url.removeprefix("sqlite:///"))).absolute()
+        try:
+            shared = check_access(path)
+        except StoreError as error:
+            yield Finding(ERROR, "store", str(error))
+            return
+        for place, reason in shared:
+            yield Finding(WARNING, "store", f"{place}: {reason}")
         if not path.exists():
             yield _new_file(path)
             return
