@@ -140,7 +140,7 @@ class _Exchange(WSGIRequest):
     """A request, and the application's response to it on its way out."""
 
     __slots__ = (
-        "__weakref__", "_has_length", "_is_finished", "_look_at", "_side", "_start_response",
+        "__weakref__", "_is_event_stream", "_is_finished", "_look_at", "_side", "_start_response",
         "answer", "ended", "session", "started",
     )  # fmt: skip
 
@@ -154,7 +154,7 @@ class _Exchange(WSGIRequest):
         self.answer: Answer | None = None  # ours, in place of the application's
         self._side = side
         self._start_response = start_response
-        self._has_length = False
+        self._is_event_stream = False
         self._is_finished = False
         if self.is_websocket and session is not None:
             side.connections.add(self)
@@ -173,7 +173,10 @@ class _Exchange(WSGIRequest):
             return _swallow
         if self.session is not None:
             headers = _private(headers, self.set_cookies)
-            self._has_length = any(name.lower() == "content-length" for name, _ in headers)
+            self._is_event_stream = any(
+                name.lower() == "content-type" and value.startswith("text/event-stream")
+                for name, value in headers
+            )
         return self._start_response(status, headers, exc_info)
 
     def answer_to(self, error: Exception) -> Iterable[bytes]:
@@ -224,8 +227,8 @@ class _Exchange(WSGIRequest):
     def break_off(self) -> None:
         """End a response that has begun, because the session has ended."""
         self.ended = self.session.ended = True
-        if self._has_length:
-            self._cut()  # the client would wait for the rest
+        if not self._is_event_stream:
+            self._cut()  # or half of a recording would look whole, or be waited for
 
     async def end(self) -> None:
         """End a response whose session has ended: see `connections`.
