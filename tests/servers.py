@@ -195,6 +195,11 @@ class Forwarder:
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
 
+    @property
+    def open_connections(self) -> int:
+        """How many clients are connected now."""
+        return len(self._open)
+
     def _accept(self) -> None:
         with contextlib.suppress(OSError):
             while True:

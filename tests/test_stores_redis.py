@@ -1130,6 +1130,96 @@ def test_a_call_under_way_keeps_its_connection_when_another_finds_a_new_primary(
 
 
 @pytest.mark.parametrize("threads", [False, True])
+def test_who_waits_for_a_connection_meanwhile_gets_one_to_the_new_primary(threads: bool) -> None:
+    asked, answer_now = threading.Event(), threading.Event()
+
+    def held(answer: bytes) -> bytes:
+        if answer.startswith(b"-READONLY") and not asked.is_set():
+            asked.set()
+            assert answer_now.wait(20)
+        return answer
+
+    with pair() as (old, new), Forwarder(old.port) as name:
+        url = f"{name.url}?max_connections=1"
+        store = RedisStore(url).blocking() if threads else RedisStore(url)
+        name.answered = held
+
+        async def begin() -> None:
+            await store.put("k", b"v", 60)
+            exchange(old, new)
+            name.port = new.port
+
+        async def all_on_a_loop() -> None:
+            await begin()
+            async with anyio.create_task_group() as group:
+                for number in range(5):
+                    group.start_soon(store.put, f"k{number}", b"w", 60)
+                await anyio.to_thread.run_sync(asked.wait, 20)
+                await anyio.wait_all_tasks_blocked()
+                answer_now.set()
+            await store.close()
+
+        if threads:
+            run(begin())
+            crowd = [
+                threading.Thread(target=lambda key=f"k{n}": run(store.put(key, b"w", 60)))  # type: ignore[misc]
+                for n in range(5)
+            ]
+            for member in crowd:
+                member.start()
+            assert asked.wait(20)
+            answer_now.set()
+            for member in crowd:
+                member.join()
+            run(store.close())
+        else:
+            anyio.run(all_on_a_loop)
+        assert new.command("KEYS", "*k?").count(b"{cm_auth}:s:k") == 5
+        assert name.connections == 2
+        until(lambda: clients_of(old) == clients_of(new) == 0)
+
+
+@pytest.mark.parametrize("threads", [False, True])
+def test_closing_lets_calls_under_way_end(threads: bool, shared: RedisServer) -> None:
+    asked, answer_now = threading.Event(), threading.Event()
+
+    def held(answer: bytes) -> bytes:
+        if b"held" in answer:
+            asked.set()
+            assert answer_now.wait(20)
+        return answer
+
+    with Forwarder(shared.port) as name:
+        store = RedisStore(name.url).blocking() if threads else RedisStore(name.url)
+        run(RedisStore(shared.url).blocking().put("k", b"held", 60))
+        name.answered = held
+        answers: list[Any] = []
+
+        async def ask() -> None:
+            answers.append(await store.delete("k"))
+
+        async def all_on_a_loop() -> None:
+            async with anyio.create_task_group() as group:
+                group.start_soon(ask)
+                await anyio.to_thread.run_sync(asked.wait, 20)
+                await store.close()
+                answer_now.set()
+            await store.close()
+
+        if threads:
+            asking = threading.Thread(target=lambda: run(ask()))
+            asking.start()
+            assert asked.wait(20)
+            run(store.close())
+            answer_now.set()
+            asking.join()
+        else:
+            anyio.run(all_on_a_loop)
+        assert answers == [b"held"]
+        until(lambda: name.open_connections == 0)
+
+
+@pytest.mark.parametrize("threads", [False, True])
 def test_a_crowd_gets_through_a_failover_with_answers_or_store_errors(threads: bool) -> None:
     with pair() as (old, new), Forwarder(old.port) as name:
         store = RedisStore(name.url).blocking() if threads else RedisStore(name.url)

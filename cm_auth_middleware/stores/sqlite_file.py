@@ -280,7 +280,7 @@ def check_access(path: Path) -> list[tuple[Path, str]]:
         StoreError: everybody may write one of them, it belongs to neither this process's user
             nor root, or it is a link; the message says how to mend it.
     """
-    if os.name != "posix":
+    if os.name != "posix":  # pragma: no cover - Windows
         return []
     folder = Path(os.path.realpath(path.parent))  # links among the folders are the system's affair
     shared = []
