@@ -220,13 +220,11 @@ class _Exchange(WSGIRequest):
             self._look_at = time.monotonic() + connections.LOOK_EVERY
             with suppress(UnavailableError):  # which ends nothing
                 self.ended = not run_sync(self._side.flow.is_alive(self.session))
-            if self.ended:
-                self.break_off()
         return self.ended
 
     def break_off(self) -> None:
         """End a response that has begun, because the session has ended."""
-        self.ended = self.session.ended = True
+        self.session.ended = True
         if not self._is_event_stream:
             self._cut()  # or half of a recording would look whole, or be waited for
 
@@ -274,6 +272,7 @@ class _Body:
         if self._parts is None:
             return self._first()
         if self._exchange.is_over():
+            self._exchange.break_off()
             raise StopIteration
         try:
             return next(self._parts)
