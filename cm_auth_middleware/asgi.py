@@ -222,10 +222,11 @@ class _Waits:
     Nothing is ever cancelled but at that end, so no message is lost while the session lives.
     """
 
-    __slots__ = ("_connection", "_is_alive", "_look_at", "_open", "_scopes", "ended")
+    __slots__ = ("_connection", "_is_alive", "_look_at", "_open", "_scopes", "ended", "is_told")
 
     def __init__(self, connection: connections.Connection, services: Services) -> None:
         self.ended = False
+        self.is_told = False  # the browser
         self._scopes: set[anyio.CancelScope] = set()
         self._connection = connection
         self._is_alive = services.gate.is_alive
@@ -272,7 +273,8 @@ class _Exchange(ASGIRequest):
     """A request, and the application's response to it on its way out."""
 
     __slots__ = (
-        "_has_received", "_receive", "_send", "_services", "_state", "answered", "session",
+        "_has_received", "_headers", "_receive", "_send", "_services", "_state", "answered",
+        "session",
         "started", "waits",
     )  # fmt: skip
 
@@ -317,8 +319,8 @@ class _Exchange(ASGIRequest):
                 if session.data_was_read or self._services.clock() >= session.checked_at + STALE:
                     return self._start(message)
                 # A new message: an application may send its own to many users, as caches do.
-                headers = _private(message.get("headers", ()), self.set_cookies)
-                message = {**message, "headers": headers}
+                self._headers = _private(message.get("headers", ()), self.set_cookies)
+                message = {**message, "headers": self._headers}
             self.started = True
         elif self.waits is not None or (message.get("more_body") and self.session is not None):
             return self._send_watched(message)
@@ -336,8 +338,8 @@ class _Exchange(ASGIRequest):
             return
         self.started = True
         if self.session is not None:
-            headers = _private(message.get("headers", ()), self.set_cookies)
-            message = {**message, "headers": headers}
+            self._headers = _private(message.get("headers", ()), self.set_cookies)
+            message = {**message, "headers": self._headers}
         await self._send(message)
 
     # -- an exchange that lasts: a stream, an upload, a long poll -------------------------------
@@ -357,13 +359,22 @@ class _Exchange(ASGIRequest):
         await self._watch().wait(lambda: self._send(message))
 
     async def end(self) -> None:
-        """End an exchange whose session has ended: see `connections`."""
+        """End an exchange whose session has ended: see `connections`.
+
+        Its handler learns it, and the server breaks the response off when the handler returns, so
+        that no half of a recording looks whole. One that has not returned when this is called
+        again is ended for it. Server-sent events are whole at any time.
+        """
         waits = self._watch()
-        if waits.ended:
-            return
+        was_ended = waits.ended
         waits.end()
-        if self.started:
-            # Where a length was promised the server refuses, and closes when the handler returns.
+        if not self.started or waits.is_told:
+            return
+        headers = {name.lower(): value for name, value in self._headers}
+        is_whole = headers.get(b"content-type", b"").startswith(b"text/event-stream")
+        # Where a length was promised, a server may take an early end for the end of everything.
+        if is_whole or (was_ended and b"content-length" not in headers):
+            waits.is_told = True
             with suppress(Exception):
                 await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
@@ -422,10 +433,15 @@ class _WebSocket:
 
     async def end(self) -> None:
         """Close a WebSocket whose session has ended: see `connections`."""
-        if not self._waits.ended:
-            self._waits.end()
+        if self._waits.ended:
+            return
+        self._waits.ended = True
+        try:
+            # Before the handler learns it: some servers close by themselves when it returns.
             with suppress(Exception):  # it closed just now
                 await self._send({"type": "websocket.close", "code": _LOGGED_OUT})
+        finally:
+            self._waits.end()
 
 
 def _is_about_the_end(error: BaseException) -> bool:
@@ -452,14 +468,15 @@ def _private(headers: Iterable[tuple[bytes, bytes]], ours: Headers) -> _RawHeade
     """Say that a response is one user's own, and add our headers."""
     result, own, vary = list(headers), [], None
     for header in result:
-        if header[0] == b"cache-control":
+        name = header[0].lower()  # which ASGI wants, and not every application keeps to
+        if name == b"cache-control":
             own.append(header[1].decode("latin-1"))
-        elif header[0] == b"vary" and vary is None:
+        elif name == b"vary" and vary is None:
             vary = header
     if not own:
         result.append(_NO_STORE)
     elif must_not_be_cached(own, ours):
-        result = [header for header in result if header[0] != b"cache-control"]
+        result = [header for header in result if header[0].lower() != b"cache-control"]
         result.append(_NO_STORE)
     if vary is None:
         result.append(_VARY)

@@ -34,6 +34,7 @@ Characters that are not printable are written as escapes.
 | `allow_failed` | ERROR | the application's `allow` raised; nobody gets in |
 | `error_handler_failed` | ERROR | `error_handler` raised, or gave no page: `kind` |
 | `memory_store_multiprocess` | WARNING | `workers` with a memory store each |
+| `store_permissions` | WARNING | a group may write the store's file or folder: `path`, `reason` |
 | `config_error` | CRITICAL | an option is missing or wrong: `reason` |
 """
 
@@ -75,6 +76,7 @@ LEVELS = {
     "allow_failed": logging.ERROR,
     "error_handler_failed": logging.ERROR,
     "memory_store_multiprocess": logging.WARNING,
+    "store_permissions": logging.WARNING,
     "config_error": logging.CRITICAL,
 }
 _HINTS = {

@@ -140,7 +140,8 @@ class _Exchange(WSGIRequest):
     """A request, and the application's response to it on its way out."""
 
     __slots__ = (
-        "__weakref__", "_has_length", "_is_finished", "_look_at", "_services", "_start_response",
+        "__weakref__", "_is_event_stream", "_is_finished", "_look_at", "_services",
+        "_start_response",
         "answer", "ended", "session", "started",
     )  # fmt: skip
 
@@ -156,7 +157,7 @@ class _Exchange(WSGIRequest):
         self.answer: Response | None = None  # ours, in place of the application's
         self._services = services
         self._start_response = start_response
-        self._has_length = False
+        self._is_event_stream = False
         self._is_finished = False
         if self.is_websocket and session is not None:
             services.connections.add(self)
@@ -175,7 +176,10 @@ class _Exchange(WSGIRequest):
             return _swallow
         if self.session is not None:
             headers = _private(headers, self.set_cookies)
-            self._has_length = any(name.lower() == "content-length" for name, _ in headers)
+            self._is_event_stream = any(
+                name.lower() == "content-type" and value.startswith("text/event-stream")
+                for name, value in headers
+            )
         return self._start_response(status, headers, exc_info)
 
     def response_to(self, error: Exception) -> Iterable[bytes]:
@@ -220,15 +224,13 @@ class _Exchange(WSGIRequest):
             self._look_at = time.monotonic() + connections.LOOK_EVERY
             with suppress(UnavailableError):  # which ends nothing
                 self.ended = not run_sync(self._services.gate.is_alive(self.session))
-            if self.ended:
-                self.break_off()
         return self.ended
 
     def break_off(self) -> None:
         """End a response that has begun, because the session has ended."""
-        self.ended = self.session.ended = True
-        if self._has_length:
-            self._cut()  # the client would wait for the rest
+        self.session.ended = True
+        if not self._is_event_stream:
+            self._cut()  # or half of a recording would look whole, or be waited for
 
     async def end(self) -> None:
         """End a response whose session has ended: see `connections`.
@@ -274,6 +276,7 @@ class _Body:
         if self._parts is None:
             return self._first()
         if self._exchange.is_over():
+            self._exchange.break_off()
             raise StopIteration
         try:
             return next(self._parts)

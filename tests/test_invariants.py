@@ -310,8 +310,13 @@ class Site(RuleBasedStateMachine):
                 lines = answer.headers.get_list("set-cookie")
                 return next(line for line in lines if line.startswith("cm_auth=")).split(";")[0]
 
+        is_there = previous is not None and previous.alive and not self.perhaps_over(previous)
         cookie = self.run(walk()).partition("=")[2]
         account, now = self.accounts[email], self.clock.now
+        if previous is not None and previous.email != email and previous.alive is not False:
+            # Another user ends the session of the first as a logout does.
+            first = self.accounts[previous.email]
+            first.end(previous.grant, usable=False if is_there else None)
         if account.grants[-1].usable is not True:
             account.born, account.kills = now, 0
             account.grants.append(Grant(usable=True))

@@ -40,11 +40,10 @@ class Connection(Protocol):
         """End it: the client sees it close, and the handler learns that the client left."""
 
 
-async def _look(
-    connections: Collection[Any], is_alive: IsAlive, end: Callable[[Any], Awaitable[None]]
-) -> None:
-    """Look once at each session that has connections, and end those of sessions that are over."""
+async def _find_ended(connections: Collection[Any], is_alive: IsAlive) -> list[Any]:
+    """Look once at each session that has connections; return the connections of ended ones."""
     seen: dict[str, bool] = {}
+    ended = []
     try:
         for connection in list(connections):
             session = connection.session
@@ -52,11 +51,12 @@ async def _look(
                 seen[session.record_id] = not session.ended and await is_alive(session)
             if not seen[session.record_id]:
                 session.ended = True
-                await end(connection)
+                ended.append(connection)
     except UnavailableError:
-        return  # a store that cannot be asked ends nothing: the next look is soon
+        pass  # a store that cannot be asked ends nothing: the next look is soon
     except Exception:
         log("watch_failed", exc_info=True)
+    return ended
 
 
 class _OnLoop:
@@ -87,7 +87,9 @@ class LoopConnections:
         return here.open
 
     async def _look(self, connections: set[Connection]) -> bool:
-        await _look(connections, self._is_alive, _end_in_time)
+        async with anyio.create_task_group() as group:  # a client may not be reading
+            for connection in await _find_ended(connections, self._is_alive):
+                group.start_soon(_end_in_time, connection)
         return bool(connections)
 
 
@@ -130,16 +132,15 @@ class ThreadConnections:
                 self._watch = self._runtime.repeat(LOOK_EVERY, self._look)
 
     async def _look(self) -> bool:
-        with self._lock:
-            connections = list(self._open)
-        await _look(connections, self._is_alive, _end)
-        del connections
+        await self._end_ended()  # apart, so that no variable here keeps a connection
         with self._lock:
             if not self._open:
                 self._watch = None  # the next one starts another
                 return False
         return True
 
-
-async def _end(connection: Connection) -> None:
-    await connection.end()
+    async def _end_ended(self) -> None:
+        with self._lock:
+            connections = list(self._open)
+        for connection in await _find_ended(connections, self._is_alive):
+            await connection.end()

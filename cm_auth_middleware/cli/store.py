@@ -14,6 +14,7 @@ from cm_auth_middleware.display import shown_file
 from cm_auth_middleware.errors import ConfigError, StoreError
 from cm_auth_middleware.runtime.run_sync import run_sync
 from cm_auth_middleware.stores import SessionStore, open_store
+from cm_auth_middleware.stores.sqlite_file import check_access
 
 
 def open_blocking(url: str) -> SessionStore:
@@ -40,7 +41,10 @@ def check(config: CMAuthConfig) -> Iterator[Finding]:
         yield Finding(ERROR, "store", str(error))
         return
     try:
-        path = Path(unquote(url.removeprefix("sqlite:///")))
+        path = Path(unquote(url.removeprefix("sqlite:///"))).absolute()
+        if url.startswith("sqlite:"):
+            for place, reason in check_access(path):
+                yield Finding(WARNING, "store", f"{place}: {reason}")
         if url.startswith("sqlite:") and not path.exists():
             yield _new_file(path)
             return
