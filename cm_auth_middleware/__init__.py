@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .asgi import CMAuthMiddleware, CMState
-    from .config import CMAuthConfig
+    from .config import CMAuthConfig, CMAuthOptions
     from .engine import AuthEngine
     from .errors import (
         CMAuthError,
@@ -19,11 +19,10 @@ if TYPE_CHECKING:
         StoreError,
         UnavailableError,
     )
-    from .options import CMAuthOptions
+    from .hooks import ErrorPage
     from .sessions.encryption import SessionInfo
     from .sessions.record import Session
     from .stores import MemoryStore, SessionStore
-    from .web.pages import ErrorPage
     from .wsgi import CMAuthWSGIMiddleware
 
 __all__ = [
@@ -56,10 +55,10 @@ _HOMES = {
     "AuthEngine": "engine",
     "CMAuthConfig": "config",
     "CMAuthMiddleware": "asgi",
-    "CMAuthOptions": "options",
+    "CMAuthOptions": "config",
     "CMAuthWSGIMiddleware": "wsgi",
     "CMState": "asgi",
-    "ErrorPage": "web.pages",
+    "ErrorPage": "hooks",
     "MemoryStore": "stores",
     "Session": "sessions.record",
     "SessionInfo": "sessions.encryption",

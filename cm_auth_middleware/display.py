@@ -18,8 +18,11 @@ _SCHEMES = frozenset(
      "rediss+sentinel", "sqlite", "unix", "valkey", "valkeys"}
 )  # fmt: skip
 _PARTS = re.compile(r"([^/?#]*)([^?#]*)(?:\?([^#]*))?(#.*)?")
-_HOST = r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?"
-_HOSTS = re.compile(rf"{_HOST}(?:,{_HOST})*")
+HOST = r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])"
+"""A pattern of host names and IP addresses as they are written in a URL."""
+
+_ADDRESS = rf"{HOST}(?::[0-9]{{1,5}})?"
+_HOSTS = re.compile(rf"{_ADDRESS}(?:,{_ADDRESS})*")
 # Characters of which none separates parts of a URL or stands for another.
 _FILE = re.compile(r"(?:/?[A-Za-z]:)?[\w ./\\~+,()-]*")
 _NUMBERED = re.compile(r"/?|/[0-9]{1,4}")  # the path of Redis: a database

@@ -12,7 +12,7 @@ from . import telemetry
 from .auth.connections import LoopConnections, ThreadConnections
 from .auth.gate import Gate
 from .client import AsyncCMClient, CMClient, UnusedAsyncCMClient, UnusedCMClient
-from .config import CMAuthConfig
+from .config import CMAuthConfig, CMAuthOptions
 from .errors import ConfigError, StoreError
 from .runtime.defaults import DEFAULTS
 from .runtime.event_loops import EventLoopRuntime, Runtime, ThreadRuntime
@@ -25,7 +25,6 @@ from .tokens.oauth import CameraManager
 from .tokens.refresh import TokenRefresher
 
 if TYPE_CHECKING:
-    from .options import CMAuthOptions
     from .sessions.record import Session
 
 

@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Any, Unpack, cast
 from flask import Flask, Response, request
 from werkzeug.local import LocalProxy
 
-from .config import CMAuthConfig
+from .config import CMAuthConfig, CMAuthOptions
 from .engine import AuthEngine
 from .errors import CMAuthError, ConfigError, SessionExpiredError, UnavailableError
 from .wsgi import CMAuthWSGIMiddleware
 
 if TYPE_CHECKING:
     from .client import CMClient
-    from .options import CMAuthOptions
     from .sessions.record import Session
 
 __all__ = ["CMAuth", "cm", "cm_session"]
@@ -74,12 +73,7 @@ def _from_app(app: Flask) -> CMAuthOptions:
     if unknown:
         raise ConfigError(f"app.config has unknown options: {', '.join(unknown)}")
     found = {known[key]: app.config[key] for key in given}
-    for name in (
-        "exempt",
-        "allowed_hosts",
-        "allow_emails",
-        "allow_accounts",
-    ):  # as from_prefixed_env() may leave them
+    for name in _LISTS:  # strings, if they come from Flask's from_prefixed_env()
         if isinstance(found.get(name), str):
             found[name] = [part.strip() for part in found[name].split(",")]
     return cast("CMAuthOptions", found)

@@ -22,7 +22,8 @@ from starlette.responses import StreamingResponse
 from .asgi import ASGIRequest
 from .asgi import _send as send_answer
 from .errors import CMAuthError, ConfigError, SessionExpiredError
-from .web.request import Request, Response, problem
+from .web.request import Request
+from .web.response import Response, problem
 from .wsgi import WSGIRequest
 from .wsgi import _send as start_answer
 
@@ -78,7 +79,7 @@ class _Relay:
 
     def judge(self, request: Request, own_origin: str) -> Response | str:
         """Return the path and query to ask the API for, or the refusal."""
-        if request.comes_from_elsewhere(own_origin):
+        if request.is_cross_site(own_origin, including_reads=True):
             return problem(403, "Cross-site request refused")
         path, query = request.path, request.query
         segments = path.split("/")[1:]

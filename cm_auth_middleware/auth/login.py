@@ -15,7 +15,8 @@ from ..events import log
 from ..sessions.cookie import PendingLogin, Ticket
 from ..sessions.record import Record, Session, Tokens, dumps
 from ..web.local_target import safe_target
-from ..web.request import Headers, Request, Response, not_allowed, redirect
+from ..web.request import Request
+from ..web.response import Headers, Response, not_allowed, redirect
 
 if TYPE_CHECKING:
     from ..runtime.event_loops import Runtime
