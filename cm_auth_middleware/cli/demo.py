@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cm_auth_middleware.cli.output import Refusal, say
+from cm_auth_middleware.config import LOOPBACK
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
-
-_LOOPBACK = ["localhost", "127.0.0.1", "[::1]"]
 
 
 @click.command()
@@ -53,7 +52,7 @@ def demo(port: int, host: str, cm_port: int, token_lifetime: int, open_browser: 
                 client_secret=cm.client_secret,
                 secret_key=secrets.token_urlsafe(48),
                 base_url=cm.url,
-                allowed_hosts=[*_LOOPBACK, f"[{host}]" if ":" in host else host],
+                allowed_hosts=[*LOOPBACK, f"[{host}]" if ":" in host else host],
             )
             with AppServer(app, port, host) as site:
                 _tell(site.url, cm.url, simulator.users[0])
