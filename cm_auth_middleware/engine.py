@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Coroutine
+from contextlib import nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any, Unpack, cast
+from urllib.parse import urlsplit
 
 import httpx2
 
@@ -21,7 +24,7 @@ from .sessions.encryption import SessionInfo
 from .sessions.manager import SessionManager
 from .stores import HasBlockingTwin, SessionStore, open_store
 from .tokens.background import HandleRefresher, open_handle
-from .tokens.oauth import CameraManager
+from .tokens.oauth import CameraManager, Timed
 from .tokens.refresh import TokenRefresher
 
 if TYPE_CHECKING:
@@ -34,11 +37,13 @@ class Services:
     def __init__(self, config: CMAuthConfig, runtime: Runtime, store: SessionStore) -> None:
         self.config = config
         self.runtime = runtime
-        server = CameraManager(config, runtime)
         self._telemetry = telemetry.find()
+        timed: Timed = nullcontext
         if self._telemetry is not None:
             store = cast("SessionStore", telemetry.TimedStore(store, self._telemetry))
-            server = telemetry.TimedServer(config, runtime, self._telemetry)
+            host = urlsplit(config.base_url).hostname or ""
+            timed = partial(self._telemetry.call, host=host)
+        server = CameraManager(config, runtime, timed)
         self.sessions = SessionManager(config, runtime, store)
         self.refresher = TokenRefresher(config, runtime, self.sessions, server)
         self.gate = Gate(config, runtime, self.sessions, self.refresher, server)
@@ -54,7 +59,7 @@ class Services:
         """What a ready client sends a request by: the connection pool."""
         pool = self.runtime.transport()
         # Without an SDK nothing is timed: an empty span costs a twentieth of a call.
-        if self._telemetry is None or not self._telemetry.times_calls:
+        if self._telemetry is None or not self._telemetry.active:
             return pool
         return telemetry.TimedTransport(pool, self._telemetry)
 
@@ -126,7 +131,7 @@ class AuthEngine:
             self._async = Services(
                 self.config, EventLoopRuntime(self.config, given, self._clock), self.store
             )
-            telemetry.watch(self)
+            telemetry.watch(self, self.store)
         return self._async
 
     @property
@@ -140,7 +145,7 @@ class AuthEngine:
             self._threads = Services(
                 self.config, ThreadRuntime(self.config, given, self._clock), store
             )
-            telemetry.watch(self)
+            telemetry.watch(self, self.store)
         return self._threads
 
     def _run(self, step: Callable[[Services], Coroutine[Any, Any, Any]]) -> Any:
