@@ -18,12 +18,12 @@ from ..errors import StoreError
 from ..runtime.run_sync import running_loop
 from .redis_target import Target
 
-Call = Callable[[Any], Any]  # a client -> an answer, or something to await for it
+Call = Callable[[Any], Any]  # gets a client; returns a reply, or an awaitable of one
 
 _THREADS = 40  # that wait for Redis at once under trio
 _QUEUE = 5.0  # seconds that a request waits for one of the connections
 _ERRORS = (exceptions.RedisError, exceptions.RedisClusterException, OSError, EOFError)
-# Connection errors after which nothing is gained by asking again at once.
+# Connection errors after which a second try at once would fail, too.
 _FINAL = (
     exceptions.AuthenticationError,
     exceptions.AuthorizationError,
@@ -46,17 +46,17 @@ _SENTENCES: tuple[tuple[type[Exception], str], ...] = (
     (EOFError, _UNREACHABLE),
 )
 
-# What uvloop raises, and redis-py hands on, where a connection closed just before a write to it.
+# The text of uvloop's RuntimeError, which redis-py passes on, for a connection that just closed.
 _UVLOOP_CLOSED = "the handler is closed"
 
-_inherited: list[Any] = []  # clients of a parent process, which closing would disturb
+_inherited: list[Any] = []  # clients of a parent process; closing them would disturb it
 
 G = TypeVar("G")
 T = TypeVar("T")
 
 
 class _Link(Generic[G]):
-    """A client, others to close with it, and the gate that bounds how many use it at a time."""
+    """A client, others to close with it, and the gate that limits how many callers use it."""
 
     def __init__(self, clients: tuple[Any, ...], gate: G) -> None:
         self.client = clients[0]
@@ -148,8 +148,7 @@ class AsyncClients:
                 await client.aclose()
 
     async def _in_a_thread(self, work: Callable[[], T]) -> T:
-        # Not one of those that everybody shares: routes that wait for what this brings may have
-        # taken them all.
+        # Threads of its own: routes that wait for this very reply may hold all the shared ones.
         limiter = self._threads.setdefault(running_loop(), anyio.CapacityLimiter(_THREADS))
         return await anyio.to_thread.run_sync(work, limiter=limiter)
 
@@ -161,7 +160,7 @@ class AsyncClients:
         link = self._links.get(loop)
         if link is None:
             for other in [other for other in self._links if other.is_closed()]:
-                del self._links[other]  # its client refers to it, so it would stay for ever
+                del self._links[other]  # its client refers to the loop, so it would stay for ever
             link = _Link(
                 self._target.clients("redis.asyncio"), asyncio.Semaphore(self._target.connections)
             )
@@ -170,7 +169,7 @@ class AsyncClients:
 
 
 def _connected(target: Target) -> tuple[Any, ...]:
-    """Make the clients for threads; of a cluster, they connect now."""
+    """Make the clients for threads; those of a cluster connect now."""
     try:
         return target.clients("redis")
     except _ERRORS as error:
@@ -179,7 +178,7 @@ def _connected(target: Target) -> tuple[Any, ...]:
 
 
 async def outcome(answer: Any) -> Any:
-    """Return what redis-py answers, now (`redis`) or when awaited (`redis.asyncio`)."""
+    """Return the reply of redis-py, which comes now (`redis`) or when awaited (`redis.asyncio`)."""
     return await answer if hasattr(answer, "__await__") else answer
 
 
@@ -201,7 +200,7 @@ async def _attempt(target: Target, client: Any, call: Call, again: Call | None) 
                 raise
             failure = StoreError(f"{target} {_UNREACHABLE}")
     assert failure is not None  # noqa: S101 - for the type: `call` is no None
-    raise failure  # out of the clause above: what redis-py raised may quote keys and values
+    raise failure  # outside of the except clause: redis-py's error may quote keys and values
 
 
 def _sentence(error: Exception) -> str:
@@ -214,7 +213,7 @@ def _sentence(error: Exception) -> str:
 
 
 def _system_reason(error: BaseException | None) -> str:
-    """Return what the system says: "Connection refused", "certificate has expired" …"""
+    """Return the reason that the system gives: "Connection refused", "certificate has expired" …"""
     while error is not None:
         if isinstance(error, ssl.SSLCertVerificationError):
             return error.verify_message
@@ -236,7 +235,7 @@ def _asyncio_loop() -> asyncio.AbstractEventLoop | None:
 
 
 def _drive(coroutine: Any) -> Any:
-    """Run a coroutine of the blocking services, which never suspends."""
+    """Run a coroutine of the blocking clients, which never suspends."""
     try:
         coroutine.send(None)
     except StopIteration as stop:
