@@ -39,7 +39,7 @@ def demo(port: int, host: str, cm_port: int, token_lifetime: int, open_browser: 
         ) from None
     if host in ("0.0.0.0", "::"):  # noqa: S104 - refused here
         raise Refusal(
-            "--host is one address of this machine, by which its browsers reach both servers"
+            "--host is one address of this machine, under which its browsers reach both servers"
         )
     simulator = Simulator(
         Settings(access_token_lifetime=token_lifetime),
@@ -84,9 +84,9 @@ def _until_interrupted() -> None:
 def _dashboard() -> ModuleType:
     """Load the dashboard: from the wheel, or from the checkout around this package."""
     package = Path(__file__).parent.parent
-    places = (package / "_demo", package.parent / "examples" / "dashboard")
-    for place in places:
-        path = place / "app.py"
+    folders = (package / "_demo", package.parent / "examples" / "dashboard")
+    for folder in folders:
+        path = folder / "app.py"
         if path.is_file():
             spec = importlib.util.spec_from_file_location("cm_auth_demo", path)
             assert spec is not None  # noqa: S101 - for the type

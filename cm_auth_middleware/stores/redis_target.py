@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 from urllib.parse import SplitResult, unquote, urlsplit
 
-from ..display import is_certain, shown_place
+from ..display import is_certain, shown_location
 from ..errors import ConfigError
 
 try:
@@ -31,7 +31,7 @@ class Target:
     """One server, a group watched by Sentinel, or a cluster.
 
     Attributes:
-        label: the URL as `shown_place` shows it: without user, password and options.
+        label: the URL as `shown_location` shows it: without user, password and options.
         url: the URL for redis-py's own parser.
         kind: ``""``, ``"sentinel"`` or ``"cluster"``.
         nodes: hosts and ports of the sentinels or of the cluster.
@@ -71,7 +71,7 @@ class Target:
 
     @classmethod
     def _parse(cls, url: str) -> Self:
-        parts, label = urlsplit(url), shown_place(url)
+        parts, label = urlsplit(url), shown_location(url)
         scheme, _, kind = parts.scheme.partition("+")
         userinfo, at, hosts = parts.netloc.rpartition("@")
         if scheme != "unix" and "@" in parts.path:
