@@ -49,8 +49,8 @@ __all__ = [
 
 __version__ = "0.1.0"
 
-# Imported when first asked for: the pytest plugin and the command line live in this package, and
-# neither should make everybody else wait 0.4 s for HTTP, ASGI and cryptography.
+# Imported at first use: the pytest plugin and the command line are in this package, too, and need
+# not wait 0.4 s for HTTP, ASGI and cryptography.
 _HOMES = {
     "AuthEngine": "engine",
     "CMAuthConfig": "config",

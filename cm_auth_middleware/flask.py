@@ -65,7 +65,7 @@ class CMAuth:
         app.wsgi_app = middleware  # type: ignore[method-assign]  # Flask documents this
         app.extensions["cm_auth"] = middleware.engine
         for error in (SessionExpiredError, UnavailableError):
-            app.register_error_handler(error, _answer)
+            app.register_error_handler(error, _note_error)
 
 
 def _from_app(app: Flask) -> CMAuthOptions:
@@ -81,7 +81,7 @@ def _from_app(app: Flask) -> CMAuthOptions:
     return cast("CMAuthOptions", found)
 
 
-def _answer(error: Exception) -> Response:
+def _note_error(error: Exception) -> Response:
     """Hand an error to the WSGI middleware, whose response replaces this one."""
     request.environ["cm_auth.error"] = error
     return Response(status=500)

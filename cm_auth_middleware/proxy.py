@@ -20,12 +20,12 @@ import httpx2
 from starlette.responses import StreamingResponse
 
 from .asgi import ASGIRequest
-from .asgi import _send as send_answer
+from .asgi import _send as send_asgi_response
 from .errors import CMAuthError, ConfigError, SessionExpiredError
 from .web.request import Request
 from .web.response import Response, problem
 from .wsgi import WSGIRequest
-from .wsgi import _send as start_answer
+from .wsgi import _send as send_wsgi_response
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
@@ -146,31 +146,31 @@ class CMProxy(_Relay):
         engine = scope["state"]["cm_auth"]
         target = self.judge(request, engine.async_services.gate.own_origin)
         if isinstance(target, Response):
-            await send_answer(target, send, head=is_head)
+            await send_asgi_response(target, send, head=is_head)
             return
         length = self.judge_length(request)
         if isinstance(length, Response):
-            await send_answer(length, send, head=is_head)
+            await send_asgi_response(length, send, head=is_head)
             return
         try:
             body = await _body(request, receive, length, scope.get("http_version", ""))
             refused = None if body is None else self.judge_kind(request)
             if refused is not None:
-                await send_answer(refused, send, head=is_head)
+                await send_asgi_response(refused, send, head=is_head)
                 return
             answer = await cm.send(_outgoing(cm, request, target, body), stream=True)
         except httpx2.HTTPError as error:
-            await send_answer(_unreachable(error), send, head=is_head)
+            await send_asgi_response(_unreachable(error), send, head=is_head)
             return
         except _BrokenBodyError:
-            await send_answer(_BROKEN, send, head=is_head)
+            await send_asgi_response(_BROKEN, send, head=is_head)
             return
         except _HungUpError:
             return
         try:
             refusal = _refusal(answer)
             if refusal is not None:
-                await send_answer(refusal, send, head=is_head)
+                await send_asgi_response(refusal, send, head=is_head)
                 return
             response = StreamingResponse(answer.aiter_raw(), answer.status_code)
             response.raw_headers = [
@@ -196,26 +196,26 @@ class CMWSGIProxy(_Relay):
         engine = environ["cm_auth.engine"]
         target = self.judge(request, engine.thread_services.gate.own_origin)
         if isinstance(target, Response):
-            return start_answer(target, request, start_response)
+            return send_wsgi_response(target, request, start_response)
         length = self.judge_length(request)
         if isinstance(length, Response):
-            return start_answer(length, request, start_response)
+            return send_wsgi_response(length, request, start_response)
         try:
             body = _wsgi_body(request, environ, length)
             if body is not None and length is None and not _tells_the_end(environ):
-                return start_answer(problem(411, "Length required"), request, start_response)
+                return send_wsgi_response(problem(411, "Length required"), request, start_response)
             refused = None if body is None else self.judge_kind(request)
             if refused is not None:
-                return start_answer(refused, request, start_response)
+                return send_wsgi_response(refused, request, start_response)
             answer = cm.send(_outgoing(cm, request, target, body), stream=True)
         except httpx2.HTTPError as error:
-            return start_answer(_unreachable(error), request, start_response)
+            return send_wsgi_response(_unreachable(error), request, start_response)
         except _BrokenBodyError:
-            return start_answer(_BROKEN, request, start_response)
+            return send_wsgi_response(_BROKEN, request, start_response)
         refusal = _refusal(answer)
         if refusal is not None:
             answer.close()
-            return start_answer(refusal, request, start_response)
+            return send_wsgi_response(refusal, request, start_response)
         start_response(_status_line(answer.status_code), _passing(answer))
         return _StreamedBody(answer)
 

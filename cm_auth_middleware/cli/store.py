@@ -65,11 +65,11 @@ async def _try(store: SessionStore) -> None:
 
 
 def _new_file(path: Path) -> Finding:
-    """Check the place of a file that the application will create, so that its user owns it."""
+    """Check the folder of a file that the application will create, so that its user owns it."""
     folder, shown = path.resolve().parent, shown_file(str(path))
-    place = shown_file(str(folder)) if shown == str(path) else f"of {shown}"
+    where = shown_file(str(folder)) if shown == str(path) else f"of {shown}"
     if not folder.is_dir():
-        return Finding(ERROR, "store", f"there is no folder {place}", "Create it.")
+        return Finding(ERROR, "store", f"there is no folder {where}", "Create it.")
     if not os.access(folder, os.W_OK | os.X_OK):
-        return Finding(ERROR, "store", f"this user may not write in the folder {place}")
+        return Finding(ERROR, "store", f"this user may not write in the folder {where}")
     return Finding(OK, "store", f"{shown} will be made with the first session")

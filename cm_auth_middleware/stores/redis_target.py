@@ -94,7 +94,7 @@ class Target:
         target = cls(label, url, kind, nodes, service, 0)
         options = target._options("redis")
         # Otherwise an unknown option would raise at the first request.
-        options["connection_class"](**_without(options, "connection_class", *_OURS))
+        options["connection_class"](**_without(options, "connection_class", *_NOT_OF_CONNECTIONS))
         connections = options.get("max_connections", _CONNECTIONS)
         if connections < 1 or (kind == "cluster" and options.get("db")):
             raise ValueError
@@ -106,8 +106,8 @@ class Target:
         The `redis` client of a cluster connects at once.
         """
         options = self._options(package)
-        ours = {name: options.get(name) for name in _OURS}
-        options = _without(options, *_OURS)
+        special = {name: options.get(name) for name in _NOT_OF_CONNECTIONS}
+        options = _without(options, *_NOT_OF_CONNECTIONS)
         if not self.kind:
             services = importlib.import_module(package)
             return (services.Redis.from_pool(services.ConnectionPool(**options)),)
@@ -119,8 +119,8 @@ class Target:
             nodes = [cluster.ClusterNode(host, port) for host, port in self.nodes]
             return (cluster.RedisCluster(startup_nodes=nodes, **options),)
         watching = {
-            "username": ours["sentinel_username"],
-            "password": ours["sentinel_password"],
+            "username": special["sentinel_username"],
+            "password": special["sentinel_password"],
             **_without(options, "username", "password", "db"),
         }
         sentinel = importlib.import_module(f"{package}.sentinel")
@@ -147,7 +147,7 @@ class Target:
         return self.label
 
 
-_OURS = ("max_connections", "sentinel_username", "sentinel_password")
+_NOT_OF_CONNECTIONS = ("max_connections", "sentinel_username", "sentinel_password")
 
 
 def _without(options: dict[str, Any], *names: str) -> dict[str, Any]:
