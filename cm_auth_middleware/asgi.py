@@ -14,18 +14,18 @@ from .engine import AuthEngine
 from .errors import ConfigError, SessionExpiredError, UnavailableError
 from .events import log
 from .sessions.manager import STALE
-from .web.request import Request, Response, must_not_be_cached
+from .web.request import Request
+from .web.response import Response, must_not_be_cached
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
 
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-    from .config import CMAuthConfig
+    from .config import CMAuthConfig, CMAuthOptions
     from .engine import Services
-    from .options import CMAuthOptions
     from .sessions.record import Session
-    from .web.request import Headers
+    from .web.response import Headers
 
 T = TypeVar("T")
 _RawHeaders = list[tuple[bytes, bytes]]

@@ -1,10 +1,13 @@
-"""The engine: one application's configuration, store and connections, put together once."""
+"""The engine makes the parts that serve one application, from its options."""
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Coroutine
+from contextlib import nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any, Unpack, cast
+from urllib.parse import urlsplit
 
 import httpx2
 
@@ -12,7 +15,7 @@ from . import telemetry
 from .auth.connections import LoopConnections, ThreadConnections
 from .auth.gate import Gate
 from .client import AsyncCMClient, CMClient, UnusedAsyncCMClient, UnusedCMClient
-from .config import CMAuthConfig
+from .config import CMAuthConfig, CMAuthOptions
 from .errors import ConfigError, StoreError
 from .runtime.defaults import DEFAULTS
 from .runtime.event_loops import EventLoopRuntime, Runtime, ThreadRuntime
@@ -21,25 +24,26 @@ from .sessions.encryption import SessionInfo
 from .sessions.manager import SessionManager
 from .stores import HasBlockingTwin, SessionStore, open_store
 from .tokens.background import HandleRefresher, open_handle
-from .tokens.oauth import CameraManager
+from .tokens.oauth import CameraManager, Timed
 from .tokens.refresh import TokenRefresher
 
 if TYPE_CHECKING:
-    from .options import CMAuthOptions
     from .sessions.record import Session
 
 
 class Services:
-    """The parts that serve requests, on one services: an event loop's or the threads'."""
+    """The parts that serve requests on one side: on event loops (ASGI), or in threads (WSGI)."""
 
     def __init__(self, config: CMAuthConfig, runtime: Runtime, store: SessionStore) -> None:
         self.config = config
         self.runtime = runtime
-        server = CameraManager(config, runtime)
         self._telemetry = telemetry.find()
+        timed: Timed = nullcontext
         if self._telemetry is not None:
             store = cast("SessionStore", telemetry.TimedStore(store, self._telemetry))
-            server = telemetry.TimedServer(config, runtime, self._telemetry)
+            host = urlsplit(config.base_url).hostname or ""
+            timed = partial(self._telemetry.call, host=host)
+        server = CameraManager(config, runtime, timed)
         self.sessions = SessionManager(config, runtime, store)
         self.refresher = TokenRefresher(config, runtime, self.sessions, server)
         self.gate = Gate(config, runtime, self.sessions, self.refresher, server)
@@ -52,15 +56,15 @@ class Services:
         self.pattern: httpx2.AsyncClient | httpx2.Client | None = None  # of the ready clients
 
     def transport(self) -> Any:
-        """What a ready client sends a request by: the connection pool."""
+        """Return the connection pool of the clients, timed if an SDK of OpenTelemetry is there."""
         pool = self.runtime.transport()
-        # Without an SDK nothing is timed: an empty span costs a twentieth of a call.
-        if self._telemetry is None or not self._telemetry.times_calls:
+        # A span that no SDK records would still cost a twentieth of a call.
+        if self._telemetry is None or not self._telemetry.active:
             return pool
         return telemetry.TimedTransport(pool, self._telemetry)
 
     def warm_up(self) -> None:
-        """Load what is loaded when first needed, 0.2 s of it: no refresh has to wait for it."""
+        """Import the modules that are imported at first use, so that no refresh waits 0.2 s."""
         importlib.import_module("authlib.integrations.httpx_client")
         importlib.import_module("cryptography.hazmat.primitives.ciphers.aead")
         self.runtime.transport()
@@ -69,21 +73,21 @@ class Services:
 class AuthEngine:
     """Everything that a middleware needs, made once and shared.
 
-    Each middleware makes its own from its options; make one yourself and pass it as
-    ``engine=`` to share it, or to call it from elsewhere. One engine serves ASGI and WSGI
+    Each middleware makes an engine from its options. Make one yourself and pass it as ``engine=``
+    to share it, or to call its methods from elsewhere. One engine serves ASGI and WSGI
     applications at once.
 
-    Its methods are awaited where an event loop runs, and called plainly where none does: in an
-    engine that only a WSGI middleware uses, they are plain everywhere.
+    Await its methods where an event loop runs; call them without ``await`` where none runs. The
+    methods of an engine that only a WSGI middleware uses are never awaited.
 
     Args:
-        config: the options; keywords override them, the environment fills the rest.
-        transport: speaks HTTP to CameraManager instead of a connection pool of the engine's
-            own: a transport with a private CA or a proxy, or an in-process simulator. An
-            `httpx2.AsyncBaseTransport` for ASGI, an `httpx2.BaseTransport` for WSGI. Its limits
-            hold for logins and refreshes, too.
-        clock: epoch seconds.
-        options: as in `CMAuthConfig`.
+        config: the options; keywords override them, the environment gives the others.
+        transport: sends the HTTP requests to CameraManager, in place of the engine's own
+            connection pool: a transport with a private CA or a proxy, or an in-process simulator.
+            It is an `httpx2.AsyncBaseTransport` for ASGI, an `httpx2.BaseTransport` for WSGI. Its
+            limits also hold for logins and refreshes.
+        clock: returns the time in epoch seconds.
+        options: the options of `CMAuthConfig`.
 
     Raises:
         ConfigError: an option is missing or wrong.
@@ -108,18 +112,18 @@ class AuthEngine:
     def resolve(
         cls, engine: AuthEngine | None, config: CMAuthConfig | None, options: CMAuthOptions
     ) -> AuthEngine:
-        """The engine that a middleware was given, or one made of its options."""
+        """Return the engine that a middleware was given, or one made from its options."""
         if engine is None:
             return cls(config, **options)
         if config is not None or options:
-            raise ConfigError("engine is given: its options are its own, so give no others")
+            raise ConfigError("engine is given, which has its options: give no others")
         return engine
 
     # -- the two sides ---------------------------------------------------------------------
 
     @property
     def async_services(self) -> Services:
-        """The parts behind the ASGI middleware."""
+        """Return the parts that the ASGI middleware uses."""
         if self._async is None:
             given = self._transport
             if given is not None and not isinstance(given, httpx2.AsyncBaseTransport):
@@ -127,12 +131,12 @@ class AuthEngine:
             self._async = Services(
                 self.config, EventLoopRuntime(self.config, given, self._clock), self.store
             )
-            telemetry.watch(self)
+            telemetry.watch(self, self.store)
         return self._async
 
     @property
     def thread_services(self) -> Services:
-        """The parts behind the WSGI middleware: the same, but they block."""
+        """Return the parts that the WSGI middleware uses; their methods block."""
         if self._threads is None:
             given = self._transport
             if given is not None and not isinstance(given, httpx2.BaseTransport):
@@ -141,7 +145,7 @@ class AuthEngine:
             self._threads = Services(
                 self.config, ThreadRuntime(self.config, given, self._clock), store
             )
-            telemetry.watch(self)
+            telemetry.watch(self, self.store)
         return self._threads
 
     def _run(self, step: Callable[[Services], Coroutine[Any, Any, Any]]) -> Any:
@@ -153,23 +157,23 @@ class AuthEngine:
     # -- for a handler, a script, an administrator -----------------------------------------
 
     def client(self, session: Session) -> AsyncCMClient:
-        """A ready client for the user of a session; it costs nothing until it is used."""
+        """Return a client for the user of a session; it costs nothing until it is used."""
         return UnusedAsyncCMClient(self.async_services, session)
 
     def sync_client(self, session: Session) -> CMClient:
-        """The same for threads."""
+        """Return the same for threads."""
         return UnusedCMClient(self.thread_services, session)
 
     async def client_for(self, handle: str) -> AsyncCMClient:
-        """A ready client for a job outside any request, by a handle of `Session.export`.
+        """Return a client for a job outside of a request, by a handle from `Session.export`.
 
-        Its refreshes are those of the live session. Each of its calls looks whether the session
-        is still there. Close it as any httpx2 client, or not at all: the pool is shared.
+        It shares its tokens with the live session. Each call checks that the session still
+        exists. Close it as any httpx2 client, or not at all: the connection pool is shared.
 
         Raises, and so does each call:
-            SessionExpiredError: the user logged out, or the session came to its timeouts, or the
-                handle is none of this application's: drop it.
-            UnavailableError: the store, or CameraManager, cannot be asked just now: try again.
+            SessionExpiredError: the user logged out, the session timed out, or the handle is not
+                one of this application's: discard the handle.
+            UnavailableError: the store or CameraManager is not available now: try again.
         """
         services = self.async_services
         session = await open_handle(services.sessions, handle)
@@ -178,7 +182,7 @@ class AuthEngine:
         )
 
     def sync_client_for(self, handle: str) -> CMClient:
-        """The same for threads."""
+        """Return the same for threads."""
         services = self.thread_services
         session = run_sync(open_handle(services.sessions, handle))
         return UnusedCMClient(
@@ -190,7 +194,7 @@ class AuthEngine:
         return self._run(lambda services: services.gate.end(session))
 
     def sessions(self, user_id: str | int) -> Any:
-        """List a user's sessions, the one used last first; holds no tokens and opens nothing.
+        """List a user's sessions, the last used first, without decrypting them.
 
         Args:
             user_id: CameraManager's ``userId``.
@@ -199,7 +203,7 @@ class AuthEngine:
             A list of `SessionInfo`.
 
         Raises:
-            UnavailableError: the store fails, or is of a kind that cannot list.
+            UnavailableError: the store fails, or cannot list sessions.
         """
 
         async def step(services: Services) -> list[SessionInfo]:
@@ -210,28 +214,28 @@ class AuthEngine:
     def logout_user(self, user_id: str | int) -> Any:
         """End all sessions of a user, everywhere.
 
-        Their tokens cannot be deleted at CameraManager: only the users' cookies open them. They
-        stay sealed until they are dropped with the store's records.
+        Their tokens cannot be revoked at CameraManager: only the user's cookies decrypt them. They
+        stay encrypted in the store until their records expire.
 
         Args:
             user_id: CameraManager's ``userId``.
 
         Returns:
-            How many sessions ended.
+            The number of sessions that ended.
 
         Raises:
-            UnavailableError: the store fails, or is of a kind that cannot list.
+            UnavailableError: the store fails, or cannot list sessions.
         """
         return self._run(lambda services: services.sessions.remove_all(str(user_id)))
 
     def close(self) -> Any:
-        """Finish refreshes under way and close connections; sessions stay in the store."""
+        """Wait for refreshes under way and close connections; sessions stay in the store."""
 
         telemetry.unwatch(self)
 
         async def step(services: Services) -> None:
             await services.runtime.close()
-            if isinstance(self.config.store, str):  # a store object is its maker's to close
+            if isinstance(self.config.store, str):  # the code that made a store object closes it
                 await services.sessions.store.close()
 
         return self._run(step)
@@ -241,16 +245,16 @@ class AuthEngine:
 
 
 def _for_threads(store: SessionStore) -> SessionStore:
-    """The store itself or its twin: what blocks and never suspends.
+    """Return the store or its twin for threads, whose methods block and never suspend.
 
     Raises:
-        ConfigError: it suspends, and has no twin.
+        ConfigError: the store suspends and has no twin.
     """
     if isinstance(store, HasBlockingTwin):
         return store.blocking()
     try:
         run_sync(store.ping())
-    except StoreError:  # down just now, which is no mistake
+    except StoreError:  # it is not available now, but it does not suspend
         return store
     except RuntimeError:
         raise ConfigError(

@@ -15,16 +15,16 @@ from .client import UnusedCMClient
 from .engine import AuthEngine
 from .errors import SessionExpiredError, UnavailableError
 from .runtime.run_sync import run_sync
-from .web.request import NO_STORE, Request, Response, must_not_be_cached
+from .web.request import Request
+from .web.response import NO_STORE, Response, must_not_be_cached
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
-    from .config import CMAuthConfig
+    from .config import CMAuthConfig, CMAuthOptions
     from .engine import Services
-    from .options import CMAuthOptions
     from .sessions.record import Session
-    from .web.request import Headers
+    from .web.response import Headers
 
 _UNPREFIXED = {"content-type": "CONTENT_TYPE", "content-length": "CONTENT_LENGTH"}
 

@@ -12,7 +12,8 @@ from ..events import log
 from ..sessions.jar import CookieJar, Cookies
 from ..web.local_target import ExemptPaths, safe_target
 from ..web.pages import Pages
-from ..web.request import Request, Response, json_response, not_allowed, problem, redirect
+from ..web.request import Request
+from ..web.response import Response, json_response, not_allowed, problem, redirect
 from .allow import AllowRule
 from .login import Login
 from .revalidation import Revalidation
@@ -41,7 +42,7 @@ class Gate:
         self._sessions = sessions
         self._refresher = refresher
         self._jar = CookieJar(config, runtime.clock)
-        self._pages = Pages(config, runtime)
+        self._pages = Pages(config.error_handler, runtime)
         self._rule = AllowRule(config, runtime)
         every = None if config.revalidate is None else seconds(config.revalidate)
         revalidation = Revalidation(every, runtime, sessions, server, self._rule, self.end)

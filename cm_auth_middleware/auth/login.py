@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote, urlsplit
 
 from ..config import CMAuthConfig
+from ..display import HOST
 from ..errors import CMAuthError, OperatorError, UnavailableError
 from ..events import log
 from ..sessions.cookie import PendingLogin, Ticket
 from ..sessions.record import Record, Session, Tokens, dumps
 from ..web.local_target import safe_target
-from ..web.request import Headers, Request, Response, not_allowed, redirect
+from ..web.request import Request
+from ..web.response import Headers, Response, not_allowed, redirect
 
 if TYPE_CHECKING:
     from ..runtime.event_loops import Runtime
@@ -32,7 +34,7 @@ _MOST_CODE = 1024  # characters; CameraManager's have six
 _MOST_QUERY = 8192  # characters of a callback's query that are looked at
 _FAILURES = {403: "login_cancelled", 502: "login_unavailable", 503: "login_not_kept"}
 
-_HOST = re.compile(r"(?P<name>[a-z0-9._-]+|\[[0-9a-f:.]+\])(:(?P<port>[0-9]{1,5}))?")
+_HOST = re.compile(rf"(?P<name>{HOST})(:(?P<port>[0-9]{{1,5}}))?")
 
 Find = Callable[[Request], Awaitable[Session | None]]
 End = Callable[[Session], Awaitable[None]]

@@ -10,7 +10,8 @@ from urllib.parse import urlsplit
 from ..config import CMAuthConfig, needs_https, seconds
 from ..events import log
 from ..runtime.bounded_cache import remember
-from ..web.request import Headers, Request
+from ..web.request import Request
+from ..web.response import Headers
 from .cookie import LOGIN_LIFETIME, LoginCookie, Ticket, TicketCookie
 
 _MOST_LOGINS = 12  # pending logins that one browser may have

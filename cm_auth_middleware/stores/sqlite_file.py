@@ -1,4 +1,4 @@
-"""The SQLite file of a store: created once, opened by connections that threads and forks share."""
+"""The SQLite file of a store, and the connections to it that threads share."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..display import shown_file
 from ..errors import ConfigError, StoreError
 from ..events import log
 
-_APPLICATION = 0x434D4175  # "CMAu", in the file's header: it is ours
+_APPLICATION = 0x434D4175  # "CMAu", in the file's header: this package made it
 _VERSION = 1
 _SCHEMA = (
     "CREATE TABLE IF NOT EXISTS records "
@@ -34,12 +34,12 @@ _FOREIGN = (
     "SELECT type, name FROM sqlite_master "
     "WHERE type NOT IN ('table', 'index') OR coalesce(rootpage, 0) < 1 LIMIT 1"
 )
-_LOG_PAGES = 4000  # of the write-ahead log, at which a write moves it although nobody asked it to
-_LOOK_EVERY = 1.0  # seconds between looking whether the file is still the one that was opened
+_LOG_PAGES = 4000  # of the write-ahead log, at which SQLite itself moves it during a write
+_LOOK_EVERY = 1.0  # seconds between checks that the file is still the one that was opened
 _FORK_PATIENCE = 1.0  # seconds that a fork waits for other threads' statements
 
 _BUSY = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL}
-# After these a connection is as good as before; after others the file may have to be opened anew.
+# These errors leave a connection usable; after others the file may have to be reopened.
 _HARMLESS = _BUSY | {sqlite3.SQLITE_FULL, sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_TOOBIG}
 _SENTENCES = {
     sqlite3.SQLITE_BUSY: "is locked by another process for too long",
@@ -56,15 +56,15 @@ _SENTENCES = {
 
 _files: weakref.WeakSet[SQLiteFile] = weakref.WeakSet()
 _opening = threading.Lock()  # one for all files, so that two forks cannot wait for each other
-_inherited: list[Any] = []  # connections of a parent process, which closing would disturb
+_inherited: list[Any] = []  # connections of a parent process; closing them would disturb it
 
 
 class SQLiteFile:
     """Runs statements on one file, each a transaction of its own, with connections kept open.
 
-    A connection serves one statement at a time and then waits in a list for the next, of any
-    thread. None crosses a fork: SQLite keeps account of its locks in the process's memory, and a
-    child that inherits the account without the locks loses writes
+    A connection serves one statement at a time and then waits in a list for the next one, of any
+    thread. No connection crosses a fork: SQLite keeps a record of its locks in the process's
+    memory, and a child that inherits the record without the locks loses writes
     (https://www.sqlite.org/howtocorrupt.html#_carrying_an_open_database_connection_across_a_fork_).
 
     Others than this process's user and root must not be able to write it: see `check_access`. That
@@ -83,7 +83,7 @@ class SQLiteFile:
         if not name or name == ":memory:" or "\0" in name:
             raise ConfigError("store sqlite:// needs the path of a file; in memory is memory://")
         self.path = Path(name).absolute()
-        self.label = shown_file(str(self.path))  # what messages call it
+        self.label = shown_file(str(self.path))  # its name in messages
         self._idle: list[_Connection] = []
         self._open: set[_Connection] = set()
         self._generation = 0
@@ -105,7 +105,7 @@ class SQLiteFile:
         return rows
 
     def change(self, statement: str, parameters: tuple[Any, ...]) -> int:
-        """Run a statement that writes and return how many rows it changed."""
+        """Run a statement that writes and return the number of rows that it changed."""
         connection = self._take()
         try:
             count = connection.execute(statement, parameters).rowcount
@@ -116,11 +116,11 @@ class SQLiteFile:
         return count
 
     def checkpoint(self) -> None:
-        """Move what the write-ahead log holds into the file, as far as no reader is in the way."""
+        """Move the write-ahead log into the file, as far as no reader prevents it."""
         self.fetch("PRAGMA wal_checkpoint(PASSIVE)", ())
 
     def close(self) -> None:
-        """Close what is idle now, and what is in use when it comes back."""
+        """Close the idle connections now, and those in use when they are given back."""
         self._generation += 1
         while self._idle:
             try:
@@ -138,7 +138,7 @@ class SQLiteFile:
             time.sleep(0.001)
 
     def after_fork(self) -> None:
-        """Forget what could not be closed before this process was forked."""
+        """Drop the connections that could not be closed before this process was forked."""
         _inherited.append((self._idle, self._open))
         self._idle, self._open = [], set()
         self._pid = os.getpid()
@@ -169,10 +169,7 @@ class SQLiteFile:
         self._open.discard(connection)  # last: a fork waits until all are closed
 
     def _look(self) -> None:
-        """Leave the file that was opened if another is in its place, or none.
-
-        Or if its mode or owner is another: it is judged anew then.
-        """
+        """Close the connections if the file was replaced, or its mode or owner changed."""
         self._look_at = time.monotonic() + _LOOK_EVERY
         identity = self._identify()
         if identity != self._identity:
@@ -196,7 +193,7 @@ class SQLiteFile:
             generation = self._generation
             connection = sqlite3.connect(
                 self.path,
-                timeout=0,  # waiting is the caller's: an event loop must not
+                timeout=0,  # the caller waits: here it would block an event loop
                 isolation_level=None,
                 check_same_thread=False,
                 factory=_Connection,
@@ -216,7 +213,7 @@ class SQLiteFile:
             # O_EXCL follows no link, and makes no file at the end of one (POSIX, open()).
             descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         except FileExistsError:
-            # Not to be opened here: closing it would drop the locks of this process's connections
+            # Do not open it here: closing it would drop the locks of this process's connections
             # (POSIX; howtocorrupt.html §2.2).
             return
         except OSError as error:  # whose text quotes the path
@@ -232,11 +229,11 @@ class SQLiteFile:
         def number(query: str) -> int:
             return int(connection.execute(query).fetchone()[0])
 
-        # What SQLite advises for files that others may have written
+        # SQLite advises both for files that others may have written
         # (https://www.sqlite.org/security.html).
         connection.execute("PRAGMA trusted_schema = OFF")
         connection.set_authorizer(_nothing_by_itself)
-        # In this order: another process may commit the schema, all at once, between two of them.
+        # Keep this order: another process may commit the whole schema between two of these.
         tables = number("SELECT count(*) FROM sqlite_master")
         version = number("PRAGMA user_version")
         if number("PRAGMA application_id") != _APPLICATION and (tables or version):
@@ -318,12 +315,12 @@ def _nothing_by_itself(*asked: object) -> int:
 
 
 def is_busy(error: sqlite3.Error) -> bool:
-    """Say whether it may work in a moment, when another process has finished."""
+    """True if the statement may succeed in a moment, when another process has finished."""
     return _code(error) in _BUSY
 
 
 def explain(label: str, error: sqlite3.Error) -> str:
-    """Say in a sentence what is the matter with the file."""
+    """Return a sentence that says what is wrong with the file."""
     sentence = _SENTENCES.get(_code(error), "cannot be used")
     return f"{label} {sentence} ({getattr(error, 'sqlite_errorname', error)})"
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any
+from contextlib import AbstractContextManager, nullcontext
+from functools import wraps
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import httpx2
 
@@ -29,11 +31,28 @@ _SHORTEST_LIFETIME = 10.0  # seconds: a server that says 0 must not make us refr
 _LONGEST_LIFETIME = 10 * 365 * 86_400.0
 _HEADERS = {"Accept": "application/json", "Content-Type": "application/x-www-form-urlencoded"}
 
+Timed = Callable[[str], AbstractContextManager[Any]]
+M = TypeVar("M", bound=Callable[..., Any])
+
+
+def _timed(method: M) -> M:
+    @wraps(method)
+    async def call(self: CameraManager, *arguments: Any) -> Any:
+        with self._timed(method.__name__):
+            return await method(self, *arguments)
+
+    return cast("M", call)
+
 
 class CameraManager:
-    """CameraManager's OAuth server, as this application's API key sees it."""
+    """CameraManager's OAuth server, as this application's API key sees it.
 
-    def __init__(self, config: CMAuthConfig, runtime: Runtime) -> None:
+    Args:
+        timed: measures an operation, which it is given the name of.
+    """
+
+    def __init__(self, config: CMAuthConfig, runtime: Runtime, timed: Timed = nullcontext) -> None:
+        self._timed = timed
         self._config = config
         self._runtime = runtime
         self._token_url = f"{config.base_url}/oauth/token"
@@ -55,6 +74,7 @@ class CameraManager:
         )
         return str(url)
 
+    @_timed
     async def exchange(self, code: str, redirect_uri: str, code_verifier: str) -> Tokens:
         """Trade a code for tokens (RFC 6749 §4.1.3): `redirect_uri` byte for byte the first one."""
         answer = await self._token_call(
@@ -70,6 +90,7 @@ class CameraManager:
         )
         return self._tokens(answer, None)
 
+    @_timed
     async def refresh(self, refresh_token: str) -> Tokens:
         """Trade a refresh token for new tokens (RFC 6749 §6).
 
@@ -85,6 +106,7 @@ class CameraManager:
         )
         return self._tokens(answer, refresh_token)
 
+    @_timed
     async def user(self, access_token: str) -> dict[str, Any]:
         """Read ``users/self``."""
         response = await self._api_call("GET", "/rest/v2.3/users/self", access_token)
@@ -98,6 +120,7 @@ class CameraManager:
             raise UnavailableError("CameraManager's users/self is no small JSON object")
         return user
 
+    @_timed
     async def revoke(self, access_token: str) -> bool:
         """Delete the access and the refresh token at CameraManager (the guide's logout).
 

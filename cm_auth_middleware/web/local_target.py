@@ -11,7 +11,7 @@ from urllib.parse import quote, unquote, urlsplit
 if TYPE_CHECKING:
     from .request import Request
 
-MAX_TARGET = 4096  # characters
+MAX_TARGET = 4096  # characters of a target; a longer one is not followed
 _REMEMBERED, _SHORT = 256, 128  # paths whose exemption is remembered, and their most characters
 _PERCENT = ord("%")  # found among bytes in a tenth of the time that b"%" takes
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
@@ -20,16 +20,16 @@ _PLAIN = rf"{_SEGMENT}(?:/{_SEGMENT})*+"
 
 
 def mount_url(root_path: str) -> str:
-    """Where an app is mounted, as it stands in a URL: quoted, and never a host ("//evil")."""
+    """Return the path at which an app is mounted, quoted for a URL, and never a host ("//evil")."""
     path = root_path.strip("/")
     return quote(f"/{path}") if path else ""
 
 
 def safe_target(target: str | None, root_path: str = "") -> str:
-    """Return `target` if a browser reads it as a path of this app, else the app's root.
+    """Return `target` if a browser takes it for a path of this app, else the app's root.
 
-    Judged as the URL standard (WHATWG) resolves it, raw and decoded: a backslash counts as a
-    slash, tabs and line ends vanish, dot segments collapse.
+    It is judged raw and decoded, as the URL standard (WHATWG) resolves it: a backslash counts as a
+    slash, tabs and line ends are removed, dot segments are resolved.
     """
     root = f"{mount_url(root_path)}/"
     if not target or len(target) > MAX_TARGET or not target.isascii():
@@ -52,7 +52,7 @@ def _is_local(path: str) -> bool:
     if not path.startswith("/") or "\\" in path or _CONTROL.search(path):
         return False
     if any(character in path for character in "\uff0f\u2044\u2215\u29f8\uff3c"):
-        return False  # what looks like a slash, or becomes one when normalized
+        return False  # these look like a slash, or become one when normalized
     # "/..//evil" and "/.//evil" resolve to "//evil".
     return "//" not in path and not {".", ".."} & set(path.split("/"))
 
