@@ -12,11 +12,13 @@ from . import telemetry
 from .auth.connections import LoopConnections, ThreadConnections
 from .auth.gate import Gate
 from .client import AsyncCMClient, CMClient, UnusedAsyncCMClient, UnusedCMClient
-from .config import CMAuthConfig
+from .config import CMAuthConfig, seconds
 from .errors import ConfigError, StoreError
+from .runtime.base import Runtime
 from .runtime.defaults import DEFAULTS
-from .runtime.event_loops import EventLoopRuntime, Runtime, ThreadRuntime
+from .runtime.event_loops import EventLoopRuntime
 from .runtime.run_sync import has_event_loop, run_sync
+from .runtime.threads import ThreadRuntime
 from .sessions.encryption import SessionInfo
 from .sessions.manager import SessionManager
 from .stores import HasBlockingTwin, SessionStore, open_store
@@ -124,9 +126,10 @@ class AuthEngine:
             given = self._transport
             if given is not None and not isinstance(given, httpx2.AsyncBaseTransport):
                 raise ConfigError("transport is for WSGI; ASGI needs an httpx2.AsyncBaseTransport")
-            self._async = Services(
-                self.config, EventLoopRuntime(self.config, given, self._clock), self.store
+            runtime = EventLoopRuntime(
+                seconds(self.config.timeout), self.config.base_url, given, self._clock
             )
+            self._async = Services(self.config, runtime, self.store)
             telemetry.watch(self)
         return self._async
 
@@ -137,10 +140,10 @@ class AuthEngine:
             given = self._transport
             if given is not None and not isinstance(given, httpx2.BaseTransport):
                 raise ConfigError("transport is for ASGI; WSGI needs an httpx2.BaseTransport")
-            store = _for_threads(self.store)
-            self._threads = Services(
-                self.config, ThreadRuntime(self.config, given, self._clock), store
+            runtime = ThreadRuntime(
+                seconds(self.config.timeout), self.config.base_url, given, self._clock
             )
+            self._threads = Services(self.config, runtime, _for_threads(self.store))
             telemetry.watch(self)
         return self._threads
 

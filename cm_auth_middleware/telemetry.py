@@ -42,7 +42,7 @@ from .tokens.oauth import CameraManager
 if TYPE_CHECKING:
     from .config import CMAuthConfig
     from .engine import AuthEngine
-    from .runtime.event_loops import Runtime
+    from .runtime.base import Runtime
     from .sessions.record import Tokens
     from .stores import SessionStore
 

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from cm_auth_middleware import MemoryStore
-from cm_auth_middleware.runtime.event_loops import run_sync
+from cm_auth_middleware.runtime.run_sync import run_sync
 from cm_auth_middleware.testing import RecordedRequest
 
 from .counting import CountingStore

@@ -22,7 +22,7 @@ from ..events import log
 from ..runtime.run_sync import running_loop
 
 if TYPE_CHECKING:
-    from ..runtime.event_loops import EventLoopRuntime, Repetition, ThreadRuntime
+    from ..runtime.base import Repetition, Runtime
     from ..sessions.record import Session
 
 LOOK_EVERY = 20.0  # seconds between two looks at the sessions of open connections
@@ -70,7 +70,7 @@ class _OnLoop:
 class LoopConnections:
     """The open connections of each event loop of this process."""
 
-    def __init__(self, runtime: EventLoopRuntime, is_alive: IsAlive) -> None:
+    def __init__(self, runtime: Runtime, is_alive: IsAlive) -> None:
         self._runtime = runtime
         self._is_alive = is_alive
         self._loops: weakref.WeakKeyDictionary[Any, _OnLoop] = weakref.WeakKeyDictionary()
@@ -102,7 +102,7 @@ class ThreadConnections:
     They are forgotten with their last reference, which is when the server drops the response.
     """
 
-    def __init__(self, runtime: ThreadRuntime, is_alive: IsAlive) -> None:
+    def __init__(self, runtime: Runtime, is_alive: IsAlive) -> None:
         self._runtime = runtime
         self._is_alive = is_alive
         self._start()

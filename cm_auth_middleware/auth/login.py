@@ -18,7 +18,7 @@ from ..web.local_target import safe_target
 from ..web.request import Headers, Request, Response, not_allowed, redirect
 
 if TYPE_CHECKING:
-    from ..runtime.event_loops import Runtime
+    from ..runtime.base import Runtime
     from ..sessions.jar import CookieJar
     from ..sessions.manager import SessionManager
     from ..tokens.oauth import CameraManager

@@ -17,7 +17,7 @@ from .renewal import Refreshed, Renewal, revoke
 
 if TYPE_CHECKING:
     from ..auth.revalidation import Revalidation
-    from ..runtime.event_loops import Runtime
+    from ..runtime.base import Runtime
 
 _GRACE = 60.0  # seconds that a session counts as alive while the store cannot be asked
 _ROUNDS = 64  # changes of a session's tokens while they are being renewed
@@ -85,7 +85,7 @@ class TokenRefresher:
         if self._runtime.clock() < tokens.expires_at:
             held = tokens.refresh_token
             if held is not None and not self._renewal.is_closed(held):
-                self._runtime.start_flight(
+                self._runtime.single_flight.start(
                     f"soon {session.record_id}", partial(self._refresh_beside, session)
                 )
             return
@@ -107,7 +107,7 @@ class TokenRefresher:
             return False
         work = partial(self._refresh, session, refused)
         try:
-            refreshed: Refreshed = await self._runtime.single_flight(
+            refreshed: Refreshed = await self._runtime.single_flight.do(
                 f"session {session.record_id} {hash(refused)}", work
             )
         except SessionExpiredError:

@@ -17,7 +17,7 @@ from .request import NO_STORE, Request, Response, problem
 
 if TYPE_CHECKING:
     from ..config import CMAuthConfig
-    from ..runtime.event_loops import Runtime
+    from ..runtime.base import Runtime
 
 # Not for the log-out form: browsers hold its redirects to form-action too, and the last of them
 # leads to CameraManager's login, on hosts that we do not know.
