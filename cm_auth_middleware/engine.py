@@ -11,7 +11,14 @@ import httpx2
 from . import telemetry
 from .auth.connections import LoopConnections, ThreadConnections
 from .auth.gate import Gate
-from .client import AsyncCMClient, CMClient, UnusedAsyncCMClient, UnusedCMClient
+from .client import (
+    AsyncCMClient,
+    ClientFactory,
+    CMClient,
+    LazyAsyncCMClient,
+    LazyCMClient,
+    Refresher,
+)
 from .config import CMAuthConfig, seconds
 from .errors import ConfigError, StoreError
 from .runtime.base import Runtime
@@ -51,7 +58,18 @@ class Services:
             if isinstance(runtime, EventLoopRuntime)
             else ThreadConnections(runtime, self.gate.is_alive)
         )
-        self.pattern: httpx2.AsyncClient | httpx2.Client | None = None  # of the ready clients
+        self.clients = self._clients(self.refresher)
+        self.handle_clients = self._clients(HandleRefresher(self.sessions, self.refresher))
+
+    def _clients(self, refresher: Refresher) -> ClientFactory:
+        return ClientFactory(
+            AsyncCMClient if isinstance(self.runtime, EventLoopRuntime) else CMClient,
+            refresher=refresher,
+            read=self.runtime.read,
+            transport=self.transport,
+            base_url=self.config.base_url,
+            timeout=self.runtime.timeout,
+        )
 
     def transport(self) -> Any:
         """What a ready client sends a request by: the connection pool."""
@@ -157,11 +175,11 @@ class AuthEngine:
 
     def client(self, session: Session) -> AsyncCMClient:
         """A ready client for the user of a session; it costs nothing until it is used."""
-        return UnusedAsyncCMClient(self.async_services, session)
+        return LazyAsyncCMClient(self.async_services.clients, session)
 
     def sync_client(self, session: Session) -> CMClient:
         """The same for threads."""
-        return UnusedCMClient(self.thread_services, session)
+        return LazyCMClient(self.thread_services.clients, session)
 
     async def client_for(self, handle: str) -> AsyncCMClient:
         """A ready client for a job outside any request, by a handle of `Session.export`.
@@ -176,17 +194,13 @@ class AuthEngine:
         """
         services = self.async_services
         session = await open_handle(services.sessions, handle)
-        return UnusedAsyncCMClient(
-            services, session, HandleRefresher(services.sessions, services.refresher)
-        )
+        return LazyAsyncCMClient(services.handle_clients, session)
 
     def sync_client_for(self, handle: str) -> CMClient:
         """The same for threads."""
         services = self.thread_services
         session = run_sync(open_handle(services.sessions, handle))
-        return UnusedCMClient(
-            services, session, HandleRefresher(services.sessions, services.refresher)
-        )
+        return LazyCMClient(services.handle_clients, session)
 
     def logout(self, session: Session) -> Any:
         """Log a session out, here and at CameraManager."""
