@@ -13,7 +13,7 @@ from .runtime.run_sync import run_sync
 if TYPE_CHECKING:
     from .sessions.record import Session
 
-_OURS = "cm_auth.bearer"  # marks a request whose Authorization header this package set
+_HAS_BEARER = "cm_auth.bearer"  # the extension of a request that BearerAuth gave its header
 _REPLAY = 1_048_576  # bytes of a streamed body that are kept, to send it again after a 401
 _TRIES = 3  # a token that another session had renewed may have been refused meanwhile, too
 
@@ -91,7 +91,7 @@ class ClientFactory:
         self._transport = transport
         self._base_url = base_url
         self._timeout = timeout
-        self._pattern: httpx2.AsyncClient | httpx2.Client | None = None
+        self._template: httpx2.AsyncClient | httpx2.Client | None = None
 
     def attributes(self, session: Session) -> dict[str, Any]:
         """Return the attributes of a new client for a session.
@@ -99,18 +99,18 @@ class ClientFactory:
         They are a copy of another client's, which takes a third of what making one does. What can
         be changed in them is new; the rest is replaced when it is set.
         """
-        if self._pattern is None:
-            self._pattern = self._make_pattern()
+        if self._template is None:
+            self._template = self._make_template()
         client = object.__new__(self.kind)
-        for name, value in vars(self._pattern).items():
+        for name, value in vars(self._template).items():
             client.__dict__[name] = value.copy() if isinstance(value, httpx2.Headers) else value
-        client.auth = BearerAuth(self._refresher, self._read, session, self._pattern.base_url)
+        client.auth = BearerAuth(self._refresher, self._read, session, self._template.base_url)
         client.cookies = httpx2.Cookies()
         client.event_hooks = {}
         client.timeout = httpx2.Timeout(self._timeout)
         return vars(client)
 
-    def _make_pattern(self) -> httpx2.AsyncClient | httpx2.Client:
+    def _make_template(self) -> httpx2.AsyncClient | httpx2.Client:
         is_async = issubclass(self.kind, httpx2.AsyncClient)
         return (httpx2.AsyncClient if is_async else httpx2.Client)(
             base_url=self._base_url,
@@ -217,7 +217,7 @@ class BearerAuth(httpx2.Auth):
     def _attach(self, request: httpx2.Request) -> str:
         token = self._session.record.tokens.access_token
         request.headers["Authorization"] = f"Bearer {token}"
-        request.extensions = {**request.extensions, _OURS: True}
+        request.extensions = {**request.extensions, _HAS_BEARER: True}
         return token
 
 
@@ -253,7 +253,7 @@ class _OriginGuard(httpx2.AsyncBaseTransport, httpx2.BaseTransport):
     def _guard(self, request: httpx2.Request) -> None:
         if _origin(request.url) != self._origin:
             request.headers.pop("Cookie", None)
-            if request.extensions.get(_OURS):
+            if request.extensions.get(_HAS_BEARER):
                 request.headers.pop("Authorization", None)
 
     async def aclose(self) -> None:

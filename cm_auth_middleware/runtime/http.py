@@ -1,4 +1,4 @@
-"""What both runtimes share about HTTP: TLS, limits, and what the log may say."""
+"""The parts of HTTP that both runtimes share: TLS, limits, and a filter for the log."""
 
 from __future__ import annotations
 

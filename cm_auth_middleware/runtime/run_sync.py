@@ -1,4 +1,4 @@
-"""How one ``async def`` serves event loops and threads, and which event loop is running.
+"""Running one ``async def`` for event loops and for threads, and finding the event loop.
 
 The login, the refresh, the sessions and the stores are written once, as coroutines. They suspend
 only where they await I/O, and all I/O is behind two objects that differ by side: the runtime

@@ -185,7 +185,7 @@ class BoundedTransport(httpx2.BaseTransport):
     """Sends one of the middleware's own calls; its response is small or refused.
 
     Args:
-        transport: sends the request; closed by whoever made it.
+        transport: sends the request; closed by its owner.
         deadline: cuts the sockets that the call opens.
     """
 
