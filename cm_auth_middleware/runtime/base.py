@@ -6,6 +6,7 @@ import ssl
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
 import httpx2
@@ -165,8 +166,8 @@ class Runtime(ABC):
         """Wait."""
 
     @abstractmethod
-    async def run_with_heartbeat(self, tick: Work, every: float, work: Work) -> Any:
-        """Run `work`, and `tick` every so many seconds until `work` ends."""
+    def heartbeat(self, tick: Work, every: float) -> AbstractAsyncContextManager[None]:
+        """Run `tick` every so many seconds, while an ``async with`` block runs."""
 
     @abstractmethod
     def repeat(self, every: float, work: Callable[[], Awaitable[bool]]) -> Repetition:

@@ -76,18 +76,23 @@ class EventLoopRuntime(Runtime):
     async def sleep(self, seconds: float) -> None:
         await anyio.sleep(seconds)
 
-    async def run_with_heartbeat(self, tick: Work, every: float, work: Work) -> Any:
+    @asynccontextmanager
+    async def heartbeat(self, tick: Work, every: float) -> AsyncIterator[None]:
         async def ticking() -> None:
             while True:
                 await anyio.sleep(every)
                 await tick()
 
-        call = Call(None)  # keeps an error of `work` out of the group that a task group raises
+        failure: Exception | None = None
         async with anyio.create_task_group() as group:
             group.start_soon(ticking)
-            await call.run(work)
+            try:
+                yield
+            except Exception as error:
+                failure = error  # raised below: the task group would wrap it
             group.cancel_scope.cancel()
-        return call.outcome()
+        if failure is not None:
+            raise failure
 
     def repeat(self, every: float, work: Callable[[], Awaitable[bool]]) -> Repetition:
         repetitions = self._repetitions.setdefault(running_loop(), set())

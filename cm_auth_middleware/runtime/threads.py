@@ -6,8 +6,8 @@ import inspect
 import socket
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Self, TypeVar
 
 import httpx2
@@ -84,7 +84,8 @@ class ThreadRuntime(Runtime):
     async def sleep(self, seconds: float) -> None:
         time.sleep(seconds)  # noqa: ASYNC251 - blocks on purpose: there is no event loop here
 
-    async def run_with_heartbeat(self, tick: Work, every: float, work: Work) -> Any:
+    @asynccontextmanager
+    async def heartbeat(self, tick: Work, every: float) -> AsyncIterator[None]:
         over = threading.Event()
 
         def ticking() -> None:
@@ -94,7 +95,7 @@ class ThreadRuntime(Runtime):
         thread = threading.Thread(target=ticking, name="cm_auth lease", daemon=True)
         thread.start()
         try:
-            return await work()
+            yield
         finally:
             over.set()
             thread.join()

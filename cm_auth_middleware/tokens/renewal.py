@@ -101,10 +101,8 @@ class Renewal:
                 await lease()
 
         try:
-            refreshed: Refreshed = await self._runtime.run_with_heartbeat(
-                extend, seconds / 3, partial(self._renew_alone, held, refresh_token, before, lease)
-            )
-            return refreshed
+            async with self._runtime.heartbeat(extend, seconds / 3):
+                return await self._renew_alone(held, refresh_token, before, lease)
         finally:
             with suppress(StoreError):  # it runs out by itself
                 await self._store.release(name, owner)
