@@ -27,7 +27,7 @@ class Refresher(Protocol):
     async def ensure_fresh(self, session: Session) -> None:
         """Renew the access token if it is due."""
 
-    async def refresh(self, session: Session, refused: str) -> bool:
+    async def replace(self, session: Session, refused: str) -> bool:
         """Replace an access token that was refused; True if CameraManager gave a new one."""
 
     async def reload(self, session: Session, refused: str) -> bool:
@@ -190,7 +190,7 @@ class BearerAuth(httpx2.Auth):
                     return
                 await self._read(response)  # gives back its connection: others wait for one, too
                 if not is_new:
-                    is_new = await refresher.refresh(session, token)
+                    is_new = await refresher.replace(session, token)
                 elif not await refresher.reload(session, token):
                     return  # refused though it is the newest: another one would be, too
                 if body is not None and not body.can_replay:

@@ -57,7 +57,7 @@ class TokenRefresher:
         A handler may keep its session, and the client: whether it is still there is looked up
         every 30 s.
 
-        Raises: as `refresh`.
+        Raises: as `replace`.
         """
         if session.ended:
             raise SessionExpiredError
@@ -89,9 +89,9 @@ class TokenRefresher:
                     f"soon {session.record_id}", partial(self._refresh_beside, session)
                 )
             return
-        await self.refresh(session, tokens.access_token)
+        await self.replace(session, tokens.access_token)
 
-    async def refresh(self, session: Session, refused: str) -> bool:
+    async def replace(self, session: Session, refused: str) -> bool:
         """Give the session another access token than the one that is `refused`, or expired.
 
         Returns:
@@ -130,7 +130,7 @@ class TokenRefresher:
     async def _refresh_beside(self, session: Session) -> None:
         # Logged where it happened; the next request meets it with an answer of its own.
         with suppress(SessionExpiredError, UnavailableError):
-            await self.refresh(session, session.record.tokens.access_token)
+            await self.replace(session, session.record.tokens.access_token)
 
     async def _refresh(self, session: Session, refused: str) -> Refreshed:
         """Refresh for all requests of one session in this process."""
