@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack, cast
 import anyio
 
 from .auth import connections
-from .client import AsyncCMClient, UnusedAsyncCMClient
+from .client import AsyncCMClient, LazyAsyncCMClient
 from .engine import AuthEngine
 from .errors import ConfigError, SessionExpiredError, UnavailableError
 from .events import log
@@ -148,7 +148,7 @@ class CMAuthMiddleware:
             **(scope.get("state") or _NO_STATE),
             "cm_auth": self.engine,
             "cm_session": session,
-            "cm": None if session is None else UnusedAsyncCMClient(self._services, session),
+            "cm": None if session is None else LazyAsyncCMClient(self._services.clients, session),
         }
         return {**scope, "state": state}
 

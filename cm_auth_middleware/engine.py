@@ -14,12 +14,21 @@ import httpx2
 from . import telemetry
 from .auth.connections import LoopConnections, ThreadConnections
 from .auth.gate import Gate
-from .client import AsyncCMClient, CMClient, UnusedAsyncCMClient, UnusedCMClient
+from .client import (
+    AsyncCMClient,
+    ClientFactory,
+    CMClient,
+    LazyAsyncCMClient,
+    LazyCMClient,
+    Refresher,
+)
 from .config import CMAuthConfig, CMAuthOptions
 from .errors import ConfigError, StoreError
+from .runtime.base import Runtime
 from .runtime.defaults import DEFAULTS
-from .runtime.event_loops import EventLoopRuntime, Runtime, ThreadRuntime
+from .runtime.event_loops import EventLoopRuntime
 from .runtime.run_sync import has_event_loop, run_sync
+from .runtime.threads import ThreadRuntime
 from .sessions.encryption import SessionInfo
 from .sessions.manager import SessionManager
 from .stores import HasBlockingTwin, SessionStore, open_store
@@ -53,7 +62,18 @@ class Services:
             if isinstance(runtime, EventLoopRuntime)
             else ThreadConnections(runtime, self.gate.is_alive)
         )
-        self.pattern: httpx2.AsyncClient | httpx2.Client | None = None  # of the ready clients
+        self.clients = self._clients(self.refresher)
+        self.handle_clients = self._clients(HandleRefresher(self.sessions, self.refresher))
+
+    def _clients(self, refresher: Refresher) -> ClientFactory:
+        return ClientFactory(
+            AsyncCMClient if isinstance(self.runtime, EventLoopRuntime) else CMClient,
+            refresher=refresher,
+            read=self.runtime.read,
+            transport=self.transport,
+            base_url=self.config.base_url,
+            timeout=self.runtime.timeout,
+        )
 
     def transport(self) -> Any:
         """Return the connection pool of the clients, timed if an SDK of OpenTelemetry is there."""
@@ -128,9 +148,10 @@ class AuthEngine:
             given = self._transport
             if given is not None and not isinstance(given, httpx2.AsyncBaseTransport):
                 raise ConfigError("transport is for WSGI; ASGI needs an httpx2.AsyncBaseTransport")
-            self._async = Services(
-                self.config, EventLoopRuntime(self.config, given, self._clock), self.store
+            runtime = EventLoopRuntime(
+                self.config.timeout, self.config.base_url, given, self._clock
             )
+            self._async = Services(self.config, runtime, self.store)
             telemetry.watch(self, self.store)
         return self._async
 
@@ -141,10 +162,8 @@ class AuthEngine:
             given = self._transport
             if given is not None and not isinstance(given, httpx2.BaseTransport):
                 raise ConfigError("transport is for ASGI; WSGI needs an httpx2.BaseTransport")
-            store = _for_threads(self.store)
-            self._threads = Services(
-                self.config, ThreadRuntime(self.config, given, self._clock), store
-            )
+            runtime = ThreadRuntime(self.config.timeout, self.config.base_url, given, self._clock)
+            self._threads = Services(self.config, runtime, _for_threads(self.store))
             telemetry.watch(self, self.store)
         return self._threads
 
@@ -158,11 +177,11 @@ class AuthEngine:
 
     def client(self, session: Session) -> AsyncCMClient:
         """Return a client for the user of a session; it costs nothing until it is used."""
-        return UnusedAsyncCMClient(self.async_services, session)
+        return LazyAsyncCMClient(self.async_services.clients, session)
 
     def sync_client(self, session: Session) -> CMClient:
         """Return the same for threads."""
-        return UnusedCMClient(self.thread_services, session)
+        return LazyCMClient(self.thread_services.clients, session)
 
     async def client_for(self, handle: str) -> AsyncCMClient:
         """Return a client for a job outside of a request, by a handle from `Session.export`.
@@ -177,17 +196,13 @@ class AuthEngine:
         """
         services = self.async_services
         session = await open_handle(services.sessions, handle)
-        return UnusedAsyncCMClient(
-            services, session, HandleRefresher(services.sessions, services.refresher)
-        )
+        return LazyAsyncCMClient(services.handle_clients, session)
 
     def sync_client_for(self, handle: str) -> CMClient:
         """Return the same for threads."""
         services = self.thread_services
         session = run_sync(open_handle(services.sessions, handle))
-        return UnusedCMClient(
-            services, session, HandleRefresher(services.sessions, services.refresher)
-        )
+        return LazyCMClient(services.handle_clients, session)
 
     def logout(self, session: Session) -> Any:
         """Log a session out, here and at CameraManager."""

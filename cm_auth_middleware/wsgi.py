@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Unpack, cast
 from urllib.parse import unquote
 
 from .auth import connections
-from .client import UnusedCMClient
+from .client import LazyCMClient
 from .engine import AuthEngine
 from .errors import SessionExpiredError, UnavailableError
 from .runtime.run_sync import run_sync
@@ -62,7 +62,7 @@ class CMAuthWSGIMiddleware:
             return _send(outcome, exchange, start_response)
         environ["cm_auth.engine"] = self.engine
         environ["cm_auth.session"] = outcome
-        environ["cm_auth.client"] = outcome and UnusedCMClient(self._services, outcome)
+        environ["cm_auth.client"] = outcome and LazyCMClient(self._services.clients, outcome)
         exchange.begin(self._services, outcome, start_response)
         try:
             body = self.app(environ, exchange.start)

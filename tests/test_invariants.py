@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from cm_auth_middleware import MemoryStore
-from cm_auth_middleware.runtime.event_loops import run_sync
+from cm_auth_middleware.runtime.run_sync import run_sync
 from cm_auth_middleware.testing import RecordedRequest
 
 from .counting import CountingStore
@@ -137,7 +137,7 @@ class Site(RuleBasedStateMachine):
         side = (
             world.engine.async_services if world.shell == "asgi" else world.engine.thread_services
         )
-        side.ports.sleep = sleep
+        side.runtime.sleep = sleep
 
     def teardown(self) -> None:
         """Whoever is out stays out."""
@@ -178,9 +178,9 @@ class Site(RuleBasedStateMachine):
             result = await coroutine
             for world in self.worlds:
                 if world.shell == "asgi":
-                    await world.engine.async_services.ports.close()
+                    await world.engine.async_services.runtime.close()
                 else:
-                    close = world.engine.thread_services.ports.close
+                    close = world.engine.thread_services.runtime.close
                     await anyio.to_thread.run_sync(lambda close=close: run_sync(close()))
             return result
 

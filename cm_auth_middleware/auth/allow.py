@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ..events import log
-from ..runtime.bounded_cache import remember
+from ..runtime.bounded_cache import BoundedCache
 
 if TYPE_CHECKING:
     from ..config import CMAuthConfig
-    from ..runtime.event_loops import Runtime
+    from ..runtime.base import Runtime
     from ..sessions.record import Session
 
 
@@ -29,7 +29,7 @@ class AllowRule:
         self._accounts = frozenset(map(str, config.allow_accounts or ()))
         self.admits_everybody = not (listed or self._accounts or self._function)
         # What the rule said of each session's user, as that was known then (by a hash of it).
-        self._said: dict[str, tuple[int, bool]] = {}
+        self._said: BoundedCache[str, tuple[int, bool]] = BoundedCache()
 
     async def allows(self, user: dict[str, Any]) -> bool:
         """Return True if the user may come in.
@@ -60,12 +60,12 @@ class AllowRule:
             except Exception:
                 log("allow_failed", exc_info=True)
                 return False  # for now: an exception is no answer
-            said = remember(self._said, session.record_id, (user, is_allowed))
+            said = self._said[session.record_id] = (user, is_allowed)
         return said[1]
 
     def note(self, session: Session, *, is_allowed: bool) -> None:
         """Remember what the rule said of a session's user."""
-        remember(self._said, session.record_id, (hash(session.record.user), is_allowed))
+        self._said[session.record_id] = (hash(session.record.user), is_allowed)
 
     def _is_listed(self, email: Any) -> bool:
         if not isinstance(email, str):

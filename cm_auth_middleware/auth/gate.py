@@ -19,7 +19,7 @@ from .login import Login
 from .revalidation import Revalidation
 
 if TYPE_CHECKING:
-    from ..runtime.event_loops import Runtime
+    from ..runtime.base import Runtime
     from ..sessions.manager import SessionManager
     from ..sessions.record import Session
     from ..tokens.oauth import CameraManager

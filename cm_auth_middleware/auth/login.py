@@ -20,7 +20,7 @@ from ..web.request import Request
 from ..web.response import Headers, Response, not_allowed, redirect
 
 if TYPE_CHECKING:
-    from ..runtime.event_loops import Runtime
+    from ..runtime.base import Runtime
     from ..sessions.jar import CookieJar
     from ..sessions.manager import SessionManager
     from ..tokens.oauth import CameraManager

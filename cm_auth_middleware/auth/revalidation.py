@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 from ..errors import CMAuthError
 from ..events import log
-from ..runtime.bounded_cache import remember
+from ..runtime.bounded_cache import BoundedCache
 from ..sessions.record import Session, dumps
 
 if TYPE_CHECKING:
-    from ..runtime.event_loops import Runtime
+    from ..runtime.base import Runtime
     from ..sessions.manager import SessionManager
     from ..tokens.oauth import CameraManager
     from .allow import AllowRule
@@ -49,7 +49,7 @@ class Revalidation:
         self._server = server
         self._rule = rule
         self._end = end
-        self._tried_at: dict[str, float] = {}
+        self._tried_at: BoundedCache[str, float] = BoundedCache()
         self._under_way = 0
 
     def start_if_due(self, session: Session) -> None:
@@ -65,10 +65,10 @@ class Revalidation:
             or 0 <= now - self._tried_at.get(session.record_id, 0) < _AGAIN
         ):
             return
-        remember(self._tried_at, session.record_id, now)
+        self._tried_at[session.record_id] = now
         # A session of its own: a handler may be using the other one.
         own = Session(session.record_id, session.cookie_key, session.record, self._sessions.sealer)
-        self._runtime.start_flight(f"user {session.record_id}", partial(self._review, own))
+        self._runtime.single_flight.start(f"user {session.record_id}", partial(self._review, own))
 
     async def _review(self, session: Session) -> None:
         self._under_way += 1

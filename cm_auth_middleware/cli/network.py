@@ -16,8 +16,8 @@ from cm_auth_middleware.cli.findings import ERROR, OK, WARNING, Finding
 from cm_auth_middleware.config import LOOPBACK, CMAuthConfig, needs_https
 from cm_auth_middleware.display import is_certain, shown_url
 from cm_auth_middleware.errors import OAuthError, OperatorError, UnavailableError
-from cm_auth_middleware.runtime.event_loops import ThreadRuntime
 from cm_auth_middleware.runtime.run_sync import run_sync
+from cm_auth_middleware.runtime.threads import ThreadRuntime
 from cm_auth_middleware.tokens.oauth import CameraManager
 
 T = TypeVar("T")
@@ -84,11 +84,11 @@ def check_redirect_uri(config: CMAuthConfig) -> Iterator[Finding]:
 
 def check(config: CMAuthConfig) -> Iterator[Finding]:
     """Check CameraManager, and the application if its redirect URI is known."""
-    runtime = ThreadRuntime(config)
+    runtime = ThreadRuntime(config.timeout, config.base_url)
     headers = {"Accept": "application/json"}
     url, shown = f"{config.base_url}/rest/v2.3/users/self", shown_url(config.base_url)
     try:
-        answer = _ask(runtime.api_call("GET", url, headers))
+        answer = _ask(runtime.call("GET", url, headers=headers))
     except OSError as error:
         yield Finding(ERROR, "base_url", f"{shown}: {error}")
         return
@@ -132,7 +132,7 @@ def _check_authorize(uri: str, server: CameraManager, runtime: ThreadRuntime) ->
     """Request the page that a browser sees at a login."""
     url = server.authorization_url(uri, "check", "0" * 43)
     try:
-        answer = _ask(runtime.api_call("GET", url, {"Accept": "text/html"}))
+        answer = _ask(runtime.call("GET", url, headers={"Accept": "text/html"}))
     except OSError as error:
         yield Finding(WARNING, "redirect_uri", f"the login page could not be tried: {error}")
         return
@@ -149,7 +149,7 @@ def _check_authorize(uri: str, server: CameraManager, runtime: ThreadRuntime) ->
 def _check_callback(uri: str, runtime: ThreadRuntime) -> Iterator[Finding]:
     """Check that the middleware answers at the redirect URI."""
     try:
-        answer = _ask(runtime.api_call("GET", uri, {"Accept": "application/problem+json"}))
+        answer = _ask(runtime.call("GET", uri, headers={"Accept": "application/problem+json"}))
     except OSError as error:
         yield Finding(
             OK, "application", f"nothing answers at redirect_uri, as before its start: {error}"

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from ..config import CMAuthConfig, needs_https, seconds
 from ..events import log
-from ..runtime.bounded_cache import remember
+from ..runtime.bounded_cache import BoundedCache
 from ..web.request import Request
 from ..web.response import Headers
 from .cookie import LOGIN_LIFETIME, LoginCookie, Ticket, TicketCookie
@@ -58,7 +58,9 @@ class CookieJar:
         # What was verified, by the name of the session cookie and the very Cookie header: a
         # signature does not change its mind. Only a header with a valid one is kept. Whether there
         # is a session, the store says.
-        self._known: dict[str, dict[str, Cookies]] = {name: {} for name in names}
+        self._known: dict[str, BoundedCache[str, Cookies]] = {
+            name: BoundedCache() for name in names
+        }
         self._warned: set[str] = set()
 
     def read(self, request: Request) -> Cookies:
@@ -74,7 +76,7 @@ class CookieJar:
                 return _NONE
             cookies = self._read(request)
             if cookies.tickets and len(line) <= _MOST_LINE:
-                remember(known, line, cookies)
+                known[line] = cookies
         return cookies
 
     def _read(self, request: Request) -> Cookies:

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 from ..config import CMAuthConfig, seconds
 from ..errors import StoreError, UnavailableError
 from ..events import log
-from ..runtime.bounded_cache import forget, remember
+from ..runtime.bounded_cache import BoundedCache
 from .encryption import Sealer, SessionInfo
 from .record import Record, Session
 
 if TYPE_CHECKING:
-    from ..runtime.event_loops import Runtime
+    from ..runtime.base import Runtime
     from ..stores import SessionStore
     from .cookie import Ticket
 
@@ -39,8 +39,10 @@ class SessionManager:
         self.sealer = Sealer(tuple(config.secret_key))
         # Records by the very bytes they were opened from, so none can outlive a change or a
         # logout: the store is asked every time.
-        self._opened: dict[str, _Opened] = {}
-        self._unreadable: dict[str, bytes] = {}
+        self._opened: BoundedCache[str, _Opened] = BoundedCache(
+            lambda opened: opened[3] < self._clock() - _IDLE
+        )
+        self._unreadable: BoundedCache[str, bytes] = BoundedCache()
 
     async def read(self, ticket: Ticket, now: float) -> Session | None:
         """Return the live session of a ticket, or None; note once a minute that it is used."""
@@ -49,7 +51,7 @@ class SessionManager:
         known = self._opened.get(key)
         if sealed is None:
             if known is not None:
-                forget(self._opened, key)
+                self._opened.pop(key, None)
             return None
         if known is None or known[1] != sealed or known[0] != cookie_key:
             record = self.sealer.open_session(key, cookie_key, sealed)
@@ -83,7 +85,7 @@ class SessionManager:
     async def _set_aside(self, key: str, sealed: bytes) -> None:
         """Delete what is nobody's session; leave what somebody else may be able to open."""
         if self._unreadable.get(key) != sealed:
-            remember(self._unreadable, key, sealed)
+            self._unreadable[key] = sealed
             log("session_unreadable", session=key[:8])
         if not self.sealer.may_be_anothers(sealed):
             await self.store.delete(key)
@@ -184,7 +186,7 @@ class SessionManager:
     async def remove(self, session: Session) -> Record:
         """Take the session out of the store; return its newest record."""
         sealed = await self.store.delete(session.record_id)
-        forget(self._opened, session.record_id)
+        self._opened.pop(session.record_id, None)
         session.ended = True
         if sealed is None:
             return session.record
@@ -241,7 +243,5 @@ class SessionManager:
 
     def _keep_opened(self, key: str, cookie_key: bytes, sealed: bytes, record: Record) -> _Opened:
         due = min(self._ends_at(record), record.last_seen_at + self._touch_every)
-        long_ago = self._runtime.clock() - _IDLE
-        return remember(
-            self._opened, key, (cookie_key, sealed, record, due), lambda kept: kept[3] < long_ago
-        )
+        opened = self._opened[key] = (cookie_key, sealed, record, due)
+        return opened

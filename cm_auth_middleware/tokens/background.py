@@ -44,16 +44,16 @@ class HandleRefresher:
     async def ensure_fresh(self, session: Session) -> None:
         """Renew the access token if it is due.
 
-        Raises: as `TokenRefresher.refresh`.
+        Raises: as `TokenRefresher.replace`.
         """
         if session.ended or not await self._sessions.reload(session):
             session.ended = True
             raise SessionExpiredError
         await self._refresher.ensure_fresh(session)
 
-    async def refresh(self, session: Session, refused: str) -> bool:
-        """As `TokenRefresher.refresh`: shared with the live session."""
-        return await self._refresher.refresh(session, refused)
+    async def replace(self, session: Session, refused: str) -> bool:
+        """As `TokenRefresher.replace`: shared with the live session."""
+        return await self._refresher.replace(session, refused)
 
     async def reload(self, session: Session, refused: str) -> bool:
         """As `TokenRefresher.reload`."""

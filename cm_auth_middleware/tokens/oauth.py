@@ -15,7 +15,7 @@ from ..errors import OAuthError, OperatorError, UnavailableError
 from ..sessions.record import Tokens
 
 if TYPE_CHECKING:
-    from ..runtime.event_loops import Runtime
+    from ..runtime.base import Runtime
 
 GRANT_REFUSED = frozenset({"invalid_grant", "invalid_token"})
 _KEY_REFUSED = frozenset({"invalid_client", "unauthorized", "unauthorized_client"})

@@ -17,7 +17,7 @@ from .renewal import Refreshed, Renewal, revoke
 
 if TYPE_CHECKING:
     from ..auth.revalidation import Revalidation
-    from ..runtime.event_loops import Runtime
+    from ..runtime.base import Runtime
 
 _GRACE = 60.0  # seconds that a session counts as alive while the store cannot be asked
 _ROUNDS = 64  # changes of a session's tokens while they are being renewed
@@ -57,7 +57,7 @@ class TokenRefresher:
         A handler may keep its session, and the client: whether it is still there is looked up
         every 30 s.
 
-        Raises: as `refresh`.
+        Raises: as `replace`.
         """
         if session.ended:
             raise SessionExpiredError
@@ -85,13 +85,13 @@ class TokenRefresher:
         if self._runtime.clock() < tokens.expires_at:
             held = tokens.refresh_token
             if held is not None and not self._renewal.is_closed(held):
-                self._runtime.start_flight(
+                self._runtime.single_flight.start(
                     f"soon {session.record_id}", partial(self._refresh_beside, session)
                 )
             return
-        await self.refresh(session, tokens.access_token)
+        await self.replace(session, tokens.access_token)
 
-    async def refresh(self, session: Session, refused: str) -> bool:
+    async def replace(self, session: Session, refused: str) -> bool:
         """Give the session another access token than the one that is `refused`, or expired.
 
         Returns:
@@ -107,7 +107,7 @@ class TokenRefresher:
             return False
         work = partial(self._refresh, session, refused)
         try:
-            refreshed: Refreshed = await self._runtime.single_flight(
+            refreshed: Refreshed = await self._runtime.single_flight.do(
                 f"session {session.record_id} {hash(refused)}", work
             )
         except SessionExpiredError:
@@ -130,7 +130,7 @@ class TokenRefresher:
     async def _refresh_beside(self, session: Session) -> None:
         # Logged where it happened; the next request meets it with an answer of its own.
         with suppress(SessionExpiredError, UnavailableError):
-            await self.refresh(session, session.record.tokens.access_token)
+            await self.replace(session, session.record.tokens.access_token)
 
     async def _refresh(self, session: Session, refused: str) -> Refreshed:
         """Refresh for all requests of one session in this process."""

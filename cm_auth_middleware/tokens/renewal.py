@@ -9,15 +9,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ..errors import OAuthError, OperatorError, SessionExpiredError, StoreError, UnavailableError
 from ..events import log
-from ..runtime.bounded_cache import forget, remember
+from ..runtime.bounded_cache import BoundedCache
 from ..sessions.record import Tokens
 from .circuit_breaker import PAUSE, Backoff
 from .grant_records import Grants, Marks, grant_name
 from .oauth import GRANT_REFUSED, CameraManager
 
 if TYPE_CHECKING:
-    from ..runtime.event_loops import Runtime
-    from ..runtime.flights import Work
+    from ..runtime.base import Runtime, Work
     from ..stores import SessionStore
 
 _ROUNDS = 64  # steps to tokens that have not expired
@@ -49,7 +48,8 @@ class Renewal:
         self._grants = grants
         self._server = server
         self._backoff = Backoff(runtime.clock)
-        self._unsaved: dict[str, Tokens] = {}  # what a store that failed could not take
+        # What a store that failed could not take.
+        self._unsaved: BoundedCache[str, Tokens] = BoundedCache()
 
     def is_closed(self, refresh_token: str) -> bool:
         """Whether CameraManager failed a moment ago and is left alone."""
@@ -66,7 +66,7 @@ class Renewal:
             if held.refresh_token is None:
                 raise SessionExpiredError
             # By the access token, too: who joins must not be given the very one that it refuses.
-            refreshed: Refreshed = await self._runtime.single_flight(
+            refreshed: Refreshed = await self._runtime.single_flight.do(
                 f"{grant_name(held.refresh_token)} {hash(held.access_token)}",
                 partial(self._renew, held, held.refresh_token),
             )
@@ -101,10 +101,8 @@ class Renewal:
                 await lease()
 
         try:
-            refreshed: Refreshed = await self._runtime.run_with_heartbeat(
-                extend, seconds / 3, partial(self._renew_alone, held, refresh_token, before, lease)
-            )
-            return refreshed
+            async with self._runtime.heartbeat(extend, seconds / 3):
+                return await self._renew_alone(held, refresh_token, before, lease)
         finally:
             with suppress(StoreError):  # it runs out by itself
                 await self._store.release(name, owner)
@@ -121,7 +119,7 @@ class Renewal:
             raise SessionExpiredError
         if before.failed_by(marks):
             raise UnavailableError("another process has just failed to reach CameraManager")
-        fresh = forget(self._unsaved, refresh_token)
+        fresh = self._unsaved.pop(refresh_token, None)
         if fresh is None:
             try:
                 fresh = await self._fetch(kept or held, refresh_token)
@@ -143,7 +141,7 @@ class Renewal:
                 return await self._settle(held, refresh_token, fresh, marks, lease)
             except StoreError:
                 if self._runtime.monotonic() > give_up_at:
-                    remember(self._unsaved, refresh_token, fresh)
+                    self._unsaved[refresh_token] = fresh
                     raise
             await self._runtime.sleep(_SAVE_AGAIN)
 

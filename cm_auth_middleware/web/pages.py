@@ -17,7 +17,7 @@ from .request import Request
 from .response import NO_STORE, Response, problem
 
 if TYPE_CHECKING:
-    from ..runtime.event_loops import Runtime
+    from ..runtime.base import Runtime
 
 # The log-out form goes without: browsers apply form-action to its redirects too, and the last of
 # them leads to CameraManager's login, whose hosts are not known here.

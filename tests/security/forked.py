@@ -35,7 +35,7 @@ def main(base_url: str, store: str, cookie: str) -> None:
         return call_wsgi(app, cookie.encode(), "/cameras")[0]
 
     assert ask() == 200  # its connection to CameraManager is open from now on
-    held = _hold(engine.thread_services.ports)
+    held = _hold(engine.thread_services.runtime)
     results = []
     for _ in range(_CHILDREN):
         reading, writing = os.pipe()
@@ -51,12 +51,12 @@ def main(base_url: str, store: str, cookie: str) -> None:
     print(json.dumps(statuses))
 
 
-def _hold(ports: Any) -> threading.Event:
+def _hold(runtime: Any) -> threading.Event:
     """Hold the lock that guards the pool, in another thread, as one that is just using it."""
     begun, over = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with ports._lock:
+        with runtime._lock:
             begun.set()
             over.wait(60)
 

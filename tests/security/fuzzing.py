@@ -15,7 +15,7 @@ import httpx2
 
 from cm_auth_middleware import AuthEngine
 from cm_auth_middleware.errors import CMAuthError
-from cm_auth_middleware.runtime.event_loops import run_sync
+from cm_auth_middleware.runtime.run_sync import run_sync
 from cm_auth_middleware.sessions.encryption import Sealer
 from cm_auth_middleware.sessions.record import Tokens
 from cm_auth_middleware.web.local_target import ExemptPaths, safe_target
