@@ -20,8 +20,8 @@ if TYPE_CHECKING:
         UnavailableError,
     )
     from .options import CMAuthOptions
-    from .sessions.encryption import SessionInfo
-    from .sessions.record import Session
+    from .sessions.record import SessionInfo
+    from .sessions.session import Session
     from .stores import MemoryStore, SessionStore
     from .web.pages import ErrorPage
     from .wsgi import CMAuthWSGIMiddleware
@@ -61,8 +61,8 @@ _HOMES = {
     "CMState": "asgi",
     "ErrorPage": "web.pages",
     "MemoryStore": "stores",
-    "Session": "sessions.record",
-    "SessionInfo": "sessions.encryption",
+    "Session": "sessions.session",
+    "SessionInfo": "sessions.record",
     "SessionStore": "stores",
 }
 

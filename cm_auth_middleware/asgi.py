@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .config import CMAuthConfig
     from .engine import Services
     from .options import CMAuthOptions
-    from .sessions.record import Session
+    from .sessions.session import Session
     from .web.request import Headers
 
 T = TypeVar("T")

@@ -14,7 +14,7 @@ from .runtime.run_sync import run_sync
 
 if TYPE_CHECKING:
     from .engine import Services
-    from .sessions.record import Session
+    from .sessions.session import Session
     from .tokens.background import HandleRefresher
     from .tokens.refresh import TokenRefresher
 

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from .errors import ConfigError
+from .sessions.cookie import needs_https
 
 if TYPE_CHECKING:
     from .options import CMAuthOptions
-    from .sessions.record import Session
+    from .sessions.session import Session
     from .stores import SessionStore
     from .web.pages import ErrorPage
 
@@ -324,14 +325,6 @@ class CMAuthConfig:
                 "plain name, which gets __Host- on https by itself",
                 stacklevel=5,
             )
-
-
-def needs_https(name: str) -> bool:
-    """True if browsers refuse a cookie of this name without ``Secure``, whatever its letters' case.
-
-    Source: RFC 6265bis §4.1.3 and §5.7.
-    """
-    return name.lower().startswith(("__host-", "__secure-"))
 
 
 def _is_repetition(key: str) -> bool:

@@ -12,21 +12,22 @@ from . import telemetry
 from .auth.connections import LoopConnections, ThreadConnections
 from .auth.gate import Gate
 from .client import AsyncCMClient, CMClient, UnusedAsyncCMClient, UnusedCMClient
-from .config import CMAuthConfig
+from .config import CMAuthConfig, seconds
 from .errors import ConfigError, StoreError
 from .runtime.defaults import DEFAULTS
 from .runtime.event_loops import EventLoopRuntime, Runtime, ThreadRuntime
 from .runtime.run_sync import has_event_loop, run_sync
-from .sessions.encryption import SessionInfo
+from .sessions.cookie import SessionCookie
 from .sessions.manager import SessionManager
+from .sessions.record import SessionInfo
 from .stores import HasBlockingTwin, SessionStore, open_store
-from .tokens.background import HandleRefresher, open_handle
+from .tokens.background import HandleRefresher
 from .tokens.oauth import CameraManager
 from .tokens.refresh import TokenRefresher
 
 if TYPE_CHECKING:
     from .options import CMAuthOptions
-    from .sessions.record import Session
+    from .sessions.session import Session
 
 
 class Services:
@@ -40,7 +41,24 @@ class Services:
         if self._telemetry is not None:
             store = cast("SessionStore", telemetry.TimedStore(store, self._telemetry))
             server = telemetry.TimedServer(config, runtime, self._telemetry)
-        self.sessions = SessionManager(config, runtime, store)
+        secret_keys, lifetime = tuple(config.secret_key), seconds(config.absolute_timeout)
+        cookie = SessionCookie(
+            secret_keys,
+            lifetime,
+            runtime.clock,
+            name=config.cookie_name,
+            is_secure=config.cookie_secure,
+            redirect_uri=config.redirect_uri,
+        )
+        self.sessions = SessionManager(
+            store,
+            cookie,
+            secret_keys,
+            idle_timeout=seconds(config.idle_timeout),
+            absolute_timeout=lifetime,
+            owner=(config.client_id, config.scope),
+            runtime=runtime,
+        )
         self.refresher = TokenRefresher(config, runtime, self.sessions, server)
         self.gate = Gate(config, runtime, self.sessions, self.refresher, server)
         self.clock = runtime.clock
@@ -172,7 +190,7 @@ class AuthEngine:
             UnavailableError: the store, or CameraManager, cannot be asked just now: try again.
         """
         services = self.async_services
-        session = await open_handle(services.sessions, handle)
+        session = await services.sessions.open_handle(handle)
         return UnusedAsyncCMClient(
             services, session, HandleRefresher(services.sessions, services.refresher)
         )
@@ -180,7 +198,7 @@ class AuthEngine:
     def sync_client_for(self, handle: str) -> CMClient:
         """The same for threads."""
         services = self.thread_services
-        session = run_sync(open_handle(services.sessions, handle))
+        session = run_sync(services.sessions.open_handle(handle))
         return UnusedCMClient(
             services, session, HandleRefresher(services.sessions, services.refresher)
         )
@@ -222,7 +240,7 @@ class AuthEngine:
         Raises:
             UnavailableError: the store fails, or is of a kind that cannot list.
         """
-        return self._run(lambda services: services.sessions.remove_all(str(user_id)))
+        return self._run(lambda services: services.sessions.delete_all(str(user_id)))
 
     def close(self) -> Any:
         """Finish refreshes under way and close connections; sessions stay in the store."""

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .config import CMAuthConfig
     from .engine import Services
     from .options import CMAuthOptions
-    from .sessions.record import Session
+    from .sessions.session import Session
     from .web.request import Headers
 
 _UNPREFIXED = {"content-type": "CONTENT_TYPE", "content-length": "CONTENT_LENGTH"}
@@ -189,14 +189,11 @@ class _Exchange(WSGIRequest):
         return _send(answer, self, self._start_response)
 
     def _before_start(self, status: str) -> Response | None:
-        session, flow, is_failure = self.session, self._services.gate, status.startswith("500")
-        if not is_failure and (
-            session is None
-            or not (session.data_was_read or self._services.sessions.is_stale(session))
-        ):
+        gate, is_failure = self._services.gate, status.startswith("500")
+        if not gate.has_work_before(self.session, is_failure=is_failure):
             return None
-        noted = self._environ.get("cm_auth.error")
-        return run_sync(flow.before_response(self, session, is_failure, noted))
+        error = self._environ.get("cm_auth.error")
+        return run_sync(gate.before_response(self, self.session, is_failure, error))
 
     # -- a response that lasts ---------------------------------------------------------------
 

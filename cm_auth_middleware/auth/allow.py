@@ -10,7 +10,7 @@ from ..runtime.bounded_cache import remember
 if TYPE_CHECKING:
     from ..config import CMAuthConfig
     from ..runtime.event_loops import Runtime
-    from ..sessions.record import Session
+    from ..sessions.session import Session
 
 
 class AllowRule:

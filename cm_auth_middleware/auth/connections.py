@@ -23,7 +23,7 @@ from ..runtime.run_sync import running_loop
 
 if TYPE_CHECKING:
     from ..runtime.event_loops import EventLoopRuntime, Repetition, ThreadRuntime
-    from ..sessions.record import Session
+    from ..sessions.session import Session
 
 LOOK_EVERY = 20.0  # seconds between two looks at the sessions of open connections
 _END_TIMEOUT = 5.0  # seconds that ending one may take: its client may not be reading

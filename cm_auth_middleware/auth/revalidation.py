@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from ..errors import CMAuthError
 from ..events import log
 from ..runtime.bounded_cache import remember
-from ..sessions.record import Session, dumps
+from ..sessions.record import dumps
+from ..sessions.session import Session
 
 if TYPE_CHECKING:
     from ..runtime.event_loops import Runtime
@@ -79,7 +80,7 @@ class Revalidation:
                 await self._read_anew(session)
                 await self._sessions.store.release(lease, owner)
         except CMAuthError as error:
-            log("revalidation_failed", session=session.reference, reason=error)
+            log("revalidation_failed", session=session.log_id, reason=error)
         finally:
             self._under_way -= 1
 
@@ -92,7 +93,7 @@ class Revalidation:
             return  # an exception is no answer: the next attempt is soon
         if not is_allowed:
             await self._sessions.mark_denied(session)
-            log("session_denied", session=session.reference)
+            log("session_denied", session=session.log_id)
             await self._end(session)
             return
         text, now = dumps(user), self._runtime.clock()
