@@ -11,6 +11,7 @@ from ..web.local_target import is_local
 if TYPE_CHECKING:
     from ..web.request import Request
 
+_PERCENT = ord("%")  # to look for b"%" takes 0.5 µs, for bytes ask for a number first
 _REMEMBERED, _SHORT = 256, 128  # paths whose exemption is remembered, and their most characters
 
 
@@ -40,7 +41,7 @@ class ExemptPaths:
         if not (self._remembered(path) if len(path) <= _SHORT else self.cover(path)):
             return False
         raw = request.routed_raw
-        if b"%" in raw and b"%2f" in raw.lower():
+        if _PERCENT in raw and b"%2f" in raw.lower():
             return False  # BlackSheep, for one, takes it for a part of a segment
         return not request.is_ambiguous
 

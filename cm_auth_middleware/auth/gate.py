@@ -9,12 +9,13 @@ from urllib.parse import urlsplit
 from ..config import CMAuthConfig, seconds
 from ..errors import CMAuthError, SessionExpiredError, StoreError, UnavailableError
 from ..events import log
+from ..sessions.manager import STALE
 from ..web.pages import Pages
 from ..web.request import Request, Response, problem
 from .allow import AllowRule
 from .exempt import ExemptPaths
 from .login import Login
-from .login_cookies import LoginCookies
+from .login_cookies import FRESH_SUFFIX, LoginCookies
 from .revalidation import Revalidation
 from .routes import Routes
 
@@ -38,6 +39,7 @@ class Gate:
         server: CameraManager,
     ) -> None:
         self._cross_site_check = config.cross_site_check
+        self._clock = runtime.clock
         self._sessions = sessions
         self._refresher = refresher
         self._pages = Pages(config, runtime)
@@ -98,7 +100,8 @@ class Gate:
             return await self._login.required(request)
         except UnavailableError as error:
             return await self._unavailable(request, error)
-        if self._cookies.is_fresh_login(request):  # the browser does keep the session cookie
+        if FRESH_SUFFIX in request.cookie_line and self._cookies.is_fresh_login(request):
+            # The browser does keep the session cookie.
             request.set_cookies.append(self._cookies.clear_fresh_login(request))
         return session
 
@@ -117,11 +120,9 @@ class Gate:
 
     # -- the response ----------------------------------------------------------------------
 
-    def has_work_before(self, session: Session | None, *, is_failure: bool) -> bool:
-        """Return True if `before_response` has anything to do for a response."""
-        return is_failure or (
-            session is not None and (session.data_was_read or self._sessions.is_stale(session))
-        )
+    def needs_check(self, session: Session) -> bool:
+        """Return True if `before_response` has to look a session up, or to save its data."""
+        return session.data_was_read or self._clock() - session.checked_at >= STALE
 
     async def before_response(
         self, request: Request, session: Session | None, is_failure: bool, error: Any
@@ -129,16 +130,16 @@ class Gate:
         """Save the changes of a handler; return the response that replaces its own, if any.
 
         Args:
-            is_failure: True for status 500: a framework may have caught an error of this package
-                and made that of it. The response then answers the error.
+            is_failure: True for status 500, which a framework may have made of an error of this
+                package. The response to that error then takes its place.
             error: such an error, if the framework's integration kept it.
         """
         if is_failure:
             if session is not None:
                 error = error or session.client_error
-            answer = await self.response_to(request, error)
-            if answer is not None:
-                return answer
+            response = await self.response_to(request, error)
+            if response is not None:
+                return response
         if session is None:
             return None
         try:

@@ -109,10 +109,10 @@ class SessionCookie:
         self._scheme = urlsplit(redirect_uri or "").scheme
         self._forced = True if is_secure is None and self._scheme == "https" else is_secure
         self.names = {self._plain_name, self._secure_name}
-        # Verified Cookie headers, for each name of the cookie. A verified signature stays valid,
-        # and the store is asked for the session each time. Headers without a ticket are not kept:
-        # visitors could fill the memory with them.
-        self._verified: dict[str, dict[str, Found]] = {name: {} for name in self.names}
+        # Verified Cookie headers: those on http, and those on https, where the name is another. A
+        # verified signature stays valid, and the store is asked for the session each time. Headers
+        # without a ticket are not kept: visitors could fill the memory with them.
+        self._verified: dict[bool, dict[str, Found]] = {False: {}, True: {}}
         self._warned: set[str] = set()
 
     def read(self, request: Request) -> Found:
@@ -124,10 +124,10 @@ class SessionCookie:
         line = request.cookie_line
         if not line:
             return ()
-        name = self.name(request)
-        verified = self._verified[name]
+        verified = self._verified[request.is_secure if self._forced is None else self._forced]
         found = verified.get(line)
         if found is None:
+            name = self.name(request)
             if name not in line:
                 return ()
             values = (value.strip('"') for key, value in request.cookies if key == name)

@@ -86,6 +86,7 @@ class Session:
         "checked_at",
         "client_error",
         "cookie_key",
+        "data_was_read",
         "ended",
         "is_closed",
         "is_detached",
@@ -111,6 +112,7 @@ class Session:
         self._sealer = sealer
         self._base = record.data
         self._data: SessionData | None = None
+        self.data_was_read = False  # and so the handler may have changed it
         self._user: tuple[str, dict[str, Any]] | None = None  # the JSON text and its dictionary
         self.is_closed = False  # True when the request is over: changes of `data` would be lost
 
@@ -144,6 +146,7 @@ class Session:
         if self._data is None:
             self._data = SessionData(json.loads(self._base))
             self._data.is_closed = self.is_closed
+            self.data_was_read = True
         return self._data
 
     @property
@@ -176,11 +179,6 @@ class Session:
         if self.ended:
             raise SessionExpiredError
         return self._sealer.seal_handle(self.record_id, self.cookie_key)
-
-    @property
-    def data_was_read(self) -> bool:
-        """True if the handler asked for `data`, and so may have changed it."""
-        return self._data is not None
 
     def changes(self) -> DataChanges | None:
         """Return the changes that the handler made in `data`; None if there are none."""
