@@ -36,7 +36,7 @@ class Gate:
         runtime: Runtime,
         sessions: SessionManager,
         refresher: TokenRefresher,
-        server: CameraManager,
+        oauth: CameraManager,
     ) -> None:
         self._cross_site_check = config.cross_site_check
         self._clock = runtime.clock
@@ -53,11 +53,11 @@ class Gate:
         )  # fmt: skip
         self.end = routes.end
         self._login = Login(
-            config, runtime, sessions, refresher, server, self._cookies, self._pages, self._rule,
+            config, runtime, sessions, refresher, oauth, self._cookies, self._pages, self._rule,
             self.end,
         )  # fmt: skip
         every = None if config.revalidate is None else seconds(config.revalidate)
-        revalidation = Revalidation(every, runtime, sessions, server, self._rule, self.end)
+        revalidation = Revalidation(every, runtime, sessions, oauth, self._rule, self.end)
         refresher.revalidation = self._revalidation = revalidation
         self._routes: dict[str, Callable[[Request], Awaitable[Response]]] = {
             f"{config.prefix}/login": self._login.login,

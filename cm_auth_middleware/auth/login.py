@@ -62,7 +62,7 @@ class Login:
         runtime: Runtime,
         sessions: SessionManager,
         refresher: TokenRefresher,
-        server: CameraManager,
+        oauth: CameraManager,
         cookies: LoginCookies,
         pages: Pages,
         rule: AllowRule,
@@ -72,7 +72,7 @@ class Login:
         self._runtime = runtime
         self._sessions = sessions
         self._refresher = refresher
-        self._server = server
+        self._oauth = oauth
         self._cookies = cookies
         self._pages = pages
         self._rule = rule
@@ -123,7 +123,7 @@ class Login:
             safe = f"{request.mount}/"  # a login never ends at a login
         cookie = self._cookies.signer(request)
         login, value = cookie.start(redirect_uri, safe, self._runtime.clock())
-        location = self._server.authorization_url(
+        location = self._oauth.authorization_url(
             redirect_uri, login.state, cookie.code_verifier(login.state)
         )
         return redirect(302, location, *self._cookies.add(request, cookie.name(login.state), value))
@@ -184,8 +184,8 @@ class Login:
         request, login, clear = callback
         verifier = self._cookies.signer(request).code_verifier(login.state)
         try:
-            tokens = await self._server.exchange(code, login.redirect_uri, verifier)
-            user = await self._server.user(tokens.access_token)
+            tokens = await self._oauth.exchange(code, login.redirect_uri, verifier)
+            user = await self._oauth.user(tokens.access_token)
         except CMAuthError as error:
             if isinstance(error, OperatorError):
                 log("api_key_refused", error=error.error)

@@ -238,5 +238,6 @@ def _tag(user_key: bytes) -> bytes:
 
 def _login_origin_nonce(record_id: str) -> bytes:
     # A record's login origin never changes, and only it is sealed with this key for this record.
-    # A nonce that depends on the record alone therefore never seals two different texts.
+    # A nonce that depends on the record alone therefore never seals two different texts. ("place"
+    # is its name in stored records.)
     return hashlib.sha256(b"place:" + record_id.encode()).digest()[:_NONCE_BYTES]
