@@ -137,7 +137,7 @@ class Site(RuleBasedStateMachine):
         side = (
             world.engine.async_services if world.shell == "asgi" else world.engine.thread_services
         )
-        side.ports.sleep = sleep
+        side.runtime.sleep = sleep
 
     def teardown(self) -> None:
         """Whoever is out stays out."""

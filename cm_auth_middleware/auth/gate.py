@@ -80,12 +80,7 @@ class Gate:
                 return await self._session_if_any(request)
             session = await self._sessions.load(request)
             if session is None:
-                if await self._sessions.was_denied(request):
-                    clear = self._sessions.cookie.clear(request)
-                    return await self._denied(
-                        request, clear, self._cookies.clear_fresh_login(request)
-                    )
-                return await self._login.required(request)
+                return await self._refuse(request)
             if not (self._rule.admits_everybody or await self._rule.admits(session)):
                 return await self._denied(request)
             if request.is_write and self._is_cross_site(request):
@@ -104,6 +99,13 @@ class Gate:
             # The browser does keep the session cookie.
             request.set_cookies.append(self._cookies.clear_fresh_login(request))
         return session
+
+    async def _refuse(self, request: Request) -> Response:
+        """Respond to a request that has no session, but needs one."""
+        if not await self._sessions.was_denied(request):
+            return await self._login.required(request)
+        clear = self._sessions.cookie.clear(request)
+        return await self._denied(request, clear, self._cookies.clear_fresh_login(request))
 
     async def _session_if_any(self, request: Request) -> Session | None:
         """Return the session of a request to an exempt path; None if another site sent it."""
