@@ -178,9 +178,9 @@ class Site(RuleBasedStateMachine):
             result = await coroutine
             for world in self.worlds:
                 if world.shell == "asgi":
-                    await world.engine.async_services.ports.close()
+                    await world.engine.async_services.runtime.close()
                 else:
-                    close = world.engine.thread_services.ports.close
+                    close = world.engine.thread_services.runtime.close
                     await anyio.to_thread.run_sync(lambda close=close: run_sync(close()))
             return result
 
