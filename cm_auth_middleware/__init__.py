@@ -20,8 +20,8 @@ if TYPE_CHECKING:
         UnavailableError,
     )
     from .hooks import ErrorPage
-    from .sessions.encryption import SessionInfo
-    from .sessions.record import Session
+    from .sessions.record import SessionInfo
+    from .sessions.session import Session
     from .stores import MemoryStore, SessionStore
     from .wsgi import CMAuthWSGIMiddleware
 
@@ -60,8 +60,8 @@ _HOMES = {
     "CMState": "asgi",
     "ErrorPage": "hooks",
     "MemoryStore": "stores",
-    "Session": "sessions.record",
-    "SessionInfo": "sessions.encryption",
+    "Session": "sessions.session",
+    "SessionInfo": "sessions.record",
     "SessionStore": "stores",
 }
 

@@ -11,7 +11,7 @@ from .errors import CMAuthError
 from .runtime.run_sync import run_sync
 
 if TYPE_CHECKING:
-    from .sessions.record import Session
+    from .sessions.session import Session
 
 _HAS_BEARER = "cm_auth.bearer"  # the extension of a request that BearerAuth gave its header
 _REPLAY = 1_048_576  # bytes of a streamed body that are kept, to send it again after a 401

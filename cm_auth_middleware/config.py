@@ -15,10 +15,11 @@ from urllib.parse import urlsplit
 from . import stores
 from .display import HOST
 from .errors import ConfigError
+from .sessions.cookie import needs_https
 
 if TYPE_CHECKING:
     from .hooks import Allow, ErrorHandler
-    from .sessions.record import Session
+    from .sessions.session import Session
     from .stores import SessionStore
 
 Hook = Callable[["Session"], Any]
@@ -343,14 +344,6 @@ class CMAuthConfig:
                 "plain name, which gets __Host- on https by itself",
                 stacklevel=5,
             )
-
-
-def needs_https(name: str) -> bool:
-    """True if browsers refuse a cookie of this name without ``Secure``, in upper or lower case.
-
-    Source: RFC 6265bis §4.1.3 and §5.7.
-    """
-    return name.lower().startswith(("__host-", "__secure-"))
 
 
 def _is_repetition(key: str) -> bool:

@@ -29,15 +29,16 @@ from .runtime.defaults import DEFAULTS
 from .runtime.event_loops import EventLoopRuntime
 from .runtime.run_sync import has_event_loop, run_sync
 from .runtime.threads import ThreadRuntime
-from .sessions.encryption import SessionInfo
+from .sessions.cookie import SessionCookie
 from .sessions.manager import SessionManager
+from .sessions.record import SessionInfo
 from .stores import HasBlockingTwin, SessionStore, open_store
-from .tokens.background import HandleRefresher, open_handle
+from .tokens.background import HandleRefresher
 from .tokens.oauth import CameraManager, Timed
 from .tokens.refresh import TokenRefresher
 
 if TYPE_CHECKING:
-    from .sessions.record import Session
+    from .sessions.session import Session
 
 
 class Services:
@@ -53,7 +54,23 @@ class Services:
             host = urlsplit(config.base_url).hostname or ""
             timed = partial(self._telemetry.call, host=host)
         server = CameraManager(config, runtime, timed)
-        self.sessions = SessionManager(config, runtime, store)
+        cookie = SessionCookie(
+            config.secret_key,
+            config.absolute_timeout,
+            runtime.clock,
+            name=config.cookie_name,
+            is_secure=config.cookie_secure,
+            redirect_uri=config.redirect_uri,
+        )
+        self.sessions = SessionManager(
+            store,
+            cookie,
+            config.secret_key,
+            idle_timeout=config.idle_timeout,
+            absolute_timeout=config.absolute_timeout,
+            owner=(config.client_id, config.scope),
+            runtime=runtime,
+        )
         self.refresher = TokenRefresher(config, runtime, self.sessions, server)
         self.gate = Gate(config, runtime, self.sessions, self.refresher, server)
         self.clock = runtime.clock
@@ -195,13 +212,13 @@ class AuthEngine:
             UnavailableError: the store or CameraManager is not available now: try again.
         """
         services = self.async_services
-        session = await open_handle(services.sessions, handle)
+        session = await services.sessions.open_handle(handle)
         return LazyAsyncCMClient(services.handle_clients, session)
 
     def sync_client_for(self, handle: str) -> CMClient:
         """Return the same for threads."""
         services = self.thread_services
-        session = run_sync(open_handle(services.sessions, handle))
+        session = run_sync(services.sessions.open_handle(handle))
         return LazyCMClient(services.handle_clients, session)
 
     def logout(self, session: Session) -> Any:
@@ -241,7 +258,7 @@ class AuthEngine:
         Raises:
             UnavailableError: the store fails, or cannot list sessions.
         """
-        return self._run(lambda services: services.sessions.remove_all(str(user_id)))
+        return self._run(lambda services: services.sessions.delete_all(str(user_id)))
 
     def close(self) -> Any:
         """Wait for refreshes under way and close connections; sessions stay in the store."""

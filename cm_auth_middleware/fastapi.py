@@ -11,7 +11,7 @@ from fastapi.requests import HTTPConnection
 from fastapi.security.base import SecurityBase
 
 from .errors import CMAuthError, SessionExpiredError
-from .sessions.record import Session
+from .sessions.session import Session
 
 __all__ = ["CMClient", "CMSession", "get_client", "get_session"]
 

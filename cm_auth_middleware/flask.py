@@ -15,7 +15,7 @@ from .wsgi import CMAuthWSGIMiddleware
 
 if TYPE_CHECKING:
     from .client import CMClient
-    from .sessions.record import Session
+    from .sessions.session import Session
 
 __all__ = ["CMAuth", "cm", "cm_session"]
 

@@ -24,7 +24,7 @@ from ..runtime.run_sync import running_loop
 
 if TYPE_CHECKING:
     from ..runtime.base import Repetition, Runtime
-    from ..sessions.record import Session
+    from ..sessions.session import Session
 
 LOOK_EVERY = 20.0  # seconds between two looks at the sessions of open connections
 _END_TIMEOUT = 5.0  # seconds that ending a connection may take: its client may not be reading

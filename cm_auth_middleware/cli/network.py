@@ -13,11 +13,12 @@ from urllib.parse import urlsplit
 import httpx2
 
 from cm_auth_middleware.cli.findings import ERROR, OK, WARNING, Finding
-from cm_auth_middleware.config import LOOPBACK, CMAuthConfig, needs_https
+from cm_auth_middleware.config import LOOPBACK, CMAuthConfig
 from cm_auth_middleware.display import is_certain, shown_url
 from cm_auth_middleware.errors import OAuthError, OperatorError, UnavailableError
 from cm_auth_middleware.runtime.run_sync import run_sync
 from cm_auth_middleware.runtime.threads import ThreadRuntime
+from cm_auth_middleware.sessions.cookie import needs_https
 from cm_auth_middleware.tokens.oauth import CameraManager
 
 T = TypeVar("T")

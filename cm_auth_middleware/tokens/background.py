@@ -8,22 +8,8 @@ from ..errors import SessionExpiredError
 
 if TYPE_CHECKING:
     from ..sessions.manager import SessionManager
-    from ..sessions.record import Session
+    from ..sessions.session import Session
     from .refresh import TokenRefresher
-
-
-async def open_handle(sessions: SessionManager, handle: str) -> Session:
-    """Return the live session of a handle.
-
-    Raises:
-        SessionExpiredError: it is over, or the handle is none of this application's.
-        UnavailableError: the store cannot be asked.
-    """
-    opened = sessions.sealer.open_handle(handle)
-    session = None if opened is None else await sessions.peek(*opened)
-    if session is None:
-        raise SessionExpiredError("the session of this handle is over; the user has to log in")
-    return session
 
 
 class HandleRefresher:

@@ -10,7 +10,8 @@ from ..config import CMAuthConfig
 from ..errors import OAuthError, SessionExpiredError, StoreError, UnavailableError
 from ..events import log
 from ..sessions.manager import SessionManager
-from ..sessions.record import Record, Session, Tokens
+from ..sessions.record import Record, Tokens
+from ..sessions.session import Session
 from .grant_records import Grants
 from .oauth import GRANT_REFUSED, CameraManager
 from .renewal import Refreshed, Renewal, revoke
@@ -146,7 +147,7 @@ class TokenRefresher:
             except SessionExpiredError:
                 if await self._sessions.reload(view) and view.record.tokens != held:
                     continue
-                await self._sessions.remove(view)
+                await self._sessions.delete(view)
                 log("session_ended", session=view.reference)
                 raise
             return await self._adopt(view, held, refreshed)
