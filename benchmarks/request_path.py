@@ -149,7 +149,7 @@ def _contestants(
 def forgetting(requests: Requests) -> Call:
     """The same, as when the process has not seen this session, or 4 096 others since."""
     side = requests.app.engine.async_services
-    remembered = (*side.gate._jar._known.values(), side.sessions._opened)
+    remembered = (*side.sessions.cookie._verified.values(), side.sessions._opened)
 
     async def call() -> None:
         for known in remembered:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .asgi import CMAuthMiddleware, CMState
-    from .config import CMAuthConfig
+    from .config import CMAuthConfig, CMAuthOptions
     from .engine import AuthEngine
     from .errors import (
         CMAuthError,
@@ -19,11 +19,10 @@ if TYPE_CHECKING:
         StoreError,
         UnavailableError,
     )
-    from .options import CMAuthOptions
-    from .sessions.encryption import SessionInfo
-    from .sessions.record import Session
+    from .hooks import ErrorPage
+    from .sessions.record import SessionInfo
+    from .sessions.session import Session
     from .stores import MemoryStore, SessionStore
-    from .web.pages import ErrorPage
     from .wsgi import CMAuthWSGIMiddleware
 
 __all__ = [
@@ -50,19 +49,19 @@ __all__ = [
 
 __version__ = "0.1.0"
 
-# Imported when first asked for: the pytest plugin and the command line live in this package, and
-# neither should make everybody else wait 0.4 s for HTTP, ASGI and cryptography.
+# Imported at first use: the pytest plugin and the command line are in this package, too, and need
+# not wait 0.4 s for HTTP, ASGI and cryptography.
 _HOMES = {
     "AuthEngine": "engine",
     "CMAuthConfig": "config",
     "CMAuthMiddleware": "asgi",
-    "CMAuthOptions": "options",
+    "CMAuthOptions": "config",
     "CMAuthWSGIMiddleware": "wsgi",
     "CMState": "asgi",
-    "ErrorPage": "web.pages",
+    "ErrorPage": "hooks",
     "MemoryStore": "stores",
-    "Session": "sessions.record",
-    "SessionInfo": "sessions.encryption",
+    "Session": "sessions.session",
+    "SessionInfo": "sessions.record",
     "SessionStore": "stores",
 }
 

@@ -1,4 +1,4 @@
-"""The ASGI shell: a pure ASGI middleware around the flow."""
+"""The ASGI side: a pure ASGI middleware around the gate."""
 
 from __future__ import annotations
 
@@ -9,23 +9,22 @@ from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack, cast
 import anyio
 
 from .auth import connections
-from .client import AsyncCMClient, UnusedAsyncCMClient
+from .client import AsyncCMClient, LazyAsyncCMClient
 from .engine import AuthEngine
 from .errors import ConfigError, SessionExpiredError, UnavailableError
 from .events import log
-from .sessions.manager import STALE
-from .web.request import Request, Response, must_not_be_cached
+from .web.request import Request
+from .web.response import Response, must_not_be_cached
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
 
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-    from .config import CMAuthConfig
+    from .config import CMAuthConfig, CMAuthOptions
     from .engine import Services
-    from .options import CMAuthOptions
-    from .sessions.record import Session
-    from .web.request import Headers
+    from .sessions.session import Session
+    from .web.response import Headers
 
 T = TypeVar("T")
 _RawHeaders = list[tuple[bytes, bytes]]
@@ -78,37 +77,37 @@ class CMAuthMiddleware:
         self._gate = self._services.gate
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle one connection. A scope type that is unknown is refused, never passed through."""
+        """Handle one connection. Refuse an unknown type of scope, and never pass it through."""
         if scope["type"] != "http":
             await self._other(scope, receive, send)
             return
-        exchange = _Exchange(scope)
-        if not exchange.cookie_line and self._gate.is_exempt(exchange):
-            session = None
-        else:
+        exchange = _Exchange(scope, self._services, receive, send)
+        session: Session | None = None
+        if exchange.cookie_line or not self._gate.is_exempt(exchange):
             outcome = await self._gate.handle(exchange)
             if isinstance(outcome, Response):
                 await _send(outcome, send, head=exchange.method == "HEAD")
                 return
             session = outcome
-        scope = self._own_scope(scope, session)
-        exchange.begin(self._services, session, scope["state"], receive, send)
-        answer = None
+            exchange.session = outcome  # type: ignore[assignment]
+        exchange.state = state = self._own_state(scope, session)
+        scope = {**scope, "state": state}
+        response = None
         try:
-            await self.app(scope, exchange.receive, exchange.send)
+            await self.app(scope, receive if session is None else exchange.receive, exchange.send)
         except Exception as error:
-            answer = None if exchange.started else await self._gate.response_to(exchange, error)
-            if answer is None and not (exchange.ended and _is_about_the_end(error)):
+            response = None if exchange.started else await self._gate.response_to(exchange, error)
+            if response is None and not (exchange.ended and _is_about_the_end(error)):
                 raise
         finally:
             if session is not None:
                 session.is_closed = True
                 if exchange.waits is not None or session.data_was_read:
                     await exchange.finish()
-        if exchange.waits is not None and exchange.ended and not exchange.started and not answer:
-            answer = await self._gate.session_over(exchange)
-        if answer is not None and not exchange.answered:
-            await _send(answer, send, head=exchange.method == "HEAD")
+        if exchange.waits is not None and exchange.ended and not exchange.started and not response:
+            response = await self._gate.session_over(exchange)
+        if response is not None and not exchange.is_replaced:
+            await _send(response, send, head=exchange.method == "HEAD")
 
     async def _other(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
@@ -132,31 +131,30 @@ class CMAuthMiddleware:
         if isinstance(outcome, Response):
             await _deny(outcome, scope, receive, send)
             return
-        scope = self._own_scope(scope, outcome)
+        scope = {**scope, "state": self._own_state(scope, outcome)}
         if outcome is None:
             await self.app(scope, receive, send)
         else:
             await _WebSocket(self._services, outcome, receive, send).run(self.app, scope)
 
-    def _own_scope(self, scope: Scope, session: Session | None) -> Scope:
-        """Return a scope of this request's own, with what the application finds in its state.
+    def _own_state(self, scope: Scope, session: Session | None) -> dict[str, Any]:
+        """Return a state of this request's own, with its session and client.
 
         A server may give one ``state`` to all requests of a connection, and a proxy may put
         several users on one connection.
         """
-        state = {
+        return {
             **(scope.get("state") or _NO_STATE),
             "cm_auth": self.engine,
             "cm_session": session,
-            "cm": None if session is None else UnusedAsyncCMClient(self._services, session),
+            "cm": None if session is None else LazyAsyncCMClient(self._services.clients, session),
         }
-        return {**scope, "state": state}
 
 
 class ASGIRequest(Request):
     """A request of an ASGI server, or the handshake of a WebSocket."""
 
-    __slots__ = ("_scope",)
+    __slots__ = ("_scope", "is_ambiguous")
 
     def __init__(self, scope: Scope) -> None:
         self._scope = scope
@@ -164,12 +162,19 @@ class ASGIRequest(Request):
         self.is_websocket = scope["type"] == "websocket"
         path: str = scope["path"]
         root_path: str = scope.get("root_path", "")
+        is_ambiguous = False
         if root_path:
             if path.startswith(root_path) and path[len(root_path) :][:1] in ("", "/"):
                 # To the letter what Starlette routes, or an exempt path might be another. A
                 # path without the mount is served as it stands, but never exempt.
                 path = path[len(root_path) :]
+            else:
+                # The specification has the mount in the path. Where it is not, a proxy or server
+                # took it off, or the request never was for this mount, and frameworks differ in
+                # what they route: Litestar what comes after the mount's path, wherever that is.
+                is_ambiguous = root_path != "/"
             root_path = root_path.rstrip("/")
+        self.is_ambiguous = is_ambiguous  # type: ignore[misc]  # no property: it is set here
         self.path = path
         self.routed_raw = scope.get("raw_path") or b""
         self.root_path = root_path
@@ -189,14 +194,6 @@ class ASGIRequest(Request):
         return self.routed_raw.decode("latin-1")
 
     @property
-    def is_ambiguous(self) -> bool:
-        # The specification has the mount in the path. Where it is not, a proxy or server took it
-        # off, or the request never was for this mount, and frameworks differ in what they route:
-        # Litestar what comes after the mount's path, wherever in the path that is.
-        is_cut = self.path != self._scope["path"]
-        return not is_cut and self._scope.get("root_path", "") not in ("", "/")
-
-    @property
     def query(self) -> str:
         query: bytes = self._scope.get("query_string", b"")
         return query.decode("latin-1")
@@ -213,19 +210,20 @@ class ASGIRequest(Request):
 
 
 class _GoneError(OSError):
-    """What a server raises by ``send`` after its client has left (ASGI, "Disconnected Client")."""
+    """The error that ``send`` raises after the client has left (ASGI, "Disconnected Client")."""
 
 
 class _Waits:
-    """What a connection is waiting for, to be cut short when its session has ended.
+    """The waits of a connection for its server, which are cancelled when its session has ended.
 
-    Nothing is ever cancelled but at that end, so no message is lost while the session lives.
+    They are cancelled at no other time, so no message is lost while the session lives.
     """
 
-    __slots__ = ("_connection", "_is_alive", "_look_at", "_open", "_scopes", "ended")
+    __slots__ = ("_connection", "_is_alive", "_look_at", "_open", "_scopes", "ended", "is_told")
 
     def __init__(self, connection: connections.Connection, services: Services) -> None:
         self.ended = False
+        self.is_told = False  # the browser
         self._scopes: set[anyio.CancelScope] = set()
         self._connection = connection
         self._is_alive = services.gate.is_alive
@@ -237,12 +235,12 @@ class _Waits:
         self._open.discard(self._connection)
 
     def end(self) -> None:
-        """Wake up all who wait."""
+        """Cancel all waits."""
         self.ended = True
         for scope in list(self._scopes):
             scope.cancel()
 
-    async def wait(self, answer: Callable[[], Awaitable[T]]) -> T:
+    async def wait(self, step: Callable[[], Awaitable[T]]) -> T:
         """Wait for the server.
 
         Raises:
@@ -254,15 +252,15 @@ class _Waits:
             with anyio.CancelScope() as scope:
                 self._scopes.add(scope)
                 try:
-                    return await answer()
+                    return await step()
                 finally:
                     self._scopes.discard(scope)
         raise _GoneError("the session of this connection has ended")
 
     async def _look(self) -> None:
-        """See whether the session is still there: a busy event loop may keep the watch waiting."""
+        """Look the session up: a busy event loop may keep the watch waiting."""
         self._look_at = time.monotonic() + connections.LOOK_EVERY
-        with suppress(UnavailableError):  # which ends nothing
+        with suppress(UnavailableError):  # a store that fails ends no session
             if not self.ended and not await self._is_alive(self._connection.session):
                 self._connection.session.ended = True
                 await self._connection.end()
@@ -272,72 +270,65 @@ class _Exchange(ASGIRequest):
     """A request, and the application's response to it on its way out."""
 
     __slots__ = (
-        "_has_received", "_receive", "_send", "_services", "_state", "answered", "session",
-        "started", "waits",
+        "_has_received", "_headers", "_receive", "_send", "_services", "is_replaced", "session",
+        "started", "state", "waits",
     )  # fmt: skip
 
-    session: Session
+    session: Session  # None for a visitor; only an exchange with a session is watched
+    state: dict[str, Any]  # the application's
 
-    def begin(
-        self,
-        services: Services,
-        session: Session | None,
-        state: dict[str, Any],
-        receive: Receive,
-        send: Send,
-    ) -> None:
-        """Let the application answer."""
-        self.started = self._has_received = False
-        self.answered = False  # by us, in place of the application
-        self.session = session  # type: ignore[assignment]  # only one with a session is watched
+    def __init__(self, scope: Scope, services: Services, receive: Receive, send: Send) -> None:
+        ASGIRequest.__init__(self, scope)
         self._services = services
-        self._state = state
         self._receive = receive
         self._send = send
+        self.session = None  # type: ignore[assignment]
+        self.started = self._has_received = False
+        self.is_replaced = False  # True if the client got a response of this middleware
         self.waits: _Waits | None = None  # of an exchange that lasts
 
     # -- what the application is given --------------------------------------------------------
 
     def receive(self) -> Awaitable[Message]:
         """Pass on a message of the server: most requests ask for one, with the whole body."""
-        if self.session is None or not (self._has_received or self.waits):
+        if not (self._has_received or self.waits):
             self._has_received = True
             return self._receive()
         return self._receive_watched()
 
     def send(self, message: Message) -> Awaitable[None]:
-        """Pass a message of the application on, unless an answer of ours took its place."""
-        if self.answered:
+        """Pass a message of the application on, unless another response took its place."""
+        if self.is_replaced:
             return _ignore()
         if message["type"] == "http.response.start":
             session = self.session
             if message["status"] == 500:
                 return self._start(message)
             if session is not None:
-                if session.data_was_read or self._services.clock() >= session.checked_at + STALE:
+                if self._services.gate.needs_check(session):
                     return self._start(message)
                 # A new message: an application may send its own to many users, as caches do.
-                headers = _private(message.get("headers", ()), self.set_cookies)
-                message = {**message, "headers": headers}
+                self._headers = _private(message.get("headers", ()), self.set_cookies)
+                message = {**message, "headers": self._headers}
             self.started = True
-        elif self.waits is not None or (message.get("more_body") and self.session is not None):
+        elif self.session is not None and (message.get("more_body") or self.waits is not None):
             return self._send_watched(message)
         return self._send(message)
 
     # -- at the start ------------------------------------------------------------------------
 
     async def _start(self, message: Message) -> None:
-        answer = await self._services.gate.before_response(
-            self, self.session, message["status"] == 500, self._state.get("cm_error")
+        response = await self._services.gate.before_response(
+            self, self.session, message["status"] == 500, self.state.get("cm_error")
         )
-        if answer is not None:
-            self.answered = True
-            await _send(answer, self._send, head=self.method == "HEAD")
+        if response is not None:
+            self.is_replaced = True
+            await _send(response, self._send, head=self.method == "HEAD")
             return
         self.started = True
         if self.session is not None:
-            headers = _private(message.get("headers", ()), self.set_cookies)
-            message = {**message, "headers": headers}
+            self._headers = _private(message.get("headers", ()), self.set_cookies)
+            message = {**message, "headers": self._headers}
         await self._send(message)
 
     # -- an exchange that lasts: a stream, an upload, a long poll -------------------------------
@@ -357,18 +348,27 @@ class _Exchange(ASGIRequest):
         await self._watch().wait(lambda: self._send(message))
 
     async def end(self) -> None:
-        """End an exchange whose session has ended: see `connections`."""
+        """End an exchange whose session has ended: see `connections`.
+
+        Its handler learns it, and the server breaks the response off when the handler returns, so
+        that no half of a recording looks whole. One that has not returned when this is called
+        again is ended for it. Server-sent events are whole at any time.
+        """
         waits = self._watch()
-        if waits.ended:
-            return
+        was_ended = waits.ended
         waits.end()
-        if self.started:
-            # Where a length was promised the server refuses, and closes when the handler returns.
+        if not self.started or waits.is_told:
+            return
+        headers = {name.lower(): value for name, value in self._headers}
+        is_whole = headers.get(b"content-type", b"").startswith(b"text/event-stream")
+        # Where a length was promised, a server may take an early end for the end of everything.
+        if is_whole or (was_ended and b"content-length" not in headers):
+            waits.is_told = True
             with suppress(Exception):
                 await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def finish(self) -> None:
-        """Save what a background task, or a streamed body, put into the session."""
+        """Save the changes of the session by a background task, or by a streamed body."""
         if self.waits is not None:
             self.waits.finish()
         with anyio.CancelScope(shield=True):
@@ -422,14 +422,19 @@ class _WebSocket:
 
     async def end(self) -> None:
         """Close a WebSocket whose session has ended: see `connections`."""
-        if not self._waits.ended:
-            self._waits.end()
+        if self._waits.ended:
+            return
+        self._waits.ended = True
+        try:
+            # Before the handler learns it: some servers close by themselves when it returns.
             with suppress(Exception):  # it closed just now
                 await self._send({"type": "websocket.close", "code": _LOGGED_OUT})
+        finally:
+            self._waits.end()
 
 
 def _is_about_the_end(error: BaseException) -> bool:
-    """Return True for what a handler raises because its session, and so its client, is gone."""
+    """Return True if a handler raised this because its session has ended."""
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, BaseExceptionGroup):
@@ -445,45 +450,46 @@ def _is_about_the_end(error: BaseException) -> bool:
 
 
 async def _ignore() -> None:
-    """Take what the application sends after an answer of ours."""
+    """Ignore what the application sends after another response took the place of its own."""
 
 
-def _private(headers: Iterable[tuple[bytes, bytes]], ours: Headers) -> _RawHeaders:
-    """Say that a response is one user's own, and add our headers."""
+def _private(headers: Iterable[tuple[bytes, bytes]], added: Headers) -> _RawHeaders:
+    """Mark a response as private to one user, and add the headers of this middleware."""
     result, own, vary = list(headers), [], None
     for header in result:
-        if header[0] == b"cache-control":
+        name = header[0].lower()  # which ASGI wants, and not every application keeps to
+        if name == b"cache-control":
             own.append(header[1].decode("latin-1"))
-        elif header[0] == b"vary" and vary is None:
+        elif name == b"vary" and vary is None:
             vary = header
     if not own:
         result.append(_NO_STORE)
-    elif must_not_be_cached(own, ours):
-        result = [header for header in result if header[0] != b"cache-control"]
+    elif must_not_be_cached(own, added):
+        result = [header for header in result if header[0].lower() != b"cache-control"]
         result.append(_NO_STORE)
     if vary is None:
         result.append(_VARY)
     elif b"cookie" not in vary[1].lower():
         result[result.index(vary)] = (b"vary", vary[1] + b", Cookie")
-    if ours:
-        result += [(name.lower().encode(), value.encode("latin-1")) for name, value in ours]
+    if added:
+        result += [(name.lower().encode(), value.encode("latin-1")) for name, value in added]
     return result
 
 
-async def _send(answer: Response, send: Send, *, head: bool) -> None:
-    headers = [(name.lower().encode(), value.encode("latin-1")) for name, value in answer.headers]
-    headers.append((b"content-length", str(len(answer.body)).encode()))
-    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
-    await send({"type": "http.response.body", "body": b"" if head else answer.body})
+async def _send(response: Response, send: Send, *, head: bool) -> None:
+    headers = [(name.lower().encode(), value.encode("latin-1")) for name, value in response.headers]
+    headers.append((b"content-length", str(len(response.body)).encode()))
+    await send({"type": "http.response.start", "status": response.status, "headers": headers})
+    await send({"type": "http.response.body", "body": b"" if head else response.body})
 
 
-async def _deny(answer: Response, scope: Scope, receive: Receive, send: Send) -> None:
+async def _deny(response: Response, scope: Scope, receive: Receive, send: Send) -> None:
     """Refuse a WebSocket before it is accepted (the ASGI denial response extension)."""
     await receive()  # websocket.connect
     if "websocket.http.response" not in cast("dict[str, Any]", scope.get("extensions") or {}):
         await send({"type": "websocket.close", "code": _LOGGED_OUT})
         return
-    headers = [(name.lower().encode(), value.encode("latin-1")) for name, value in answer.headers]
-    start = {"type": "websocket.http.response.start", "status": answer.status, "headers": headers}
+    headers = [(name.lower().encode(), value.encode("latin-1")) for name, value in response.headers]
+    start = {"type": "websocket.http.response.start", "status": response.status, "headers": headers}
     await send(start)
-    await send({"type": "websocket.http.response.body", "body": answer.body})
+    await send({"type": "websocket.http.response.body", "body": response.body})

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Generator, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterator
+from typing import TYPE_CHECKING, Any, Protocol
 
 import httpx2
 
@@ -13,15 +11,27 @@ from .errors import CMAuthError
 from .runtime.run_sync import run_sync
 
 if TYPE_CHECKING:
-    from .engine import Services
-    from .sessions.record import Session
-    from .tokens.refresh import TokenRefresher
+    from .sessions.session import Session
 
-_OURS = "cm_auth.bearer"  # marks a request whose Authorization header this package set
+_HAS_BEARER = "cm_auth.bearer"  # the extension of a request that BearerAuth gave its header
 _REPLAY = 1_048_576  # bytes of a streamed body that are kept, to send it again after a 401
 _TRIES = 3  # a token that another session had renewed may have been refused meanwhile, too
 
-_Step = Coroutine[Any, Any, Any] | httpx2.Request | httpx2.Response
+
+class Refresher(Protocol):
+    """Keeps the tokens of sessions fresh (see `TokenRefresher`)."""
+
+    def is_due(self, session: Session) -> bool:
+        """Return True if `ensure_fresh` has something to do before a call."""
+
+    async def ensure_fresh(self, session: Session) -> None:
+        """Renew the access token if it is due."""
+
+    async def replace(self, session: Session, refused: str) -> bool:
+        """Replace an access token that was refused; True if CameraManager gave a new one."""
+
+    async def reload(self, session: Session, refused: str) -> bool:
+        """Load another access token from the store; True if there is one."""
 
 
 class AsyncCMClient(httpx2.AsyncClient):
@@ -35,7 +45,7 @@ class AsyncCMClient(httpx2.AsyncClient):
         UnavailableError: the token has expired and cannot be renewed just now.
     """
 
-    _cm: tuple[Services, Session]
+    _cm: tuple[ClientFactory, Session]
 
     def __repr__(self) -> str:
         return f"<AsyncCMClient {self._cm[1].reference}>"
@@ -47,162 +57,182 @@ class CMClient(httpx2.Client):
     The threads of one request may share it.
     """
 
-    _cm: tuple[Services, Session]
+    _cm: tuple[ClientFactory, Session]
 
     def __repr__(self) -> str:
         return f"<CMClient {self._cm[1].reference}>"
 
 
-class _Unused:
-    """Becomes a client when it is first used, so that a handler which never asks pays nothing."""
+class ClientFactory:
+    """Makes the clients of one side, from what they have in common.
 
-    _lock = threading.RLock()
-    _kind: type[AsyncCMClient | CMClient]
-    _pattern: type[httpx2.AsyncClient | httpx2.Client]
+    Args:
+        kind: the class of its clients.
+        refresher: renews their access tokens.
+        read: reads a response's body.
+        transport: returns what a client sends a request by; each event loop has its own pool.
+        base_url: of the API.
+        timeout: seconds for each step of a call; a handler may set another one.
+    """
 
-    def __init__(self, services: Services, session: Session) -> None:
-        self.__dict__["_cm"] = (services, session)  # not by our own __setattr__, below
+    def __init__(
+        self,
+        kind: type[AsyncCMClient | CMClient],
+        *,
+        refresher: Refresher,
+        read: Callable[[httpx2.Response], Awaitable[None]],
+        transport: Callable[[], Any],
+        base_url: str,
+        timeout: float,
+    ) -> None:
+        self.kind = kind
+        self._refresher = refresher
+        self._read = read
+        self._transport = transport
+        self._base_url = base_url
+        self._timeout = timeout
+        self._template: httpx2.AsyncClient | httpx2.Client | None = None
+
+    def attributes(self, session: Session) -> dict[str, Any]:
+        """Return the attributes of a new client for a session.
+
+        They are a copy of another client's, which takes a third of what making one does. What can
+        be changed in them is new; the rest is replaced when it is set.
+        """
+        if self._template is None:
+            self._template = self._make_template()
+        client = object.__new__(self.kind)
+        for name, value in vars(self._template).items():
+            client.__dict__[name] = value.copy() if isinstance(value, httpx2.Headers) else value
+        client.auth = BearerAuth(self._refresher, self._read, session, self._template.base_url)
+        client.cookies = httpx2.Cookies()
+        client.event_hooks = {}
+        client.timeout = httpx2.Timeout(self._timeout)
+        return vars(client)
+
+    def _make_template(self) -> httpx2.AsyncClient | httpx2.Client:
+        is_async = issubclass(self.kind, httpx2.AsyncClient)
+        return (httpx2.AsyncClient if is_async else httpx2.Client)(
+            base_url=self._base_url,
+            headers={"Accept": "application/json"},
+            transport=_OriginGuard(self._transport, self._base_url),
+        )
+
+
+class _Lazy:
+    """Becomes a client when it is first used, so that a handler that never does pays nothing.
+
+    Threads may share it: two that use it at once both make the attributes, and of each attribute
+    the first value stays. What a handler set before the first use stays, too.
+    """
+
+    def __init__(self, factory: ClientFactory, session: Session) -> None:
+        self._cm = factory, session
 
     def __getattr__(self, name: str) -> Any:
-        # Only called for what is missing: before the first use, everything.
-        _Unused._use(self)  # which another thread may have done since this method was found
+        # Python calls this for an attribute that is missing: before the first use, for any.
+        factory, session = self.__dict__["_cm"]
+        for attribute, value in factory.attributes(session).items():
+            self.__dict__.setdefault(attribute, value)
+        self.__class__ = factory.kind  # which has no such detour
         return getattr(self, name)
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        # What a handler sets before the first use has to outlive it.
-        _Unused._use(self)
-        setattr(self, name, value)
 
-    def _use(self) -> None:
-        with _Unused._lock:
-            if isinstance(self, _Unused):  # no other thread was faster
-                self._begin(*self.__dict__["_cm"])
-
-    def _begin(self, services: Services, session: Session) -> None:
-        if services.pattern is None:
-            services.pattern = self._pattern(
-                base_url=services.api_url,
-                headers={"Accept": "application/json"},
-                transport=_OriginGuard(services.transport, services.api_url),
-            )
-        # A copy of a client takes a third of what making one does. What can be changed in it is
-        # this request's own; the rest is replaced when it is set.
-        ready = object.__new__(self._kind)
-        for name, value in vars(services.pattern).items():
-            ready.__dict__[name] = value.copy() if isinstance(value, httpx2.Headers) else value
-        ready.auth = BearerAuth(services.refresher, session, services.pattern.base_url)
-        ready.cookies = httpx2.Cookies()
-        ready.event_hooks = {}
-        ready.timeout = httpx2.Timeout(services.runtime.timeout)
-        self.__dict__.update(ready.__dict__)  # all at once: another thread may be looking
-        object.__setattr__(self, "__class__", self._kind)  # which has none of these detours
+class LazyAsyncCMClient(_Lazy, AsyncCMClient):
+    """An `AsyncCMClient`, once it is used."""
 
 
-class UnusedAsyncCMClient(_Unused, AsyncCMClient):
-    """An `AsyncCMClient`, until it is one."""
-
-    _kind, _pattern = AsyncCMClient, httpx2.AsyncClient
-
-
-class UnusedCMClient(_Unused, CMClient):
-    """A `CMClient`, until it is one."""
-
-    _kind, _pattern = CMClient, httpx2.Client
+class LazyCMClient(_Lazy, CMClient):
+    """A `CMClient`, once it is used."""
 
 
 class BearerAuth(httpx2.Auth):
-    """Attaches the session's access token; on a 401 renews it and sends the request once more."""
+    """Attaches the session's access token; on a 401 renews it and sends the request once more.
 
-    def __init__(self, refresher: TokenRefresher, session: Session, base_url: httpx2.URL) -> None:
+    Args:
+        refresher: renews the token.
+        read: reads a response's body.
+        session: has the token.
+        base_url: of the API; requests to other origins get no token.
+    """
+
+    def __init__(
+        self,
+        refresher: Refresher,
+        read: Callable[[httpx2.Response], Awaitable[None]],
+        session: Session,
+        base_url: httpx2.URL,
+    ) -> None:
         self._refresher = refresher
+        self._read = read
         self._session = session
         self._origin = _origin(base_url)
 
     async def async_auth_flow(
         self, request: httpx2.Request
     ) -> AsyncGenerator[httpx2.Request, httpx2.Response]:
-        """Drive one request (httpx2's protocol)."""
-        steps = self._steps(request)
-        try:
-            step = next(steps)
-            while True:
-                if isinstance(step, httpx2.Request):
-                    step = steps.send((yield step))
-                elif isinstance(step, httpx2.Response):
-                    step = steps.send(await step.aread())
-                else:
-                    step = steps.send(await step)
-        except StopIteration:
+        """Yield what to send, and receive the responses (httpx2's protocol)."""
+        if _origin(request.url) != self._origin or "Authorization" in request.headers:
+            yield request
             return
+        refresher, session = self._refresher, self._session
+        try:
+            if refresher.is_due(session):
+                await refresher.ensure_fresh(session)
+            body = None
+            if not isinstance(request.stream, httpx2.ByteStream):
+                request.stream = body = _Replayable(request.stream)
+            is_new = False
+            for _ in range(_TRIES):
+                token = self._attach(request)
+                response = yield request
+                if response.status_code != 401 or not _is_refused(response, token):
+                    return
+                await self._read(response)  # gives back its connection: others wait for one, too
+                if not is_new:
+                    is_new = await refresher.replace(session, token)
+                elif not await refresher.reload(session, token):
+                    return  # refused though it is the newest: another one would be, too
+                if body is not None and not body.can_replay:
+                    return
+        except CMAuthError as error:
+            # For the adapter, if the framework turns the error into a 500 on its way.
+            session.client_error = error
+            raise
 
     def sync_auth_flow(
         self, request: httpx2.Request
     ) -> Generator[httpx2.Request, httpx2.Response, None]:
-        """Drive one request (httpx2's protocol)."""
-        steps = self._steps(request)
+        """Yield what to send, and receive the responses (httpx2's protocol)."""
+        flow = self.async_auth_flow(request)
         try:
-            step = next(steps)
+            request = run_sync(flow.__anext__())
             while True:
-                if isinstance(step, httpx2.Request):
-                    step = steps.send((yield step))
-                elif isinstance(step, httpx2.Response):
-                    step = steps.send(step.read())
-                else:
-                    step = steps.send(run_sync(step))
-        except StopIteration:
+                request = run_sync(flow.asend((yield request)))
+        except StopAsyncIteration:
             return
-
-    def _steps(self, request: httpx2.Request) -> Generator[_Step, Any, None]:
-        """What to do, in order: coroutines to run, requests to send, responses to read."""
-        if _origin(request.url) != self._origin or "Authorization" in request.headers:
-            yield request
-            return
-        if self._refresher.is_due(self._session):
-            yield self._note_error(self._refresher.ensure_fresh(self._session))
-        body = None
-        if not isinstance(request.stream, httpx2.ByteStream):
-            request.stream = body = _Replayable(request.stream)
-        is_new = False
-        for _ in range(_TRIES):
-            sent = self._attach(request)
-            response = yield request
-            if response.status_code != 401 or not _is_refused(response, sent):
-                return
-            yield response  # which gives its connection back: others wait for one, too
-            if not is_new:
-                is_new = yield self._note_error(self._refresher.replace(self._session, sent))
-            elif not (yield self._note_error(self._refresher.reload(self._session, sent))):
-                return  # refused though it is the newest: another one would be, too
-            if body is not None and not body.can_replay:
-                return
-
-    async def _note_error(self, step: Coroutine[Any, Any, Any]) -> Any:
-        """Leave word for the shell, should the framework make a 500 of the error on its way."""
-        try:
-            return await step
-        except CMAuthError as error:
-            self._session.client_error = error
-            raise
+        finally:
+            run_sync(flow.aclose())
 
     def _attach(self, request: httpx2.Request) -> str:
         token = self._session.record.tokens.access_token
         request.headers["Authorization"] = f"Bearer {token}"
-        request.extensions = {**request.extensions, _OURS: True}
+        request.extensions = {**request.extensions, _HAS_BEARER: True}
         return token
 
 
 def _is_refused(response: httpx2.Response, token: str) -> bool:
-    """Whether a 401 is for our token: redirected elsewhere, and even back, a request lost it."""
+    """Return True if a 401 is for this token, which a redirect to another origin would drop."""
     return response.request.headers.get("Authorization") == f"Bearer {token}"
 
 
 class _OriginGuard(httpx2.AsyncBaseTransport, httpx2.BaseTransport):
-    """Takes our bearer and the API's cookies off whatever leaves for another origin.
+    """Removes the bearer token and the API's cookies from requests to another origin.
 
     Redirects never pass the auth class, and httpx2 keeps the header on one from http to https.
 
     Args:
-        transport: gives the pool to send by: each event loop has its own.
+        transport: returns the pool to send by: each event loop has its own.
         base_url: of the API.
     """
 
@@ -223,7 +253,7 @@ class _OriginGuard(httpx2.AsyncBaseTransport, httpx2.BaseTransport):
     def _guard(self, request: httpx2.Request) -> None:
         if _origin(request.url) != self._origin:
             request.headers.pop("Cookie", None)
-            if request.extensions.get(_OURS):
+            if request.extensions.get(_HAS_BEARER):
                 request.headers.pop("Authorization", None)
 
     async def aclose(self) -> None:
@@ -277,11 +307,3 @@ class _Replayable(httpx2.AsyncByteStream, httpx2.SyncByteStream):
 def _origin(url: httpx2.URL) -> tuple[str, str, int | None]:
     port = url.port or {"http": 80, "https": 443}.get(url.scheme)
     return url.scheme, url.host, port
-
-
-def _renew_lock() -> None:
-    _Unused._lock = threading.RLock()
-
-
-if hasattr(os, "register_at_fork"):  # another thread of the parent may hold it at the fork
-    os.register_at_fork(after_in_child=_renew_lock)

@@ -6,133 +6,160 @@ import contextlib
 import os
 import re
 import warnings
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 from urllib.parse import urlsplit
 
+from . import stores
+from .display import HOST
 from .errors import ConfigError
+from .sessions.cookie import needs_https
 from .tokens.provider import Provider, find_provider
 
 if TYPE_CHECKING:
-    from .options import CMAuthOptions
-    from .sessions.record import Session
+    from .hooks import Allow, ErrorHandler
+    from .sessions.session import Session
     from .stores import SessionStore
-    from .web.pages import ErrorPage
 
-User = Mapping[str, Any]
-Allow = Callable[[User], bool | Awaitable[bool]]
 Hook = Callable[["Session"], Any]
-ErrorHandler = Callable[["ErrorPage"], "str | bytes | Awaitable[str | bytes | None] | None"]
+"""The options ``on_login``, ``on_refresh`` and ``on_logout``: what they return is not used."""
 
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
-_SCHEMES = (
-    "memory",
-    "sqlite",
-    "redis",
-    "rediss",
-    "unix",
-    "redis+sentinel",
-    "rediss+sentinel",
-    "redis+cluster",
-    "rediss+cluster",
-)
-_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")  # RFC 9110 §5.6.2
 FUNCTIONS = ("allow", "on_login", "on_refresh", "on_logout", "error_handler")  # in no environment
 # Separated by commas in the environment.
 LISTS = ("secret_key", "exempt", "allowed_hosts", "allow_emails", "allow_accounts")
 _SWITCHES = ("cookie_secure", "cross_site_check", "auto_login")
+_TIMES = ("idle_timeout", "absolute_timeout", "refresh_leeway", "timeout")
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")  # RFC 9110 §5.6.2
 _ADDRESS = re.compile(r"(\*|[^\s@*,:]+)@[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*")
-_HOST = re.compile(r"[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]")
 _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
+
+
+class CMAuthOptions(TypedDict, total=False):
+    """The options as keywords, for type checkers; `CMAuthConfig` says what each means."""
+
+    client_id: str
+    client_secret: str
+    secret_key: str | Iterable[str]
+    provider: str | Provider
+    base_url: str
+    scope: str
+    redirect_uri: str | None
+    prefix: str
+    exempt: Iterable[str]
+    store: str | SessionStore
+    idle_timeout: float | timedelta
+    absolute_timeout: float | timedelta
+    refresh_leeway: float | timedelta
+    timeout: float | timedelta
+    cookie_name: str | None
+    cookie_secure: bool | None
+    allowed_hosts: Iterable[str]
+    cross_site_check: bool
+    allow: Allow | None
+    allow_emails: Iterable[str] | None
+    allow_accounts: Iterable[str | int] | None
+    revalidate: float | timedelta | None
+    on_login: Hook | None
+    on_refresh: Hook | None
+    on_logout: Hook | None
+    auto_login: bool
+    error_handler: ErrorHandler | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CMAuthConfig:
-    """Every option of the middleware.
+    """Holds every option of the middleware.
 
-    An option that is not given is taken from ``CM_AUTH_<OPTION>`` by `from_env` and by the
-    middlewares. Times are seconds or `timedelta`; in the environment, several values are
-    separated by commas.
+    `from_env` and the middlewares read an option that is not given from ``CM_AUTH_<OPTION>``.
+    Times are given in seconds or as `timedelta`, and are seconds here; in the environment,
+    several values are separated by commas.
 
     Attributes:
         client_id: The ID of the CameraManager API key.
-        client_secret: Its SECRET.
-        secret_key: Signs the cookies and seals the sessions: one random string of 32 characters
+        client_secret: The SECRET of the API key.
+        secret_key: Signs the cookies and encrypts the sessions: one random string of 32 characters
             or more, or several from oldest to newest (the newest signs, all verify).
-        provider: Which server: ``cameramanager``, or a `Provider` that describes another one.
+        provider: The server that users log in at: ``cameramanager``, or a `Provider` that
+            describes another one.
         base_url: The API and OAuth server.
-        scope: What the application may do for the user: ``read`` or ``write``.
-        redirect_uri: The absolute URL of ``/auth/callback``, as browsers see it; from the request
-            if not given. Give it behind a proxy.
-        prefix: Where ``login``, ``callback``, ``logout`` and ``session`` live.
-        exempt: Paths that need no login: ``/health`` exact, ``/static/*`` a subtree; below the
-            mount, and never outside of it. A session that exists is still attached there.
+        scope: The access that the application asks the user for: ``read`` or ``write``.
+        redirect_uri: The absolute URL of ``/auth/callback``, as browsers see it; derived from the
+            request if not given. Set it if the application runs behind a proxy.
+        prefix: The path below which ``login``, ``callback``, ``logout`` and ``session`` live.
+        exempt: Paths that need no login: ``/health`` exact, ``/static/*`` a subtree; relative to
+            the path at which the application is mounted. A request that has a session still gets
+            it there.
         store: Where sessions are kept: ``memory://``, ``sqlite:///path``, ``redis://…``,
             ``rediss://…``, ``unix://…``, or an object with the methods of `SessionStore`.
-        idle_timeout: A session that nobody uses ends after this time.
-        absolute_timeout: Every session ends after this time.
-        refresh_leeway: The access token is renewed this long before it expires.
-        timeout: In total, for every call to CameraManager that the middleware itself makes.
-        cookie_name: The session cookie, ``cm_auth`` if not given. On https it is called
-            ``__Host-cm_auth``, and a name of your own gets ``__Host-`` too, which keeps
-            neighbouring hosts from setting it; one that begins with ``__Secure-`` stays, and they
-            can.
-        cookie_secure: Whether cookies are for https only; if not given, they are where
-            `redirect_uri` or the request is https.
+        idle_timeout: A session that is not used for this long ends.
+        absolute_timeout: Every session ends this long after its login.
+        refresh_leeway: The access token is refreshed this long before it expires.
+        timeout: The total time for each call to CameraManager that the middleware itself makes.
+        cookie_name: The name of the session cookie; ``cm_auth`` if not given. On https, ``__Host-``
+            is put before it, which keeps neighbouring hosts from setting the cookie. A name that
+            begins with ``__Secure-`` is used as it is, and does not keep them from it.
+        cookie_secure: True to send cookies on https only, False to send them on http too; if not
+            given, the scheme of `redirect_uri` or of the request decides.
         allowed_hosts: Host names that the redirect URI may be derived from.
         cross_site_check: Refuse writes (POST, PUT, …) and WebSockets that another site makes the
             browser send.
-        allow: Called with the user (the JSON of ``users/self``), sync or async: may this user come
-            in? Asked at the login, of a session that another application opened, and whenever the
-            user is read anew.
-        allow_emails: Addresses that may come in: ``anna@example.com``, or ``*@example.com`` for all
-            of a domain. Everybody if not given. With `allow` and `allow_accounts`, all have to
-            agree.
+        allow: Called with the user (the JSON of ``users/self``), sync or async; returns True if
+            this user may come in. It is called at the login, for a session that another application
+            opened, and whenever the user is read again.
+        allow_emails: Addresses that may come in: ``anna@example.com``, or ``*@example.com`` for a
+            whole domain. Every user may come in if it is not given. `allow_emails`,
+            `allow_accounts` and `allow` all have to agree.
         allow_accounts: Accounts that may come in, by CameraManager's ``accountId``.
-        revalidate: The user is read anew, beside a request, when what is known is older than this;
-            None, or ``none`` in the environment: after each refresh only.
+        revalidate: The user is read from CameraManager again, in the background, when the known
+            data is older than this; with None, or ``none`` in the environment, only after each
+            refresh.
         on_login: Called with the session after a login, sync or async.
         on_refresh: Called with the session after a refresh.
-        on_logout: Called with the session after a logout, also after one by another user's login in
-            the same browser.
-        auto_login: Send a browser that has no session straight to CameraManager. If off, it sees
-            a page with a button first.
-        error_handler: Draws the pages that a person may see; called with an `ErrorPage`, returns
-            HTML, or None for the page of the package.
+        on_logout: Called with the session after a logout, also if another user's login in the same
+            browser caused it.
+        auto_login: Send a browser that has no session straight to CameraManager. If off, the
+            browser shows a page with a button first.
+        error_handler: Draws the pages for people: called with an `ErrorPage`, it returns HTML, or
+            None for the package's own page.
 
     Raises:
-        ConfigError: an option is missing or wrong; the message names it and the way out.
+        ConfigError: an option is missing or wrong; the message names it and says what to do.
     """
 
-    client_id: str = field(repr=False)  # into which the secret is pasted now and then
+    client_id: str = field(repr=False)  # users sometimes paste the secret into it
     client_secret: str = field(repr=False)
-    secret_key: str | Iterable[str] = field(repr=False)
+    secret_key: tuple[str, ...] = field(repr=False)
     provider: str | Provider = "cameramanager"
     base_url: str = field(default=None)  # type: ignore[assignment]  # the provider's
     scope: str = field(default=None)  # type: ignore[assignment]  # the provider's
     redirect_uri: str | None = field(default=None, repr=False)
     prefix: str = "/auth"
-    exempt: Iterable[str] = ()
+    exempt: tuple[str, ...] = ()
     store: str | SessionStore = field(default="memory://", repr=False)
-    idle_timeout: float | timedelta = 7 * 86_400
-    absolute_timeout: float | timedelta = 30 * 86_400
-    refresh_leeway: float | timedelta = 60
-    timeout: float | timedelta = 10
+    idle_timeout: float = 7 * 86_400
+    absolute_timeout: float = 30 * 86_400
+    refresh_leeway: float = 60
+    timeout: float = 10
     cookie_name: str | None = None
     cookie_secure: bool | None = None
-    allowed_hosts: Iterable[str] = LOOPBACK
+    allowed_hosts: tuple[str, ...] = LOOPBACK
     cross_site_check: bool = True
     allow: Allow | None = None
-    allow_emails: Iterable[str] | None = None
-    allow_accounts: Iterable[str | int] | None = None
-    revalidate: float | timedelta | None = 900
+    allow_emails: tuple[str, ...] | None = None
+    allow_accounts: tuple[str, ...] | None = None
+    revalidate: float | None = 900
     on_login: Hook | None = None
     on_refresh: Hook | None = None
     on_logout: Hook | None = None
     auto_login: bool = True
     error_handler: ErrorHandler | None = None
+
+    if TYPE_CHECKING:
+        # The fields say what the options become; this says what may be given.
+        def __init__(self, **options: Unpack[CMAuthOptions]) -> None: ...
 
     def __post_init__(self) -> None:
         for name in ("client_id", "client_secret", "secret_key"):
@@ -148,14 +175,14 @@ class CMAuthConfig:
         self._set("secret_key", self._checked_secret_keys())
         for name in ("exempt", "allowed_hosts"):
             self._set(name, _strings(name, getattr(self, name)))
-        # No message quotes a value: one that is wrong may be of another option, or a password.
+        # No message quotes a value: a wrong one may be another option's, such as a password.
         for number, host in enumerate(self.allowed_hosts, 1):
-            if not _HOST.fullmatch(host):
+            if not re.fullmatch(HOST, host):
                 raise ConfigError(
                     f"allowed_hosts has no host name in place {number}: give names alone, without "
                     "scheme, port or *"
                 )
-        for name in ("idle_timeout", "absolute_timeout", "refresh_leeway", "timeout"):
+        for name in _TIMES:
             self._set(name, _seconds(name, getattr(self, name)))
         if self.revalidate is not None:
             self._set("revalidate", _seconds("revalidate", self.revalidate))
@@ -167,16 +194,12 @@ class CMAuthConfig:
         self._check_paths()
         self._check_redirect_uri()
         self._check_cookie()
-        store = self.store
-        if isinstance(store, str) and store.partition(":")[0] not in _SCHEMES:
-            raise ConfigError(
-                "store has an unknown scheme: give memory://, sqlite:///path, redis://, "
-                "rediss://, unix:// or a store object"
-            )
+        if isinstance(self.store, str):
+            stores.parse(self.store)  # which raises ConfigError
 
     @classmethod
     def from_env(cls, **options: Any) -> CMAuthConfig:
-        """Build a configuration from ``CM_AUTH_<OPTION>`` variables; keywords override them."""
+        """Read the options from ``CM_AUTH_<OPTION>`` variables; keywords override them."""
         known = {item.name for item in fields(cls)}
         unknown = sorted(options.keys() - known)
         if unknown:
@@ -193,14 +216,13 @@ class CMAuthConfig:
 
     @classmethod
     def build(cls, config: CMAuthConfig | None, options: CMAuthOptions) -> CMAuthConfig:
-        """Merge ``config=`` and keywords as both middlewares do: keywords override."""
-        given = {k: getattr(config, k) for k in (f.name for f in fields(cls))} if config else {}
+        """Merge ``config=``, keywords and the environment: keywords override the others."""
+        given = {f.name: getattr(config, f.name) for f in fields(cls)} if config else {}
         return cls.from_env(**{**given, **options})
 
     def _set(self, name: str, value: Any) -> None:
-        object.__setattr__(
-            self, name, value
-        )  # the one place where a frozen value is made canonical
+        """Put an option into its final form, although the object is frozen."""
+        object.__setattr__(self, name, value)
 
     def _check_types(self) -> None:
         for name in ("client_id", "client_secret", "base_url", "prefix"):
@@ -239,7 +261,7 @@ class CMAuthConfig:
             raise ConfigError(
                 "base_url needs a scheme and a host: https://rest.cameramanager.com for example"
             )
-        # Of "https://user:12/34@host", urlsplit makes the host "user".
+        # urlsplit() takes "user" for the host of "https://user:12/34@host".
         if "@" in self.base_url or parts.query or parts.fragment:
             raise ConfigError("base_url is scheme, host and port: no user, query or fragment")
         if parts.scheme == "http" and not _is_loopback(parts.hostname):
@@ -295,18 +317,18 @@ class CMAuthConfig:
             listed = (given,) if isinstance(given, str | int) else tuple(given)
             values = _strings(name, [str(item).strip() for item in listed])
             if not values or "" in values:
-                # An empty variable is a mistake, and must not let everybody in.
+                # An empty variable is a mistake, and must not let every user in.
                 raise ConfigError(f"{name} is empty: name who may come in, or leave it out")
             self._set(name, values)
         for number, address in enumerate(self.allow_emails or (), 1):
             if not _ADDRESS.fullmatch(str(address)):
                 raise ConfigError(
-                    f"allow_emails has no address in place {number}: give such as "
-                    "anna@example.com, or *@example.com for all of a domain"
+                    f"allow_emails has no address in place {number}: give one such as "
+                    "anna@example.com, or *@example.com for a whole domain"
                 )
         for number, account in enumerate(self.allow_accounts or (), 1):
             if not str(account).isalnum():
-                raise ConfigError(f"allow_accounts has no id of an account in place {number}")
+                raise ConfigError(f"allow_accounts has no account id in place {number}")
 
     def _check_cookie(self) -> None:
         name = self.cookie_name
@@ -334,21 +356,13 @@ class CMAuthConfig:
             )
 
 
-def needs_https(name: str) -> bool:
-    """True if browsers refuse a cookie of this name without ``Secure``, whatever its letters' case.
-
-    Source: RFC 6265bis §4.1.3 and §5.7.
-    """
-    return name.lower().startswith(("__host-", "__secure-"))
-
-
 def _is_repetition(key: str) -> bool:
-    """Whether a key says one thing over and over ("change-me-change-me-…")."""
+    """True if a key repeats one piece over and over ("change-me-change-me-…")."""
     return any(key[period:] == key[:-period] for period in range(1, len(key) // 2 + 1))
 
 
 def seconds(value: float | timedelta) -> float:
-    """A time of the configuration in seconds."""
+    """Return a time in seconds."""
     return value.total_seconds() if isinstance(value, timedelta) else value
 
 
@@ -377,7 +391,7 @@ def _strings(name: str, value: str | Iterable[str]) -> tuple[str, ...]:
 
 def _seconds(name: str, value: float | str | timedelta) -> float:
     number: float | None = None
-    with contextlib.suppress(TypeError, ValueError):  # which would quote the value in the chain
+    with contextlib.suppress(TypeError, ValueError):  # their texts quote the value
         number = float(value.total_seconds() if isinstance(value, timedelta) else value)
     if number is None:
         raise ConfigError(f"{name} is a number of seconds or a timedelta")
@@ -388,9 +402,9 @@ def _seconds(name: str, value: float | str | timedelta) -> float:
 
 
 def _split(name: str, value: str) -> Any:
-    with contextlib.suppress(ValueError):  # which would quote a part of the value in the chain
+    with contextlib.suppress(ValueError):  # whose text quotes a part of the value
         parts = urlsplit(value)
-        _ = parts.port  # raises on a port that is no number
+        _ = parts.port  # raises ValueError if the port is not a number
         return parts
     raise ConfigError(f"{name} is not a URL")
 

@@ -1,7 +1,7 @@
-"""Text from outside, made safe to show: in a terminal, a log line, a page or an error.
+"""Make text from outside safe to show: in a terminal, a log line, a page or an error.
 
-Nothing that is returned here has a control character, and a URL has no password in any form:
-what is shown of it stands on a list, and the rest is `…`.
+The results have no control characters. A URL shows no password in any form: only the parts that
+are known to be harmless are shown, and the rest is `…`.
 """
 
 from __future__ import annotations
@@ -11,20 +11,23 @@ import re
 
 HIDDEN = "…"
 
-# A URL of an unknown kind may be read in a way that is not known here, so none of it is shown.
+# A URL of another scheme may have its password anywhere, so nothing of it is shown.
 _SCHEMES = frozenset(
     {"amqp", "amqps", "http", "https", "mariadb", "memory", "mongodb", "mysql", "postgres",
      "postgresql", "redis", "redis+cluster", "redis+sentinel", "rediss", "rediss+cluster",
      "rediss+sentinel", "sqlite", "unix", "valkey", "valkeys"}
 )  # fmt: skip
 _PARTS = re.compile(r"([^/?#]*)([^?#]*)(?:\?([^#]*))?(#.*)?")
-_HOST = r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?"
-_HOSTS = re.compile(rf"{_HOST}(?:,{_HOST})*")
-# Characters of which none separates parts of a URL or stands for another.
+HOST = r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])"
+"""A pattern of host names and IP addresses as they are written in a URL."""
+
+_ADDRESS = rf"{HOST}(?::[0-9]{{1,5}})?"
+_HOSTS = re.compile(rf"{_ADDRESS}(?:,{_ADDRESS})*")
+# Characters that neither separate the parts of a URL nor stand for another character.
 _FILE = re.compile(r"(?:/?[A-Za-z]:)?[\w ./\\~+,()-]*")
-_NUMBERED = re.compile(r"/?|/[0-9]{1,4}")  # the path of Redis: a database
+_NUMBERED = re.compile(r"/?|/[0-9]{1,4}")  # the path of a Redis URL: a database
 _NAMED = re.compile(r"/?|/[\w.-]{1,64}/?", re.ASCII)
-_CALLBACK = re.compile(r"/[\w./~-]*/callback", re.ASCII)  # of a redirect URI
+_CALLBACK = re.compile(r"/[\w./~-]*/callback", re.ASCII)  # the path of a redirect URI
 _NUMBER, _WORD = re.compile(r"[0-9]{1,6}(\.[0-9]{1,6})?"), re.compile(r"[A-Za-z_]{1,16}")
 _OPTIONS = {
     "client_name": re.compile(r"[\w.-]{1,64}", re.ASCII),
@@ -45,10 +48,10 @@ _OPTIONS = {
 
 
 def printable(text: str) -> str:
-    r"""Return a text with every character that is not seen written as an escape: ``\x1b``.
+    r"""Return a text in which each character that is not printable is an escape: ``\x1b``.
 
-    These are the control characters (C0, C1, DEL), line ends, marks that change the direction of
-    writing, invisible marks, and halves of a surrogate pair.
+    These are the control characters (C0, C1, DEL), line ends, characters that change the direction
+    of writing, invisible ones, and halves of a surrogate pair.
     """
     if text.isprintable():
         return text
@@ -70,33 +73,33 @@ def ip_address(text: str) -> str:
 
 
 def shown_url(url: str) -> str:
-    """Return scheme, hosts, runtime and database of a URL, and its harmless options.
+    """Return scheme, hosts, ports and database of a URL, and its harmless options.
 
-    Every other option is `…`. If parts of the URL could be read in two ways, as when a password
-    with ``@``, ``/``, ``?`` or ``#`` is not percent-encoded, only the scheme is shown.
+    Every other option is `…`. Only the scheme is shown of a URL whose parts could be read in two
+    ways, for example because a password with ``@``, ``/``, ``?`` or ``#`` is not percent-encoded.
     """
-    scheme, place, options = _read(url)
-    return f"{scheme}://{place}?{_harmless(options)}" if options else f"{scheme}://{place}"
+    scheme, location, options = _read(url)
+    return f"{scheme}://{location}?{_harmless(options)}" if options else f"{scheme}://{location}"
 
 
-def shown_place(url: str) -> str:
-    """Return what `shown_url` does, without the options."""
-    scheme, place, _ = _read(url)
-    return f"{scheme}://{place}"
+def shown_location(url: str) -> str:
+    """Return a URL as `shown_url` does, without its options."""
+    scheme, location, _ = _read(url)
+    return f"{scheme}://{location}"
 
 
 def shown_file(path: str) -> str:
-    """Return the path of a store's file; no part of it if it may hold a piece of a URL."""
+    """Return the path of a store's file; none of it if it may contain a piece of a URL."""
     return path if _FILE.fullmatch(path) else f"sqlite:///{HIDDEN}"
 
 
 def is_certain(url: str) -> bool:
-    """True if there is one way only to tell user info, host, path and options of a URL apart."""
+    """True if there is only one way to split a URL into user info, host, path and options."""
     return _read(url)[1] != HIDDEN
 
 
 def _read(url: str) -> tuple[str, str, str]:
-    """Split a URL into scheme, what may be shown of its place, and raw options."""
+    """Split a URL into its scheme, the harmless part of its location, and its raw options."""
     scheme, _, rest = url.partition(":")
     scheme = scheme.lower()
     if scheme not in _SCHEMES:
@@ -107,16 +110,16 @@ def _read(url: str) -> tuple[str, str, str]:
     if not rest.startswith("//") or parts is None or not url.isprintable() or "\\" in url:
         return scheme, HIDDEN, ""
     authority, path, query, fragment = (part or "" for part in parts.groups())
-    # Of "user:12/34@host" every parser makes the host "user" and the port 12: who wrote it did not.
+    # Parsers take "user" for the host of "user:12/34@host", although it is not.
     if "@" in f"{path}{query}{fragment}":
         return scheme, HIDDEN, ""
     hosts = authority.rpartition("@")[2]
-    place = _place(scheme, hosts, path)
-    return scheme, place if place is not None else HIDDEN, "" if place is None else query + fragment
+    location = _location(scheme, hosts, path)
+    return (scheme, HIDDEN, "") if location is None else (scheme, location, query + fragment)
 
 
-def _place(scheme: str, hosts: str, path: str) -> str | None:
-    """Return hosts and path as they may be shown; None if they are not what they should be."""
+def _location(scheme: str, hosts: str, path: str) -> str | None:
+    """Return hosts and path as they may be shown; None if they do not look as they should."""
     if scheme in ("sqlite", "unix"):
         return path if not hosts and _FILE.fullmatch(path) else None
     many = scheme.endswith(("+cluster", "+sentinel"))
@@ -134,7 +137,7 @@ def _place(scheme: str, hosts: str, path: str) -> str | None:
 
 
 def _harmless(query: str) -> str:
-    """Return the options before the first that is not harmless; a password may go on after it."""
+    """Return the options before the first one that is not harmless: it may be a password with &."""
     shown: list[str] = []
     for option in query.split("&"):
         name, _, value = option.partition("=")

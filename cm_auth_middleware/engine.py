@@ -1,4 +1,4 @@
-"""The engine: one application's configuration, store and connections, put together once."""
+"""The engine makes the parts that serve one application, from its options."""
 
 from __future__ import annotations
 
@@ -14,42 +14,66 @@ import httpx2
 from . import telemetry
 from .auth.connections import LoopConnections, ThreadConnections
 from .auth.gate import Gate
-from .client import AsyncCMClient, CMClient, UnusedAsyncCMClient, UnusedCMClient
-from .config import CMAuthConfig, seconds
+from .client import (
+    AsyncCMClient,
+    ClientFactory,
+    CMClient,
+    LazyAsyncCMClient,
+    LazyCMClient,
+)
+from .config import CMAuthConfig, CMAuthOptions
 from .errors import ConfigError, StoreError
+from .runtime.base import Runtime
 from .runtime.defaults import DEFAULTS
-from .runtime.event_loops import EventLoopRuntime, Runtime, ThreadRuntime
+from .runtime.event_loops import EventLoopRuntime
 from .runtime.run_sync import has_event_loop, run_sync
-from .sessions.encryption import SessionInfo
+from .runtime.threads import ThreadRuntime
+from .sessions.cookie import SessionCookie
 from .sessions.manager import SessionManager
+from .sessions.record import SessionInfo
 from .stores import HasBlockingTwin, SessionStore, open_store
 from .tokens.grant_records import GrantRecords
 from .tokens.oauth import OAuthClient, Timed
 from .tokens.provider import find_provider
-from .tokens.refresh import TokenRefresher, open_handle
+from .tokens.refresh import TokenRefresher
 
 if TYPE_CHECKING:
-    from .options import CMAuthOptions
-    from .sessions.record import Session
+    from .sessions.session import Session
 
 
 class Services:
-    """The parts that serve requests, on one services: an event loop's or the threads'."""
+    """The parts that serve requests on one side: on event loops (ASGI), or in threads (WSGI)."""
 
     def __init__(self, config: CMAuthConfig, runtime: Runtime, store: SessionStore) -> None:
         self.config = config
         self.runtime = runtime
-        provider = find_provider(config.provider)
-        self.api_url = provider.api_url(config.base_url)
-        timed: Timed = nullcontext
         self._telemetry = telemetry.find()
+        timed: Timed = nullcontext
         if self._telemetry is not None:
             store = cast("SessionStore", telemetry.TimedStore(store, self._telemetry))
             host = urlsplit(config.base_url).hostname or ""
             timed = partial(self._telemetry.call, host=host)
+        provider = find_provider(config.provider)
         oauth = make_oauth_client(config, runtime, timed)
-        self.sessions = SessionManager(config, runtime, store, provider.user_id_field)
-        grants = GrantRecords(store, self.sessions.sealer, seconds(config.absolute_timeout))
+        cookie = SessionCookie(
+            config.secret_key,
+            config.absolute_timeout,
+            runtime.clock,
+            name=config.cookie_name,
+            is_secure=config.cookie_secure,
+            redirect_uri=config.redirect_uri,
+        )
+        self.sessions = SessionManager(
+            store,
+            cookie,
+            config.secret_key,
+            user_id_field=provider.user_id_field,
+            idle_timeout=config.idle_timeout,
+            absolute_timeout=config.absolute_timeout,
+            owner=(config.client_id, config.scope),
+            runtime=runtime,
+        )
+        grants = GrantRecords(store, self.sessions.sealer, config.absolute_timeout)
         self.refresher = TokenRefresher(runtime, self.sessions, grants, oauth, config.on_refresh)
         self.gate = Gate(config, runtime, self.sessions, self.refresher, oauth)
         self.clock = runtime.clock
@@ -58,18 +82,25 @@ class Services:
             if isinstance(runtime, EventLoopRuntime)
             else ThreadConnections(runtime, self.gate.is_alive)
         )
-        self.pattern: httpx2.AsyncClient | httpx2.Client | None = None  # of the ready clients
+        self.clients = ClientFactory(
+            AsyncCMClient if isinstance(runtime, EventLoopRuntime) else CMClient,
+            refresher=self.refresher,
+            read=runtime.read,
+            transport=self.transport,
+            base_url=provider.api_url(config.base_url),
+            timeout=runtime.timeout,
+        )
 
     def transport(self) -> Any:
-        """What a ready client sends a request by: the connection pool."""
+        """Return the connection pool of the clients, timed if an SDK of OpenTelemetry is there."""
         pool = self.runtime.transport()
-        # Without an SDK nothing is timed: an empty span costs a twentieth of a call.
-        if self._telemetry is None or not self._telemetry.times_calls:
+        # A span that no SDK records would still cost a twentieth of a call.
+        if self._telemetry is None or not self._telemetry.active:
             return pool
         return telemetry.TimedTransport(pool, self._telemetry)
 
     def warm_up(self) -> None:
-        """Load what is loaded when first needed, 0.2 s of it: no refresh has to wait for it."""
+        """Import the modules that are imported at first use, so that no refresh waits 0.2 s."""
         importlib.import_module("authlib.oauth2.auth")
         importlib.import_module("cryptography.hazmat.primitives.ciphers.aead")
         self.runtime.transport()
@@ -78,7 +109,7 @@ class Services:
 def make_oauth_client(
     config: CMAuthConfig, runtime: Runtime, timed: Timed = nullcontext
 ) -> OAuthClient:
-    """Make the client of the OAuth server that the options name."""
+    """Return a client of the OAuth server that the options name."""
     return OAuthClient(
         find_provider(config.provider),
         runtime,
@@ -86,7 +117,7 @@ def make_oauth_client(
         client_id=config.client_id,
         client_secret=config.client_secret,
         scope=config.scope,
-        refresh_leeway=seconds(config.refresh_leeway),
+        refresh_leeway=config.refresh_leeway,
         timed=timed,
     )
 
@@ -94,21 +125,21 @@ def make_oauth_client(
 class AuthEngine:
     """Everything that a middleware needs, made once and shared.
 
-    Each middleware makes its own from its options; make one yourself and pass it as
-    ``engine=`` to share it, or to call it from elsewhere. One engine serves ASGI and WSGI
+    Each middleware makes an engine from its options. Make one yourself and pass it as ``engine=``
+    to share it, or to call its methods from elsewhere. One engine serves ASGI and WSGI
     applications at once.
 
-    Its methods are awaited where an event loop runs, and called plainly where none does: in an
-    engine that only a WSGI middleware uses, they are plain everywhere.
+    Await its methods where an event loop runs; call them without ``await`` where none runs. The
+    methods of an engine that only a WSGI middleware uses are never awaited.
 
     Args:
-        config: the options; keywords override them, the environment fills the rest.
-        transport: speaks HTTP to CameraManager instead of a connection pool of the engine's
-            own: a transport with a private CA or a proxy, or an in-process simulator. An
-            `httpx2.AsyncBaseTransport` for ASGI, an `httpx2.BaseTransport` for WSGI. Its limits
-            hold for logins and refreshes, too.
-        clock: epoch seconds.
-        options: as in `CMAuthConfig`.
+        config: the options; keywords override them, the environment gives the others.
+        transport: sends the HTTP requests to CameraManager, in place of the engine's own
+            connection pool: a transport with a private CA or a proxy, or an in-process simulator.
+            It is an `httpx2.AsyncBaseTransport` for ASGI, an `httpx2.BaseTransport` for WSGI. Its
+            limits also hold for logins and refreshes.
+        clock: returns the time in epoch seconds.
+        options: the options of `CMAuthConfig`.
 
     Raises:
         ConfigError: an option is missing or wrong.
@@ -133,40 +164,39 @@ class AuthEngine:
     def resolve(
         cls, engine: AuthEngine | None, config: CMAuthConfig | None, options: CMAuthOptions
     ) -> AuthEngine:
-        """The engine that a middleware was given, or one made of its options."""
+        """Return the engine that a middleware was given, or one made from its options."""
         if engine is None:
             return cls(config, **options)
         if config is not None or options:
-            raise ConfigError("engine is given: its options are its own, so give no others")
+            raise ConfigError("engine is given, which has its options: give no others")
         return engine
 
     # -- the two sides ---------------------------------------------------------------------
 
     @property
     def async_services(self) -> Services:
-        """The parts behind the ASGI middleware."""
+        """Return the parts that the ASGI middleware uses."""
         if self._async is None:
             given = self._transport
             if given is not None and not isinstance(given, httpx2.AsyncBaseTransport):
                 raise ConfigError("transport is for WSGI; ASGI needs an httpx2.AsyncBaseTransport")
-            self._async = Services(
-                self.config, EventLoopRuntime(self.config, given, self._clock), self.store
+            runtime = EventLoopRuntime(
+                self.config.timeout, self.config.base_url, given, self._clock
             )
-            telemetry.watch(self)
+            self._async = Services(self.config, runtime, self.store)
+            telemetry.watch(self, self.store)
         return self._async
 
     @property
     def thread_services(self) -> Services:
-        """The parts behind the WSGI middleware: the same, but they block."""
+        """Return the parts that the WSGI middleware uses; their methods block."""
         if self._threads is None:
             given = self._transport
             if given is not None and not isinstance(given, httpx2.BaseTransport):
                 raise ConfigError("transport is for ASGI; WSGI needs an httpx2.BaseTransport")
-            store = _for_threads(self.store)
-            self._threads = Services(
-                self.config, ThreadRuntime(self.config, given, self._clock), store
-            )
-            telemetry.watch(self)
+            runtime = ThreadRuntime(self.config.timeout, self.config.base_url, given, self._clock)
+            self._threads = Services(self.config, runtime, _for_threads(self.store))
+            telemetry.watch(self, self.store)
         return self._threads
 
     def _run(self, step: Callable[[Services], Coroutine[Any, Any, Any]]) -> Any:
@@ -178,40 +208,40 @@ class AuthEngine:
     # -- for a handler, a script, an administrator -----------------------------------------
 
     def client(self, session: Session) -> AsyncCMClient:
-        """A ready client for the user of a session; it costs nothing until it is used."""
-        return UnusedAsyncCMClient(self.async_services, session)
+        """Return a client for the user of a session; it costs nothing until it is used."""
+        return LazyAsyncCMClient(self.async_services.clients, session)
 
     def sync_client(self, session: Session) -> CMClient:
-        """The same for threads."""
-        return UnusedCMClient(self.thread_services, session)
+        """Return the same for threads."""
+        return LazyCMClient(self.thread_services.clients, session)
 
     async def client_for(self, handle: str) -> AsyncCMClient:
-        """A ready client for a job outside any request, by a handle of `Session.export`.
+        """Return a client for a job outside of a request, by a handle from `Session.export`.
 
-        Its refreshes are those of the live session. Each of its calls looks whether the session
-        is still there. Close it as any httpx2 client, or not at all: the pool is shared.
+        It shares its tokens with the live session. Each call checks that the session still
+        exists. Close it as any httpx2 client, or not at all: the connection pool is shared.
 
         Raises, and so does each call:
-            SessionExpiredError: the user logged out, or the session came to its timeouts, or the
-                handle is none of this application's: drop it.
-            UnavailableError: the store, or CameraManager, cannot be asked just now: try again.
+            SessionExpiredError: the user logged out, the session timed out, or the handle is not
+                one of this application's: discard the handle.
+            UnavailableError: the store or CameraManager is not available now: try again.
         """
         services = self.async_services
-        session = await open_handle(services.sessions, handle)
-        return UnusedAsyncCMClient(services, session)
+        session = await services.sessions.open_handle(handle)
+        return LazyAsyncCMClient(services.clients, session)
 
     def sync_client_for(self, handle: str) -> CMClient:
-        """The same for threads."""
+        """Return the same for threads."""
         services = self.thread_services
-        session = run_sync(open_handle(services.sessions, handle))
-        return UnusedCMClient(services, session)
+        session = run_sync(services.sessions.open_handle(handle))
+        return LazyCMClient(services.clients, session)
 
     def logout(self, session: Session) -> Any:
         """Log a session out, here and at CameraManager."""
         return self._run(lambda services: services.gate.end(session))
 
     def sessions(self, user_id: str | int) -> Any:
-        """List a user's sessions, the one used last first; holds no tokens and opens nothing.
+        """List a user's sessions, the last used first, without decrypting them.
 
         Args:
             user_id: CameraManager's ``userId``.
@@ -220,7 +250,7 @@ class AuthEngine:
             A list of `SessionInfo`.
 
         Raises:
-            UnavailableError: the store fails, or is of a kind that cannot list.
+            UnavailableError: the store fails, or cannot list sessions.
         """
 
         async def step(services: Services) -> list[SessionInfo]:
@@ -231,28 +261,28 @@ class AuthEngine:
     def logout_user(self, user_id: str | int) -> Any:
         """End all sessions of a user, everywhere.
 
-        Their tokens cannot be deleted at CameraManager: only the users' cookies open them. They
-        stay sealed until they are dropped with the store's records.
+        Their tokens cannot be revoked at CameraManager: only the user's cookies decrypt them. They
+        stay encrypted in the store until their records expire.
 
         Args:
             user_id: CameraManager's ``userId``.
 
         Returns:
-            How many sessions ended.
+            The number of sessions that ended.
 
         Raises:
-            UnavailableError: the store fails, or is of a kind that cannot list.
+            UnavailableError: the store fails, or cannot list sessions.
         """
-        return self._run(lambda services: services.sessions.remove_all(str(user_id)))
+        return self._run(lambda services: services.sessions.delete_all(str(user_id)))
 
     def close(self) -> Any:
-        """Finish refreshes under way and close connections; sessions stay in the store."""
+        """Wait for refreshes under way and close connections; sessions stay in the store."""
 
         telemetry.unwatch(self)
 
         async def step(services: Services) -> None:
             await services.runtime.close()
-            if isinstance(self.config.store, str):  # a store object is its maker's to close
+            if isinstance(self.config.store, str):  # the code that made a store object closes it
                 await services.sessions.store.close()
 
         return self._run(step)
@@ -262,16 +292,16 @@ class AuthEngine:
 
 
 def _for_threads(store: SessionStore) -> SessionStore:
-    """The store itself or its twin: what blocks and never suspends.
+    """Return the store or its twin for threads, whose methods block and never suspend.
 
     Raises:
-        ConfigError: it suspends, and has no twin.
+        ConfigError: the store suspends and has no twin.
     """
     if isinstance(store, HasBlockingTwin):
         return store.blocking()
     try:
         run_sync(store.ping())
-    except StoreError:  # down just now, which is no mistake
+    except StoreError:  # it is not available now, but it does not suspend
         return store
     except RuntimeError:
         raise ConfigError(

@@ -1,21 +1,21 @@
-"""The errors of this package: one base, and each subclass says what to do next."""
+"""The errors of this package: one base class, and each subclass says what to do next."""
 
 from __future__ import annotations
 
 
 class CMAuthError(Exception):
-    """Base of everything that this package raises."""
+    """The base class of all errors that this package raises."""
 
 
 class ConfigError(CMAuthError, ValueError):
-    """An option is missing or wrong. The message names the option and the way out."""
+    """An option is missing or wrong. The message names the option and says what to do."""
 
 
 class SessionExpiredError(CMAuthError):
-    """CameraManager ended this session (or a logout did): the user has to log in again.
+    """The session has ended, by CameraManager or a logout: the user has to log in again.
 
-    Raised by the ready client in a handler. Let it pass: the middleware turns it into the
-    answer that an unauthenticated caller gets.
+    The client that a handler uses raises it. Do not catch it: the middleware then answers as it
+    answers any unauthenticated request.
     """
 
     def __init__(self, message: str = "the CameraManager session is over; log in again") -> None:
@@ -27,7 +27,7 @@ class SessionDataError(CMAuthError, ValueError):
 
 
 class UnavailableError(CMAuthError):
-    """CameraManager or the session store cannot be asked just now. Nobody is logged out: retry.
+    """CameraManager or the session store is not available now. No user is logged out: retry.
 
     Attributes:
         retry_after: seconds to wait before the next attempt.
@@ -45,11 +45,11 @@ class StoreError(UnavailableError):
 class OAuthError(CMAuthError):
     """CameraManager answered with an OAuth error (RFC 6749 §5.2).
 
-    Only the error code is kept. ``error_description`` is dropped on purpose: CameraManager's
-    may repeat the token or the code.
+    Only the error code is kept, not ``error_description``: CameraManager may repeat the token or
+    the code in it.
 
     Attributes:
-        error: the code, ``invalid_grant`` for example.
+        error: the error code, ``invalid_grant`` for example.
         is_grant_over: True if the grant, or the code, has ended: the user has to log in again.
     """
 

@@ -1,40 +1,9 @@
-"""What is logged: events with stable names, under the logger `cm_auth_middleware`.
+"""The events that are logged, with stable names, under the logger `cm_auth_middleware`.
 
-Each is one `logging.LogRecord`: a message such as `login session=1f0c93ab` for people, and the
-same as attributes for machines: `event`, the name, and the fields named here. `session` is a
-short hash that opens nothing. No token, code, cookie, secret or user data is ever in an event.
+Each event is one `logging.LogRecord`: a message such as `login session=1f0c93ab` for people, and
+for machines the attribute `event`, its name, with an attribute for each of its fields. `session` is
+a short hash that opens no session. No token, code, cookie, secret or user data is in an event.
 Characters that are not printable are written as escapes.
-
-| event | level | when, and its fields |
-| --- | --- | --- |
-| `login` | INFO | a session began: `session` |
-| `login_cancelled` | INFO | the person refused at CameraManager: `error` |
-| `login_denied` | INFO | `allow` said no |
-| `login_stale` | INFO | a callback used twice, too late, or in another browser |
-| `login_failed` | WARNING | CameraManager or the store failed in a login: `reason` |
-| `logout` | INFO | a session was logged out: `session` |
-| `session_ended` | INFO | CameraManager ended a session: `session` |
-| `session_denied` | INFO | `allow` no longer admits a session's user, and it ended: `session` |
-| `revalidation_failed` | INFO | a user could not be read anew; tried again: `session`, `reason` |
-| `session_unreadable` | WARNING | a record does not open, by a key or by damage: `session` |
-| `refreshed` | INFO | new tokens for a grant: `expires_in`, seconds |
-| `refresh_refused` | INFO | CameraManager ended a grant: `error` |
-| `refresh_failed` | WARNING | a refresh did not work; it is tried again: `reason` |
-| `revoke_failed` | WARNING | tokens may live on at CameraManager: `reason` |
-| `touch_failed` | WARNING | the store took no time of last use: `session`, `reason` |
-| `data_lost` | WARNING | the store took no `session.data` after the response: `session`, `reason` |
-| `watch_failed` | ERROR | looking at the sessions of open connections raised |
-| `unavailable` | INFO | a request was answered with 503: `reason` |
-| `host_not_allowed` | WARNING | a login under a host that is not ours: `host` |
-| `scheme_mismatch` | WARNING | not the scheme of `redirect_uri`; once: `request`, `redirect_uri` |
-| `cookie_prefix_on_http` | WARNING | browsers refuse our cookies; once: `cookie_name` |
-| `callback_not_routed` | ERROR | the callback did not reach the middleware: `path` |
-| `api_key_refused` | ERROR | CameraManager refuses the API key: `error` |
-| `hook_failed` | ERROR | a hook of the application raised: `hook` |
-| `allow_failed` | ERROR | the application's `allow` raised; nobody gets in |
-| `error_handler_failed` | ERROR | `error_handler` raised, or gave no page: `kind` |
-| `memory_store_multiprocess` | WARNING | `workers` with a memory store each |
-| `config_error` | CRITICAL | an option is missing or wrong: `reason` |
 """
 
 from __future__ import annotations
@@ -42,88 +11,141 @@ from __future__ import annotations
 import logging
 import traceback
 from collections.abc import Callable
+from typing import NamedTuple
 
 from .display import printable
 
 logger = logging.getLogger(__package__)
 
-LEVELS = {
-    "login": logging.INFO,
-    "login_cancelled": logging.INFO,
-    "login_denied": logging.INFO,
-    "login_stale": logging.INFO,
-    "login_failed": logging.WARNING,
-    "logout": logging.INFO,
-    "session_ended": logging.INFO,
-    "session_denied": logging.INFO,
-    "revalidation_failed": logging.INFO,
-    "session_unreadable": logging.WARNING,
-    "refreshed": logging.INFO,
-    "refresh_refused": logging.INFO,
-    "refresh_failed": logging.WARNING,
-    "revoke_failed": logging.WARNING,
-    "touch_failed": logging.WARNING,
-    "data_lost": logging.WARNING,
-    "watch_failed": logging.ERROR,
-    "unavailable": logging.INFO,
-    "host_not_allowed": logging.WARNING,
-    "scheme_mismatch": logging.WARNING,
-    "cookie_prefix_on_http": logging.WARNING,
-    "callback_not_routed": logging.ERROR,
-    "api_key_refused": logging.ERROR,
-    "hook_failed": logging.ERROR,
-    "allow_failed": logging.ERROR,
-    "error_handler_failed": logging.ERROR,
-    "memory_store_multiprocess": logging.WARNING,
-    "config_error": logging.CRITICAL,
-}
-_HINTS = {
-    "host_not_allowed": "add it to allowed_hosts",
-    "scheme_mismatch": (
-        "let the server trust the proxy's X-Forwarded-Proto, and the proxy send it; cookies follow "
-        "redirect_uri where it is https"
+
+class Event(NamedTuple):
+    """A kind of event.
+
+    Attributes:
+        level: of `logging`.
+        description: says when it is logged, and after a colon names its fields; Markdown.
+        hint: says what to do, and ends the message; empty if there is nothing to do.
+    """
+
+    level: int
+    description: str
+    hint: str = ""
+
+
+EVENTS = {
+    "login": Event(logging.INFO, "a session began: `session`"),
+    "login_cancelled": Event(logging.INFO, "the person declined at CameraManager: `error`"),
+    "login_denied": Event(logging.INFO, "`allow` refused the user"),
+    "login_stale": Event(logging.INFO, "a callback came twice, too late, or from another browser"),
+    "login_failed": Event(
+        logging.WARNING,
+        "CameraManager or the store failed during a login: `reason`",
     ),
-    "cookie_prefix_on_http": (
+    "logout": Event(logging.INFO, "a session was logged out: `session`"),
+    "session_ended": Event(logging.INFO, "CameraManager ended a session: `session`"),
+    "session_denied": Event(
+        logging.INFO,
+        "a session ended because `allow` no longer admits its user: `session`",
+    ),
+    "revalidation_failed": Event(
+        logging.INFO,
+        "a user could not be read again; it will be retried: `session`, `reason`",
+    ),
+    "session_unreadable": Event(
+        logging.WARNING,
+        "a record cannot be decrypted, for its key or for damage: `session`",
+    ),
+    "refreshed": Event(logging.INFO, "CameraManager gave new tokens: `expires_in`, seconds"),
+    "refresh_refused": Event(logging.INFO, "CameraManager ended a grant: `error`"),
+    "refresh_failed": Event(logging.WARNING, "a refresh failed; it will be retried: `reason`"),
+    "revoke_failed": Event(logging.WARNING, "tokens may still be valid at CameraManager: `reason`"),
+    "touch_failed": Event(
+        logging.WARNING,
+        "the store did not save the time of last use: `session`, `reason`",
+    ),
+    "data_lost": Event(
+        logging.WARNING,
+        "the store did not save `session.data` after the response: `session`, `reason`",
+    ),
+    "watch_failed": Event(logging.ERROR, "the check of open connections' sessions raised an error"),
+    "unavailable": Event(logging.INFO, "a request was answered with 503: `reason`"),
+    "host_not_allowed": Event(
+        logging.WARNING,
+        "a login was asked for under an unknown host: `host`",
+        "add it to allowed_hosts",
+    ),
+    "scheme_mismatch": Event(
+        logging.WARNING,
+        "a request has another scheme than `redirect_uri`; logged once: `request`, `redirect_uri`",
+        "let the server trust the proxy's X-Forwarded-Proto, and the proxy send it; cookies "
+        "follow redirect_uri where it is https",
+    ),
+    "cookie_prefix_on_http": Event(
+        logging.WARNING,
+        "browsers refuse the cookies; logged once: `cookie_name`",
         "a name that begins with __Host- or __Secure- needs https; on https a plain name gets "
-        "__Host- by itself"
+        "__Host- by itself",
     ),
-    "callback_not_routed": "check prefix, and where the app is mounted",
-    "api_key_refused": "check client_id and client_secret",
-    "allow_failed": "nobody gets in while it fails",
-    "memory_store_multiprocess": (
+    "callback_not_routed": Event(
+        logging.ERROR,
+        "the callback did not reach the middleware: `path`",
+        "check prefix, and where the app is mounted",
+    ),
+    "api_key_refused": Event(
+        logging.ERROR,
+        "CameraManager refuses the API key: `error`",
+        "check client_id and client_secret",
+    ),
+    "hook_failed": Event(logging.ERROR, "a hook of the application raised an error: `hook`"),
+    "allow_failed": Event(
+        logging.ERROR,
+        "the application's `allow` raised an error",
+        "nobody gets in while it fails",
+    ),
+    "error_handler_failed": Event(
+        logging.ERROR,
+        "`error_handler` raised an error, or returned no page: `kind`",
+    ),
+    "memory_store_multiprocess": Event(
+        logging.WARNING,
+        "several workers have a memory store each: `workers`",
         "each worker has sessions of its own, so users are logged out at random; set store to "
-        "sqlite:///path or redis://host, or run one worker"
+        "sqlite:///path or redis://host, or run one worker",
     ),
+    "store_permissions": Event(
+        logging.WARNING, "a group may write the store's file or folder: `path`, `reason`"
+    ),
+    "config_error": Event(logging.CRITICAL, "an option is missing or wrong: `reason`"),
 }
 
 observers: list[Callable[[str], None]] = []
-"""Who else is told the name of each event: telemetry."""
+"""Functions that are called with the name of each event."""
 
 
 def log(event: str, *, exc_info: bool = False, **fields: object) -> None:
     """Log an event.
 
     Args:
-        event: a name in `LEVELS`.
-        exc_info: whether the exception at hand goes along; ours never do, they may be chained to
-            what a server said.
-        fields: numbers and words; nothing that is not in the table above.
+        event: a name in `EVENTS`.
+        exc_info: True to log the exception being handled. Never for this package's own errors:
+            they may be chained to one that quotes a server.
+        fields: numbers and words; only those that the event's description names.
     """
     for observer in observers:
         observer(event)
-    level = LEVELS[event]
+    level, _, hint = EVENTS[event]
     if logger.isEnabledFor(level):
-        # A line end in a host or a path would forge a line of the log, an escape code would reach
-        # the terminal of who reads it (CWE-117, CWE-150).
+        # A line end in a host or a path would forge a line of the log, and an escape code would
+        # reach the reader's terminal (CWE-117, CWE-150).
         plain = {k: v if isinstance(v, int) else printable(str(v)) for k, v in fields.items()}
         words = [event, *(f"{name}={value}" for name, value in plain.items())]
-        message = ": ".join([" ".join(words), *([_HINTS[event]] if event in _HINTS else [])])
+        message = " ".join(words) + (f": {hint}" if hint else "")
         extra = {"event": event, **plain}
         logger.log(level, "%s", message, exc_info=exc_info, extra=extra, stacklevel=2)
 
 
 def _escape_traceback(record: logging.LogRecord) -> bool:
-    """Escape what a hook's error quotes, an e-mail address for example; lets every record pass."""
+    """Escape what a hook's error quotes, an e-mail address for example; keep every record."""
     error = record.exc_info[1] if record.exc_info else None
     if error is not None:
         parts = traceback.format_exception(error)
@@ -134,7 +156,7 @@ def _escape_traceback(record: logging.LogRecord) -> bool:
 
 
 def _escaped(part: str) -> str:
-    """Escape a part of a traceback; line ends stay in frames, where no message is."""
+    """Escape a part of a traceback; keep the line ends of frames, which hold no message."""
     text = part.removesuffix("\n")
     lines = text.split("\n") if text.startswith((" ", "\n")) else [text]
     return "\n".join(map(printable, lines)) + "\n"

@@ -1,4 +1,4 @@
-"""FastAPI glue: the client and the session as dependencies, and a security scheme in OpenAPI."""
+"""The client and the session as FastAPI dependencies, with a security scheme in OpenAPI."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from fastapi.requests import HTTPConnection
 from fastapi.security.base import SecurityBase
 
 from .errors import CMAuthError, SessionExpiredError
-from .sessions.record import Session
+from .sessions.session import Session
 
 __all__ = ["CMClient", "CMSession", "get_client", "get_session"]
 
 
 class _SessionCookie(SecurityBase):
-    """Shows in OpenAPI that a route needs the login; the middleware does the work."""
+    """Shows in OpenAPI that a route needs the login; the middleware checks it."""
 
     def __init__(self) -> None:
         self.scheme_name = "CameraManager"
@@ -37,25 +37,27 @@ _Login = Annotated[Any, Security(_SessionCookie())]
 
 
 async def get_session(state: _Login) -> Session:
-    """The session of this request.
+    """Return the session of this request.
 
     Raises:
         CMAuthError: the app is not behind `CMAuthMiddleware`.
-        SessionExpiredError: nobody is logged in (on an exempt path); answered like any
-            unauthenticated request.
+        SessionExpiredError: no user is logged in, on an exempt path. The middleware answers as it
+            answers any unauthenticated request.
     """
     if "cm_session" not in state:
-        raise CMAuthError("no session here: app.add_middleware(CMAuthMiddleware, …) is missing")
+        raise CMAuthError(
+            "there is no session here: app.add_middleware(CMAuthMiddleware, …) is missing"
+        )
     session: Session | None = state["cm_session"]
     if session is None:
-        # The shell learns of it even where the framework makes a 500 of the error on its way.
-        state["cm_error"] = SessionExpiredError("nobody is logged in")
+        # The middleware finds it here even if the framework turns the error into a status 500.
+        state["cm_error"] = SessionExpiredError("no user is logged in")
         raise state["cm_error"]
     return session
 
 
 async def get_client(state: _Login) -> httpx2.AsyncClient:
-    """The ready client of this request's user; raises as `get_session` does."""
+    """Return the client of this request's user; raise as `get_session` does."""
     await get_session(state)
     client: httpx2.AsyncClient = state["cm"]
     return client

@@ -1,4 +1,4 @@
-"""Flask glue: the extension, and ``cm`` and ``cm_session`` for the request at hand."""
+"""The Flask extension, and ``cm`` and ``cm_session`` for the current request."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ from typing import TYPE_CHECKING, Any, Unpack, cast
 from flask import Flask, Response, request
 from werkzeug.local import LocalProxy
 
-from .config import CMAuthConfig
+from .config import CMAuthConfig, CMAuthOptions
 from .engine import AuthEngine
 from .errors import CMAuthError, ConfigError, SessionExpiredError, UnavailableError
 from .wsgi import CMAuthWSGIMiddleware
 
 if TYPE_CHECKING:
     from .client import CMClient
-    from .options import CMAuthOptions
-    from .sessions.record import Session
+    from .sessions.session import Session
 
 __all__ = ["CMAuth", "cm", "cm_session"]
 
@@ -31,7 +30,7 @@ class CMAuth:
     or, with an application factory, ``auth = CMAuth(); auth.init_app(app)``. Options are
     keywords, or ``app.config["CM_AUTH_<OPTION>"]``, or the environment, in this order.
 
-    Args: as `CMAuthMiddleware`, which see.
+    Args: the same as those of `CMAuthMiddleware`.
 
     Raises:
         ConfigError: an option is missing or wrong; the message names it.
@@ -54,7 +53,9 @@ class CMAuth:
     def init_app(self, app: Flask, **options: Unpack[CMAuthOptions]) -> None:
         """Put an app behind the login, once; options override those given before."""
         if "cm_auth" in app.extensions:
-            raise ConfigError("this app is behind CMAuth already: give it the app or init_app it")
+            raise ConfigError(
+                "this app is behind CMAuth already: use CMAuth(app) or init_app(app), not both"
+            )
         options = {**self._options, **options}
         if self._engine is None and self._config is None:
             options = {**_from_app(app), **options}
@@ -64,7 +65,7 @@ class CMAuth:
         app.wsgi_app = middleware  # type: ignore[method-assign]  # Flask documents this
         app.extensions["cm_auth"] = middleware.engine
         for error in (SessionExpiredError, UnavailableError):
-            app.register_error_handler(error, _answer)
+            app.register_error_handler(error, _note_error)
 
 
 def _from_app(app: Flask) -> CMAuthOptions:
@@ -74,30 +75,25 @@ def _from_app(app: Flask) -> CMAuthOptions:
     if unknown:
         raise ConfigError(f"app.config has unknown options: {', '.join(unknown)}")
     found = {known[key]: app.config[key] for key in given}
-    for name in (
-        "exempt",
-        "allowed_hosts",
-        "allow_emails",
-        "allow_accounts",
-    ):  # as from_prefixed_env() may leave them
+    for name in _LISTS:  # strings, if they come from Flask's from_prefixed_env()
         if isinstance(found.get(name), str):
             found[name] = [part.strip() for part in found[name].split(",")]
     return cast("CMAuthOptions", found)
 
 
-def _answer(error: Exception) -> Response:
-    """Leave word for the shell, which answers as it does to any unauthenticated request."""
+def _note_error(error: Exception) -> Response:
+    """Hand an error to the WSGI middleware, whose response replaces this one."""
     request.environ["cm_auth.error"] = error
     return Response(status=500)
 
 
 def _client() -> Any:
-    environ = request.environ  # once: each look through Flask's proxy takes a microsecond
+    environ = request.environ  # read once: each access through Flask's proxy takes a microsecond
     if "cm_auth.client" not in environ:
-        raise CMAuthError("no client here: CMAuth(app, …) is missing")
+        raise CMAuthError("there is no client here: CMAuth(app, …) is missing")
     client = environ["cm_auth.client"]
     if client is None:
-        environ["cm_auth.error"] = SessionExpiredError("nobody is logged in")
+        environ["cm_auth.error"] = SessionExpiredError("no user is logged in")
         raise environ["cm_auth.error"]
     return client
 
@@ -105,16 +101,16 @@ def _client() -> Any:
 def _session() -> Any:
     environ = request.environ
     if "cm_auth.session" not in environ:
-        raise CMAuthError("no session here: CMAuth(app, …) is missing")
+        raise CMAuthError("there is no session here: CMAuth(app, …) is missing")
     return environ["cm_auth.session"]
 
 
 cm = cast("CMClient", LocalProxy(_client))
-"""The ready `httpx2.Client` of this request's user.
+"""The `httpx2.Client` of this request's user.
 
-Flask knows the request by the thread: give other threads `cm._get_current_object()`, the client
-itself, which they may share.
+Flask finds the request by the thread. Give other threads `cm._get_current_object()`, which is the
+client itself; they may share it.
 """
 
 cm_session = cast("Session", LocalProxy(_session))
-"""The session of this request; it is false for a visitor on an exempt path."""
+"""The session of this request; its truth value is False for a visitor on an exempt path."""

@@ -2,7 +2,7 @@
 
     app.mount("/api/cm", CMProxy(allow=["GET /rest/v2.4/cameras", "GET /rest/v2.4/cameras/*"]))
 
-The session's bearer is added on the server, and renewed on a 401, by the ready client.
+The client of the request adds the session's bearer token on the server, and renews it on a 401.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ import httpx2
 from starlette.responses import StreamingResponse
 
 from .asgi import ASGIRequest
-from .asgi import _send as send_answer
+from .asgi import _send as send_asgi_response
 from .errors import CMAuthError, ConfigError, SessionExpiredError
-from .web.request import Request, Response, problem
+from .web.request import Request
+from .web.response import Response, problem
 from .wsgi import WSGIRequest
-from .wsgi import _send as start_answer
+from .wsgi import _send as send_wsgi_response
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
@@ -33,20 +34,20 @@ if TYPE_CHECKING:
     from .client import AsyncCMClient, CMClient
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"})
-# Without "%": what is judged is what is sent, never another form of it. Without ";": Spring cuts
-# path parameters off before it routes.
+# Without "%": the path is judged in the form in which it is sent. Without ";": Spring cuts path
+# parameters off before it routes.
 _SEGMENT = re.compile(r"[A-Za-z0-9._~!$&'()*+,=:@-]+")
 _QUERY = re.compile(r"[!\"$-\[\]-~]*")  # printable, without # and the backslash
-_LENGTH = re.compile(r"[0-9]{1,18}")  # RFC 9110 §8.6; int() would take "+1", "1_0" and "١", too
+_LENGTH = re.compile(r"[0-9]{1,18}")  # RFC 9110 §8.6; int() also accepts "+1", "1_0" and "١"
 _WORD = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _QUOTED = r"\"[^\"\\\x00-\x1f\x7f]*\""
-_MEDIA_TYPE = re.compile(  # RFC 9110 §8.3.1, and no second one after a comma
+_MEDIA_TYPE = re.compile(  # RFC 9110 §8.3.1, without a second one after a comma
     rf"{_WORD}/{_WORD}(?:[ \t]*+;[ \t]*+(?:{_WORD}=(?:{_WORD}|{_QUOTED}))?+)*+"
 )
-# What Spring reads parameters from, such as _method and access_token: anything that looks like it.
+# Spring reads parameters such as _method and access_token from bodies of these types.
 _FORM = re.compile(r"form-urlencoded|multipart", re.IGNORECASE)
-# What passes, each way. Everything else stays behind: cookies, Authorization, what is for one hop
-# only (RFC 9110 §7.6.1), and whatever a browser or a proxy in between adds.
+# The headers that are relayed, each way. All others are dropped: cookies, Authorization, those for
+# one hop only (RFC 9110 §7.6.1), and any that a browser or a proxy in between adds.
 _ASKED = (
     "accept", "accept-encoding", "accept-language", "content-encoding", "content-language",
     "content-length", "content-type", "if-match", "if-modified-since", "if-none-match", "if-range",
@@ -56,19 +57,20 @@ _ANSWERED = (
     "accept-ranges", "content-disposition", "content-encoding", "content-language",
     "content-length", "content-range", "content-type", "etag", "last-modified", "retry-after",
 )  # fmt: skip
-# What Spring would read: a bearer token (RFC 6750 §2.3), and another method than the one judged.
+# Parameters that Spring reads: a bearer token (RFC 6750 §2.3), and a method that replaces the
+# request's.
 _FORBIDDEN = frozenset({"access_token", "_method"})
 _GUARDS = [
-    # HTML from the API, opened as a page, would run as one of ours without this.
+    # Without it, HTML from the API that is opened as a page runs as a page of the application.
     ("Content-Security-Policy", "sandbox; default-src 'none'; frame-ancestors 'none'"),
     ("X-Content-Type-Options", "nosniff"),
     ("Cross-Origin-Resource-Policy", "same-origin"),
 ]
-_CHUNK = 65_536  # bytes that are read of a WSGI request's body at once
+_CHUNK = 65_536  # bytes that are read at once from a WSGI request's body
 
 
 class _Relay:
-    """What both proxies do alike: judge a request, and choose the headers that pass."""
+    """Judges requests for both proxies."""
 
     def __init__(self, *, allow: Iterable[str]) -> None:
         rules = (allow,) if isinstance(allow, str) else tuple(allow)
@@ -78,7 +80,7 @@ class _Relay:
 
     def judge(self, request: Request, own_origin: str) -> Response | str:
         """Return the path and query to ask the API for, or the refusal."""
-        if request.comes_from_elsewhere(own_origin):
+        if request.is_cross_site(own_origin, including_reads=True):
             return problem(403, "Cross-site request refused")
         path, query = request.path, request.query
         segments = path.split("/")[1:]
@@ -97,36 +99,36 @@ class _Relay:
         return f"{path}?{query}" if query else path
 
     def judge_length(self, request: Request) -> Response | int | None:
-        """Return the length that a body has to have, None if none is given, or the refusal."""
+        """Return the given length of the body, None if none is given, or the refusal."""
         length = request.header("content-length") or ""
         coding = request.header("transfer-encoding") or ""
         if coding and (length or coding.strip(" \t").lower() != "chunked"):  # RFC 9112 §6.1
             return problem(400, "This body is not relayed", detail="Its end is ambiguous.")
         if length and not _LENGTH.fullmatch(length):
-            return problem(400, "This body is not relayed", detail="Its length is no number.")
+            return problem(400, "This body is not relayed", detail="Its length is not a number.")
         return int(length) if length else None
 
     def judge_kind(self, request: Request) -> Response | None:
-        """Return the refusal of a body that is a form, or that anybody could take for one."""
+        """Return the refusal of a body that is a form, or that a server may take for one."""
         kind = (request.header("content-type") or "").strip(" \t")
         if not kind or (_MEDIA_TYPE.fullmatch(kind) and not _FORM.search(kind)):
             return None
-        detail = "No form is, nor what could be taken for one: send JSON."
+        detail = "Forms are not, nor types that may be taken for one: send JSON."
         return problem(415, "This kind of body is not relayed", detail=detail)
 
 
 class CMProxy(_Relay):
     """An ASGI app that relays requests to CameraManager's API for the user who is logged in.
 
-    Mount it in an app behind `CMAuthMiddleware`. Bodies are streamed both ways. A session that
-    is over gets the middleware's usual answer, an API that cannot be reached 502 or 504 with
-    ``application/problem+json``. Requests of other sites are refused, GET too. Redirects are not
-    relayed, nor is anything under ``tokens``, nor the body of a form. A body that breaks off is
-    answered with 400 where anybody is left to hear it, and never reaches the API whole.
+    Mount it in an app behind `CMAuthMiddleware`. Bodies are streamed both ways. After the end of
+    the session, the response is the middleware's usual one; if the API cannot be reached, it is
+    502 or 504 with ``application/problem+json``. Requests of other sites are refused, also GET.
+    Redirects, paths under ``tokens`` and the bodies of forms are not relayed. If a body breaks off,
+    the API never gets the whole of it, and a client that is still there gets 400.
 
     Args:
-        allow: what may be asked for: a method and a path each. ``*`` stands for one segment, at
-            the end for a subtree. GET includes HEAD.
+        allow: the requests that are relayed, each a method and a path. ``*`` stands for one
+            segment, at the end for a subtree. GET includes HEAD.
 
     Raises:
         ConfigError: a rule is wrong; the message names it.
@@ -144,31 +146,31 @@ class CMProxy(_Relay):
         engine = scope["state"]["cm_auth"]
         target = self.judge(request, engine.async_services.gate.own_origin)
         if isinstance(target, Response):
-            await send_answer(target, send, head=is_head)
+            await send_asgi_response(target, send, head=is_head)
             return
         length = self.judge_length(request)
         if isinstance(length, Response):
-            await send_answer(length, send, head=is_head)
+            await send_asgi_response(length, send, head=is_head)
             return
         try:
             body = await _body(request, receive, length, scope.get("http_version", ""))
             refused = None if body is None else self.judge_kind(request)
             if refused is not None:
-                await send_answer(refused, send, head=is_head)
+                await send_asgi_response(refused, send, head=is_head)
                 return
             answer = await cm.send(_outgoing(cm, request, target, body), stream=True)
         except httpx2.HTTPError as error:
-            await send_answer(_unreachable(error), send, head=is_head)
+            await send_asgi_response(_unreachable(error), send, head=is_head)
             return
         except _BrokenBodyError:
-            await send_answer(_BROKEN, send, head=is_head)
+            await send_asgi_response(_BROKEN, send, head=is_head)
             return
         except _HungUpError:
             return
         try:
             refusal = _refusal(answer)
             if refusal is not None:
-                await send_answer(refusal, send, head=is_head)
+                await send_asgi_response(refusal, send, head=is_head)
                 return
             response = StreamingResponse(answer.aiter_raw(), answer.status_code)
             response.raw_headers = [
@@ -194,43 +196,43 @@ class CMWSGIProxy(_Relay):
         engine = environ["cm_auth.engine"]
         target = self.judge(request, engine.thread_services.gate.own_origin)
         if isinstance(target, Response):
-            return start_answer(target, request, start_response)
+            return send_wsgi_response(target, request, start_response)
         length = self.judge_length(request)
         if isinstance(length, Response):
-            return start_answer(length, request, start_response)
+            return send_wsgi_response(length, request, start_response)
         try:
             body = _wsgi_body(request, environ, length)
             if body is not None and length is None and not _tells_the_end(environ):
-                return start_answer(problem(411, "Length required"), request, start_response)
+                return send_wsgi_response(problem(411, "Length required"), request, start_response)
             refused = None if body is None else self.judge_kind(request)
             if refused is not None:
-                return start_answer(refused, request, start_response)
+                return send_wsgi_response(refused, request, start_response)
             answer = cm.send(_outgoing(cm, request, target, body), stream=True)
         except httpx2.HTTPError as error:
-            return start_answer(_unreachable(error), request, start_response)
+            return send_wsgi_response(_unreachable(error), request, start_response)
         except _BrokenBodyError:
-            return start_answer(_BROKEN, request, start_response)
+            return send_wsgi_response(_BROKEN, request, start_response)
         refusal = _refusal(answer)
         if refusal is not None:
             answer.close()
-            return start_answer(refusal, request, start_response)
+            return send_wsgi_response(refusal, request, start_response)
         start_response(_status_line(answer.status_code), _passing(answer))
-        return _Leaving(answer)
+        return _StreamedBody(answer)
 
 
 class _HungUpError(Exception):
-    """The browser left before its request had arrived."""
+    """The browser disconnected before its request had arrived."""
 
 
 class _BrokenBodyError(Exception):
-    """The request's body ended before its end, or could not be read."""
+    """The request's body is shorter than announced, or could not be read."""
 
 
 _BROKEN = problem(400, "The body broke off", detail="Nothing was done with it.")
 
 
-class _Leaving:
-    """The body of an answer on its way out; a server closes it, whether it was read or not."""
+class _StreamedBody:
+    """The body of a relayed response, which the server closes whether it was read or not."""
 
     def __init__(self, answer: httpx2.Response) -> None:
         self._answer = answer
@@ -269,8 +271,8 @@ def _wsgi_body(
 
 
 def _tells_the_end(environ: WSGIEnvironment) -> bool:
-    """True if a body without a length that broke off can be told from one that has ended."""
-    # PEP 3333 knows lengths only; granian says that both have ended.
+    """True if the server tells a body without a length that broke off from one that ended."""
+    # PEP 3333 only knows lengths; granian reports both as ended.
     is_told = environ.get("wsgi.input_terminated", False)
     return bool(is_told) and environ.get("SERVER_SOFTWARE") != "Granian"
 
@@ -284,7 +286,7 @@ async def _arriving(receive: Receive, length: int | None) -> AsyncIterator[bytes
         part, is_more = message.get("body", b""), message.get("more_body", False)
         arrived += len(part)
         if length is not None and (arrived > length or (arrived < length and not is_more)):
-            raise _BrokenBodyError  # before the last part: the API gets none of it whole
+            raise _BrokenBodyError  # before the last part, so that the API gets no whole body
         if part:
             yield part
 
@@ -299,14 +301,14 @@ def _incoming(stream: Any, length: int | None) -> Iterator[bytes]:
     left, read = length, stream.read
     if left is None and isinstance(stream, io.RawIOBase):
         # werkzeug's development server shortens the buffer that it fills when a chunk breaks off,
-        # and Python's own read() then makes up what is missing of whatever lies in memory. A
-        # BufferedReader gives it one that cannot be shortened: that is an error.
+        # and Python's own read() then fills the rest with whatever is in memory. A BufferedReader
+        # gives it a buffer that cannot be shortened, which raises an error.
         read = io.BufferedReader(stream).read1
     while left is None or left > 0:
         try:
             part = read(_CHUNK if left is None else min(_CHUNK, left))
         except Exception:
-            # Each server has errors of its own for it; after one it may say that this is the end.
+            # Each server raises other errors here, and may report the end after one.
             raise _BrokenBodyError from None
         if not part:
             if left is None:
@@ -318,9 +320,9 @@ def _incoming(stream: Any, length: int | None) -> Iterator[bytes]:
 
 def _ready_client(state: Any, name: str) -> Any:
     if name not in state:
-        raise CMAuthError("no client here: the proxy has to be mounted behind the middleware")
+        raise CMAuthError("there is no client here: mount the proxy behind the middleware")
     if state[name] is None:
-        raise SessionExpiredError("nobody is logged in")
+        raise SessionExpiredError("no user is logged in")
     return state[name]
 
 
@@ -346,7 +348,7 @@ def _outgoing(
 
 
 def _passing(answer: httpx2.Response) -> list[tuple[str, str]]:
-    answer.headers.encoding = "latin-1"  # byte for byte, as ASGI and WSGI want them
+    answer.headers.encoding = "latin-1"  # byte for byte, as ASGI and WSGI require
     dropped = _named_in_connection(answer.headers.get("connection"))
     headers = [
         (name.title(), answer.headers[name])
@@ -356,7 +358,7 @@ def _passing(answer: httpx2.Response) -> list[tuple[str, str]]:
     if "content-type" not in answer.headers and answer.status_code not in (204, 304):
         headers.append(("Content-Type", "application/octet-stream"))
     cache = answer.headers.get("cache-control")
-    if cache is not None:  # without it the middleware says no-store
+    if cache is not None:  # without it the middleware adds no-store
         words = [word.strip() for word in cache.split(",")]
         kept = [w for w in words if w.lower().partition("=")[0] not in ("public", "s-maxage")]
         headers.append(("Cache-Control", ", ".join(dict.fromkeys(["private", *kept]))))
@@ -364,7 +366,7 @@ def _passing(answer: httpx2.Response) -> list[tuple[str, str]]:
 
 
 def _refusal(answer: httpx2.Response) -> Response | None:
-    if answer.status_code == 401:  # that of the very newest token: not the user's fault
+    if answer.status_code == 401:  # even with the newest token: not the user's fault
         return problem(502, "CameraManager refused the access token", detail="Try again.")
     if answer.is_redirect and answer.status_code != 304:
         return problem(502, "CameraManager answered with a redirect", detail="None is relayed.")

@@ -5,13 +5,13 @@
 | `cm_auth.logins` | counter | `result`: success, cancelled, denied, stale, failed |
 | `cm_auth.refreshes` | counter | `result`: success, refused, failed |
 | `cm_auth.logouts` | counter | |
-| `cm_auth.sessions_ended` | counter | by CameraManager, not by a logout |
-| `cm_auth.sessions.active` | gauge | `store`: its class; where the store can count |
+| `cm_auth.sessions_ended` | counter | ended by CameraManager, not by a logout |
+| `cm_auth.sessions.active` | gauge | `store`: its class; only if the store can count |
 | `cm_auth.store.duration` | histogram, s | `operation`, `error.type` |
 | `cm_auth.cameramanager.duration` | histogram, s | `operation`, `error.type` |
 
 The operations at CameraManager are `exchange`, `refresh`, `user`, `revoke`, and `api`: a call of
-the ready client until its headers are there, with `http.request.method` and
+the ready client until the response headers have arrived, with `http.request.method` and
 `http.response.status_code`.
 
 Each call to CameraManager is a span of kind client, `cm_auth <operation>`. No attribute holds a
@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, cast
@@ -38,7 +38,6 @@ from .sessions.encryption import count_sessions
 from .stores import CountsRecords, HasBlockingTwin
 
 if TYPE_CHECKING:
-    from .engine import AuthEngine
     from .stores import SessionStore
 
 _SCOPE = "cm_auth_middleware"
@@ -54,7 +53,7 @@ _RESULTS = {
     "logout": ("logouts", None),
     "session_ended": ("sessions_ended", None),
 }
-# Seconds: a look into memory takes 10⁻⁶, a refresh that is retried 10.
+# Seconds: a read from memory takes 10⁻⁶, a refresh that is retried 10.
 _BUCKETS = (
     1e-6, 1e-5, 1e-4, 5e-4, 1e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
 )  # fmt: skip
@@ -62,7 +61,7 @@ _BUCKETS = (
 
 @functools.cache
 def find() -> Telemetry | None:
-    """The telemetry of this process; None without ``opentelemetry-api``."""
+    """Return the telemetry of this process; None without ``opentelemetry-api``."""
     try:
         from opentelemetry import metrics, trace
     except ImportError:
@@ -70,17 +69,21 @@ def find() -> Telemetry | None:
     return Telemetry(metrics, trace)
 
 
-_engines: weakref.WeakSet[AuthEngine] = weakref.WeakSet()
+_watched: weakref.WeakKeyDictionary[Any, SessionStore] = weakref.WeakKeyDictionary()
 
 
-def watch(engine: AuthEngine) -> None:
-    """Count the sessions in an engine's store, if it can count without an event loop."""
-    _engines.add(engine)
+def watch(owner: object, store: SessionStore) -> None:
+    """Count the sessions in a store while its owner lives, if it can count without an event loop.
+
+    Args:
+        owner: an engine. Several may share one store, and each is closed by itself.
+    """
+    _watched[owner] = store
 
 
-def unwatch(engine: AuthEngine) -> None:
-    """No longer count them."""
-    _engines.discard(engine)
+def unwatch(owner: object) -> None:
+    """Stop counting the sessions in the store of this owner."""
+    _watched.pop(owner, None)
 
 
 class Telemetry:
@@ -118,25 +121,19 @@ class Telemetry:
             unit="{session}",
             description="Sessions in the store",
         )
-        self.is_read = False  # whether an SDK reads what is recorded
-        self.look()
+        self._active = False
         events.observers.append(self._count)
 
-    def look(self) -> None:
-        """See whether the application has set up an SDK by now, for metrics or for spans."""
-        self._looked_at = perf_counter()
-        self.is_read = not _drops_all(self._metrics.get_meter_provider())
-        self._is_traced = not _drops_all(self._trace.get_tracer_provider())
-
     @property
-    def times_calls(self) -> bool:
-        """Whether calls of the ready clients are timed: once an SDK is there, or a second later."""
-        if not (self.is_read or self._is_traced) and perf_counter() > self._looked_at + 1:
-            self.look()
-        return self.is_read or self._is_traced
+    def active(self) -> bool:
+        """True if the application has set up an SDK by now, for metrics or for spans."""
+        if not self._active:
+            providers = self._metrics.get_meter_provider(), self._trace.get_tracer_provider()
+            self._active = not all(map(_drops_all, providers))
+        return self._active
 
     def stored(self, operation: str, start: float, error: BaseException | None = None) -> None:
-        """Note a call of the store that began at `start`."""
+        """Record a call of the store that began at `start`."""
         attributes = {"operation": operation}
         if error is not None:
             attributes["error.type"] = type(error).__name__
@@ -144,14 +141,17 @@ class Telemetry:
 
     @contextmanager
     def call(self, operation: str, host: str) -> Iterator[dict[str, Any]]:
-        """Time a call to CameraManager, as a span too; what is put into the dict goes along."""
+        """Record the time of a call to CameraManager, and a span of it.
+
+        The caller may add attributes to the dictionary that it gets.
+        """
         attributes: dict[str, Any] = {"operation": operation}
         start = perf_counter()
         span = self._tracer.start_as_current_span(
             f"cm_auth {operation}",
             kind=self._trace.SpanKind.CLIENT,
             attributes={"server.address": printable(host)},
-            record_exception=False,  # its text and chain are not ours to publish
+            record_exception=False,  # its text and chain may quote what the server said
             set_status_on_exception=False,
         )
         with span as current:
@@ -172,7 +172,7 @@ class Telemetry:
 
     def _count_sessions(self, _: Any) -> Iterable[Any]:
         totals: dict[str, int] = {}
-        stores = {id(engine.store): engine.store for engine in list(_engines)}
+        stores = {id(store): store for store in list(_watched.values())}
         for store in stores.values():
             if not isinstance(store, CountsRecords) or not isinstance(store, HasBlockingTwin):
                 continue
@@ -181,68 +181,51 @@ class Telemetry:
                 blocking = cast("CountsRecords", store.blocking())
                 totals[name] = totals.get(name, 0) + run_sync(count_sessions(blocking))
             except StoreError:
-                continue  # no number is better than a wrong one
+                continue  # report no number instead of a wrong one
         return [self._metrics.Observation(total, {"store": name}) for name, total in totals.items()]
 
 
 def _drops_all(provider: Any) -> bool:
-    """Whether a provider is the API's own, which keeps nothing."""
+    """True if a provider is that of the API without an SDK, which keeps nothing."""
     return type(provider).__module__.startswith(("opentelemetry.metrics", "opentelemetry.trace"))
 
 
+_TIMED = frozenset({"get", "put", "replace", "delete", "acquire", "release"})
+
+
 class TimedStore:
-    """A store whose calls are timed; everything else is the store's own."""
+    """A store whose calls are timed once an SDK is there; everything else is the store's own."""
 
     def __init__(self, store: SessionStore, telemetry: Telemetry) -> None:
         self._store = store
         self._telemetry = telemetry
-        self._choose()
-
-    def _choose(self) -> None:
-        # The one call that every request makes costs nothing more while nobody reads its time.
-        self.get = self._timed_get if self._telemetry.is_read else self._store.get
-
-    async def _timed_get(self, key: str) -> bytes | None:
-        return await self._timed("get", key)  # type: ignore[no-any-return]
-
-    async def put(self, key: str, value: bytes, ttl: float) -> None:
-        """Set the value."""
-        self._telemetry.look()
-        self._choose()
-        await self._timed("put", key, value, ttl)
-
-    async def replace(self, key: str, old: bytes, new: bytes, ttl: float) -> bool:
-        """Set `new` if the value is `old`."""
-        return await self._timed("replace", key, old, new, ttl)  # type: ignore[no-any-return]
-
-    async def delete(self, key: str) -> bytes | None:
-        """Remove the value and return it."""
-        return await self._timed("delete", key)  # type: ignore[no-any-return]
-
-    async def acquire(self, key: str, owner: str, ttl: float) -> bool:
-        """Take or extend a lease."""
-        return await self._timed("acquire", key, owner, ttl)  # type: ignore[no-any-return]
-
-    async def release(self, key: str, owner: str) -> None:
-        """Give a lease back."""
-        await self._timed("release", key, owner)
-
-    async def _timed(self, operation: str, *arguments: Any) -> Any:
-        start = perf_counter()
-        try:
-            result = await getattr(self._store, operation)(*arguments)
-        except BaseException as error:
-            self._telemetry.stored(operation, start, error)
-            raise
-        self._telemetry.stored(operation, start)
-        return result
+        # Every request makes this call, and by __getattr__ it would take 2 µs more.
+        self.get = self._timed("get") if telemetry.active else store.get
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._store, name)
+        if name not in _TIMED or not self._telemetry.active:
+            return getattr(self._store, name)
+        self.get = self._timed("get")
+        return self._timed(name)
+
+    def _timed(self, operation: str) -> Callable[..., Any]:
+        method = getattr(self._store, operation)
+
+        async def call(*arguments: Any) -> Any:
+            start = perf_counter()
+            try:
+                result = await method(*arguments)
+            except BaseException as error:
+                self._telemetry.stored(operation, start, error)
+                raise
+            self._telemetry.stored(operation, start)
+            return result
+
+        return call
 
 
 class TimedTransport(httpx2.AsyncBaseTransport, httpx2.BaseTransport):
-    """The transport of the ready clients, whose calls are timed until their headers are there."""
+    """A transport for the ready clients that times each call until the headers have arrived."""
 
     def __init__(self, transport: Any, telemetry: Telemetry) -> None:
         self._transport = transport

@@ -1,4 +1,4 @@
-"""The WSGI shell: the same flow around a WSGI app, driven without an event loop (PEP 3333)."""
+"""The WSGI side: the same gate around a WSGI app, driven without an event loop (PEP 3333)."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from typing import TYPE_CHECKING, Any, Unpack, cast
 from urllib.parse import unquote
 
 from .auth import connections
-from .client import UnusedCMClient
+from .client import LazyCMClient
 from .engine import AuthEngine
 from .errors import SessionExpiredError, UnavailableError
 from .runtime.run_sync import run_sync
-from .web.request import NO_STORE, Request, Response, must_not_be_cached
+from .web.request import Request
+from .web.response import NO_STORE, Response, must_not_be_cached
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
-    from .config import CMAuthConfig
+    from .config import CMAuthConfig, CMAuthOptions
     from .engine import Services
-    from .options import CMAuthOptions
-    from .sessions.record import Session
-    from .web.request import Headers
+    from .sessions.session import Session
+    from .web.response import Headers
 
 _UNPREFIXED = {"content-type": "CONTENT_TYPE", "content-length": "CONTENT_LENGTH"}
 
@@ -56,14 +56,14 @@ class CMAuthWSGIMiddleware:
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Handle one request."""
-        exchange = _Exchange(environ)
+        exchange = _Exchange(environ, self._services, start_response)
         outcome = run_sync(self._gate.handle(exchange))
         if isinstance(outcome, Response):
             return _send(outcome, exchange, start_response)
+        exchange.let_pass(outcome)
         environ["cm_auth.engine"] = self.engine
         environ["cm_auth.session"] = outcome
-        environ["cm_auth.client"] = outcome and UnusedCMClient(self._services, outcome)
-        exchange.begin(self._services, outcome, start_response)
+        environ["cm_auth.client"] = outcome and LazyCMClient(self._services.clients, outcome)
         try:
             body = self.app(environ, exchange.start)
         except Exception as error:
@@ -71,10 +71,10 @@ class CMAuthWSGIMiddleware:
                 return exchange.response_to(error)
             finally:
                 exchange.finish()
-        if exchange.answer is not None:
+        if exchange.response is not None:
             _close(body)
             exchange.finish()
-            return _body(exchange.answer, exchange)
+            return _body(exchange.response, exchange)
         if exchange.started and (outcome is None or isinstance(body, list | tuple)):
             exchange.finish()
             return body
@@ -116,7 +116,7 @@ class WSGIRequest(Request):
     @property
     def is_ambiguous(self) -> bool:
         # A server that was told its mount may hand on what never was below it (waitress), and so
-        # may a proxy's word (werkzeug's ProxyFix). Without the target, SCRIPT_NAME is believed.
+        # may a proxy's header (werkzeug's ProxyFix). Without the target, SCRIPT_NAME is believed.
         root, raw = self.root_path, _text(self._target.partition("?")[0])
         if not root or not raw:
             return False
@@ -140,63 +140,67 @@ class _Exchange(WSGIRequest):
     """A request, and the application's response to it on its way out."""
 
     __slots__ = (
-        "__weakref__", "_has_length", "_is_finished", "_look_at", "_services", "_start_response",
-        "answer", "ended", "session", "started",
+        "__weakref__", "_is_event_stream", "_is_finished", "_look_at", "_services",
+        "_start_response", "ended", "response", "session", "started",
     )  # fmt: skip
 
-    session: Session
+    session: Session  # None for a visitor; only an exchange with a session is watched
 
-    def begin(
-        self, services: Services, session: Session | None, start_response: StartResponse
+    def __init__(
+        self, environ: WSGIEnvironment, services: Services, start_response: StartResponse
     ) -> None:
-        """Let the application answer."""
-        self.session = session  # type: ignore[assignment]  # only one with a session is watched
-        self.started = False
-        self.ended = False  # since its session has
-        self.answer: Response | None = None  # ours, in place of the application's
+        WSGIRequest.__init__(self, environ)
         self._services = services
         self._start_response = start_response
-        self._has_length = False
+        self.session = None  # type: ignore[assignment]
+        self.started = False
+        self.ended = False  # True when its session has ended
+        self.response: Response | None = None  # this middleware's, in place of the application's
+        self._is_event_stream = False
         self._is_finished = False
+
+    def let_pass(self, session: Session | None) -> None:
+        """Let the application respond."""
+        self.session = session  # type: ignore[assignment]
         if self.is_websocket and session is not None:
-            services.connections.add(self)
+            self._services.connections.add(self)
 
     def start(self, status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
         """Start the response: the application's ``start_response``.
 
         It may be called again with an error, as long as nothing was sent (PEP 3333).
         """
-        if self.answer is None:
-            self.answer = self._before_start(status)
+        if self.response is None:
+            self.response = self._before_start(status)
         self.started = True
-        if self.answer is not None:
-            status, headers = _head(self.answer)
+        if self.response is not None:
+            status, headers = _head(self.response)
             self._start_response(status, headers, exc_info)
             return _swallow
         if self.session is not None:
             headers = _private(headers, self.set_cookies)
-            self._has_length = any(name.lower() == "content-length" for name, _ in headers)
+            self._is_event_stream = any(
+                name.lower() == "content-type" and value.startswith("text/event-stream")
+                for name, value in headers
+            )
         return self._start_response(status, headers, exc_info)
 
     def response_to(self, error: Exception) -> Iterable[bytes]:
-        """Send the answer to an error of ours; raise any other one, and any that comes late."""
-        answer = None
+        """Send the response to an error of this package; raise any other, and one that is late."""
+        response = None
         if not self.started:
-            answer = run_sync(self._services.gate.response_to(self, error))
-        if answer is None:
+            response = run_sync(self._services.gate.response_to(self, error))
+        if response is None:
             raise error
         self.started = True
-        return _send(answer, self, self._start_response)
+        return _send(response, self, self._start_response)
 
     def _before_start(self, status: str) -> Response | None:
-        session, flow, is_failure = self.session, self._services.gate, status.startswith("500")
-        if not is_failure and (
-            session is None
-            or not (session.data_was_read or self._services.sessions.is_stale(session))
-        ):
+        gate, session, is_failure = self._services.gate, self.session, status.startswith("500")
+        if not is_failure and (session is None or not gate.needs_check(session)):
             return None
-        noted = self._environ.get("cm_auth.error")
-        return run_sync(flow.before_response(self, session, is_failure, noted))
+        error = self._environ.get("cm_auth.error")
+        return run_sync(gate.before_response(self, session, is_failure, error))
 
     # -- a response that lasts ---------------------------------------------------------------
 
@@ -218,23 +222,21 @@ class _Exchange(WSGIRequest):
             return False
         if not self.ended and time.monotonic() >= self._look_at:
             self._look_at = time.monotonic() + connections.LOOK_EVERY
-            with suppress(UnavailableError):  # which ends nothing
+            with suppress(UnavailableError):  # a store that fails ends no session
                 self.ended = not run_sync(self._services.gate.is_alive(self.session))
-            if self.ended:
-                self.break_off()
         return self.ended
 
     def break_off(self) -> None:
-        """End a response that has begun, because the session has ended."""
-        self.ended = self.session.ended = True
-        if self._has_length:
-            self._cut()  # the client would wait for the rest
+        """End a response that has begun, because its session has ended."""
+        self.session.ended = True
+        if not self._is_event_stream:
+            self._cut()  # or half of a recording would look whole, or be waited for
 
     async def end(self) -> None:
         """End a response whose session has ended: see `connections`.
 
-        One that sends ends at its next part. One that still has not when this is called again is
-        cut, where the server tells its socket, and so is a WebSocket.
+        A response that still sends ends at its next part. One that has not ended when this is
+        called again is cut off, where the server tells its socket, and so is a WebSocket.
         """
         was_ended, self.ended = self.ended, True
         if was_ended or self.is_websocket:
@@ -248,7 +250,7 @@ class _Exchange(WSGIRequest):
                 connection.shutdown(socket.SHUT_RDWR)
 
     def finish(self) -> None:
-        """Save what a streamed body put into the session."""
+        """Save the changes of the session by a streamed body."""
         self._is_finished = True
         if self.session is not None:
             if self.session.data_was_read:
@@ -274,6 +276,7 @@ class _Body:
         if self._parts is None:
             return self._first()
         if self._exchange.is_over():
+            self._exchange.break_off()
             raise StopIteration
         try:
             return next(self._parts)
@@ -288,14 +291,14 @@ class _Body:
             self._parts = iter(self._body)
             part = next(self._parts)
         except StopIteration:
-            # PEP 3333 has the response started by then, and it may have been answered by us.
+            # PEP 3333 has the response started by then, perhaps by one of this middleware.
             part = b""
         except Exception as error:
             self._parts = iter(self._exchange.response_to(error))
             return next(self._parts)
-        if self._exchange.answer is not None:
+        if self._exchange.response is not None:
             self._parts = iter(())
-            return b"".join(_body(self._exchange.answer, self._exchange))
+            return b"".join(_body(self._exchange.response, self._exchange))
         return part
 
     def close(self) -> None:
@@ -306,8 +309,8 @@ class _Body:
             self._exchange.finish()
 
 
-def _private(headers: Headers, ours: Headers) -> Headers:
-    """Say that a response is one user's own, and add our headers.
+def _private(headers: Headers, added: Headers) -> Headers:
+    """Mark a response as private to one user, and add the headers of this middleware.
 
     The list is a new one: an application may use its own for every response, and other users.
     """
@@ -317,31 +320,31 @@ def _private(headers: Headers, ours: Headers) -> Headers:
         name = header[0].lower()
         kind = cached if name == "cache-control" else varied if name == "vary" else result
         kind.append(header)
-    if must_not_be_cached([value for _, value in cached], ours):
+    if must_not_be_cached([value for _, value in cached], added):
         cached = [NO_STORE]
     vary = ", ".join(value for _, value in varied) if varied else ""
     if "cookie" not in vary.lower():
         varied = [("Vary", f"{vary}, Cookie" if vary else "Cookie")]
-    return result + cached + varied + ours
+    return result + cached + varied + added
 
 
-def _send(answer: Response, request: Request, start_response: StartResponse) -> Iterable[bytes]:
-    status, headers = _head(answer)
+def _send(response: Response, request: Request, start_response: StartResponse) -> Iterable[bytes]:
+    status, headers = _head(response)
     start_response(status, headers)
-    return _body(answer, request)
+    return _body(response, request)
 
 
-def _body(answer: Response, request: Request) -> Iterable[bytes]:
-    return [b"" if request.method == "HEAD" else answer.body]
+def _body(response: Response, request: Request) -> Iterable[bytes]:
+    return [b"" if request.method == "HEAD" else response.body]
 
 
-def _head(answer: Response) -> tuple[str, list[tuple[str, str]]]:
-    status = f"{answer.status} {HTTPStatus(answer.status).phrase}"
-    return status, [*answer.headers, ("Content-Length", str(len(answer.body)))]
+def _head(response: Response) -> tuple[str, list[tuple[str, str]]]:
+    status = f"{response.status} {HTTPStatus(response.status).phrase}"
+    return status, [*response.headers, ("Content-Length", str(len(response.body)))]
 
 
 def _swallow(data: bytes) -> None:
-    """Take what the application writes after an answer of ours took its place."""
+    """Ignore what the application writes after another response took the place of its own."""
 
 
 def _close(body: Iterable[bytes]) -> None:
@@ -355,5 +358,5 @@ def _text(value: str) -> str:
         return value
     try:
         return value.encode("latin-1").decode("utf-8", "replace")
-    except UnicodeEncodeError:  # somebody decoded it already, as Bottle's mount does
+    except UnicodeEncodeError:  # it was decoded before, as Bottle's mount does
         return value

@@ -13,7 +13,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +161,73 @@ def serving(server: socketserver.BaseServer) -> Iterator[None]:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+class Forwarder:
+    """One address for one of several servers, as a DNS name or a Kubernetes Service is.
+
+    Connections that are open stay with the server that they were made to.
+
+    Args:
+        port: of the server to begin with; set `port` to lead new connections elsewhere.
+
+    Attributes:
+        answered: what becomes of bytes that a server sends.
+        connections: so many were made.
+    """
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+        self.answered: Callable[[bytes], bytes] = bytes
+        self.connections = 0
+        self._open: set[socket.socket] = set()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.listens_at: int = self._listener.getsockname()[1]
+        self.url = f"redis://127.0.0.1:{self.listens_at}/0"
+
+    def __enter__(self) -> Forwarder:
+        threading.Thread(target=self._accept, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._listener.close()
+        for connection in list(self._open):
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
+    @property
+    def open_connections(self) -> int:
+        """How many clients are connected now."""
+        return len(self._open)
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                self.connections += 1
+                self._open.add(client)
+                threading.Thread(target=self._serve, args=[client], daemon=True).start()
+
+    def _serve(self, client: socket.socket) -> None:
+        with contextlib.suppress(OSError), client, socket.socket() as server:
+            server.connect(("127.0.0.1", self.port))
+            answers = [server, client, lambda data: self.answered(data)]
+            back = threading.Thread(target=self._pump, args=answers, daemon=True)
+            back.start()
+            self._pump(client, server, bytes)
+            back.join()
+        self._open.discard(client)
+
+    @staticmethod
+    def _pump(
+        source: socket.socket, target: socket.socket, passed: Callable[[bytes], bytes]
+    ) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                target.sendall(passed(data))
+        for end in (source, target):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
 
 
 class WSGIServer:

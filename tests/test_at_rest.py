@@ -15,7 +15,7 @@ from pathlib import Path
 import anyio
 import pytest
 
-from cm_auth_middleware.sessions.cookie import Ticket, TicketCookie
+from cm_auth_middleware.sessions.cookie import Ticket, TicketSigner
 from cm_auth_middleware.sessions.encryption import Sealer
 from cm_auth_middleware.testing import Settings, SimulatedUser
 
@@ -43,7 +43,7 @@ class Heist:
 
     @property
     def tickets(self) -> list[Ticket]:
-        found = [TicketCookie((SECRET_KEY,)).load(cookie) for cookie in self.cookies]
+        found = [TicketSigner((SECRET_KEY,)).load(cookie) for cookie in self.cookies]
         return [ticket for ticket, _ in filter(None, found)]
 
     @property

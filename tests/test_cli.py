@@ -167,7 +167,7 @@ def test_a_misspelt_option_is_noticed(run: Run, monkeypatch: pytest.MonkeyPatch)
     result = run("check")
     assert result.exit_code == 1
     assert "did you mean CM_AUTH_REDIRECT_URI?" in result.output
-    assert "CM_AUTH_ALLOW is no option that the environment can hold" in result.output
+    assert "CM_AUTH_ALLOW is not an option that can be set in the environment" in result.output
 
 
 def test_http_outside_loopback_is_a_warning(run: Run) -> None:

@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from cm_auth_middleware.sessions.record import Session
+from cm_auth_middleware.sessions.session import Session
 
 from .apps import make_app
 from .support import CM, World

@@ -147,7 +147,27 @@ def test_an_engine_is_shared_and_takes_no_other_options() -> None:
 
 
 def test_the_options_for_type_checkers_are_those_of_the_configuration() -> None:
-    assert CMAuthOptions.__annotations__.keys() == CMAuthConfig.__annotations__.keys()
-    assert {
+    becomes = CMAuthConfig.__annotations__
+    given = {
         name: str(kind.__forward_arg__) for name, kind in CMAuthOptions.__annotations__.items()
-    } == CMAuthConfig.__annotations__
+    }
+    assert list(given) == list(becomes)
+    converted = {name for name, kind in given.items() if becomes[name] != kind}
+    assert converted == {
+        "secret_key", "exempt", "allowed_hosts", "allow_emails", "allow_accounts",
+        "idle_timeout", "absolute_timeout", "refresh_leeway", "timeout", "revalidate",
+    }  # fmt: skip
+    config = CMAuthConfig(
+        client_id="id", client_secret="secret", secret_key=SECRET_KEY, exempt=["/health"],
+        allowed_hosts=["app.example"], allow_emails="*@example.com", allow_accounts=[7],
+        idle_timeout=timedelta(hours=1), absolute_timeout=timedelta(days=1),
+        refresh_leeway=timedelta(0), timeout=timedelta(seconds=5), revalidate=timedelta(minutes=1),
+    )  # fmt: skip
+    kinds = {name: type(getattr(config, name)) for name in converted}
+    assert kinds == {name: tuple if "tuple" in becomes[name] else float for name in converted}
+
+
+def test_a_store_url_is_judged_with_the_other_options() -> None:
+    for store in ("sqlite://", "memory://here", "redis-x://host", "redis:host"):
+        with pytest.raises(ConfigError, match=r"^store "):
+            CMAuthConfig(**GOOD, store=store)

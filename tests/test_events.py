@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from .support import CM, World
 
 pytestmark = pytest.mark.anyio
 
+DOCS = Path(__file__).parents[1] / "docs"
 SOURCES = list(Path(cm_auth_middleware.__file__).parent.rglob("*.py"))
 
 
@@ -34,19 +36,21 @@ def logged(caplog: pytest.LogCaptureFixture):
 
 
 def test_every_event_is_documented_and_used() -> None:
-    documented = dict(re.findall(r"^\| `(\w+)` \| (\w+)", events.__doc__ or "", re.MULTILINE))
-    assert documented == {name: logging.getLevelName(n) for name, n in events.LEVELS.items()}
+    hook = runpy.run_path(str(DOCS / "_hooks" / "events.py"))
+    page = hook["on_page_markdown"]((DOCS / "signals.md").read_text())
+    documented = dict(re.findall(r"^\| `(\w+)` \| ([A-Z]+) \| .+ \|$", page, re.MULTILINE))
+    levels = {name: logging.getLevelName(event.level) for name, event in events.EVENTS.items()}
+    assert documented == levels
     code = "\n".join(path.read_text() for path in SOURCES)
     used = set(re.findall(r'\blog\(\s*"(\w+)"', code))
-    assert used == set(events.LEVELS)
+    assert used == set(events.EVENTS)
 
 
 def test_every_field_is_documented() -> None:
     code = "\n".join(path.read_text() for path in SOURCES if path.name != "events.py")
-    lines = dict(re.findall(r"^\| `(\w+)` \| \w+ \| (.*) \|$", events.__doc__ or "", re.M))
     for name, arguments in re.findall(r'\blog\(\s*"(\w+)"(.*)\)', code):
         for field in set(re.findall(r"(\w+)=", arguments)) - {"exc_info"}:
-            assert f"`{field}`" in lines[name], (name, field)
+            assert f"`{field}`" in events.EVENTS[name].description, (name, field)
 
 
 async def test_a_life_of_a_session_is_a_row_of_events(world: World, logged) -> None:

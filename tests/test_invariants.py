@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from cm_auth_middleware import MemoryStore
-from cm_auth_middleware.runtime.event_loops import run_sync
+from cm_auth_middleware.runtime.run_sync import run_sync
 from cm_auth_middleware.testing import RecordedRequest
 
 from .counting import CountingStore
@@ -137,7 +137,7 @@ class Site(RuleBasedStateMachine):
         side = (
             world.engine.async_services if world.shell == "asgi" else world.engine.thread_services
         )
-        side.ports.sleep = sleep
+        side.runtime.sleep = sleep
 
     def teardown(self) -> None:
         """Whoever is out stays out."""
@@ -178,9 +178,9 @@ class Site(RuleBasedStateMachine):
             result = await coroutine
             for world in self.worlds:
                 if world.shell == "asgi":
-                    await world.engine.async_services.ports.close()
+                    await world.engine.async_services.runtime.close()
                 else:
-                    close = world.engine.thread_services.ports.close
+                    close = world.engine.thread_services.runtime.close
                     await anyio.to_thread.run_sync(lambda close=close: run_sync(close()))
             return result
 
@@ -310,8 +310,13 @@ class Site(RuleBasedStateMachine):
                 lines = answer.headers.get_list("set-cookie")
                 return next(line for line in lines if line.startswith("cm_auth=")).split(";")[0]
 
+        is_there = previous is not None and previous.alive and not self.perhaps_over(previous)
         cookie = self.run(walk()).partition("=")[2]
         account, now = self.accounts[email], self.clock.now
+        if previous is not None and previous.email != email and previous.alive is not False:
+            # Another user ends the session of the first as a logout does.
+            first = self.accounts[previous.email]
+            first.end(previous.grant, usable=False if is_there else None)
         if account.grants[-1].usable is not True:
             account.born, account.kills = now, 0
             account.grants.append(Grant(usable=True))

@@ -128,7 +128,8 @@ class TestASGI(OnlyASGI):
             if scope["path"] != "/lasting":
                 await PlainTextResponse("x")(scope, receive, send)
                 return
-            await send({"type": "http.response.start", "status": 200, "headers": []})
+            headers = [(b"content-type", b"text/event-stream")]
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
             body = {"type": "http.response.body", "body": b"tick", "more_body": True}
             await send(body)
             try:
@@ -158,6 +159,33 @@ class TestASGI(OnlyASGI):
             assert isinstance(learnt[0], OSError)
         if kind == "waits for the browser":
             assert learnt == [{"type": "http.disconnect"}]
+
+    @pytest.mark.parametrize("kind", ["sends", "waits"])
+    async def test_half_of_a_recording_does_not_look_whole(self, make_world, kind: str) -> None:
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            if scope["path"] != "/lasting":
+                await PlainTextResponse("x")(scope, receive, send)
+                return
+            headers = [(b"content-type", b"video/mp4")]
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            body = {"type": "http.response.body", "body": b"half", "more_body": True}
+            await send(body)
+            while kind == "sends":
+                await send(body)
+            await anyio.sleep_forever()
+
+        world, cookie = await logged_in(make_world, app)
+        connection = Connection(world, cookie)
+        with anyio.fail_after(20):
+            async with anyio.create_task_group() as group:
+                group.start_soon(connection.run)
+                await connection.said("http.response.body")
+                await end_session(world, cookie, "logout")
+                if kind == "waits":  # at last it is ended for a handler that never acts
+                    await until(lambda: not connection.parts[-1].get("more_body"))
+                    group.cancel_scope.cancel()
+        # A handler that learnt it has returned: the server breaks off what is not complete.
+        assert connection.parts[-1]["more_body"] is (kind == "sends")
 
     @pytest.mark.parametrize("kind", ["sends", "receives", "waits"])
     async def test_a_websocket_ends_with_its_session(self, make_world, kind: str, end: str) -> None:

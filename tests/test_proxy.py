@@ -378,8 +378,8 @@ class FakeRequest:
     def __init__(self, method: str, path: str, query: str = "") -> None:
         self.method, self.path, self.query = method, path, query
 
-    def comes_from_elsewhere(self, _: str) -> bool:
-        return False
+    def is_cross_site(self, _: str, *, including_reads: bool) -> bool:
+        return not including_reads
 
 
 TRICKS = [

@@ -14,7 +14,7 @@ import httpx2
 import pytest
 
 from cm_auth_middleware import MemoryStore, Session, UnavailableError
-from cm_auth_middleware.sessions.cookie import TicketCookie
+from cm_auth_middleware.sessions.cookie import TicketSigner
 from cm_auth_middleware.testing import Settings
 from cm_auth_middleware.tokens import refresh
 from cm_auth_middleware.tokens.circuit_breaker import CircuitBreaker
@@ -145,14 +145,14 @@ async def test_a_refusal_does_not_count_when_the_session_itself_has_newer_tokens
     async with anyio.create_task_group() as group:
         group.start_soon(ask, browser, statuses, "/")
         await anyio.sleep(0.1)
-        vault = two.engine.async_services.sessions
-        ticket = TicketCookie((SECRET_KEY,)).load(browser.named("cm_auth")[0])
+        sessions = two.engine.async_services.sessions
+        ticket = TicketSigner((SECRET_KEY,)).load(browser.named("cm_auth")[0])
         assert ticket is not None
-        session = await vault.peek(ticket[0].record_id, ticket[0].cookie_key)
+        session = await sessions.load_record(ticket[0].record_id, ticket[0].cookie_key)
         assert session is not None
         until = one.clock.now + LIFETIME
         tokens = replace(session.record.tokens, access_token="x:1", expires_at=until)
-        await vault.update(session, lambda record: record.with_tokens(tokens))
+        await sessions.update(session, lambda record: record.with_tokens(tokens))
     assert statuses == [200]
 
 

@@ -73,7 +73,7 @@ def cm() -> Iterator[SimulatorServer]:
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if ten connections were very many; to be named before `site`."""
-    monkeypatch.setattr(transports, "_LIMITS", httpx2.Limits(max_connections=10))
+    monkeypatch.setattr(transports, "LIMITS", httpx2.Limits(max_connections=10))
 
 
 @pytest.fixture

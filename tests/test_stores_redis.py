@@ -7,6 +7,7 @@ import contextlib
 import datetime
 import ipaddress
 import logging
+import os
 import re
 import socket
 import threading
@@ -25,10 +26,10 @@ from cryptography.x509.oid import NameOID
 from redis.asyncio.connection import AbstractConnection
 
 from cm_auth_middleware import ConfigError, SessionStore, StoreError
-from cm_auth_middleware.stores import RedisStore, open_store
+from cm_auth_middleware.stores import RedisStore, open_store, redis_clients
 from cm_auth_middleware.testing import StoreConformance
 
-from .servers import RedisServer, free_port, redis_server
+from .servers import Forwarder, RedisServer, free_port, redis_server
 from .test_stores_sqlite import INCREMENTS, finish, run, start
 
 pytestmark = pytest.mark.slow
@@ -208,13 +209,13 @@ def certificate(directory: Path) -> None:
 
 @pytest.fixture(scope="module")
 def sentinel(tmp_path_factory: pytest.TempPathFactory, shared: RedisServer) -> Iterator[str]:
-    with watched(tmp_path_factory.mktemp("sentinel"), shared) as url:
+    with watching(tmp_path_factory.mktemp("sentinel"), shared) as (_, url):
         yield f"redis+sentinel://127.0.0.1:1,{url}/mymaster?db=2"  # the first does not answer
 
 
 @contextlib.contextmanager
-def watched(directory: Path, primary: RedisServer) -> Iterator[str]:
-    """Run a sentinel that watches `primary`; yield its address."""
+def watching(directory: Path, primary: RedisServer) -> Iterator[tuple[RedisServer, str]]:
+    """Run a sentinel that watches `primary`; yield it and its address."""
     file = directory / "sentinel.conf"
     file.write_text(
         f"sentinel monitor mymaster 127.0.0.1 {primary.port} 1\n"
@@ -222,7 +223,7 @@ def watched(directory: Path, primary: RedisServer) -> Iterator[str]:
         "sentinel failover-timeout mymaster 2000\n"
     )
     with redis_server(sentinel=file) as server:
-        yield f"127.0.0.1:{server.port}"
+        yield server, f"127.0.0.1:{server.port}"
 
 
 @pytest.fixture(scope="module")
@@ -839,7 +840,7 @@ def test_after_a_failover_the_new_primary_is_used(
         replica = stack.enter_context(redis_server())
         replica.command("REPLICAOF", "127.0.0.1", str(server.port))
         until(lambda: b"master_link_status:up" in replica.command("INFO", "replication"))
-        address = stack.enter_context(watched(tmp_path, server))  # it has to find the replica
+        _, address = stack.enter_context(watching(tmp_path, server))  # it has to find the replica
 
         async def check(store: SessionStore) -> None:
             await store.put("k", b"v", 60)
@@ -858,6 +859,451 @@ def test_after_a_failover_the_new_primary_is_used(
             assert await store.get("k") == b"w"
 
         side(check, f"redis+sentinel://{address}/mymaster")
+
+
+# Another primary, while connections to the old one stay open
+
+
+@contextlib.contextmanager
+def pair() -> Iterator[tuple[RedisServer, RedisServer]]:
+    """A primary and its replica."""
+    at_once = ("--repl-diskless-sync-delay", "0")
+    with redis_server(*at_once) as primary, redis_server(*at_once) as replica:
+        replica.command("REPLICAOF", "127.0.0.1", str(primary.port))
+        until(lambda: b"master_link_status:up" in replica.command("INFO", "replication"))
+        yield primary, replica
+
+
+def exchange(old: RedisServer, new: RedisServer) -> None:
+    """Make the replica the primary, with all that it has, and the primary its replica."""
+    offset = old.command("INFO", "replication").split(b"master_repl_offset:")[1].split()[0]
+    until(lambda: b"slave_repl_offset:" + offset in new.command("INFO", "replication"))
+    new.command("REPLICAOF", "NO", "ONE")
+    old.command("REPLICAOF", "127.0.0.1", str(new.port))
+
+
+def clients_of(server: RedisServer) -> int:
+    """How many are connected, beside this question and replicas."""
+    return server.command("CLIENT", "LIST", "TYPE", "normal").count(b"id=") - 1
+
+
+WRITES: dict[str, tuple[Callable[[SessionStore], Coroutine[Any, Any, Any]], Any]] = {
+    "put": (lambda store: store.put("k", b"w", 60), None),
+    "replace": (lambda store: store.replace("k", b"v", b"w", 60), True),
+    "delete": (lambda store: store.delete("k"), b"v"),
+    "acquire": (lambda store: store.acquire("k", "one", 60), True),
+    "release": (lambda store: store.release("k", "one"), None),
+    "ping": (lambda store: store.ping(), None),
+}
+
+
+@pytest.mark.parametrize("method", WRITES)
+def test_after_a_failover_behind_one_name_the_first_call_finds_the_new_primary(
+    side: Callable[..., None], method: str
+) -> None:
+    call, answer = WRITES[method]
+    with pair() as (old, new), Forwarder(old.port) as name:
+
+        async def check(store: SessionStore) -> None:
+            await store.put("k", b"v", 60)
+            if method == "release":  # which would write nothing
+                await store.acquire("k", "one", 60)
+            exchange(old, new)
+            name.port = new.port
+            assert await call(store) == answer
+            until(lambda: clients_of(old) == 0)
+            assert clients_of(new) == 1
+
+        side(check, name.url)
+
+
+@pytest.mark.parametrize("kind", ["socket", "sentinel", "cluster"])
+def test_the_new_primary_is_found_however_it_is_named(
+    side: Callable[..., None], kind: str, tmp_path: Path
+) -> None:
+    with contextlib.ExitStack() as stack:
+        if kind == "cluster":
+            # No node of a cluster takes REPLICAOF: this one lacks replicas, and others answer
+            # where it was.
+            name = stack.enter_context(Forwarder(1))
+            options = ["--cluster-enabled", "yes", "--cluster-announce-port", str(name.listens_at)]
+            old, new = (
+                stack.enter_context(redis_server(*options, "--cluster-port", str(free_port())))
+                for _ in range(2)
+            )
+            for node in (old, new):
+                node.command("CLUSTER", "ADDSLOTSRANGE", "0", "16383")
+                until(lambda node=node: b"cluster_state:ok" in node.command("CLUSTER", "INFO"))
+            name.port = old.port
+            url = name.url.replace("redis://", "redis+cluster://").removesuffix("/0")
+        else:
+            old, new = stack.enter_context(pair())
+        if kind == "socket":
+            link = old.directory / "link"
+            link.symlink_to(old.socket)
+            url = f"unix://{link}"
+        if kind == "sentinel":
+            sentinel, address = stack.enter_context(watching(tmp_path, old))
+            url = f"redis+sentinel://{address}/mymaster"
+
+        def fail_over() -> None:
+            if kind == "cluster":
+                old.command("CONFIG", "SET", "min-replicas-to-write", "1")
+                name.port = new.port
+                return
+            exchange(old, new)
+            if kind == "socket":
+                link.unlink()
+                link.symlink_to(new.socket)
+            else:
+                sentinel.command("SENTINEL", "REMOVE", "mymaster")
+                sentinel.command("SENTINEL", "MONITOR", "mymaster", "127.0.0.1", str(new.port), "1")
+
+        async def check(store: SessionStore) -> None:
+            await store.put("k", b"v", 60)
+            fail_over()
+            assert await store.delete("k") == (None if kind == "cluster" else b"v")
+            await store.put("k", b"w", 60)
+            assert await store.get("k") == b"w"
+            assert b"k" in new.command("KEYS", "*k")
+
+        side(check, url)
+
+
+def loading(server: RedisServer) -> Callable[[], None]:
+    server.command("SAVE")
+    server.stop()
+    # Options for Redis's own tests: 50 ms for each key, and an ear for clients in between.
+    slow = ["--key-load-delay", "50000", "--loading-process-events-interval-bytes", "1024"]
+    server.options += slow
+    server.start(loaded=False)
+    until(lambda: is_loading(server))
+
+    def end() -> None:
+        server.stop()
+        del server.options[-4:]
+        server.start()
+
+    return end
+
+
+def is_loading(server: RedisServer) -> bool:
+    with contextlib.suppress(OSError):
+        return server.command("PING").startswith(b"-LOADING")
+    return False
+
+
+def lost(server: RedisServer) -> Callable[[], None]:
+    server.command("CONFIG", "SET", "replica-serve-stale-data", "no")
+    server.command("REPLICAOF", "127.0.0.1", "1")
+    return lambda: server.command("REPLICAOF", "NO", "ONE") and None
+
+
+def lonely(server: RedisServer) -> Callable[[], None]:
+    server.command("CONFIG", "SET", "min-replicas-to-write", "1")
+    return lambda: server.command("CONFIG", "SET", "min-replicas-to-write", "0") and None
+
+
+REFUSALS = {
+    "LOADING": (loading, "loading"),
+    "MASTERDOWN": (lost, "is a replica"),
+    "NOREPLICAS": (lonely, "fewer replicas than its min-replicas-to-write"),
+}
+
+
+@pytest.mark.parametrize("code", REFUSALS)
+def test_a_server_that_takes_no_writes_is_an_error_until_it_does_or_another_is_there(
+    side: Callable[..., None], code: str
+) -> None:
+    make_ill, sentence = REFUSALS[code]
+    with redis_server() as server, redis_server() as other, Forwarder(server.port) as name:
+        value = os.urandom(1000)  # which Redis cannot store as less
+
+        async def check(store: SessionStore) -> None:
+            for number in range(200):
+                await store.put(f"k{number}", value, 60)
+            make_well = make_ill(server)
+            for _ in range(2):
+                await fails(store.put("k1", b"w", 60), sentence)
+                await fails(store.replace("k1", value, b"w", 60), sentence)
+                await fails(store.delete("k1"), sentence)
+            if code != "NOREPLICAS":
+                await fails(store.get("k1"), sentence)
+            make_well()
+            assert await store.delete("k1") == value
+
+            make_ill(server)
+            await fails(store.put("k", b"w", 60), sentence)
+            name.port = other.port
+            until_written = time.monotonic() + 3
+            while True:  # a new client is made twice a second at most
+                try:
+                    await store.put("k", b"w", 60)
+                except StoreError:
+                    assert time.monotonic() < until_written
+                    await elapse(0.05)
+                else:
+                    break
+            assert b"k" in other.command("KEYS", "*k")
+
+        side(check, name.url)
+
+
+def test_a_refusal_in_the_words_of_redis_6_is_one(side: Callable[..., None]) -> None:
+    """It puts what a script's command was answered into a sentence."""
+
+    def as_of_6(answer: bytes) -> bytes:
+        if not answer.startswith(b"-READONLY"):
+            return answer
+        return (
+            b"-ERR Error running script (call to f_9b5e0f): @user_script:3: @user_script: 3: "
+            b"-READONLY You can't write against a read only replica. \r\n"
+        )
+
+    with pair() as (old, new), Forwarder(old.port) as name:
+        name.answered = as_of_6
+
+        async def check(store: SessionStore) -> None:
+            await store.put("k", b"v", 60)
+            exchange(old, new)
+            await fails(store.delete("k"), "is a replica")  # the name leads there still
+            name.port = new.port
+            await elapse(redis_clients._RENEW_EVERY)
+            assert await store.delete("k") == b"v"
+
+        side(check, name.url)
+
+
+@pytest.mark.parametrize("threads", [False, True])
+def test_a_call_under_way_keeps_its_connection_when_another_finds_a_new_primary(
+    threads: bool,
+) -> None:
+    asked, answer_now = threading.Event(), threading.Event()
+
+    def held(answer: bytes) -> bytes:
+        if b"held" in answer:
+            asked.set()
+            assert answer_now.wait(20)
+        return answer
+
+    with pair() as (old, new), Forwarder(old.port) as name:
+        store = RedisStore(name.url).blocking() if threads else RedisStore(name.url)
+        answers: list[Any] = []
+
+        async def ask() -> None:
+            answers.append(await store.delete("k"))  # which is not repeated
+
+        async def begin() -> None:
+            await store.put("k", b"held", 60)
+            name.answered = held
+
+        async def fail_over() -> None:
+            await store.put("other", b"v", 60)  # by another connection to the old one
+            exchange(old, new)
+            name.port = new.port
+            await store.put("other", b"w", 60)
+            assert answers == []
+            await elapse(0.1)
+            assert clients_of(old) > 0, "the one in use"
+            answer_now.set()
+
+        async def all_on_a_loop() -> None:
+            await begin()
+            async with anyio.create_task_group() as group:
+                group.start_soon(ask)
+                await anyio.to_thread.run_sync(asked.wait, 20)
+                await fail_over()
+            await store.close()
+
+        if threads:
+            run(begin())
+            asking = threading.Thread(target=lambda: run(ask()))
+            asking.start()
+            assert asked.wait(20)
+            run(fail_over())
+            asking.join()
+            run(store.close())
+        else:
+            anyio.run(all_on_a_loop)
+        assert answers == [b"held"]
+        until(lambda: clients_of(old) == clients_of(new) == 0)
+
+
+@pytest.mark.parametrize("threads", [False, True])
+def test_who_waits_for_a_connection_meanwhile_gets_one_to_the_new_primary(threads: bool) -> None:
+    asked, answer_now = threading.Event(), threading.Event()
+
+    def held(answer: bytes) -> bytes:
+        if answer.startswith(b"-READONLY") and not asked.is_set():
+            asked.set()
+            assert answer_now.wait(20)
+        return answer
+
+    with pair() as (old, new), Forwarder(old.port) as name:
+        url = f"{name.url}?max_connections=1"
+        store = RedisStore(url).blocking() if threads else RedisStore(url)
+        name.answered = held
+
+        async def begin() -> None:
+            await store.put("k", b"v", 60)
+            exchange(old, new)
+            name.port = new.port
+
+        async def all_on_a_loop() -> None:
+            await begin()
+            async with anyio.create_task_group() as group:
+                for number in range(5):
+                    group.start_soon(store.put, f"k{number}", b"w", 60)
+                await anyio.to_thread.run_sync(asked.wait, 20)
+                await anyio.wait_all_tasks_blocked()
+                answer_now.set()
+            await store.close()
+
+        if threads:
+            run(begin())
+            crowd = [
+                threading.Thread(target=lambda key=f"k{n}": run(store.put(key, b"w", 60)))  # type: ignore[misc]
+                for n in range(5)
+            ]
+            for member in crowd:
+                member.start()
+            assert asked.wait(20)
+            answer_now.set()
+            for member in crowd:
+                member.join()
+            run(store.close())
+        else:
+            anyio.run(all_on_a_loop)
+        assert new.command("KEYS", "*k?").count(b"{cm_auth}:s:k") == 5
+        assert name.connections == 2
+        until(lambda: clients_of(old) == clients_of(new) == 0)
+
+
+@pytest.mark.parametrize("threads", [False, True])
+def test_closing_lets_calls_under_way_end(threads: bool, shared: RedisServer) -> None:
+    asked, answer_now = threading.Event(), threading.Event()
+
+    def held(answer: bytes) -> bytes:
+        if b"held" in answer:
+            asked.set()
+            assert answer_now.wait(20)
+        return answer
+
+    with Forwarder(shared.port) as name:
+        store = RedisStore(name.url).blocking() if threads else RedisStore(name.url)
+        run(RedisStore(shared.url).blocking().put("k", b"held", 60))
+        name.answered = held
+        answers: list[Any] = []
+
+        async def ask() -> None:
+            answers.append(await store.delete("k"))
+
+        async def all_on_a_loop() -> None:
+            async with anyio.create_task_group() as group:
+                group.start_soon(ask)
+                await anyio.to_thread.run_sync(asked.wait, 20)
+                await store.close()
+                answer_now.set()
+            await store.close()
+
+        if threads:
+            asking = threading.Thread(target=lambda: run(ask()))
+            asking.start()
+            assert asked.wait(20)
+            run(store.close())
+            answer_now.set()
+            asking.join()
+        else:
+            anyio.run(all_on_a_loop)
+        assert answers == [b"held"]
+        until(lambda: name.open_connections == 0)
+
+
+@pytest.mark.parametrize("threads", [False, True])
+def test_a_crowd_gets_through_a_failover_with_answers_or_store_errors(threads: bool) -> None:
+    with pair() as (old, new), Forwarder(old.port) as name:
+        store = RedisStore(name.url).blocking() if threads else RedisStore(name.url)
+        over = threading.Event()
+        strange: list[BaseException] = []
+        written: list[str] = []  # after the failover
+
+        async def write(who: str) -> None:
+            deadline = time.monotonic() + 15
+            while time.monotonic() < deadline:
+                key = f"a key of {who}"
+                was_over = over.is_set()
+                try:
+                    await store.put(key, b"v", 60)
+                    replaced = await store.replace(key, b"v", b"w", 60)
+                    value = await store.delete(key)
+                except StoreError:
+                    continue
+                except BaseException as error:
+                    strange.append(error)
+                    raise
+                if was_over:
+                    assert (replaced, value) == (True, b"w")
+                    written.append(who)
+                    return
+
+        def fail_over() -> None:
+            time.sleep(0.3)
+            new.command("REPLICAOF", "NO", "ONE")  # at once: no care is taken of what is under way
+            name.port = new.port
+            old.command("REPLICAOF", "127.0.0.1", str(new.port))
+            over.set()
+
+        crowd = [f"{number}" for number in range(24)]
+
+        async def all_on_a_loop() -> None:
+            async with anyio.create_task_group() as group:
+                for who in crowd:
+                    group.start_soon(write, who)
+            await store.close()
+
+        operator = threading.Thread(target=fail_over)
+        operator.start()
+        if threads:
+            members = [
+                threading.Thread(target=lambda who=who: run(write(who)))  # type: ignore[misc]
+                for who in crowd
+            ]
+            for member in members:
+                member.start()
+            for member in members:
+                member.join()
+            run(store.close())
+        else:
+            anyio.run(all_on_a_loop)
+        operator.join()
+        assert strange == []
+        assert sorted(written) == sorted(crowd)
+        until(lambda: clients_of(old) == clients_of(new) == 0)
+
+
+def test_a_server_that_goes_on_refusing_is_not_connected_to_at_each_request(
+    side: Callable[..., None], server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_clients, "_RENEW_EVERY", 3600)
+    with Forwarder(server.port) as name:
+
+        async def check(store: SessionStore) -> None:
+            server.command("CONFIG", "SET", "min-replicas-to-write", "1")
+            for _ in range(50):
+                await fails(store.put("k", b"v", 60), "fewer replicas")
+            assert name.connections == 2
+            server.command("CONFIG", "SET", "min-replicas-to-write", "0")
+            await store.put("k", b"v", 60)
+            assert name.connections == 2
+
+        side(check, name.url)
+
+
+def test_a_cluster_that_cannot_be_reached_is_an_error(side: Callable[..., None]) -> None:
+    async def check(store: SessionStore) -> None:
+        await all_fail(store, "cannot be reached")
+
+    side(check, "redis+cluster://127.0.0.1:1")
 
 
 # URLs

@@ -255,7 +255,7 @@ def test_a_file_system_that_forbids_writing_is_an_error_until_it_allows_it(url: 
 def test_a_full_disk_is_an_error_and_reading_goes_on(tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m,mode=700", "tmpfs", str(disk)]
     if os.geteuid() != 0 or subprocess.run(mount, check=False).returncode:
         pytest.skip("NOT TESTED: a small disk cannot be mounted here")
     store = SQLiteStore(disk / "sessions.db").blocking()

@@ -299,7 +299,7 @@ def test_an_sdk_that_is_set_up_after_the_app_is_noticed(shell: str) -> None:
         world = World(shell=shell)
         browser = await world.login()
         before = world.engine._async or world.engine._threads
-        before = before._telemetry.is_read
+        before = before._telemetry.active
         reader = InMemoryMetricReader()
         metrics.set_meter_provider(MeterProvider([reader]))
         browser = await world.login()

@@ -351,20 +351,21 @@ def test_a_store_for_event_loops_alone_is_refused_at_construction() -> None:
         World(shell="wsgi", store=Suspending())
 
 
-def test_a_fork_while_threads_use_the_client_leaves_no_lock_held() -> None:
+def test_a_fork_while_threads_hold_locks_leaves_none_held() -> None:
     code = """
 import os, threading
-from cm_auth_middleware import client
-from cm_auth_middleware.runtime import bounded_cache as memo
+from cm_auth_middleware.runtime.bounded_cache import BoundedCache
+from cm_auth_middleware.runtime.threads import ThreadRuntime
+cache, runtime = BoundedCache(), ThreadRuntime(10.0, "http://localhost")
 held, go = threading.Event(), threading.Event()
 def hold():
-    with client._Unused._lock, memo._lock:
+    with cache._lock, runtime._lock, runtime.single_flight._lock:
         held.set(); go.wait()
 threading.Thread(target=hold, daemon=True).start()
 held.wait()
 pid = os.fork()
 if pid == 0:
-    with client._Unused._lock, memo._lock:
+    with cache._lock, runtime._lock, runtime.single_flight._lock:
         os._exit(7)
 status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 go.set()

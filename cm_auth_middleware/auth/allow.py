@@ -1,23 +1,23 @@
-"""Who may come in: what the options list, and the application's own rule."""
+"""The rule that says which users may come in: lists in the options, and a function."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 from ..events import log
-from ..runtime.bounded_cache import remember
+from ..runtime.bounded_cache import BoundedCache
 
 if TYPE_CHECKING:
     from ..config import CMAuthConfig
-    from ..runtime.event_loops import Runtime
-    from ..sessions.record import Session
+    from ..runtime.base import Runtime
+    from ..sessions.session import Session
 
 
 class AllowRule:
-    """Says whether a CameraManager user may use this application.
+    """Says if a CameraManager user may use this application.
 
     The options ``allow_emails``, ``allow_accounts`` and ``allow`` all have to agree; an option that
-    is not given agrees with everybody.
+    is not given admits every user.
     """
 
     def __init__(self, config: CMAuthConfig, runtime: Runtime) -> None:
@@ -28,13 +28,13 @@ class AllowRule:
         self._domains = frozenset(item[2:] for item in listed if item.startswith("*@"))
         self._accounts = frozenset(map(str, config.allow_accounts or ()))
         self.admits_everybody = not (listed or self._accounts or self._function)
-        # What the rule said of each session's user, as that was known then (by a hash of it).
-        self._said: dict[str, tuple[int, bool]] = {}
+        # For each session, a hash of its user and what the rule said about that user.
+        self._said: BoundedCache[str, tuple[int, bool]] = BoundedCache()
 
     async def allows(self, user: dict[str, Any]) -> bool:
         """Return True if the user may come in.
 
-        Raises: what the application's ``allow`` raises.
+        Raises: any error of the application's ``allow``.
         """
         if self._addresses and not self._is_listed(user.get("email")):
             return False
@@ -47,8 +47,8 @@ class AllowRule:
     async def admits(self, session: Session) -> bool:
         """Return True if the user of a session may come in.
 
-        Another process, with another rule, may have opened the session. The rule is asked once for
-        a session and its user, and of an application that restarts with a stricter one again.
+        Another process, with another rule, may have opened the session. Each process asks its rule
+        once for a session, and again when the user has changed.
         """
         if self.admits_everybody:
             return True
@@ -59,13 +59,13 @@ class AllowRule:
                 is_allowed = await self.allows(dict(session.user))
             except Exception:
                 log("allow_failed", exc_info=True)
-                return False  # for now: an exception is no answer
-            said = remember(self._said, session.record_id, (user, is_allowed))
+                return False  # for this request only: the rule did not say no
+            said = self._said[session.record_id] = (user, is_allowed)
         return said[1]
 
     def note(self, session: Session, *, is_allowed: bool) -> None:
-        """Remember what the rule said of a session's user."""
-        remember(self._said, session.record_id, (hash(session.record.user), is_allowed))
+        """Remember the rule's decision about a session's user."""
+        self._said[session.record_id] = (hash(session.record.user), is_allowed)
 
     def _is_listed(self, email: Any) -> bool:
         if not isinstance(email, str):

@@ -1,9 +1,10 @@
 """Open connections: each ends within a minute after its session has ended.
 
-A request is short, and the middleware has just seen its session. A WebSocket, server-sent events, a
-download or a long poll may last for days. One watch per event loop, and one thread per process for
-WSGI, looks at the sessions of all that are open, however their handlers work: those that only
-send, only receive, or do neither.
+The middleware loads the session when a request begins, and most requests are over soon after. A
+WebSocket, server-sent events, a download or a long poll may last for days. So one watch for each
+event loop, and one thread for each WSGI process, looks up the sessions of all open connections
+again and again. It does not depend on what a handler does: some only send, some only receive, some
+do neither.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ from ..events import log
 from ..runtime.run_sync import running_loop
 
 if TYPE_CHECKING:
-    from ..runtime.event_loops import EventLoopRuntime, Repetition, ThreadRuntime
-    from ..sessions.record import Session
+    from ..runtime.base import Repetition, Runtime
+    from ..sessions.session import Session
 
 LOOK_EVERY = 20.0  # seconds between two looks at the sessions of open connections
-_END_TIMEOUT = 5.0  # seconds that ending one may take: its client may not be reading
+_END_TIMEOUT = 5.0  # seconds that ending a connection may take: its client may not be reading
 
 IsAlive = Callable[["Session"], Awaitable[bool]]
 
@@ -37,26 +38,26 @@ class Connection(Protocol):
     session: Session
 
     async def end(self) -> None:
-        """End it: the client sees it close, and the handler learns that the client left."""
+        """End it: the client sees it close, and the handler sees that the client left."""
 
 
-async def _look(
-    connections: Collection[Any], is_alive: IsAlive, end: Callable[[Any], Awaitable[None]]
-) -> None:
-    """Look once at each session that has connections, and end those of sessions that are over."""
-    seen: dict[str, bool] = {}
+async def _find_ended(connections: Collection[Any], is_alive: IsAlive) -> list[Any]:
+    """Look up each session once; return the connections of those that have ended."""
+    alive: dict[str, bool] = {}
+    ended = []
     try:
         for connection in list(connections):
             session = connection.session
-            if session.record_id not in seen:
-                seen[session.record_id] = not session.ended and await is_alive(session)
-            if not seen[session.record_id]:
+            if session.record_id not in alive:
+                alive[session.record_id] = not session.ended and await is_alive(session)
+            if not alive[session.record_id]:
                 session.ended = True
-                await end(connection)
+                ended.append(connection)
     except UnavailableError:
-        return  # a store that cannot be asked ends nothing: the next look is soon
+        pass  # while the store fails no connection ends: the next look is soon
     except Exception:
         log("watch_failed", exc_info=True)
+    return ended
 
 
 class _OnLoop:
@@ -70,13 +71,13 @@ class _OnLoop:
 class LoopConnections:
     """The open connections of each event loop of this process."""
 
-    def __init__(self, runtime: EventLoopRuntime, is_alive: IsAlive) -> None:
+    def __init__(self, runtime: Runtime, is_alive: IsAlive) -> None:
         self._runtime = runtime
         self._is_alive = is_alive
         self._loops: weakref.WeakKeyDictionary[Any, _OnLoop] = weakref.WeakKeyDictionary()
 
     def add(self, connection: Connection) -> set[Connection]:
-        """Watch a connection; return the set to take it out of when it has ended."""
+        """Watch a connection; return the set to remove it from when it has ended."""
         loop = running_loop()
         here = self._loops.get(loop)
         if here is None:
@@ -87,7 +88,9 @@ class LoopConnections:
         return here.open
 
     async def _look(self, connections: set[Connection]) -> bool:
-        await _look(connections, self._is_alive, _end_in_time)
+        async with anyio.create_task_group() as group:  # a client may not be reading
+            for connection in await _find_ended(connections, self._is_alive):
+                group.start_soon(_end_in_time, connection)
         return bool(connections)
 
 
@@ -99,10 +102,10 @@ async def _end_in_time(connection: Connection) -> None:
 class ThreadConnections:
     """The open connections of this process's threads.
 
-    They are forgotten with their last reference, which is when the server drops the response.
+    References to them are weak: a connection leaves when the server drops its response.
     """
 
-    def __init__(self, runtime: ThreadRuntime, is_alive: IsAlive) -> None:
+    def __init__(self, runtime: Runtime, is_alive: IsAlive) -> None:
         self._runtime = runtime
         self._is_alive = is_alive
         self._start()
@@ -118,7 +121,8 @@ class ThreadConnections:
         """Watch a connection for as long as it is referenced.
 
         Args:
-            body: of a response that is the server's own object, and keeps the connection meanwhile.
+            body: of a response that is an object of the server's own; the connection is watched
+                for as long as the server keeps it.
         """
         if self._pid != os.getpid():
             self._start()  # this process was forked, and the thread that watched was not
@@ -130,16 +134,15 @@ class ThreadConnections:
                 self._watch = self._runtime.repeat(LOOK_EVERY, self._look)
 
     async def _look(self) -> bool:
-        with self._lock:
-            connections = list(self._open)
-        await _look(connections, self._is_alive, _end)
-        del connections
+        await self._end_ended()  # apart, so that no variable here keeps a connection
         with self._lock:
             if not self._open:
-                self._watch = None  # the next one starts another
+                self._watch = None  # the next connection starts another watch
                 return False
         return True
 
-
-async def _end(connection: Connection) -> None:
-    await connection.end()
+    async def _end_ended(self) -> None:
+        with self._lock:
+            connections = list(self._open)
+        for connection in await _find_ended(connections, self._is_alive):
+            await connection.end()

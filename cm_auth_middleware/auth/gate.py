@@ -1,32 +1,35 @@
-"""What happens to a request: the one implementation behind the ASGI and the WSGI shell."""
+"""The decision about each request, for the ASGI and the WSGI side: pass it, or respond to it."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 
 from ..config import CMAuthConfig, seconds
 from ..errors import CMAuthError, SessionExpiredError, StoreError, UnavailableError
 from ..events import log
-from ..sessions.jar import CookieJar, Cookies
-from ..web.local_target import ExemptPaths, safe_target
+from ..sessions.manager import STALE
 from ..web.pages import Pages
-from ..web.request import Request, Response, json_response, not_allowed, problem, redirect
+from ..web.request import Request
+from ..web.response import Response, problem
 from .allow import AllowRule
+from .exempt import ExemptPaths
 from .login import Login
+from .login_cookies import FRESH_SUFFIX, LoginCookies
 from .revalidation import Revalidation
+from .routes import Routes
 
 if TYPE_CHECKING:
-    from ..runtime.event_loops import Runtime
+    from ..runtime.base import Runtime
     from ..sessions.manager import SessionManager
-    from ..sessions.record import Session
+    from ..sessions.session import Session
     from ..tokens.oauth import OAuthClient
     from ..tokens.refresh import TokenRefresher
 
 
 class Gate:
-    """Decides what happens to each request. Knows neither ASGI nor WSGI."""
+    """Decides about each request. It knows neither ASGI nor WSGI."""
 
     def __init__(
         self,
@@ -36,129 +39,110 @@ class Gate:
         refresher: TokenRefresher,
         oauth: OAuthClient,
     ) -> None:
-        self._config = config
-        self._runtime = runtime
+        self._cross_site_check = config.cross_site_check
+        self._clock = runtime.clock
         self._sessions = sessions
         self._refresher = refresher
-        self._jar = CookieJar(config, runtime.clock)
-        self._pages = Pages(config, runtime)
+        self._pages = Pages(config.error_handler, runtime)
         self._rule = AllowRule(config, runtime)
+        self._cookies = LoginCookies(sessions.cookie, tuple(config.secret_key), runtime.clock)
+        callback = urlsplit((config.redirect_uri or "").lower())
+        self.own_origin = f"{callback.scheme}://{callback.netloc}" if callback.netloc else ""
+        routes = Routes(
+            config, runtime, sessions, refresher, self._cookies, self._pages, self._rule,
+            self.own_origin,
+        )  # fmt: skip
+        self.end = routes.end
+        self._login = Login(
+            config, runtime, sessions, refresher, oauth, self._cookies, self._pages, self._rule,
+            self.end,
+        )  # fmt: skip
         every = None if config.revalidate is None else seconds(config.revalidate)
         revalidation = Revalidation(every, runtime, sessions, oauth, self._rule, self.end)
         refresher.revalidation = self._revalidation = revalidation
-        self._login = Login(
-            config, runtime, sessions, refresher, oauth, self._jar, self._pages, self._rule
-        )
-        callback = urlsplit((config.redirect_uri or "").lower())
-        self.own_origin = f"{callback.scheme}://{callback.netloc}" if callback.netloc else ""
-        self._routes = {
+        self._routes: dict[str, Callable[[Request], Awaitable[Response]]] = {
             f"{config.prefix}/login": self._login.login,
-            f"{config.prefix}/callback": self._callback,
-            f"{config.prefix}/logout": self._logout,
-            f"{config.prefix}/session": self._session_info,
-            f"{config.prefix}/signed-out": self._signed_out,
+            f"{config.prefix}/callback": self._login.callback,
+            f"{config.prefix}/logout": routes.logout,
+            f"{config.prefix}/session": routes.session_info,
+            f"{config.prefix}/signed-out": routes.signed_out,
         }
         self.is_exempt = ExemptPaths(config.exempt, but=self._routes).admit
 
-    # -- every request ---------------------------------------------------------------------
+    # -- a request -------------------------------------------------------------------------
 
-    def handle(self, request: Request) -> Coroutine[Any, Any, Response | Session | None]:
-        """Response the request, or let it through: with its session, or as a visitor's."""
-        route = None if request.is_websocket else self._routes.get(request.path)
-        if route is not None:
-            return self._serve(route, request)
-        if self.is_exempt(request):
-            return self._pass_exempt(request)
-        return self._protect(request)
-
-    async def _serve(
-        self, route: Callable[[Request], Awaitable[Response]], request: Request
-    ) -> Response:
+    async def handle(self, request: Request) -> Response | Session | None:
+        """Return a response, or let the request pass: with its session, or None for a visitor."""
         try:
-            return await route(request)
-        except UnavailableError as error:
-            return await self.unavailable(request, error)
-
-    async def _pass_exempt(self, request: Request) -> Session | None:
-        if self._is_cross_site(request):
-            return None  # open to everybody, but not with the cookie of whoever was lured
-        try:
-            session = await self._find(request)
-            return session if session and await self._rule.admits(session) else None
-        except UnavailableError:
-            return None
-
-    async def _protect(self, request: Request) -> Response | Session:
-        cookies = self._jar.read(request)
-        try:
-            now = self._runtime.clock()
-            session = await self._open(request, cookies, now)
+            route = None if request.is_websocket else self._routes.get(request.path)
+            if route is not None:
+                return await route(request)
+            if self.is_exempt(request):
+                return await self._session_if_any(request)
+            session = await self._sessions.load(request)
             if session is None:
-                if cookies.tickets and await self._was_denied(cookies):
-                    return await self._denied(request, *self._jar.forget(request))
-                return await self.unauthenticated(request)
+                return await self._refuse(request)
             if not (self._rule.admits_everybody or await self._rule.admits(session)):
                 return await self._denied(request)
             if request.is_write and self._is_cross_site(request):
                 return problem(403, "Cross-site request refused")
-            record = session.record
+            now, record = session.checked_at, session.record
             if (
                 now >= record.tokens.refresh_at
                 or now - record.user_read_at >= self._revalidation.every
             ):
                 await self._refresher.ensure_fresh(session)
         except SessionExpiredError:
-            return await self.unauthenticated(request)
+            return await self._login.required(request)
         except UnavailableError as error:
-            return await self.unavailable(request, error)
-        if cookies.stamps and self._jar.is_marked(request):
-            request.set_cookies.append(self._jar.unmark(request))  # it did stick
+            return await self._unavailable(request, error)
+        if FRESH_SUFFIX in request.cookie_line and self._cookies.is_fresh_login(request):
+            # The browser does keep the session cookie.
+            request.set_cookies.append(self._cookies.clear_fresh_login(request))
         return session
 
+    async def _refuse(self, request: Request) -> Response:
+        """Respond to a request that has no session, but needs one."""
+        if not await self._sessions.was_denied(request):
+            return await self._login.required(request)
+        clear = self._sessions.cookie.clear(request)
+        return await self._denied(request, clear, self._cookies.clear_fresh_login(request))
+
+    async def _session_if_any(self, request: Request) -> Session | None:
+        """Return the session of a request to an exempt path; None if another site sent it."""
+        if not request.cookie_line or self._is_cross_site(request):
+            return None
+        try:
+            session = await self._sessions.load(request)
+            return session if session and await self._rule.admits(session) else None
+        except UnavailableError:
+            return None
+
     def _is_cross_site(self, request: Request) -> bool:
-        return self._config.cross_site_check and request.is_cross_site(self.own_origin)
+        return self._cross_site_check and request.is_cross_site(self.own_origin)
 
-    def _find(self, request: Request) -> Awaitable[Session | None]:
-        """The session that a request's cookies open."""
-        return self._open(request, self._jar.read(request), self._runtime.clock())
+    # -- the response ----------------------------------------------------------------------
 
-    async def _open(self, request: Request, cookies: Cookies, now: float) -> Session | None:
-        for ticket, is_old in cookies.tickets:
-            session = await self._sessions.read(ticket, now)
-            if session is None:
-                continue
-            if is_old:
-                await self._sessions.reseal(session)  # before the old key goes
-                cookie = self._jar.session(request, ticket, session.logged_in_at)
-                request.set_cookies.append(cookie)
-            return session
-        return None
-
-    async def _peek(self, request: Request) -> Session | None:
-        """The session of a request, which is not noted as a use of it."""
-        for ticket, _ in self._jar.read(request).tickets:
-            session = await self._sessions.peek(ticket.record_id, ticket.cookie_key)
-            if session is not None:
-                return session
-        return None
-
-    # -- answers ---------------------------------------------------------------------------
+    def needs_check(self, session: Session) -> bool:
+        """Return True if `before_response` has to look a session up, or to save its data."""
+        return session.data_was_read or self._clock() - session.checked_at >= STALE
 
     async def before_response(
-        self, request: Request, session: Session | None, is_failure: bool, noted: Any
+        self, request: Request, session: Session | None, is_failure: bool, error: Any
     ) -> Response | None:
-        """Save what a handler changed; return the answer that takes the place of its own, if any.
+        """Save the changes of a handler; return the response that replaces its own, if any.
 
         Args:
-            is_failure: True for status 500: the framework may have caught an error of ours on its
-                way and made that of it.
-            noted: such an error, if the glue of the framework left word of it.
+            is_failure: True for status 500, which a framework may have made of an error of this
+                package. The response to that error then takes its place.
+            error: such an error, if the framework's integration kept it.
         """
         if is_failure:
-            error = noted or (None if session is None else session.client_error)
-            answer = await self.response_to(request, error)
-            if answer is not None:
-                return answer
+            if session is not None:
+                error = error or session.client_error
+            response = await self.response_to(request, error)
+            if response is not None:
+                return response
         if session is None:
             return None
         try:
@@ -166,111 +150,37 @@ class Gate:
                 return await self.session_over(request)
             if session.data_was_read:
                 await self._sessions.save(session)
-        except UnavailableError as error:
-            return await self.unavailable(request, error)
+        except UnavailableError as unavailable:
+            return await self._unavailable(request, unavailable)
         return None
 
     async def response_to(self, request: Request, error: BaseException | None) -> Response | None:
-        """The answer to an error of ours that a handler let pass; None for any other error."""
+        """Return the response to an error of this package; None for any other error."""
         while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
             error = error.exceptions[0]  # a task group on the way wrapped it
         if isinstance(error, SessionExpiredError):
-            return await self.unauthenticated(request)
+            return await self._login.required(request)
         if isinstance(error, UnavailableError):
-            return await self.unavailable(request, error)
+            return await self._unavailable(request, error)
         return None
 
-    async def unauthenticated(self, request: Request) -> Response:
-        """The answer to a caller without a session: a login for a browser, else 401."""
-        self._jar.watch_scheme(request)
-        if request.is_navigation:
-            if self._jar.is_marked(request):
-                unmark = self._jar.unmark(request)
-                return await self._pages.show(request, 400, "login_lost", request.url, unmark)
-            if self._login.has_come_back(request):
-                log("callback_not_routed", path=repr(request.path[:100]))
-                return await self._pages.show(request, 400, "login_lost", f"{request.mount}/")
-            if self._config.auto_login:
-                return await self._login.start(request, request.url)
-            login = self._login.url(request, request.url)
-            return await self._pages.show(request, 401, "log_in", login)
-        login = self._login.url(request, None)
-        headers = []
-        if request.header("hx-request"):
-            headers = [("HX-Redirect", self._login.url(request, request.htmx_page))]
-        return problem(401, "Login required", *headers, login_url=login, detail="Log in first.")
-
     async def session_over(self, request: Request) -> Response | None:
-        """The answer to a request whose session ended before its response began."""
-        return None if self.is_exempt(request) else await self.unauthenticated(request)
-
-    async def _was_denied(self, cookies: Cookies) -> bool:
-        for ticket, _ in cookies.tickets:
-            if await self._sessions.was_denied(ticket):
-                return True
-        return False
+        """Return the response to a request whose session ended before its response began."""
+        return None if self.is_exempt(request) else await self._login.required(request)
 
     async def _denied(self, request: Request, *headers: tuple[str, str]) -> Response:
-        """The answer to a user whom the application's rule does not admit."""
+        """Refuse a user whom the application's rule does not admit."""
         login = self._login.url(request, request.url)
         return await self._pages.failure(request, 403, "denied", *headers, login=login)
 
-    async def unavailable(self, request: Request, error: UnavailableError) -> Response:
-        """The answer while CameraManager or the store cannot be asked. Nobody is logged out."""
+    async def _unavailable(self, request: Request, error: UnavailableError) -> Response:
+        """Say that CameraManager or the store cannot be asked just now. Sessions stay."""
         log("unavailable", reason=error)  # warned of where it happened
         kind = "store_unavailable" if isinstance(error, StoreError) else "unavailable"
         wait = str(max(1, round(error.retry_after)))
         return await self._pages.failure(request, 503, kind, ("Retry-After", wait))
 
-    # -- routes ----------------------------------------------------------------------------
-
-    async def _callback(self, request: Request) -> Response:
-        return await self._login.callback(request, self._find, self.end)
-
-    async def _logout(self, request: Request) -> Response:
-        target = safe_target(dict(request.parameters()).get("next"), request.root_path)
-        if request.method in ("GET", "HEAD"):
-            action = f"{request.mount}{self._config.prefix}/logout?next={quote(target)}"
-            return await self._pages.show(request, 200, "log_out", action, method="post")
-        if request.method != "POST":
-            return not_allowed("GET, HEAD, POST")
-        if request.is_cross_site(self.own_origin):
-            return problem(403, "Cross-site request refused")
-        session = await self._find(request)
-        if session is not None:
-            await self.end(session)
-        return redirect(303, target, *self._jar.forget(request))
-
-    async def _signed_out(self, request: Request) -> Response:
-        """A page to send people to after a logout: ``logout?next=/auth/signed-out``."""
-        if request.method not in ("GET", "HEAD"):
-            return not_allowed("GET, HEAD")
-        if await self._find(request) is not None:  # again meanwhile: the page would not be true
-            return redirect(302, f"{request.mount}/", *request.set_cookies)
-        return await self._pages.show(request, 200, "signed_out", self._login.url(request, None))
-
-    async def _session_info(self, request: Request) -> Response:
-        if request.method not in ("GET", "HEAD"):
-            return not_allowed("GET, HEAD")
-        # A page that asks again and again, to warn in time, must not keep the session alive.
-        session = await self._peek(request)
-        if session is not None and not await self._rule.admits(session):
-            session = None
-        info: dict[str, Any] = {"authenticated": False, "user": None, "expires_in": 0}
-        if session is not None:
-            left = int(self._sessions.ttl(session.record))
-            info = {"authenticated": True, "user": session.user, "expires_in": left}
-        return json_response(200, info, ("Vary", "Cookie"))
-
-    # -- a session's own -------------------------------------------------------------------
-
-    async def end(self, session: Session) -> None:
-        """Log a session out, here and at CameraManager; here even if CameraManager is down."""
-        await self._refresher.grants.mark_logged_out(session.record.tokens)
-        record = await self._sessions.remove(session)
-        await self._refresher.end_grant(record.tokens)
-        log("logout", session=session.reference)
-        await self._runtime.run_hook("on_logout", self._config.on_logout, session)
+    # -- a connection that lasts -----------------------------------------------------------
 
     async def is_alive(self, session: Session) -> bool:
         """Return True if a session that a long-lived connection holds is still there."""
@@ -280,12 +190,12 @@ class Gate:
         return await self._rule.admits(session)
 
     async def note_use(self, session: Session) -> None:
-        """Note that the user of a long-lived connection did something: at most once a minute."""
+        """Store that the user of a long-lived connection did something: at most once a minute."""
         await self._sessions.touch_if_due(session)
 
     async def save_late(self, session: Session) -> None:
-        """Write back what a handler changed in ``session.data`` after its response began."""
+        """Save what a handler changed in ``session.data`` after its response began."""
         try:
             await self._sessions.save(session)
         except CMAuthError as error:
-            log("data_lost", session=session.reference, reason=error)
+            log("data_lost", session=session.log_id, reason=error)

@@ -4,43 +4,60 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote, unquote, urlsplit
 
-from ..config import CMAuthConfig
+from ..display import HOST
 from ..errors import CMAuthError, OperatorError, UnavailableError
 from ..events import log
-from ..sessions.cookie import PendingLogin, Ticket
-from ..sessions.record import Record, Session, Tokens, dumps
+from ..runtime.bounded_cache import BoundedCache
+from ..sessions.cookie import Ticket
+from ..sessions.record import Record, Tokens, dumps
 from ..tokens.provider import find_provider
 from ..web.local_target import safe_target
-from ..web.request import Headers, Request, Response, not_allowed, redirect
+from ..web.request import Request
+from ..web.response import Response, not_allowed, problem, redirect
 
 if TYPE_CHECKING:
-    from ..runtime.event_loops import Runtime
-    from ..sessions.jar import CookieJar
+    from ..config import CMAuthConfig
+    from ..runtime.base import Runtime
     from ..sessions.manager import SessionManager
+    from ..sessions.session import Session
     from ..tokens.oauth import OAuthClient
     from ..tokens.refresh import TokenRefresher
     from ..web.pages import Pages
     from .allow import AllowRule
+    from .login_cookies import LoginCookies, PendingLogin
 
-_USED_STATES = 4096  # login attempts that a process remembers as used
-_DOUBLE_CLICK = 60.0  # seconds in which the same callback may come again, by any process
+_DOUBLE_CLICK = 60.0  # seconds in which the same callback may come again, to any process
 _MOST_CODE = 1024  # characters; CameraManager's have six
 _MOST_QUERY = 8192  # characters of a callback's query that are looked at
 _FAILURES = {403: "login_cancelled", 502: "login_unavailable", 503: "login_not_kept"}
 
-_HOST = re.compile(r"(?P<name>[a-z0-9._-]+|\[[0-9a-f:.]+\])(:(?P<port>[0-9]{1,5}))?")
+_HOST = re.compile(rf"(?P<name>{HOST})(:(?P<port>[0-9]{{1,5}}))?")
 
-Find = Callable[[Request], Awaitable[Session | None]]
-End = Callable[[Session], Awaitable[None]]
+
+class _Callback(NamedTuple):
+    """A callback whose state matches a pending login.
+
+    Attributes:
+        clear: the header that clears the cookie of the pending login.
+    """
+
+    request: Request
+    login: PendingLogin
+    clear: tuple[str, str]
 
 
 class Login:
-    """The routes ``login`` and ``callback``. Nothing is stored for a visitor in between."""
+    """Sends browsers to a login, and serves the routes ``login`` and ``callback``.
+
+    Nothing is stored for a visitor in between.
+
+    Args:
+        end: logs a session out.
+    """
 
     def __init__(
         self,
@@ -49,31 +66,59 @@ class Login:
         sessions: SessionManager,
         refresher: TokenRefresher,
         oauth: OAuthClient,
-        jar: CookieJar,
+        cookies: LoginCookies,
         pages: Pages,
         rule: AllowRule,
+        end: Callable[[Session], Awaitable[None]],
     ) -> None:
         self._config = config
         self._runtime = runtime
         self._sessions = sessions
         self._refresher = refresher
         self._oauth = oauth
-        self._jar = jar
+        self._user_id_field = find_provider(config.provider).user_id_field
+        self._cookies = cookies
         self._pages = pages
         self._rule = rule
-        self._user_id_field = find_provider(config.provider).user_id_field
+        self._end = end
         self._hosts = frozenset(host.lower() for host in config.allowed_hosts)
-        self._used: OrderedDict[str, None] = OrderedDict()
+        self._used: BoundedCache[str, None] = (
+            BoundedCache()
+        )  # states of callbacks that this process has served
 
-    # -- out -------------------------------------------------------------------------------
+    # -- to CameraManager ------------------------------------------------------------------
+
+    async def required(self, request: Request) -> Response:
+        """Answer a request without a session: a login for a browser, a 401 for a program."""
+        self._sessions.cookie.check_scheme(request)
+        if not request.is_navigation:
+            headers = []
+            if request.header("hx-request"):
+                headers = [("HX-Redirect", self.url(request, request.htmx_page))]
+            login = self.url(request, None)
+            return problem(401, "Login required", *headers, login_url=login, detail="Log in first.")
+        # The next two come back without a session, and would be sent out again for ever.
+        if self._cookies.is_fresh_login(request):
+            clear = self._cookies.clear_fresh_login(request)
+            return await self._pages.show(request, 400, "login_lost", request.url, clear)
+        if self._is_stray_callback(request):
+            log("callback_not_routed", path=repr(request.path[:100]))
+            return await self._pages.show(request, 400, "login_lost", f"{request.mount}/")
+        if self._config.auto_login:
+            return await self._start(request, request.url)
+        return await self._pages.show(request, 401, "log_in", self.url(request, request.url))
 
     async def login(self, request: Request) -> Response:
-        """Response ``login?next=/path``."""
+        """Serve ``login?next=/path``."""
         if request.method not in ("GET", "HEAD"):
             return not_allowed("GET, HEAD")
-        return await self.start(request, dict(request.parameters()).get("next"))
+        return await self._start(request, dict(request.parameters()).get("next"))
 
-    async def start(self, request: Request, target: str | None) -> Response:
+    def url(self, request: Request, target: str | None) -> str:
+        """Return the URL that starts a login and leads to `target`."""
+        return login_url(request, self._config.prefix, target)
+
+    async def _start(self, request: Request, target: str | None) -> Response:
         """Send the browser to CameraManager; it comes back to `target`."""
         redirect_uri = self._redirect_uri(request)
         if redirect_uri is None:
@@ -82,25 +127,16 @@ class Login:
         safe = safe_target(target, request.root_path)
         if unquote(urlsplit(safe).path).startswith(f"{request.root_path}{self._config.prefix}/"):
             safe = f"{request.mount}/"  # a login never ends at a login
-        cookie = self._jar.login(request)
+        cookie = self._cookies.signer(request)
         login, value = cookie.start(redirect_uri, safe, self._runtime.clock())
         location = self._oauth.authorization_url(
             redirect_uri, login.state, cookie.code_verifier(login.state)
         )
-        return redirect(
-            302, location, *self._jar.add_login(request, cookie.name(login.state), value)
-        )
+        return redirect(302, location, *self._cookies.add(request, cookie.name(login.state), value))
 
-    def has_come_back(self, request: Request) -> bool:
-        """Whether this is a callback that went astray: sending it out again would never end."""
-        state = dict(request.parameters()).get("state", "")
-        name = self._jar.login(request).name(state)
-        return any(key == name for key, _ in request.cookies)
-
-    def url(self, request: Request, target: str | None) -> str:
-        """Where to start a login again."""
-        url = f"{request.mount}{self._config.prefix}/login"
-        return f"{url}?next={quote(target, safe='/')}" if target else url
+    def _is_stray_callback(self, request: Request) -> bool:
+        """Return True for a callback that a proxy sent to another path than ``callback``."""
+        return self._cookies.has_pending(request, dict(request.parameters()).get("state", ""))
 
     def _redirect_uri(self, request: Request) -> str | None:
         if self._config.redirect_uri:
@@ -112,35 +148,31 @@ class Login:
 
     # -- and back --------------------------------------------------------------------------
 
-    async def callback(self, request: Request, find: Find, end: End) -> Response:
-        """Response ``callback``: match the state, trade the code, open a session.
-
-        Args:
-            find: finds the session that the browser already has.
-            end: logs a session out.
-        """
+    async def callback(self, request: Request) -> Response:
+        """Serve ``callback``: match the state, exchange the code, open a session."""
         if request.method != "GET":
             return not_allowed("GET")
         pairs = request.parameters()
         query = dict(pairs)
         if len(query) != len(pairs) or len(request.query) > _MOST_QUERY:
-            return await self._failed(request, 400, None)
-        state, cookie = query.get("state", ""), self._jar.login(request)
+            login_again = self.url(request, None)
+            return await self._pages.failure(request, 400, "login_invalid", login=login_again)
+        state, cookie = query.get("state", ""), self._cookies.signer(request)
         name = cookie.name(state)
         found = [value for key, value in request.cookies if key == name]
         matches = (cookie.match(value, state, self._runtime.clock()) for value in found[:2])
         login = next((match for match in matches if match), None)
         if login is None or login.state in self._used:
-            return await self._stale(request, login, find)
-        forget = self._jar.drop_login(request, name)
-        self._use_up(login.state)
+            return await self._stale(request, login)
+        self._used[login.state] = None
+        callback = _Callback(request, login, self._cookies.clear(request, name))
         if "error" in query:
             denied = query["error"] == "access_denied"
             log("login_cancelled", error="access_denied" if denied else "another")
-            return await self._failed(request, 403, login, forget)
+            return await self._failed(callback, 403)
         code = query.get("code", "")
         if not 0 < len(code) <= _MOST_CODE or not code.isascii() or not code.isprintable():
-            return await self._failed(request, 400, login, forget)
+            return await self._failed(callback, 400)
         owner, ttl = secrets.token_hex(8), 2 * self._runtime.timeout + _DOUBLE_CLICK
         try:
             # A double click may reach two processes; a code that is sent twice may cost the
@@ -148,21 +180,15 @@ class Login:
             is_first = await self._sessions.store.acquire(name, owner, ttl)
         except UnavailableError as error:
             log("login_failed", reason=error)
-            return await self._failed(request, 503, login, forget)
+            return await self._failed(callback, 503)
         if not is_first:
-            return await self._stale(request, login, find)
-        return await self._finish(request, login, code, forget, find, end)
+            return await self._stale(request, login)
+        return await self._exchange(callback, code)
 
-    async def _finish(
-        self,
-        request: Request,
-        login: PendingLogin,
-        code: str,
-        forget: Headers,
-        find: Find,
-        end: End,
-    ) -> Response:
-        verifier = self._jar.login(request).code_verifier(login.state)
+    async def _exchange(self, callback: _Callback, code: str) -> Response:
+        """Exchange the code, and ask the application's rule about the user."""
+        request, login, clear = callback
+        verifier = self._cookies.signer(request).code_verifier(login.state)
         try:
             tokens = await self._oauth.exchange(code, login.redirect_uri, verifier)
             user = await self._oauth.user(tokens.access_token)
@@ -171,18 +197,18 @@ class Login:
                 log("api_key_refused", error=error.error)
             log("login_failed", reason=error)
             # Not revoked: another browser of this user may live on the very same tokens.
-            ours = isinstance(error, UnavailableError | OperatorError)
-            return await self._failed(request, 502 if ours else 400, login, forget)
+            is_outage = isinstance(error, UnavailableError | OperatorError)
+            return await self._failed(callback, 502 if is_outage else 400)
         if not await self._is_allowed(user):
             await self._oauth.try_to_revoke(tokens)
             log("login_denied")
-            url = self.url(request, login.target)
-            return await self._pages.failure(request, 403, "denied", *forget, login=url)
+            login_again = self.url(request, login.target)
+            return await self._pages.failure(request, 403, "denied", clear, login=login_again)
         try:
-            return await self._open(request, login, tokens, user, forget, find, end)
+            return await self._open_session(callback, tokens, user)
         except UnavailableError as error:
             log("login_failed", reason=error)
-            return await self._failed(request, 503, login, forget)
+            return await self._failed(callback, 503)
 
     async def _is_allowed(self, user: dict[str, Any]) -> bool:
         try:
@@ -191,18 +217,12 @@ class Login:
             log("allow_failed", exc_info=True)
             return False
 
-    async def _open(
-        self,
-        request: Request,
-        login: PendingLogin,
-        tokens: Tokens,
-        user: dict[str, Any],
-        forget: Headers,
-        find: Find,
-        end: End,
+    async def _open_session(
+        self, callback: _Callback, tokens: Tokens, user: dict[str, Any]
     ) -> Response:
+        request, login, clear = callback
         now = self._runtime.clock()
-        previous = await find(request)
+        previous = await self._sessions.load(request)
         ticket = Ticket.new()
         await self._refresher.grants.add_login(tokens)
         record = Record(tokens, dumps(user), now, now, address=request.address, user_read_at=now)
@@ -210,40 +230,39 @@ class Login:
         self._rule.note(session, is_allowed=True)
         if previous is not None:
             if previous.record.user_id(self._user_id_field) != record.user_id(self._user_id_field):
-                await end(previous)  # nobody would log that user out later
-            else:  # whose new session may live on the very same tokens
-                await self._sessions.remove(previous)
-        log("login", session=session.reference)
+                await self._end(previous)  # this browser could not log that user out later
+            else:  # the new session may live on the very same tokens
+                await self._sessions.delete(previous)
+        log("login", session=session.log_id)
         await self._runtime.run_hook("on_login", self._config.on_login, session)
         await self._sessions.save(session)
         return redirect(
             302,
             login.target,
-            self._jar.session(request, ticket, session.logged_in_at),
-            self._jar.mark(request),
-            *forget,
+            self._sessions.cookie.set(request, ticket, session.logged_in_at),
+            self._cookies.set_fresh_login(request),
+            clear,
         )
 
-    async def _stale(self, request: Request, login: PendingLogin | None, find: Find) -> Response:
-        session = await find(request)
+    # -- logins that fail ------------------------------------------------------------------
+
+    async def _stale(self, request: Request, login: PendingLogin | None) -> Response:
+        """Answer a callback that is too late, or comes again: a browser with a session goes on."""
+        session = await self._sessions.load(request)
         if session is not None:
             return redirect(302, login.target if login else f"{request.mount}/")
         log("login_stale")
-        url = self.url(request, login.target if login else None)
-        return await self._pages.failure(request, 400, "login_stale", login=url)
+        login_again = self.url(request, login.target if login else None)
+        return await self._pages.failure(request, 400, "login_stale", login=login_again)
 
-    async def _failed(
-        self,
-        request: Request,
-        status: int,
-        login: PendingLogin | None,
-        forget: Headers | None = None,
-    ) -> Response:
-        url = self.url(request, login.target if login else None)
+    async def _failed(self, callback: _Callback, status: int) -> Response:
+        request, login, clear = callback
         kind = _FAILURES.get(status, "login_invalid")
-        return await self._pages.failure(request, status, kind, *(forget or []), login=url)
+        login_again = self.url(request, login.target)
+        return await self._pages.failure(request, status, kind, clear, login=login_again)
 
-    def _use_up(self, state: str) -> None:
-        self._used[state] = None
-        while len(self._used) > _USED_STATES:
-            self._used.popitem(last=False)
+
+def login_url(request: Request, prefix: str, target: str | None) -> str:
+    """Return the URL that starts a login and leads to `target`."""
+    url = f"{request.mount}{prefix}/login"
+    return f"{url}?next={quote(target, safe='/')}" if target else url

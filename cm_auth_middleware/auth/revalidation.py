@@ -1,4 +1,4 @@
-"""Reads users anew while they are logged in, and ends the sessions of those who may not stay."""
+"""Reads users anew while they are logged in, and ends sessions that are no longer allowed."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 
 from ..errors import CMAuthError
 from ..events import log
-from ..runtime.bounded_cache import remember
-from ..sessions.record import Session, dumps
+from ..runtime.bounded_cache import BoundedCache
+from ..sessions.record import dumps
+from ..sessions.session import Session
 
 if TYPE_CHECKING:
-    from ..runtime.event_loops import Runtime
+    from ..runtime.base import Runtime
     from ..sessions.manager import SessionManager
     from ..tokens.oauth import OAuthClient
     from .allow import AllowRule
@@ -24,13 +25,13 @@ _LEASE = "user."
 
 
 class Revalidation:
-    """Reads ``users/self`` anew, beside requests, when what a session knows of it is old.
+    """Reads ``users/self`` anew, beside requests, when a session's copy of it is old.
 
-    ``session.user`` follows, and the application's rule is asked again. If it says no, the session
-    ends as a logout ends it. While CameraManager cannot be reached nothing changes.
+    ``session.user`` is updated, and the application's rule is asked again. If it says no, the
+    session ends as a logout ends it. While CameraManager cannot be reached nothing changes.
 
     Args:
-        every: seconds after which it is old; None for never by itself.
+        every: seconds after which a copy is old; None for never by itself.
         end: logs a session out.
     """
 
@@ -49,26 +50,26 @@ class Revalidation:
         self._oauth = oauth
         self._rule = rule
         self._end = end
-        self._tried_at: dict[str, float] = {}
+        self._tried_at: BoundedCache[str, float] = BoundedCache()
         self._under_way = 0
 
     def start_if_due(self, session: Session) -> None:
-        """Read the user of a session anew, beside what goes on, if that is due."""
+        """Read the user of a session anew, beside the request, if that is due."""
         if self._runtime.clock() - session.record.user_read_at >= self.every:
             self.start(session)
 
     def start(self, session: Session) -> None:
-        """Read the user of a session anew, beside what goes on."""
+        """Read the user of a session anew, beside the request."""
         now = self._runtime.clock()
         if (
             self._under_way >= _AT_ONCE
             or 0 <= now - self._tried_at.get(session.record_id, 0) < _AGAIN
         ):
             return
-        remember(self._tried_at, session.record_id, now)
+        self._tried_at[session.record_id] = now
         # A session of its own: a handler may be using the other one.
         own = Session(session.record_id, session.cookie_key, session.record, self._sessions.sealer)
-        self._runtime.start_flight(f"user {session.record_id}", partial(self._review, own))
+        self._runtime.single_flight.start(f"user {session.record_id}", partial(self._review, own))
 
     async def _review(self, session: Session) -> None:
         self._under_way += 1
@@ -79,7 +80,7 @@ class Revalidation:
                 await self._read_anew(session)
                 await self._sessions.store.release(lease, owner)
         except CMAuthError as error:
-            log("revalidation_failed", session=session.reference, reason=error)
+            log("revalidation_failed", session=session.log_id, reason=error)
         finally:
             self._under_way -= 1
 
@@ -89,10 +90,10 @@ class Revalidation:
             is_allowed = await self._rule.allows(dict(user))
         except Exception:
             log("allow_failed", exc_info=True)
-            return  # an exception is no answer: the next attempt is soon
+            return  # the rule did not say no; the next attempt is soon
         if not is_allowed:
             await self._sessions.mark_denied(session)
-            log("session_denied", session=session.reference)
+            log("session_denied", session=session.log_id)
             await self._end(session)
             return
         text, now = dumps(user), self._runtime.clock()

@@ -1,4 +1,4 @@
-"""``cm-auth check``: what is wrong with a configuration, before users find out."""
+"""``cm-auth check``: find the mistakes in a configuration before users do."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from collections.abc import Iterator
 import click
 
 from cm_auth_middleware.cli.findings import ERROR, OK, WARNING, Finding
-from cm_auth_middleware.cli.options import rows, strays
+from cm_auth_middleware.cli.options import rows, unknown_variables
 from cm_auth_middleware.cli.output import safe, say
 
 _STYLES = {OK: ("ok", "green"), WARNING: ("warning", "yellow"), ERROR: ("error", "red")}
 
 
 @click.command()
-@click.option("--offline", is_flag=True, help="Ask neither CameraManager nor the application.")
+@click.option("--offline", is_flag=True, help="Do not connect to anything but the store.")
 @click.option("--quiet", is_flag=True, help="Print warnings and errors only.")
 def check(offline: bool, quiet: bool) -> None:
-    """Check the configuration that the environment holds (CM_AUTH_…).
+    """Check the configuration in the environment (CM_AUTH_…).
 
-    Shows each option and where it came from, with secrets hidden; then tries the session store,
-    the way to CameraManager, the API key, the redirect URI and the clock.
+    Shows each option and its source, with secrets hidden; then tests the session store, the
+    connection to CameraManager, the API key, the redirect URI and the clock.
 
     The exit status is 0 if all is well, 1 with warnings, 2 with errors.
     """
@@ -43,8 +43,8 @@ def _findings(offline: bool) -> Iterator[Finding]:
     from cm_auth_middleware.config import CMAuthConfig
     from cm_auth_middleware.errors import ConfigError
 
-    for stray in strays():
-        yield Finding(WARNING, "options", stray)
+    for complaint in unknown_variables():
+        yield Finding(WARNING, "options", complaint)
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")

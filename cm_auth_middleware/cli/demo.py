@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cm_auth_middleware.cli.output import Refusal, say
+from cm_auth_middleware.config import LOOPBACK
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
-
-_LOOPBACK = ["localhost", "127.0.0.1", "[::1]"]
 
 
 @click.command()
@@ -40,7 +39,7 @@ def demo(port: int, host: str, cm_port: int, token_lifetime: int, open_browser: 
         ) from None
     if host in ("0.0.0.0", "::"):  # noqa: S104 - refused here
         raise Refusal(
-            "--host is one address of this machine, by which its browsers reach both servers"
+            "--host is one address of this machine, under which its browsers reach both servers"
         )
     simulator = Simulator(
         Settings(access_token_lifetime=token_lifetime),
@@ -53,7 +52,7 @@ def demo(port: int, host: str, cm_port: int, token_lifetime: int, open_browser: 
                 client_secret=cm.client_secret,
                 secret_key=secrets.token_urlsafe(48),
                 base_url=cm.url,
-                allowed_hosts=[*_LOOPBACK, f"[{host}]" if ":" in host else host],
+                allowed_hosts=[*LOOPBACK, f"[{host}]" if ":" in host else host],
             )
             with AppServer(app, port, host) as site:
                 _tell(site.url, cm.url, simulator.users[0])
@@ -85,9 +84,9 @@ def _until_interrupted() -> None:
 def _dashboard() -> ModuleType:
     """Load the dashboard: from the wheel, or from the checkout around this package."""
     package = Path(__file__).parent.parent
-    places = (package / "_demo", package.parent / "examples" / "dashboard")
-    for place in places:
-        path = place / "app.py"
+    folders = (package / "_demo", package.parent / "examples" / "dashboard")
+    for folder in folders:
+        path = folder / "app.py"
         if path.is_file():
             spec = importlib.util.spec_from_file_location("cm_auth_demo", path)
             assert spec is not None  # noqa: S101 - for the type

@@ -1,4 +1,4 @@
-"""What a check found."""
+"""The findings of a check."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ class Finding:
 
     Attributes:
         level: OK, WARNING or ERROR.
-        topic: the option or the thing that it is about.
-        text: what is the case.
-        advice: what to do about it.
+        topic: the option or the subject of the finding.
+        text: a phrase that says what was found.
+        advice: a sentence that says what to do; may be empty.
     """
 
     level: int

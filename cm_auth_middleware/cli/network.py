@@ -1,4 +1,4 @@
-"""The checks of what lies outside: CameraManager, the API key, the redirect URI, the clock."""
+"""Check the connection to CameraManager, the API key, the redirect URI and the clock."""
 
 from __future__ import annotations
 
@@ -13,23 +13,24 @@ from urllib.parse import urlsplit
 import httpx2
 
 from cm_auth_middleware.cli.findings import ERROR, OK, WARNING, Finding
-from cm_auth_middleware.config import LOOPBACK, CMAuthConfig, needs_https
+from cm_auth_middleware.config import LOOPBACK, CMAuthConfig
 from cm_auth_middleware.display import is_certain, shown_url
 from cm_auth_middleware.engine import make_oauth_client
 from cm_auth_middleware.errors import OAuthError, OperatorError, UnavailableError
-from cm_auth_middleware.runtime.event_loops import ThreadRuntime
 from cm_auth_middleware.runtime.run_sync import run_sync
+from cm_auth_middleware.runtime.threads import ThreadRuntime
+from cm_auth_middleware.sessions.cookie import needs_https
 from cm_auth_middleware.tokens.oauth import OAuthClient
 from cm_auth_middleware.tokens.provider import find_provider
 
 T = TypeVar("T")
 
-_SKEW = 30  # seconds that a clock may be off before it is worth a word
+_SKEW = 30  # seconds that a clock may be off without a warning
 _TOO_MUCH_SKEW = 300  # seconds that the middleware tolerates between two servers of one site
 
 
 def check_redirect_uri(config: CMAuthConfig) -> Iterator[Finding]:
-    """Look at the redirect URI, and at the cookies that go with it."""
+    """Check the redirect URI, and the options of cookies that depend on it."""
     uri = config.redirect_uri
     if uri is None:
         hosts = set(config.allowed_hosts) - set(LOOPBACK)
@@ -85,8 +86,8 @@ def check_redirect_uri(config: CMAuthConfig) -> Iterator[Finding]:
 
 
 def check(config: CMAuthConfig) -> Iterator[Finding]:
-    """Ask CameraManager, and the application if it says where it lives."""
-    runtime = ThreadRuntime(config)
+    """Check CameraManager, and the application if its redirect URI is known."""
+    runtime = ThreadRuntime(config.timeout, config.base_url)
     headers = {"Accept": "application/json"}
     url = find_provider(config.provider).user_url(config.base_url)
     shown = shown_url(config.base_url)
@@ -114,7 +115,7 @@ def check(config: CMAuthConfig) -> Iterator[Finding]:
 
 
 def _check_key(config: CMAuthConfig, oauth: OAuthClient) -> Iterator[Finding]:
-    """Try to trade a code that cannot exist: CameraManager looks at the API key first."""
+    """Try to exchange a code that cannot exist: CameraManager checks the API key first."""
     uri = config.redirect_uri or "http://localhost/auth/callback"
     try:
         run_sync(oauth.exchange("check0", uri, "0" * 43))
@@ -132,7 +133,7 @@ def _check_key(config: CMAuthConfig, oauth: OAuthClient) -> Iterator[Finding]:
 
 
 def _check_authorize(uri: str, oauth: OAuthClient, runtime: ThreadRuntime) -> Iterator[Finding]:
-    """Look at the page that CameraManager would show to somebody who logs in."""
+    """Request the page that a browser sees at a login."""
     url = oauth.authorization_url(uri, "check", "0" * 43)
     try:
         answer = _ask(runtime.call("GET", url, headers={"Accept": "text/html"}))
@@ -145,12 +146,12 @@ def _check_authorize(uri: str, oauth: OAuthClient, runtime: ThreadRuntime) -> It
             "redirect_uri",
             f"CameraManager's login page answers {answer.status_code} to this client_id and "
             "redirect_uri",
-            f"Let {shown_url(uri)} be registered with the API key, to the letter.",
+            f"Let exactly {shown_url(uri)} be registered with the API key.",
         )
 
 
 def _check_callback(uri: str, runtime: ThreadRuntime) -> Iterator[Finding]:
-    """See whether the middleware listens where CameraManager sends the browser."""
+    """Check that the middleware answers at the redirect URI."""
     try:
         answer = _ask(runtime.call("GET", uri, headers={"Accept": "application/problem+json"}))
     except OSError as error:
@@ -191,7 +192,7 @@ def _resolves(host: str) -> bool:
 
 
 def _ask(call: Coroutine[Any, Any, T]) -> T:
-    """Make a call; raise an `OSError` with a sentence that a person can use."""
+    """Make a call; raise an `OSError` with a reason that helps a person."""
     try:
         return run_sync(call)
     except (httpx2.HTTPError, httpx2.InvalidURL, UnavailableError) as error:
@@ -211,8 +212,8 @@ def _reason(error: BaseException) -> str:
         if isinstance(cause, ConnectionRefusedError):
             return "the connection was refused: nothing listens there"
         cause = cause.__cause__ or cause.__context__
-    if isinstance(error, httpx2.InvalidURL):  # whose text quotes a piece of it
-        return "the host is no name"
+    if isinstance(error, httpx2.InvalidURL):  # its text quotes a piece of the URL
+        return "the host is not a valid name"
     if isinstance(error, UnavailableError | httpx2.TimeoutException):
         return "no answer in time"
     return f"{type(error).__name__}: {error}"

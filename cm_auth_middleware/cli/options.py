@@ -1,6 +1,6 @@
-"""The options as a person may see them: where each came from, and no secret.
+"""Show the options and the source of each, without secrets.
 
-A value is shown if it looks as its option's values do. Anything else may be a password, or a URL
+A value is shown if it looks like a value of its option. Anything else may be a password, or a URL
 with one, that was put into the wrong option.
 """
 
@@ -45,7 +45,7 @@ _KNOWN = {
 
 
 def rows() -> Iterator[tuple[str, str, str]]:
-    """Each option that the environment can hold: its name, value, and where that came from."""
+    """Yield the name, the value and its source of each option that a variable can set."""
     for option in fields(CMAuthConfig):
         if option.name in FUNCTIONS:
             continue
@@ -57,15 +57,15 @@ def rows() -> Iterator[tuple[str, str, str]]:
             yield option.name, _default(option), "default"
 
 
-def strays() -> Iterator[str]:
-    """What is wrong with variables that look like options and are none."""
+def unknown_variables() -> Iterator[str]:
+    """Yield a complaint about each variable that looks like an option but is not one."""
     known = {PREFIX + option.name.upper() for option in fields(CMAuthConfig)}
     known -= {PREFIX + name.upper() for name in FUNCTIONS}
     for variable in sorted(os.environ):
         if variable.startswith(PREFIX) and variable not in known:
             close = difflib.get_close_matches(variable, known, 1, 0.75)
             hint = f"; did you mean {close[0]}?" if close else ""
-            yield f"{variable} is no option that the environment can hold{hint}"
+            yield f"{variable} is not an option that can be set in the environment{hint}"
 
 
 def _shown(name: str, value: str) -> str:
@@ -79,14 +79,14 @@ def _shown(name: str, value: str) -> str:
         return shown_url(value)
     parts = [part.strip() for part in value.split(",")] if name in LISTS else [value]
     known = _KNOWN.get(name)
-    # All or nothing: a value of another option, a URL say, may have commas in it.
+    # All or nothing: the value may be another option's, such as a URL with commas in it.
     if known is None or not all(known.fullmatch(part) for part in parts if part):
         return f"not shown ({len(value)} characters)"
     return value
 
 
 def _shown_id(value: str) -> str:
-    """The ID of an API key, or the beginning of what may be its secret by mistake."""
+    """Return the ID of an API key; only its beginning if it may be the secret by mistake."""
     secret = os.environ.get(f"{PREFIX}CLIENT_SECRET", "")
     is_id = _ID.fullmatch(value) and len(value) < len(secret) and safe(value) == value
     return value if is_id else f"{value[:3]}{HIDDEN} ({len(value)} characters)"

@@ -1,4 +1,4 @@
-"""What the command prints: no control character, no secret of the environment, no argument."""
+"""Print without control characters, without the environment's secrets, without arguments."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import click
 from cm_auth_middleware.display import HIDDEN, printable
 
 _SECRETS = ("CM_AUTH_CLIENT_SECRET", "CM_AUTH_SECRET_KEY")
-_LEAST = 4  # characters; shorter secrets would be found inside words
+_LEAST = 4  # characters; shorter secrets would also match inside words
 _QUOTED = re.compile(r"'.*'|\".*\"|\(.*\)", re.DOTALL)
 
 
@@ -21,10 +21,10 @@ def say(text: object = "") -> None:
 
 
 def safe(text: str) -> str:
-    """Return a text as a terminal may get it.
+    """Return a text that is safe to print.
 
-    The values of the secret options are taken out wherever they come from: an operator may have
-    put them into another option too, and a server may repeat them.
+    The values of the secret options are hidden everywhere: an operator may have put them into
+    another option too, and a server may repeat them.
     """
     for secret in secrets():
         text = text.replace(secret, HIDDEN)
@@ -39,7 +39,7 @@ def secrets() -> list[str]:
 
 
 class Refusal(click.UsageError):
-    """The command was called wrongly, in words of our own: they repeat no argument."""
+    """The command was called wrongly. The message is this package's and repeats no argument."""
 
 
 class SafeGroup(click.Group):
@@ -61,7 +61,7 @@ class SafeGroup(click.Group):
 
 
 def _without_arguments(error: click.ClickException) -> click.ClickException:
-    """Return an error without what click quotes of the arguments."""
+    """Return an error whose message does not quote the arguments, as click's does."""
     if isinstance(error, click.NoSuchOption):
         near = error.possibilities
         return click.NoSuchOption(error.option_name, "No such option.", near, error.ctx)
@@ -73,4 +73,4 @@ def _without_arguments(error: click.ClickException) -> click.ClickException:
         return Refusal(message, error.ctx)
     if type(error) is click.ClickException:
         return click.ClickException(safe(error.message))
-    return error  # in our words, or click's own about what the command has
+    return error  # the message is this package's, or names only what the command has

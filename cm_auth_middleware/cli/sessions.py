@@ -1,4 +1,4 @@
-"""``cm-auth sessions``: look after the sessions of a store that outlives its processes."""
+"""``cm-auth sessions``: count, list and end the sessions of a store outside the process."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ import secrets
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import wraps
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote
 
 import click
 
@@ -29,7 +27,7 @@ _store = click.option(
 _user = click.option("--user", required=True, metavar="ID", help="CameraManager's userId.")
 
 
-def _telling(command: Callable[..., None]) -> Callable[..., None]:
+def _report_errors(command: Callable[..., None]) -> Callable[..., None]:
     """Turn the errors of this package into one sentence and exit status 1."""
 
     @wraps(command)
@@ -40,7 +38,7 @@ def _telling(command: Callable[..., None]) -> Callable[..., None]:
             command(*args, **options)
         except CMAuthError as error:
             raise click.ClickException(str(error)) from None
-        except OSError as error:  # whose own text may quote a path
+        except OSError as error:  # its own text may quote a path
             raise click.ClickException(f"the store cannot be used: {error.strerror}") from None
 
     return run
@@ -53,7 +51,7 @@ def sessions() -> None:
 
 @sessions.command()
 @_store
-@_telling
+@_report_errors
 def count(store: str) -> None:
     """Count the live sessions."""
     from cm_auth_middleware.runtime.run_sync import run_sync
@@ -66,13 +64,13 @@ def count(store: str) -> None:
 
 @sessions.command()
 @_store
-@_telling
+@_report_errors
 def purge(store: str) -> None:
-    """Remove what has expired; print how many records. Redis does it by itself."""
+    """Delete expired records and print how many. Redis does it by itself."""
     from cm_auth_middleware.runtime.run_sync import run_sync
 
     opened = _open(store)
-    run_sync(opened.ping())  # Redis would purge nothing without being asked
+    run_sync(opened.ping())  # RedisStore.purge() does not connect
     say(run_sync(opened.purge()))
     run_sync(opened.close())
 
@@ -80,7 +78,7 @@ def purge(store: str) -> None:
 @sessions.command("list")
 @_store
 @_user
-@_telling
+@_report_errors
 def list_sessions(store: str, user: str) -> None:
     """List a user's sessions, the one used last first. Needs CM_AUTH_SECRET_KEY."""
     engine = _engine(store)
@@ -95,12 +93,12 @@ def list_sessions(store: str, user: str) -> None:
 @sessions.command()
 @_store
 @_user
-@_telling
+@_report_errors
 def revoke(store: str, user: str) -> None:
     """End all sessions of a user; print how many. Needs CM_AUTH_SECRET_KEY.
 
-    Their tokens at CameraManager live on, sealed, until they expire: only the users' cookies
-    could open them. Disable the account there, too, if it must not be used.
+    The user's tokens stay valid at CameraManager until they expire: they are encrypted, and only
+    the user's cookies could open them. Disable the account there too if it must not be used.
     """
     engine = _engine(store)
     say(engine.logout_user(user))
@@ -110,16 +108,16 @@ def revoke(store: str, user: str) -> None:
 def _open(url: str) -> SessionStore:
     from cm_auth_middleware.cli.store import open_blocking
     from cm_auth_middleware.display import shown_file
+    from cm_auth_middleware.stores import parse
 
-    if url.startswith("memory:"):
+    kind, path = parse(url)
+    if kind == "memory":
         raise Refusal(
-            "the memory store is inside your application's process, where no other can look"
+            "the memory store is inside your application's process, and no other can read it"
         )
     store = open_blocking(url)
-    if url.startswith("sqlite:///"):
-        path = Path(unquote(url.removeprefix("sqlite:///")))
-        if not path.exists():
-            raise click.ClickException(f"there is no file {shown_file(str(path))}")
+    if path is not None and not path.exists():
+        raise click.ClickException(f"there is no file {shown_file(str(path))}")
     return store
 
 

@@ -1,4 +1,4 @@
-"""The check of the session store: it can be reached, written, read and emptied."""
+"""Check the session store: it can be reached, written, read and emptied."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import unquote
 
 from cm_auth_middleware.cli.findings import ERROR, OK, WARNING, Finding
 from cm_auth_middleware.config import CMAuthConfig
 from cm_auth_middleware.display import shown_file
 from cm_auth_middleware.errors import ConfigError, StoreError
 from cm_auth_middleware.runtime.run_sync import run_sync
-from cm_auth_middleware.stores import SessionStore, open_store
+from cm_auth_middleware.stores import SessionStore, open_store, parse
+from cm_auth_middleware.stores.sqlite_file import check_access
 
 
 def open_blocking(url: str) -> SessionStore:
@@ -26,12 +26,13 @@ def open_blocking(url: str) -> SessionStore:
 def check(config: CMAuthConfig) -> Iterator[Finding]:
     """Try the store that the options name."""
     url = str(config.store)
-    if url.startswith("memory:"):
+    kind, path = parse(url)
+    if kind == "memory":
         yield Finding(
             WARNING,
             "store",
             "memory:// serves one process, and forgets every session when that ends",
-            "For several workers, or restarts: sqlite:///sessions.db or redis://host",
+            "Give sqlite:///sessions.db or redis://host for several workers, or to keep sessions.",
         )
         return
     try:
@@ -40,14 +41,17 @@ def check(config: CMAuthConfig) -> Iterator[Finding]:
         yield Finding(ERROR, "store", str(error))
         return
     try:
-        path = Path(unquote(url.removeprefix("sqlite:///")))
-        if url.startswith("sqlite:") and not path.exists():
+        if path is not None:
+            path = path.absolute()
+            for place, reason in check_access(path):
+                yield Finding(WARNING, "store", f"{place}: {reason}")
+        if path is not None and not path.exists():
             yield _new_file(path)
             return
         run_sync(_try(store))
     except StoreError as error:
         yield Finding(ERROR, "store", str(error))
-    except Exception as error:  # its text, and a traceback, may quote options of the URL
+    except Exception as error:  # its text and a traceback may quote options of the URL
         yield Finding(ERROR, "store", f"cannot be used ({type(error).__name__})")
     else:
         yield Finding(OK, "store", "was reached, written, read and emptied again")
@@ -61,16 +65,16 @@ async def _try(store: SessionStore) -> None:
     await store.put(key, value, 60)
     found = await store.get(key)
     await store.delete(key)
-    if found != value:  # pragma: no cover - no store of ours does
-        raise StoreError("the store gave back something else than was put there")
+    if found != value:  # pragma: no cover - none of this package's stores does
+        raise StoreError("the store returned another value than the one written")
 
 
 def _new_file(path: Path) -> Finding:
-    """The file is left for the application to make: it has to belong to the application's user."""
+    """Check the folder of a file that the application will create, so that its user owns it."""
     folder, shown = path.resolve().parent, shown_file(str(path))
-    place = shown_file(str(folder)) if shown == str(path) else f"of {shown}"
+    where = shown_file(str(folder)) if shown == str(path) else f"of {shown}"
     if not folder.is_dir():
-        return Finding(ERROR, "store", f"there is no folder {place}", "Make it.")
+        return Finding(ERROR, "store", f"there is no folder {where}", "Create it.")
     if not os.access(folder, os.W_OK | os.X_OK):
-        return Finding(ERROR, "store", f"this user may not write in the folder {place}")
-    return Finding(OK, "store", f"{shown} will be made when the first session is")
+        return Finding(ERROR, "store", f"this user may not write in the folder {where}")
+    return Finding(OK, "store", f"{shown} will be made with the first session")

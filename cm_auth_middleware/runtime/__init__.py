@@ -1,1 +1,6 @@
-"""How is the outside world awaited, on an event loop or in a thread?"""
+"""How does the package reach the world outside: time, HTTP, threads, event loops?
+
+Everything above this folder is written once, as ``async def``, against `base.Runtime`. Two classes
+of one shape implement it: `event_loops.EventLoopRuntime` awaits, `threads.ThreadRuntime` blocks.
+`run_sync` explains how code that blocks needs no event loop.
+"""

@@ -1,7 +1,7 @@
-"""The time and the network that engines find: the real ones, unless a test moves them.
+"""The time and the network that engines use by default: the real ones, unless a test changes them.
 
-One place for the whole process, and asked at each use, so that a test also reaches an engine
-that an application made at its import.
+There is one `DEFAULTS` in a process. Engines ask it at each use, so that a test also reaches an
+engine that an application made at its import.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from typing import Any
 
 
 class Defaults:
-    """What lies around every engine that was given no clock or transport of its own.
+    """The clock and the transport of every engine that was given none.
 
     Attributes:
         time_offset: seconds that the clock is ahead of the real one.
-        transport_factory: gives the transport (httpx2's, for event loops and threads alike) that
-            stands in for connections to a ``base_url``, or None for real connections.
+        transport_factory: returns the transport (httpx2's, for event loops and threads alike) that
+            replaces connections to a ``base_url``, or None for real connections.
     """
 
     def __init__(self) -> None:
@@ -25,11 +25,11 @@ class Defaults:
         self.transport_factory: Callable[[str], Any] | None = None
 
     def clock(self) -> float:
-        """Epoch seconds."""
+        """Return epoch seconds."""
         return time.time() + self.time_offset
 
     def transport(self, base_url: str) -> Any:
-        """The transport that stands in for connections to `base_url`; None for real ones."""
+        """Return the transport that replaces connections to `base_url`; None for real ones."""
         return None if self.transport_factory is None else self.transport_factory(base_url)
 
 

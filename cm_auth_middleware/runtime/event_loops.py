@@ -1,155 +1,74 @@
-"""What differs between event loops and threads: the I/O that the one flow is written against.
-
-Both classes have the same methods. Those of `ThreadRuntime` are ``async def`` too, but block and
-never suspend, so that `run_sync` can drive the flow to its end without an event loop.
-"""
+"""The runtime of the ASGI side: it awaits, on asyncio and on trio."""
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import os
-import threading
-import time
 import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any, NamedTuple
 
 import anyio
+import httpx2
 
-from ..config import CMAuthConfig, seconds
 from ..errors import UnavailableError
-from ..events import log
-from .defaults import DEFAULTS
-from .flights import AsyncFlights, ThreadFlights, Work
-from .http import (
-    AsyncBounded,
-    AsyncPools,
-    Bounded,
-    Watchdog,
-    async_pool,
-    keep_tokens_out_of_logs,
-    pool,
-    tls_context,
-)
-from .run_sync import run_elsewhere, run_sync, running_loop
-
-if TYPE_CHECKING:
-    import ssl
-
-    import httpx2
-
-T = TypeVar("T")
+from . import http
+from .base import Call, Repetition, Runtime, Work
+from .run_sync import running_loop
 
 
-class Repetition:
-    """Work that is repeated until it is stopped.
+class EventLoopRuntime(Runtime):
+    """The runtime for event loops; each loop has connections of its own."""
 
-    Attributes:
-        stopper: stops it: a cancel scope on an event loop, an event between threads.
-        is_over: True when it has ended.
-    """
+    single_flight: SingleFlight
 
-    def __init__(self, stopper: Any) -> None:
-        self.stopper = stopper
-        self.is_over = False
-
-
-class _Hooks:
-    """The application's functions."""
-
-    async def call_user_function(self, function: Callable[[Any], Any], argument: Any) -> Any:
-        """Call an application's function, sync or async."""
-        raise NotImplementedError
-
-    async def run_hook(self, name: str, hook: Callable[[Any], Any] | None, argument: Any) -> None:
-        """Call a hook, if there is one; what it raises is logged, for the deed is done."""
-        if hook is not None:
-            try:
-                await self.call_user_function(hook, argument)
-            except Exception:
-                log("hook_failed", exc_info=True, hook=name)
-
-
-class EventLoopRuntime(_Hooks):
-    """The runtime of the ASGI services, for asyncio and trio.
-
-    Args:
-        config: for `timeout`, the seconds that one call to CameraManager may take in total.
-        transport: used instead of a connection pool of our own (tests, a private CA).
-        clock: epoch seconds.
-    """
-
-    def __init__(
-        self,
-        config: CMAuthConfig,
-        transport: httpx2.AsyncBaseTransport | None = None,
-        clock: Callable[[], float] = time.time,
-    ) -> None:
-        self.clock = clock
-        self.monotonic = time.monotonic  # for waiting: nobody can set it
-        self.timeout = seconds(config.timeout)
-        self._base_url = config.base_url
-        self._given = transport
-        keep_tokens_out_of_logs()
-        self._tls: ssl.SSLContext | None = None
-        self._pools: weakref.WeakKeyDictionary[Any, tuple[int, AsyncPools]]
-        self._pools = weakref.WeakKeyDictionary()
+    def _start(self) -> None:
+        self.single_flight = SingleFlight()
+        self._pools: weakref.WeakKeyDictionary[Any, _Pools] = weakref.WeakKeyDictionary()
         self._repetitions: weakref.WeakKeyDictionary[Any, set[Repetition]]
         self._repetitions = weakref.WeakKeyDictionary()
-        self._flights = AsyncFlights()
-        self.single_flight, self.start_flight = self._flights.single_flight, self._flights.start
 
-    def transport(self) -> httpx2.AsyncBaseTransport:
-        """The ready clients' connection pool."""
-        return self._given or DEFAULTS.transport(self._base_url) or self._open().clients
+    def transport(self) -> Any:
+        return self._given_transport() or self._own_pools().clients
 
-    def _one_call(self) -> AsyncBounded:
-        """The transport of a call of our own: no number of clients leaves it without one."""
-        standing_in = self._given or DEFAULTS.transport(self._base_url)
-        return AsyncBounded(standing_in or self._open().own)
-
-    def _open(self) -> AsyncPools:
-        """The pools of this event loop in this process: a socket outlives neither."""
+    def _own_pools(self) -> _Pools:
+        """Return the pools of this event loop in this process: a socket is of no use in another."""
         loop = running_loop()
-        pid, found = self._pools.get(loop, (0, None))
-        if found is None or pid != os.getpid():
-            self._tls = self._tls or tls_context()
-            found = AsyncPools(async_pool(self._tls), async_pool(self._tls))
-            self._pools[loop] = (os.getpid(), found)
-        return found
+        pools = self._pools.get(loop)
+        if pools is None or pools.pid != os.getpid():
+            pools = self._pools[loop] = _Pools(os.getpid(), _pool(self._tls()), _pool(self._tls()))
+        return pools
+
+    @asynccontextmanager
+    async def _one_call(self) -> AsyncIterator[BoundedTransport]:
+        """Give the transport of one call, which has `timeout` seconds in total."""
+        transport = self._given_transport() or self._own_pools().calls
+        try:
+            with anyio.fail_after(self.timeout):
+                yield BoundedTransport(transport)
+        except TimeoutError:
+            raise UnavailableError("CameraManager did not answer in time") from None
 
     async def call(
         self, method: str, url: str, *, headers: dict[str, str], content: bytes | None = None
     ) -> httpx2.Response:
-        """Send a request of this package's own to the server, for `timeout` seconds in total.
+        async with (
+            self._one_call() as transport,
+            httpx2.AsyncClient(transport=transport, timeout=self.timeout) as client,
+        ):
+            return await client.request(method, url, headers=headers, content=content)
 
-        Redirects are not followed. The body of the response is small, or refused.
-        """
-        import httpx2
-
-        try:
-            with anyio.fail_after(self.timeout):
-                async with httpx2.AsyncClient(
-                    transport=self._one_call(), timeout=self.timeout
-                ) as client:
-                    return await client.request(method, url, headers=headers, content=content)
-        except TimeoutError:
-            raise UnavailableError("CameraManager did not answer in time") from None
+    async def read(self, response: httpx2.Response) -> None:
+        await response.aread()
 
     async def sleep(self, seconds: float) -> None:
-        """Wait."""
         await anyio.sleep(seconds)
-
-    async def call_user_function(self, function: Callable[[Any], Any], argument: Any) -> Any:
-        """Call an application's function, sync or async."""
-        result = function(argument)
-        return await result if inspect.isawaitable(result) else result
 
     @asynccontextmanager
     async def heartbeat(self, tick: Work, every: float) -> AsyncIterator[None]:
-        """Run `tick` every so many seconds while the block runs."""
-
         async def ticking() -> None:
             while True:
                 await anyio.sleep(every)
@@ -161,16 +80,12 @@ class EventLoopRuntime(_Hooks):
             try:
                 yield
             except Exception as error:
-                failure = error  # kept out of the task group, which would wrap it
+                failure = error  # raised below: the task group would wrap it
             group.cancel_scope.cancel()
         if failure is not None:
             raise failure
 
     def repeat(self, every: float, work: Callable[[], Awaitable[bool]]) -> Repetition:
-        """Run `work` every so many seconds, beside everything else on this event loop.
-
-        It goes on until `work` returns False, or `close` is called. Nothing waits for it.
-        """
         repetitions = self._repetitions.setdefault(running_loop(), set())
         repetition = Repetition(anyio.CancelScope())
 
@@ -178,161 +93,115 @@ class EventLoopRuntime(_Hooks):
             try:
                 with repetition.stopper:
                     await anyio.sleep(every)
-                    while await work():  # noqa: ASYNC110 - what is looked for tells nobody
+                    while await work():  # noqa: ASYNC110 - no event says when to look again
                         await anyio.sleep(every)
             finally:
                 repetition.is_over = True
                 repetitions.discard(repetition)
 
         repetitions.add(repetition)
-        self._flights.spawn(run)
+        self.single_flight.spawn(run)
         return repetition
 
+    async def call_user_function(self, function: Callable[[Any], Any], argument: Any) -> Any:
+        result = function(argument)
+        return await result if inspect.isawaitable(result) else result
+
     async def close(self) -> None:
-        """Let refreshes under way come home, then close the pools of this loop."""
+        """Wait for refreshes under way on this event loop, then close its connections."""
         loop = running_loop()
         for repetition in list(self._repetitions.get(loop, ())):
             repetition.stopper.cancel()
-        await self._flights.land()
-        _, found = self._pools.pop(loop, (0, ()))
-        for each in found:
-            await each.aclose()
+        await self.single_flight.wait_all()
+        pools = self._pools.pop(loop, None)
+        if pools is not None:
+            await pools.clients.aclose()
+            await pools.calls.aclose()
 
 
-class ThreadRuntime(_Hooks):
-    """The runtime of the WSGI services: they block, and never suspend. See `EventLoopRuntime`."""
+class SingleFlight:
+    """Runs work once for each key on an event loop; see `base.SingleFlight`.
 
-    def __init__(
-        self,
-        config: CMAuthConfig,
-        transport: httpx2.BaseTransport | None = None,
-        clock: Callable[[], float] = time.time,
-    ) -> None:
-        self.clock = clock
-        self.monotonic = time.monotonic  # for waiting: nobody can set it
-        self.timeout = seconds(config.timeout)
-        self._base_url = config.base_url
-        self._given = transport
-        keep_tokens_out_of_logs()
-        self._tls: ssl.SSLContext | None = None
-        self._after_fork()
-        _forget_at_fork(self)
+    The work runs beside the request that started it: a client that hangs up cannot cancel a refresh
+    halfway, when the new token exists at CameraManager and nowhere else.
+    """
 
-    def _after_fork(self) -> None:
-        """Start anew: a fork shares the parent's sockets, and its locks may be held for ever."""
-        self._lock = threading.Lock()
-        self._pool: httpx2.BaseTransport | None = None
-        self._repetitions: set[Repetition] = set()
-        self._flights = ThreadFlights()
-        self.single_flight, self.start_flight = self._flights.single_flight, self._flights.start
+    def __init__(self) -> None:
+        self._calls: weakref.WeakKeyDictionary[Any, dict[str, Call]] = weakref.WeakKeyDictionary()
+        self._tasks: set[Any] = set()
 
-    def transport(self) -> httpx2.BaseTransport:
-        """The ready clients' connection pool, for all threads of this process."""
-        standing_in = self._given or DEFAULTS.transport(self._base_url)
-        if standing_in is not None:
-            return standing_in
-        if self._pool is None:
-            with self._lock:
-                if self._pool is None:
-                    self._tls = self._tls or tls_context()
-                    self._pool = pool(self._tls)
-        return self._pool
+    async def do(self, key: str, work: Work) -> Any:
+        call = self._join(key, work)
+        await call.done.wait()
+        return call.outcome()
 
-    async def call(
-        self, method: str, url: str, *, headers: dict[str, str], content: bytes | None = None
-    ) -> httpx2.Response:
-        """As in `EventLoopRuntime`."""
-        import httpx2
+    def start(self, key: str, work: Work) -> None:
+        self._join(key, work)
 
-        with (
-            self._one_call() as transport,
-            httpx2.Client(transport=transport, timeout=self.timeout) as client,
-        ):
-            return client.request(method, url, headers=headers, content=content)
+    async def wait_all(self) -> None:
+        for call in list(self._calls.get(running_loop(), {}).values()):
+            await call.done.wait()
 
-    @contextmanager
-    def _one_call(self) -> Iterator[Bounded]:
-        """A connection of its own, which the watchdog may cut without harm to anybody else."""
-        standing_in = self._given or DEFAULTS.transport(self._base_url)
-        self._tls = self._tls or tls_context()
-        own = standing_in or pool(self._tls)
+    def _join(self, key: str, work: Work) -> Call:
+        """Return the call under way for `key`; start it if there is none."""
+        calls = self._calls.setdefault(running_loop(), {})
+        call = calls.get(key)
+        if call is None:
+            call = calls[key] = Call(anyio.Event())
+            self.spawn(partial(self._run, calls, key, work))
+        return call
+
+    async def _run(self, calls: dict[str, Call], key: str, work: Work) -> None:
+        call = calls[key]
         try:
-            with Watchdog(self.timeout) as dog:
-                yield Bounded(own, dog)
+            await call.run(work)
         finally:
-            if own is not standing_in:
-                own.close()
+            del calls[key]
+            call.done.set()
 
-    async def sleep(self, seconds: float) -> None:
-        """Wait."""
-        time.sleep(seconds)  # noqa: ASYNC251 - blocks on purpose: there is no event loop here
+    def spawn(self, function: Work) -> None:
+        """Run a function beside everything else on this event loop."""
+        loop = running_loop()
+        if isinstance(loop, asyncio.AbstractEventLoop):
+            task = loop.create_task(function())
+            self._tasks.add(task)  # the loop itself keeps only a weak reference
+            task.add_done_callback(self._tasks.discard)
+        else:
+            import trio  # only where the server runs on it
 
-    async def call_user_function(self, function: Callable[[Any], Any], argument: Any) -> Any:
-        """As in `EventLoopRuntime`; a function that is async runs in an event loop of its own."""
-        result = function(argument)
-        return run_elsewhere(_waiting(result)) if inspect.isawaitable(result) else result
-
-    @asynccontextmanager
-    async def heartbeat(self, tick: Work, every: float) -> AsyncIterator[None]:
-        """As in `EventLoopRuntime`."""
-        over = threading.Event()
-
-        def ticking() -> None:
-            while not over.wait(every):
-                run_sync(tick())
-
-        thread = threading.Thread(target=ticking, name="cm_auth lease", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            over.set()
-            thread.join()
-
-    def repeat(self, every: float, work: Callable[[], Awaitable[bool]]) -> Repetition:
-        """As in `EventLoopRuntime`, in a thread that ends with the process."""
-        repetition = Repetition(threading.Event())
-
-        async def step() -> bool:
-            return await work()
-
-        def run() -> None:
-            try:
-                while not repetition.stopper.wait(every) and run_sync(step()):
-                    pass
-            finally:
-                repetition.is_over = True
-                self._repetitions.discard(repetition)
-
-        self._repetitions.add(repetition)
-        threading.Thread(target=run, name="cm_auth watch", daemon=True).start()
-        return repetition
-
-    async def close(self) -> None:
-        """Let refreshes under way come home, then close the pool."""
-        for repetition in list(self._repetitions):
-            repetition.stopper.set()
-        await self._flights.land()
-        found, self._pool = self._pool, None
-        if found is not None:
-            found.close()
+            trio.lowlevel.spawn_system_task(function)
 
 
-Runtime = EventLoopRuntime | ThreadRuntime
+class _Pools(NamedTuple):
+    """The connections of one event loop: the ready clients', and those of the middleware's calls.
+
+    A client that waits for a new token may keep its connection meanwhile, and the call for that
+    token must not wait until one is free.
+    """
+
+    pid: int
+    clients: httpx2.AsyncBaseTransport
+    calls: httpx2.AsyncBaseTransport
 
 
-async def _waiting(awaitable: Awaitable[T]) -> T:
-    return await awaitable
+def _pool(tls: Any) -> httpx2.AsyncBaseTransport:
+    return httpx2.AsyncHTTPTransport(verify=tls, limits=http.LIMITS)
 
 
-def _forget_at_fork(runtime: ThreadRuntime) -> None:
-    if not hasattr(os, "register_at_fork"):  # pragma: no cover - Windows cannot fork
-        return
-    reference = weakref.ref(runtime)
+class BoundedTransport(httpx2.AsyncBaseTransport):
+    """Sends the middleware's own calls by a shared pool; responses are small or refused."""
 
-    def forget() -> None:
-        alive = reference()
-        if alive is not None:
-            alive._after_fork()
+    def __init__(self, transport: httpx2.AsyncBaseTransport) -> None:
+        self._transport = transport
 
-    os.register_at_fork(after_in_child=forget)
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        request.headers["Accept-Encoding"] = "identity"
+        response = await self._transport.handle_async_request(request)
+        if http.is_compressed(response):
+            await response.aclose()
+            raise UnavailableError("CameraManager compressed an answer unasked")
+        response.stream = http.BoundedStream(response.stream)
+        return response
+
+    async def aclose(self) -> None:
+        """Leave the pool open: other calls use it too."""

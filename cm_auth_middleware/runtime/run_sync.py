@@ -1,35 +1,54 @@
-"""Running coroutines: to their end without an event loop; and finding the loop, if there is one."""
+"""Running one ``async def`` for event loops and for threads, and finding the event loop.
+
+The login, the refresh, the sessions and the stores are written once, as coroutines. They suspend
+only where they await I/O, and all I/O is behind two objects that differ by side: the runtime
+(`base.Runtime`) and the store.
+
+On the ASGI side both await, and the server's event loop drives the coroutines as usual. On the
+WSGI side both block: their methods are ``async def`` as well, but do their work at once and never
+suspend. A coroutine that only awaits such methods runs from its beginning to its end in a single
+``send(None)``, and its result is the value of the `StopIteration` that ends it. That is all that
+`run_sync` does. It needs no event loop and no thread, and a traceback reads straight through.
+
+A coroutine that suspends all the same (a store for event loops that was given to a WSGI
+application) could only be resumed by an event loop, so `run_sync` raises instead of waiting.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import importlib
-import sys
 import threading
 from collections.abc import Coroutine
+from concurrent.futures import Future
 from typing import Any, TypeVar
+
+from anyio.lowlevel import current_token
 
 T = TypeVar("T")
 
 
 def run_sync(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine whose runtime block, to its end."""
+    """Run a coroutine that never suspends to its end.
+
+    Raises:
+        RuntimeError: it suspended.
+    """
     try:
         coroutine.send(None)
     except StopIteration as stop:
         result: T = stop.value
         return result
     coroutine.close()
-    raise RuntimeError("a port of the WSGI side suspended; does a store's blocking() block?")
+    raise RuntimeError("code for threads suspended; does the store's blocking() block?")
 
 
 def has_event_loop() -> bool:
-    """Whether this code runs under asyncio or trio."""
+    """Return True if this code runs on an event loop, asyncio's or trio's."""
     return _find_loop() is not None
 
 
 def running_loop() -> Any:
-    """The event loop of this thread, asyncio's or trio's.
+    """Return the event loop of this thread, asyncio's or trio's.
 
     Raises:
         RuntimeError: there is none.
@@ -42,36 +61,26 @@ def running_loop() -> Any:
 
 def _find_loop() -> Any:
     try:
-        return asyncio.get_running_loop()
+        return asyncio.get_running_loop()  # anyio only finds it inside a task, not in a callback
     except RuntimeError:
         pass
-    if "trio" not in sys.modules:
-        return None
     try:
-        return import_trio().lowlevel.current_trio_token()
+        return current_token().native_token  # of trio
     except RuntimeError:
         return None
-
-
-def import_trio() -> Any:
-    """Trio, only where the server runs on it."""
-    return importlib.import_module("trio")
 
 
 def run_elsewhere(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine in a thread of its own: this one may have an event loop already."""
-    result: list[T] = []
-    failure: list[BaseException] = []
+    """Run a coroutine in a thread of its own, because this one may have an event loop already."""
+    future: Future[T] = Future()
 
     def run() -> None:
         try:
-            result.append(asyncio.run(coroutine))
+            future.set_result(asyncio.run(coroutine))
         except BaseException as error:
-            failure.append(error)
+            future.set_exception(error)
 
-    thread = threading.Thread(target=run)
-    thread.start()
-    thread.join()
-    if failure:
-        raise failure[0]
-    return result[0]
+    # No ThreadPoolExecutor: it refuses work as soon as the interpreter begins to exit, and then
+    # waits for refreshes under way, which may still call an application's hooks.
+    threading.Thread(target=run).start()
+    return future.result()

@@ -1,35 +1,40 @@
-"""The cookies: a signed, opaque session ticket and the signed state of a pending login."""
+"""The session cookie: a signed, opaque ticket to a record in the store."""
 
 from __future__ import annotations
 
 import base64
 import binascii
 import hashlib
-import hmac
-import json
 import secrets
-from collections.abc import Sequence
-from dataclasses import astuple, dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from urllib.parse import urlsplit
 
 from itsdangerous import BadSignature, Signer
 
-LOGIN_LIFETIME = 600  # seconds: a password manager and a second factor take minutes
-MAX_COOKIE = 4096  # bytes: what every browser keeps of one cookie (RFC 6265 §6.1)
+from ..events import log
+from ..runtime.bounded_cache import BoundedCache
+from ..web.request import Request
+
+_NAME = "cm_auth"
 _TICKET_BYTES = 64
-_TICKET_LENGTH = 86 + 1 + 43  # two halves, a dot and a SHA-256 signature, in base64url
-_LAST = "AEIMQUYcgkosw048"  # what 32 bytes end with: decoders ignore two bits of the last letter
+_TICKET_LENGTH = 86 + 1 + 43  # 64 bytes, a dot and a SHA-256 signature, in base64url
+_LAST = "AEIMQUYcgkosw048"  # how 32 bytes end: decoders ignore two bits of the last letter
+_MOST_TICKETS = 4  # session cookies with a valid signature whose records are looked up
+_MOST_LINE = 4_096  # characters of a Cookie header that is remembered
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Ticket:
-    """What the session cookie carries: who you are in the store, and half of the key to it."""
+    """The content of the session cookie: the session's id, and a part of the key to its record."""
 
     session_id: bytes
     cookie_key: bytes
     record_id: str = field(init=False)
 
     def __post_init__(self) -> None:
-        # The store's name for the session is a hash, so that a stolen store opens no session.
+        # A hash, so that a stolen store contains no session id that a cookie could be made of.
         object.__setattr__(self, "record_id", hashlib.sha256(self.session_id).hexdigest())
 
     @classmethod
@@ -38,22 +43,19 @@ class Ticket:
         return cls(secrets.token_bytes(32), secrets.token_bytes(32))
 
 
-@dataclass(frozen=True, slots=True, repr=False)
-class PendingLogin:
-    """One login attempt, as its cookie remembers it."""
-
-    state: str
-    redirect_uri: str
-    target: str
-    started_at: int
+Found = Sequence[tuple[Ticket, bool]]  # the tickets of a request; True if an older key signed it
 
 
-class TicketCookie:
-    """Signs and verifies the session cookie."""
+class TicketSigner:
+    """Signs and verifies tickets.
+
+    Args:
+        secret_keys: from oldest to newest: the newest signs, all verify.
+    """
 
     def __init__(self, secret_keys: Sequence[str]) -> None:
-        self._newest = _signer(secret_keys[-1:], "session")
-        self._all = _signer(secret_keys, "session")
+        self._newest = signer(secret_keys[-1:], "session")
+        self._all = signer(secret_keys, "session")
 
     def dump(self, ticket: Ticket) -> str:
         """Return the cookie's value for a ticket."""
@@ -61,80 +63,146 @@ class TicketCookie:
         return self._newest.sign(base64.urlsafe_b64encode(raw).rstrip(b"=")).decode()
 
     def load(self, value: str) -> tuple[Ticket, bool] | None:
-        """Return the ticket and whether an older key signed it; None for anything forged."""
+        """Return the ticket, and True if an older key signed it; None if its signature is wrong."""
         if len(value) != _TICKET_LENGTH or not value.isascii() or value[-1] not in _LAST:
             return None
         try:
             try:
-                encoded, old = self._newest.unsign(value), False
+                encoded, is_old = self._newest.unsign(value), False
             except BadSignature:
-                encoded, old = self._all.unsign(value), True
+                encoded, is_old = self._all.unsign(value), True
             raw = base64.b64decode(encoded + b"==", altchars=b"-_", validate=True)
         except (BadSignature, binascii.Error):
             return None
         if len(raw) != _TICKET_BYTES:
             return None
-        return Ticket(raw[:32], raw[32:]), old
+        return Ticket(raw[:32], raw[32:]), is_old
 
 
-class LoginCookie:
-    """Signs and verifies the cookies of pending logins, one for each attempt.
+class SessionCookie:
+    """Reads, sets and clears the session cookie.
 
-    One cookie an attempt, so that tabs which log in at once do not overwrite each other.
-    Nothing is stored here for a visitor: the PKCE verifier is derived from the state.
+    Args:
+        secret_keys: from oldest to newest: the newest signs, all verify.
+        lifetime: seconds from the login until the cookie ends.
+        clock: epoch seconds.
+        name: on http; on https it gets the prefix ``__Host-``.
+        is_secure: True and False force it; None decides by the scheme.
+        redirect_uri: the callback's URL as browsers see it, where the server may not know it.
     """
 
-    def __init__(self, secret_keys: Sequence[str], name: str) -> None:
-        self._signer = _signer(secret_keys, "login")
-        # The oldest key still listed: a login that began before a rotation can end after it.
-        self._pkce_key = hashlib.sha256(b"cm_auth.pkce:" + secret_keys[0].encode()).digest()
-        self.prefix = f"{name}_login_"
+    def __init__(
+        self,
+        secret_keys: Sequence[str],
+        lifetime: float,
+        clock: Callable[[], float],
+        *,
+        name: str | None = None,
+        is_secure: bool | None = None,
+        redirect_uri: str | None = None,
+    ) -> None:
+        self._signer = TicketSigner(secret_keys)
+        self._lifetime = lifetime
+        self._clock = clock
+        self._plain_name = name or _NAME
+        self._secure_name = _secure_name(self._plain_name)
+        self._scheme = urlsplit(redirect_uri or "").scheme
+        self._forced = True if is_secure is None and self._scheme == "https" else is_secure
+        self.names = {self._plain_name, self._secure_name}
+        # Verified Cookie headers: those on http, and those on https, where the name is another. A
+        # verified signature stays valid, and the store is asked for the session each time. Headers
+        # without a ticket are not kept: visitors could fill the memory with them.
+        self._verified: dict[bool, BoundedCache[str, Found]] = {
+            is_secure: BoundedCache() for is_secure in (False, True)
+        }
+        self._warned: set[str] = set()
 
-    def name(self, state: str) -> str:
-        """The cookie's name: a hash of the state, so that the callback finds its own."""
-        return self.prefix + hashlib.sha256(state.encode()).hexdigest()[:16]
+    def read(self, request: Request) -> Found:
+        """Return the tickets in a request's cookies.
 
-    def start(self, redirect_uri: str, target: str, now: float) -> tuple[PendingLogin, str]:
-        """Begin a login; return it and the cookie's value. A target too long becomes ``/``."""
-        login = PendingLogin(secrets.token_urlsafe(32), redirect_uri, target, int(now))
-        value = self._dump(login)
-        if len(value) > MAX_COOKIE - 256:  # the name and the attributes count too
-            login = replace(login, target="/")
-            value = self._dump(login)
-        return login, value
+        There may be several: a neighbouring host can set a cookie of the same name, and it may
+        come first.
+        """
+        line = request.cookie_line
+        if not line:
+            return ()
+        verified = self._verified[request.is_secure if self._forced is None else self._forced]
+        found = verified.get(line)
+        if found is None:
+            name = self.name(request)
+            if name not in line:
+                return ()
+            values = (value.strip('"') for key, value in request.cookies if key == name)
+            tickets = (ticket for ticket in map(self._signer.load, values) if ticket is not None)
+            found = tuple(islice(tickets, _MOST_TICKETS))
+            if found and len(line) <= _MOST_LINE:
+                verified[line] = found
+        return found
 
-    def load(self, value: str) -> PendingLogin | None:
-        """Return the pending login of a cookie, whatever its age; None for anything forged."""
-        if len(value) > MAX_COOKIE or not value.isascii():
-            return None
-        try:
-            payload = self._signer.unsign(value)
-            return PendingLogin(*json.loads(base64.urlsafe_b64decode(payload + b"==")))
-        except (BadSignature, ValueError, TypeError):  # TypeError: of another version
-            return None
+    def set(self, request: Request, ticket: Ticket, logged_in_at: float) -> tuple[str, str]:
+        """Return the header that sets the cookie, for as long as the session may live."""
+        left = logged_in_at + self._lifetime - self._clock()
+        return self.header(request, self.name(request), self._signer.dump(ticket), int(left))
 
-    def match(self, value: str, state: str, now: float) -> PendingLogin | None:
-        """Return the pending login if the cookie is this state's and still young."""
-        login = self.load(value)
-        if login is None or not hmac.compare_digest(login.state.encode(), state.encode()):
-            return None
-        # A minute of grace backwards: two servers' clocks differ a little.
-        return login if -60 <= now - login.started_at <= LOGIN_LIFETIME else None
+    def clear(self, request: Request) -> tuple[str, str]:
+        """Return the header that clears the cookie."""
+        return self.header(request, self.name(request), "", 0)
 
-    def code_verifier(self, state: str) -> str:
-        """The PKCE code verifier of a login (RFC 7636 §4.1): derived, so it is never stored."""
-        digest = hmac.digest(self._pkce_key, state.encode(), "sha256")
-        return base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
+    def name(self, request: Request) -> str:
+        """Return the cookie's name for this request's scheme."""
+        is_secure = request.is_secure if self._forced is None else self._forced
+        return self._secure_name if is_secure else self._plain_name
 
-    def _dump(self, login: PendingLogin) -> str:
-        fields = json.dumps(astuple(login), separators=(",", ":")).encode()
-        return self._signer.sign(base64.urlsafe_b64encode(fields).rstrip(b"=")).decode()
+    def header(self, request: Request, name: str, value: str, max_age: int) -> tuple[str, str]:
+        """Return the header that sets a cookie with the attributes of the session cookie.
+
+        Args:
+            max_age: seconds; 0 clears the cookie.
+        """
+        self.check_scheme(request)
+        is_secure = request.is_secure if self._forced is None else self._forced
+        if not is_secure and needs_https(name) and self._is_first("prefix"):
+            log("cookie_prefix_on_http", cookie_name=self._plain_name)
+        secure = "; Secure" if is_secure else ""
+        return (
+            "Set-Cookie",
+            f"{name}={value}; Max-Age={max_age}; Path=/; HttpOnly; SameSite=Lax{secure}",
+        )
+
+    def check_scheme(self, request: Request) -> None:
+        """Warn once if requests come by another scheme than that of ``redirect_uri``."""
+        if self._scheme not in ("", request.scheme) and self._is_first("scheme"):
+            log("scheme_mismatch", request=request.scheme, redirect_uri=self._scheme)
+
+    def _is_first(self, warning: str) -> bool:
+        """Return True once for each warning: a visitor may cause any number of them."""
+        is_first = warning not in self._warned
+        self._warned.add(warning)
+        return is_first
 
 
-def _signer(secret_keys: Sequence[str], purpose: str) -> Signer:
+def signer(secret_keys: Sequence[str], purpose: str) -> Signer:
+    """Return a signer by HMAC-SHA256 whose signatures are valid for one purpose only."""
     return Signer(
         list(secret_keys),
         salt=f"cm_auth_middleware.{purpose}",
         key_derivation="hmac",
         digest_method=hashlib.sha256,
     )
+
+
+def needs_https(name: str) -> bool:
+    """Return True if browsers refuse a cookie of this name without ``Secure``.
+
+    The case of its letters does not matter. Source: RFC 6265bis §4.1.3 and §5.7.
+    """
+    return name.lower().startswith(("__host-", "__secure-"))
+
+
+def _secure_name(name: str) -> str:
+    """Return the cookie's name on https, which keeps other hosts from setting it: ``__Host-…``.
+
+    A name that has a prefix already stays (RFC 6265bis §4.1.3): ``__Secure-`` keeps http from
+    setting it, but not a neighbouring host.
+    """
+    return name if name.startswith(("__Host-", "__Secure-")) else f"__Host-{name}"

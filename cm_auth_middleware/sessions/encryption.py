@@ -9,19 +9,18 @@ import hmac
 import secrets
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..display import ip_address
 from ..errors import SessionDataError
-from .record import Record
+from .record import Record, SessionInfo
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
     from ..stores import CountsRecords
 
-MAX_RECORD = 1_000_000  # bytes; a larger one is nobody's session
+MAX_RECORD = 1_000_000  # bytes; a larger one was not written by this package
 _NONCE_BYTES = 12
 _TAG_BYTES = 16
 # The first byte of a stored value: its kind and version. Version 0.1 wrote sessions with 1.
@@ -29,44 +28,34 @@ _GRANT, _SESSION, _OLD_SESSION = b"\x02", b"\x03", b"\x01"
 SESSIONS = (_SESSION, _OLD_SESSION)
 _HANDLE = "cmauth1."  # what a handle begins with: its kind and version
 _HANDLE_LENGTH = len(_HANDLE) + -(-(_NONCE_BYTES + 64 + _TAG_BYTES) * 4 // 3)  # in base64url
-_LAST_KIND = b"\x0f"  # kinds up to this one are, or will be, ours
+_LAST_KIND = b"\x0f"  # kinds up to this one are kept for later releases
 _KEY_ID_BYTES = 4
-# Kind, user tag, id of the secret key, last seen, length of the place.
+# Kind, user tag, id of the secret key, last seen, length of the login origin.
 _FIXED = struct.Struct(f">c{_TAG_BYTES}s{_KEY_ID_BYTES}sdB")
 
 
-@dataclass(frozen=True, slots=True)
-class SessionInfo:
-    """One session of a user, as an administrator sees it. Times are epoch seconds.
-
-    Attributes:
-        reference: the short hash that logs name the session by.
-        address: the IP address that the user logged in from, as the server saw it; may be empty.
-    """
-
-    reference: str
-    logged_in_at: float
-    last_seen_at: float
-    address: str
-
-
 async def count_sessions(store: CountsRecords) -> int:
-    """Return the number of live sessions in a store, of every version of the record."""
+    """Return the number of live sessions in a store, whatever release wrote them."""
     return sum([await store.count(kind) for kind in SESSIONS])
 
 
 class Sealer:
-    """Encrypts records with keys of which one half is only in the user's cookie.
+    """Encrypts records. A session's key needs the key in the user's cookie and the secret key.
 
-    AES-256-GCM under HKDF-SHA256 (RFC 5869) over a half key and the application's secret key.
-    The record's own name in the store is associated data, so one moved to another name does not
-    open. A session's value begins with what may be read without its cookie:
+    AES-256-GCM, with keys by HKDF-SHA256 (RFC 5869) from the cookie's key and the application's
+    secret key. The record's id is associated data, so a record that was moved to another id does
+    not open. The stored value of a session begins with a header that needs no cookie to be read:
 
-    - a tag, the keyed hash of the user's id: equal for sessions of one user, and found by
-      whoever knows the id and the secret key;
-    - which secret key sealed it, as a short hash;
-    - when the session was last used, which its time to live tells anyhow;
-    - when and from where the user logged in, sealed under the user's id and the secret key.
+    - the user tag, a keyed hash of the user's id: equal for all sessions of one user, and
+      computable only with the id and the secret key;
+    - a short hash of the secret key that sealed the session;
+    - the time when the session was last used, which its time to live tells anyhow;
+    - the login origin, which is the time and the IP address of the login, sealed with a key from
+      the user's id and the secret key.
+
+    Args:
+        secret_keys: from oldest to newest: the newest seals, all open.
+        user_id_field: the member of a user that identifies them.
     """
 
     def __init__(self, secret_keys: Sequence[str], user_id_field: str) -> None:
@@ -76,21 +65,21 @@ class Sealer:
 
     # -- sessions --------------------------------------------------------------------------
 
-    def seal_session(self, name: str, cookie_key: bytes, record: Record) -> bytes:
+    def seal_session(self, record_id: str, cookie_key: bytes, record: Record) -> bytes:
         """Encrypt a session for the store.
 
         Raises:
             SessionDataError: the application's data make the record too large.
         """
         user = _user_key(self._secrets[0], record.user_id(self._user_id_field))
-        place = _aead(user).encrypt(
-            _place_nonce(name),
+        login_origin = _aead(user).encrypt(
+            _login_origin_nonce(record_id),
             struct.pack(">d", record.logged_in_at) + record.address.encode(),
             None,
         )
-        header = _FIXED.pack(_SESSION, _tag(user), self._ids[0], record.last_seen_at, len(place))
-        header += place
-        sealed = header + self._seal(name, cookie_key, header, record.encode())
+        fixed = (_SESSION, _tag(user), self._ids[0], record.last_seen_at, len(login_origin))
+        header = _FIXED.pack(*fixed) + login_origin
+        sealed = header + self._seal(record_id, cookie_key, header, record.encode())
         if len(sealed) > MAX_RECORD:
             raise SessionDataError(
                 f"session.data is too large: a session is at most {MAX_RECORD} bytes; keep large "
@@ -98,78 +87,78 @@ class Sealer:
             )
         return sealed
 
-    def open_session(self, name: str, cookie_key: bytes, sealed: bytes) -> Record | None:
-        """Decrypt a session; None for one that is corrupt, foreign or moved."""
+    def open_session(self, record_id: str, cookie_key: bytes, sealed: bytes) -> Record | None:
+        """Decrypt a session; return None if it is damaged, moved, or sealed with another key."""
         if sealed[:1] not in SESSIONS or not _FIXED.size < len(sealed) <= MAX_RECORD:
             return None
-        *_, last_seen_at, _ = _FIXED.unpack_from(sealed)
-        size = _FIXED.size + _FIXED.unpack_from(sealed)[-1]
-        plain = self._open(name, cookie_key, sealed[:size], sealed[size:])
+        *_, last_seen_at, length = _FIXED.unpack_from(sealed)
+        size = _FIXED.size + length
+        plain = self._open(record_id, cookie_key, sealed[:size], sealed[size:])
         return None if plain is None else Record.decode(plain, last_seen_at)
 
     def is_current(self, sealed: bytes) -> bool:
-        """Whether a session is sealed with the newest secret key."""
+        """Return True if a session is sealed with the newest secret key."""
         return _key_id_of(sealed) == self._ids[0]
 
-    def may_be_anothers(self, sealed: bytes) -> bool:
-        """Whether a value that does not open may be a session all the same, to somebody else.
+    def is_from_unknown_key(self, sealed: bytes) -> bool:
+        """Return True if a secret key, or a release, that this process lacks may have sealed it.
 
-        While a new secret key, or a new release, is rolled out, some processes have it already
-        and others do not; these must not take the sessions of those for spoilt.
+        While a new secret key or a new release is rolled out, some processes have it and others do
+        not yet. A process without it must not treat these sessions as damaged.
         """
         if sealed[:1] in SESSIONS and len(sealed) > _FIXED.size:
             return _key_id_of(sealed) not in self._ids
         return _SESSION < sealed[:1] <= _LAST_KIND
 
     def user_prefixes(self, user_id: str) -> list[bytes]:
-        """What the stored values of a user's sessions begin with, one for each secret key."""
+        """Return how the stored values of a user's sessions begin: one prefix for each key."""
         tags = [_tag(_user_key(secret, user_id)) for secret in reversed(self._secrets)]
-        # What is sealed anew while somebody searches moves from the old to the new.
+        # The oldest first: a session that is sealed anew during a search moves to the newest.
         return [kind + tag for kind in reversed(SESSIONS) for tag in tags]
 
-    def describe(self, name: str, sealed: bytes, user_id: str) -> SessionInfo | None:
-        """When and from where a session of this user began, without opening it."""
+    def describe(self, record_id: str, sealed: bytes, user_id: str) -> SessionInfo | None:
+        """Return when and from where a session of this user began, without opening it."""
         if len(sealed) <= _FIXED.size:
             return None
         _, tag, _, last_seen_at, length = _FIXED.unpack_from(sealed)
-        place = sealed[_FIXED.size : _FIXED.size + length]
+        login_origin = sealed[_FIXED.size : _FIXED.size + length]
         for secret in self._secrets:
             user = _user_key(secret, user_id)
-            plain = _decrypt(user, _place_nonce(name), place, None)
+            plain = _decrypt(user, _login_origin_nonce(record_id), login_origin, None)
             if plain is not None and hmac.compare_digest(tag, _tag(user)):
                 (logged_in_at,) = struct.unpack_from(">d", plain)
-                # Records of older releases hold whatever the server said.
+                # Older releases stored the address as the server gave it, without a check.
                 address = ip_address(plain[8:].decode(errors="replace"))
-                return SessionInfo(name[:8], logged_in_at, last_seen_at, address)
+                return SessionInfo(record_id[:8], logged_in_at, last_seen_at, address)
         return None
 
     # -- grants ----------------------------------------------------------------------------
 
-    def seal_grant(self, name: str, cookie_key: bytes, plain: bytes) -> bytes:
-        """Encrypt the record of a grant."""
-        return _GRANT + self._seal(name, cookie_key, _GRANT, plain)
+    def seal_grant(self, record_id: str, grant_key: bytes, plain: bytes) -> bytes:
+        """Encrypt the record of a grant, with a key from its refresh token."""
+        return _GRANT + self._seal(record_id, grant_key, _GRANT, plain)
 
-    def open_grant(self, name: str, cookie_key: bytes, sealed: bytes) -> bytes | None:
-        """Decrypt the record of a grant; None for anything else."""
+    def open_grant(self, record_id: str, grant_key: bytes, sealed: bytes) -> bytes | None:
+        """Decrypt the record of a grant; return None for anything else."""
         if sealed[:1] != _GRANT or len(sealed) > MAX_RECORD:
             return None
-        return self._open(name, cookie_key, _GRANT, sealed[1:])
+        return self._open(record_id, grant_key, _GRANT, sealed[1:])
 
     # -- handles ---------------------------------------------------------------------------
 
-    def seal_handle(self, name: str, cookie_key: bytes) -> str:
-        """Encrypt what opens a session, for an application to keep.
+    def seal_handle(self, record_id: str, cookie_key: bytes) -> str:
+        """Encrypt a record's id and the cookie's key, as a handle that the application may keep.
 
-        It holds the session's name in the store, which is a hash of the id in the cookie: no
-        handle, opened or not, makes a cookie.
+        The record's id is a hash of the session id in the cookie, so a handle cannot be made into
+        a cookie, not even with the secret key.
         """
         nonce = secrets.token_bytes(_NONCE_BYTES)
-        plain = bytes.fromhex(name) + cookie_key
+        plain = bytes.fromhex(record_id) + cookie_key
         sealed = nonce + _aead(_handle_key(self._secrets[0])).encrypt(nonce, plain, None)
         return _HANDLE + base64.urlsafe_b64encode(sealed).rstrip(b"=").decode()
 
     def open_handle(self, handle: str) -> tuple[str, bytes] | None:
-        """Return a session's name and half key; None for what `seal_handle` did not make."""
+        """Return the record's id and the cookie's key; None if `seal_handle` did not make it."""
         if len(handle) != _HANDLE_LENGTH or not handle.startswith(_HANDLE) or not handle.isascii():
             return None
         try:
@@ -185,25 +174,25 @@ class Sealer:
                 return plain[:32].hex(), plain[32:]
         return None
 
-    # -- both ------------------------------------------------------------------------------
+    # -- sessions and grants ---------------------------------------------------------------
 
-    def _seal(self, name: str, cookie_key: bytes, header: bytes, plain: bytes) -> bytes:
+    def _seal(self, record_id: str, key: bytes, header: bytes, plain: bytes) -> bytes:
         nonce = secrets.token_bytes(_NONCE_BYTES)
-        key = _derive(self._secrets[0], cookie_key, b"record")
-        return nonce + _aead(key).encrypt(nonce, plain, name.encode() + header)
+        derived = _derive(self._secrets[0], key, b"record")
+        return nonce + _aead(derived).encrypt(nonce, plain, record_id.encode() + header)
 
-    def _open(self, name: str, cookie_key: bytes, header: bytes, body: bytes) -> bytes | None:
+    def _open(self, record_id: str, key: bytes, header: bytes, body: bytes) -> bytes | None:
         nonce, ciphertext = body[:_NONCE_BYTES], body[_NONCE_BYTES:]
         for secret in self._secrets:
-            key = _derive(secret, cookie_key, b"record")
-            plain = _decrypt(key, nonce, ciphertext, name.encode() + header)
+            derived = _derive(secret, key, b"record")
+            plain = _decrypt(derived, nonce, ciphertext, record_id.encode() + header)
             if plain is not None:
                 return plain
         return None
 
 
 def _decrypt(key: bytes, nonce: bytes, ciphertext: bytes, associated: bytes | None) -> bytes | None:
-    from cryptography.exceptions import InvalidTag  # with the rest of it, when first needed
+    from cryptography.exceptions import InvalidTag  # 20 ms, so only when needed
 
     if len(nonce) != _NONCE_BYTES:
         return None
@@ -214,17 +203,17 @@ def _decrypt(key: bytes, nonce: bytes, ciphertext: bytes, associated: bytes | No
 
 
 def _aead(key: bytes) -> AESGCM:
-    from cryptography.hazmat.primitives.ciphers.aead import AESGCM  # 20 ms: when first needed
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM  # 20 ms, so only when needed
 
     return AESGCM(key)
 
 
-def _derive(secret: bytes, cookie_key: bytes, purpose: bytes) -> bytes:
+def _derive(secret: bytes, key: bytes, purpose: bytes) -> bytes:
     from cryptography.hazmat.primitives.hashes import SHA256
     from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
     info = b"cm_auth_middleware " + purpose
-    return HKDF(SHA256(), 32, salt=secret, info=info).derive(cookie_key)
+    return HKDF(SHA256(), 32, salt=secret, info=info).derive(key)
 
 
 def _handle_key(secret: bytes) -> bytes:
@@ -248,7 +237,8 @@ def _tag(user_key: bytes) -> bytes:
     return hmac.digest(user_key, b"tag", "sha256")[:_TAG_BYTES]
 
 
-def _place_nonce(name: str) -> bytes:
-    # What is sealed under a user's key and a session's name never changes, so its nonce may be
-    # fixed by the name: the same bytes are sealed to the same bytes.
-    return hashlib.sha256(b"place:" + name.encode()).digest()[:_NONCE_BYTES]
+def _login_origin_nonce(record_id: str) -> bytes:
+    # A record's login origin never changes, and only it is sealed with this key for this record.
+    # A nonce that depends on the record alone therefore never seals two different texts. ("place"
+    # is its name in stored records.)
+    return hashlib.sha256(b"place:" + record_id.encode()).digest()[:_NONCE_BYTES]

@@ -1,249 +1,330 @@
-"""Sealed session records in a store: read, write, and change without losing a change."""
+"""The sessions of one application: loaded by a request's cookies, and changed in the store."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from ..config import CMAuthConfig, seconds
-from ..errors import StoreError, UnavailableError
+from ..errors import SessionExpiredError, StoreError, UnavailableError
 from ..events import log
-from ..runtime.bounded_cache import forget, remember
-from .encryption import Sealer, SessionInfo
-from .record import Record, Session
+from ..runtime.bounded_cache import BoundedCache
+from .encryption import Sealer
+from .session import Session
 
 if TYPE_CHECKING:
-    from ..runtime.event_loops import Runtime
-    from ..stores import SessionStore
-    from .cookie import Ticket
+    from collections.abc import Sequence
 
-_TOUCH = 60.0  # seconds between two writes of "last seen"
-_IDLE = 120.0  # seconds after which a record that nobody asks for is not kept open
+    from ..runtime.base import Runtime
+    from ..stores import SessionStore
+    from ..web.request import Request
+    from .cookie import SessionCookie, Ticket
+    from .record import Record, SessionInfo
+
 STALE = 30.0  # seconds after which a session that is held is looked up before it is used again
+_TOUCH = 60.0  # seconds between two writes of "last seen"
+_IDLE = 120.0  # seconds without a request after which an opened record is forgotten
 _DENIED_TTL = 86_400.0  # seconds that a browser is told why its session ended
 _GONE_TTL = 600.0  # seconds that refreshes under way can learn that a session was ended
-_Opened = tuple[bytes, bytes, Record, float]  # half key, stored value, record, when to look again
+
+
+class _Opened(NamedTuple):
+    """A record and the stored value that it was decrypted from.
+
+    Attributes:
+        due: when the record has ended, or is to be marked as used (epoch seconds).
+    """
+
+    sealed: bytes
+    cookie_key: bytes
+    record: Record
+    due: float
 
 
 class SessionManager:
-    """The sessions of a store, as those who hold the tickets see them."""
+    """Loads, creates, changes and deletes sessions.
+
+    Args:
+        store: where the records are.
+        cookie: the session cookie, by which a request names its session.
+        secret_keys: from oldest to newest: the newest seals, all open.
+        user_id_field: the member of a user that identifies them.
+        idle_timeout: seconds after which an unused session ends.
+        absolute_timeout: seconds after its login when any session ends.
+        owner: the application's ``client_id`` and ``scope``; sessions of others are not loaded.
+        runtime: the clock.
+    """
 
     def __init__(
-        self, config: CMAuthConfig, runtime: Runtime, store: SessionStore, user_id_field: str
+        self,
+        store: SessionStore,
+        cookie: SessionCookie,
+        secret_keys: Sequence[str],
+        *,
+        user_id_field: str,
+        idle_timeout: float,
+        absolute_timeout: float,
+        owner: tuple[str, str],
+        runtime: Runtime,
     ) -> None:
-        self._runtime = runtime
-        self._clock = runtime.clock
-        self._idle = seconds(config.idle_timeout)
-        self._absolute = seconds(config.absolute_timeout)
-        self._touch_every = min(_TOUCH, self._idle / 10)
-        self._owner = (config.client_id, config.scope)
         self.store = store
-        self.sealer = Sealer(tuple(config.secret_key), user_id_field)
-        # Records by the very bytes they were opened from, so none can outlive a change or a
-        # logout: the store is asked every time.
-        self._opened: dict[str, _Opened] = {}
-        self._unreadable: dict[str, bytes] = {}
-
-    async def read(self, ticket: Ticket, now: float) -> Session | None:
-        """Return the live session of a ticket, or None; note once a minute that it is used."""
-        key, cookie_key = ticket.record_id, ticket.cookie_key
-        sealed = await self.store.get(key)
-        known = self._opened.get(key)
-        if sealed is None:
-            if known is not None:
-                forget(self._opened, key)
-            return None
-        if known is None or known[1] != sealed or known[0] != cookie_key:
-            record = self.sealer.open_session(key, cookie_key, sealed)
-            if record is None:
-                await self._set_aside(key, sealed)
-                return None
-            if not self._is_ours(record):
-                return None
-            known = self._keep_opened(key, cookie_key, sealed, record)
-            if not record.client_id:
-                session = Session(key, cookie_key, record, self.sealer, now)
-                await self.update(session, lambda opened: opened.owned_by(*self._owner))
-                return session
-        session = Session(key, cookie_key, known[2], self.sealer, now)
-        if now >= known[3]:
-            return await self._look_again(session)
-        return session
-
-    def _is_ours(self, record: Record) -> bool:
-        """Return True for a session that this application opened, or one that shares its login.
-
-        A session from before version 0.2 names no application; the first that reads it keeps it.
-        """
-        return not record.client_id or (record.client_id, record.scope) == self._owner
-
-    def _open(self, key: str, cookie_key: bytes, sealed: bytes | None) -> Record | None:
-        """Return the record of a session of ours; None for any other, and for none."""
-        record = self.sealer.open_session(key, cookie_key, sealed) if sealed else None
-        return record if record is not None and self._is_ours(record) else None
-
-    async def _set_aside(self, key: str, sealed: bytes) -> None:
-        """Delete what is nobody's session; leave what somebody else may be able to open."""
-        if self._unreadable.get(key) != sealed:
-            remember(self._unreadable, key, sealed)
-            log("session_unreadable", session=key[:8])
-        if not self.sealer.may_be_anothers(sealed):
-            await self.store.delete(key)
-
-    async def _look_again(self, session: Session) -> Session | None:
-        """End a session whose time is over; note that any other one is used."""
-        if self.ttl(session.record) <= 0:
-            await self.store.delete(session.record_id)
-            return None
-        await self.touch_if_due(session)
-        return session
-
-    async def touch_if_due(self, session: Session) -> None:
-        """Note that a session is used, if that was not noted lately."""
-        if self._runtime.clock() < session.record.last_seen_at + self._touch_every:
-            return
-        try:
-            await self.touch(session)
-        except StoreError as error:  # reads work, writes do not: the user need not notice
-            log("touch_failed", session=session.reference, reason=error)
-
-    async def touch(self, session: Session) -> None:
-        """Note that a session is used, unless another request just did."""
-        now = self._runtime.clock()
-        due = now - self._touch_every
-        await self.update(
-            session, lambda record: record if record.last_seen_at > due else record.seen(now)
+        self.cookie = cookie
+        self.sealer = Sealer(secret_keys, user_id_field)
+        self._clock = runtime.clock
+        self._idle = idle_timeout
+        self._absolute = absolute_timeout
+        self._owner = owner
+        self._touch_every = min(_TOUCH, idle_timeout / 10)
+        # Decrypted records, for as long as the store still holds the very same bytes. The store is
+        # asked every time, so no change and no logout is missed.
+        self._opened: BoundedCache[str, _Opened] = BoundedCache(
+            lambda opened: opened.due < self._clock() - _IDLE
         )
+        self._unreadable: BoundedCache[str, bytes] = BoundedCache()
 
-    async def reseal(self, session: Session) -> None:
-        """Seal a session with the newest secret key, unless another request just did."""
-        key, cookie_key = session.record_id, session.cookie_key
-        while True:
-            old = await self.store.get(key)
-            record = self._open(key, cookie_key, old)
-            if old is None or record is None or self.sealer.is_current(old):
-                return
-            new = self.sealer.seal_session(key, cookie_key, record)
-            if await self.store.replace(key, old, new, self.ttl(record)):
-                self._keep_opened(key, cookie_key, new, record)
-                return
+    # -- which session is this? ------------------------------------------------------------
 
-    async def peek(self, key: str, cookie_key: bytes) -> Session | None:
-        """Return the live session of a key without noting that it is used."""
-        record = self._open(key, cookie_key, await self.store.get(key))
+    async def load(self, request: Request) -> Session | None:
+        """Return the live session that a request's cookies open; None if there is none.
+
+        Once a minute it is stored that the session is used. Where an older secret key signed the
+        cookie, record and cookie are renewed: the cookie by the request's ``set_cookies``.
+
+        Raises:
+            UnavailableError: the store cannot be asked.
+        """
+        now = self._clock()
+        for ticket, is_old in self.cookie.read(request):
+            record_id, cookie_key = ticket.record_id, ticket.cookie_key
+            sealed = await self.store.get(record_id)
+            opened = self._opened.get(record_id)
+            if opened is None or opened.sealed != sealed or opened.cookie_key != cookie_key:
+                opened = await self._open(record_id, cookie_key, sealed)
+                if opened is None:
+                    continue
+            session = Session(record_id, cookie_key, opened.record, self.sealer, now)
+            if now >= opened.due and not await self._expire_or_touch(session):
+                continue
+            if is_old:
+                await self.reseal(session)
+                request.set_cookies.append(self.cookie.set(request, ticket, session.logged_in_at))
+            return session
+        return None
+
+    async def load_untouched(self, request: Request) -> Session | None:
+        """Return the live session of a request, without counting the request as a use of it."""
+        for ticket, _ in self.cookie.read(request):
+            session = await self.load_record(ticket.record_id, ticket.cookie_key)
+            if session is not None:
+                return session
+        return None
+
+    async def load_record(self, record_id: str, cookie_key: bytes) -> Session | None:
+        """Return the live session of a record, without storing that it is used; else None."""
+        _, record = await self._load(record_id, cookie_key)
         if record is None or self.ttl(record) <= 0:
             return None
-        return Session(key, cookie_key, record, self.sealer, self._runtime.clock())
+        return Session(record_id, cookie_key, record, self.sealer, self._clock())
+
+    async def open_handle(self, handle: str) -> Session:
+        """Return the live session of a handle that `Session.export` made.
+
+        Raises:
+            SessionExpiredError: it is over, or another application made the handle.
+            UnavailableError: the store cannot be asked.
+        """
+        opened = self.sealer.open_handle(handle)
+        session = None if opened is None else await self.load_record(*opened)
+        if session is None:
+            raise SessionExpiredError("the session of this handle is over; the user has to log in")
+        session.is_detached = True
+        return session
 
     async def reload(self, session: Session) -> bool:
-        """Bring a session up to date with the store; False if it is not there any more."""
-        record = self._open(
-            session.record_id, session.cookie_key, await self.store.get(session.record_id)
-        )
+        """Bring a session up to date with the store; return False if it is over."""
+        _, record = await self._load(session.record_id, session.cookie_key)
         if record is None or self.ttl(record) <= 0:
             return False
         session.record = record
-        session.checked_at = self._runtime.clock()
+        session.checked_at = self._clock()
         return True
+
+    def is_stale(self, session: Session) -> bool:
+        """Return True if the store was not asked for a session in the last 30 seconds."""
+        return self._clock() - session.checked_at >= STALE
+
+    def ttl(self, record: Record) -> float:
+        """Return the seconds until a record ends, by the timeout that comes first."""
+        return self._ends_at(record) - self._clock()
+
+    # -- changes ---------------------------------------------------------------------------
 
     async def create(self, ticket: Ticket, record: Record) -> Session:
         """Store a new session of this application."""
         record = record.owned_by(*self._owner)
         sealed = self.sealer.seal_session(ticket.record_id, ticket.cookie_key, record)
         await self.store.put(ticket.record_id, sealed, self.ttl(record))
-        now = self._runtime.clock()
-        return Session(ticket.record_id, ticket.cookie_key, record, self.sealer, now)
+        return Session(ticket.record_id, ticket.cookie_key, record, self.sealer, self._clock())
 
     async def update(self, session: Session, change: Callable[[Record], Record]) -> bool:
-        """Apply `change` to the stored record; False if the session is not there any more.
+        """Apply `change` to the stored record; return False if the session is not there any more.
 
-        A logout, or another change, may come in between: nothing is written but over the very
-        value that was read.
+        The record is replaced only if it is still the one that was read, so a logout or another
+        change in between is never undone. A record that an older secret key sealed is sealed anew
+        even if nothing changes.
         """
-        key, cookie_key = session.record_id, session.cookie_key
+        record_id, cookie_key = session.record_id, session.cookie_key
         while True:
-            old = await self.store.get(key)
-            record = self._open(key, cookie_key, old)
+            old, record = await self._load(record_id, cookie_key)
             if old is None or record is None:
                 return False
             changed = change(record)
-            if changed != record:
-                new = self.sealer.seal_session(key, cookie_key, changed)
-                if not await self.store.replace(key, old, new, self.ttl(changed)):
+            if changed != record or not self.sealer.is_current(old):
+                new = self.sealer.seal_session(record_id, cookie_key, changed)
+                if not await self.store.replace(record_id, old, new, self.ttl(changed)):
                     continue
-                self._keep_opened(key, cookie_key, new, changed)
+                self._keep_opened(record_id, cookie_key, new, changed)
             session.record = changed
-            session.checked_at = self._runtime.clock()
+            session.checked_at = self._clock()
             return True
 
+    async def reseal(self, session: Session) -> None:
+        """Seal a session with the newest secret key, before the older one is taken away."""
+        await self.update(session, lambda record: record)
+
     async def save(self, session: Session) -> None:
-        """Write back what a handler changed in ``session.data``; nothing if nothing changed."""
+        """Store the changes that a handler made in ``session.data``, if there are any."""
         changes = session.changes()
         if changes is not None:
             await self.update(session, lambda record: record.with_changes(changes))
-            session.saved()
+            session.mark_saved()
 
-    async def remove(self, session: Session) -> Record:
-        """Take the session out of the store; return its newest record."""
+    async def touch_if_due(self, session: Session) -> None:
+        """Store that a session is used, if that was not done in the last minute."""
+        now = self._clock()
+        due = now - self._touch_every
+        if session.record.last_seen_at > due:
+            return
+        try:
+            # Another request may have done it since this one read the record.
+            await self.update(
+                session, lambda record: record if record.last_seen_at > due else record.seen(now)
+            )
+        except StoreError as error:  # it can be read but not written: the user need not notice
+            log("touch_failed", session=session.log_id, reason=error)
+
+    async def delete(self, session: Session) -> Record:
+        """Delete a session's record; return its newest version."""
         sealed = await self.store.delete(session.record_id)
-        forget(self._opened, session.record_id)
+        self._opened.pop(session.record_id, None)
         session.ended = True
-        if sealed is None:
-            return session.record
-        return self._open(session.record_id, session.cookie_key, sealed) or session.record
+        record = self._record(session.record_id, session.cookie_key, sealed)
+        return record or session.record
 
-    def is_stale(self, session: Session) -> bool:
-        """Return True if the store was not asked for a session lately."""
-        return self._clock() - session.checked_at >= STALE
+    # -- sessions of users who may no longer come in ---------------------------------------
 
     async def mark_denied(self, session: Session) -> None:
         """Note that a session ends because the application no longer admits its user."""
         await self.store.put(f"denied.{session.record_id}", b"1", _DENIED_TTL)
 
-    async def was_denied(self, ticket: Ticket) -> bool:
-        """Return True if the session of a ticket ended in that way."""
-        return await self.store.get(f"denied.{ticket.record_id}") is not None
-
-    def ttl(self, record: Record) -> float:
-        """Seconds that a record has left, of both timeouts."""
-        return self._ends_at(record) - self._runtime.clock()
+    async def was_denied(self, request: Request) -> bool:
+        """Return True if the session of a request ended in that way."""
+        for ticket, _ in self.cookie.read(request):
+            if await self.store.get(f"denied.{ticket.record_id}") is not None:
+                return True
+        return False
 
     # -- for an administrator --------------------------------------------------------------
 
     async def sessions_of(self, user_id: str) -> list[tuple[str, SessionInfo]]:
-        """A user's sessions, by their keys, without opening any."""
+        """Return a user's sessions by their record ids, without opening any.
+
+        Raises:
+            UnavailableError: the store fails, or is of a kind that cannot list.
+        """
         find = getattr(self.store, "find", None)
         if find is None:
             raise UnavailableError("this store cannot list sessions: it has no find()")
         found: dict[str, SessionInfo] = {}
         for prefix in self.sealer.user_prefixes(user_id):
-            for key, sealed in await find(prefix):
-                info = self.sealer.describe(key, sealed, user_id)
+            for record_id, sealed in await find(prefix):
+                info = self.sealer.describe(record_id, sealed, user_id)
                 if info is not None:
-                    found[key] = info
+                    found[record_id] = info
         return sorted(found.items(), key=lambda entry: entry[1].last_seen_at, reverse=True)
 
-    async def remove_all(self, user_id: str) -> int:
-        """End a user's sessions; return how many there were."""
-        ended = 0
-        for key, _ in await self.sessions_of(user_id):
-            await self.store.put(f"gone.{key}", b"1", _GONE_TTL)
-            if await self.store.delete(key) is not None:
-                ended += 1
-        return ended
+    async def delete_all(self, user_id: str) -> int:
+        """Delete a user's sessions; return how many there were."""
+        deleted = 0
+        for record_id, _ in await self.sessions_of(user_id):
+            await self.store.put(f"gone.{record_id}", b"1", _GONE_TTL)
+            if await self.store.delete(record_id) is not None:
+                deleted += 1
+        return deleted
 
-    async def was_ended(self, key: str) -> bool:
-        """Whether an administrator ended a session a moment ago."""
-        return await self.store.get(f"gone.{key}") is not None
+    async def was_ended(self, record_id: str) -> bool:
+        """Return True if an administrator ended a session in the last ten minutes."""
+        return await self.store.get(f"gone.{record_id}") is not None
 
     # -- inside ----------------------------------------------------------------------------
+
+    async def _load(self, record_id: str, cookie_key: bytes) -> tuple[bytes | None, Record | None]:
+        """Return the stored value, and its record if it is a session of this application."""
+        sealed = await self.store.get(record_id)
+        return sealed, self._record(record_id, cookie_key, sealed)
+
+    def _record(self, record_id: str, cookie_key: bytes, sealed: bytes | None) -> Record | None:
+        record = self.sealer.open_session(record_id, cookie_key, sealed) if sealed else None
+        return record if record is not None and self._is_own(record) else None
+
+    def _is_own(self, record: Record) -> bool:
+        """Return True for a session that this application opened, or one that shares its login.
+
+        A session from before version 0.2 names no application; the first that reads it keeps it.
+        """
+        return not record.client_id or (record.client_id, record.scope) == self._owner
+
+    async def _open(
+        self, record_id: str, cookie_key: bytes, sealed: bytes | None
+    ) -> _Opened | None:
+        """Decrypt a stored value and remember its record; return None if it cannot be used."""
+        if sealed is None:
+            self._opened.pop(record_id, None)
+            return None
+        record = self.sealer.open_session(record_id, cookie_key, sealed)
+        if record is None:
+            await self._discard_unreadable(record_id, sealed)
+            return None
+        if not self._is_own(record):
+            return None
+        if not record.client_id:
+            session = Session(record_id, cookie_key, record, self.sealer)
+            if not await self.update(session, lambda stored: stored.owned_by(*self._owner)):
+                return None
+            record = session.record
+        return self._keep_opened(record_id, cookie_key, sealed, record)
+
+    async def _discard_unreadable(self, record_id: str, sealed: bytes) -> None:
+        """Delete a damaged record, but keep one sealed with a key that this process lacks."""
+        if self._unreadable.get(record_id) != sealed:
+            self._unreadable[record_id] = sealed
+            log("session_unreadable", session=record_id[:8])
+        if not self.sealer.is_from_unknown_key(sealed):
+            await self.store.delete(record_id)
+
+    async def _expire_or_touch(self, session: Session) -> bool:
+        """Delete a session that has ended and return False; store that another one is used."""
+        if self.ttl(session.record) <= 0:
+            await self.store.delete(session.record_id)
+            return False
+        await self.touch_if_due(session)
+        return True
 
     def _ends_at(self, record: Record) -> float:
         return min(record.last_seen_at + self._idle, record.logged_in_at + self._absolute)
 
-    def _keep_opened(self, key: str, cookie_key: bytes, sealed: bytes, record: Record) -> _Opened:
+    def _keep_opened(
+        self, record_id: str, cookie_key: bytes, sealed: bytes, record: Record
+    ) -> _Opened:
         due = min(self._ends_at(record), record.last_seen_at + self._touch_every)
-        long_ago = self._runtime.clock() - _IDLE
-        return remember(
-            self._opened, key, (cookie_key, sealed, record, due), lambda kept: kept[3] < long_ago
-        )
+        opened = self._opened[record_id] = _Opened(sealed, cookie_key, record, due)
+        return opened

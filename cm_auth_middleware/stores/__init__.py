@@ -1,11 +1,12 @@
-"""Where sessions are kept: the protocol of a store, and the opening of one by its URL."""
+"""Stores keep the sessions: the protocol of a store, and the opening of one by its URL."""
 
 from __future__ import annotations
 
 import importlib
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 from urllib.parse import unquote
 
 from ..errors import ConfigError
@@ -27,54 +28,60 @@ __all__ = [
 ]
 
 
+_REDIS = {
+    "redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel", "redis+cluster",
+    "rediss+cluster",
+}  # fmt: skip
+
+
 @runtime_checkable
 class SessionStore(Protocol):
-    """A key, an opaque value, a time to live, replace-only-if-unchanged, and leases.
+    """A store keeps values under keys for a time, replaces them atomically, and grants leases.
 
-    Keys are short ASCII strings (hashes), values are sealed bytes; a store can read neither.
-    Records and leases are apart: a lease may have the key of a record. Times to live are in
+    Keys are short ASCII strings (hashes), values are encrypted bytes; a store can read neither.
+    Records and leases are separate: a lease may have the key of a record. Times to live are in
     seconds and positive. A method that cannot reach its storage raises `StoreError`; it never
-    answers "not there" instead.
+    returns None or False instead.
 
     A store may also have the methods of `FindsByPrefix`, `CountsRecords` and `HasBlockingTwin`.
     `cm_auth_middleware.testing.StoreConformance` checks all of it.
     """
 
     async def get(self, key: str) -> bytes | None:
-        """Return the value, or None if there is none or its time is over."""
+        """Return the value, or None if there is none or it has expired."""
 
     async def put(self, key: str, value: bytes, ttl: float) -> None:
         """Set the value, whatever was there."""
 
     async def replace(self, key: str, old: bytes, new: bytes, ttl: float) -> bool:
-        """Set `new` only if the value is `old` right now, atomically; say whether it was.
+        """Set `new` only if the value is `old` right now, atomically; return True if it was.
 
-        This is what keeps a refresh from bringing back a session that was logged out, and two
-        requests from overwriting each other.
+        This keeps a refresh from restoring a session that was logged out, and two requests from
+        overwriting each other.
         """
 
     async def delete(self, key: str) -> bytes | None:
-        """Remove the value and return it, atomically: of two callers one gets it."""
+        """Delete the value and return it, atomically: only one of two callers gets it."""
 
     async def acquire(self, key: str, owner: str, ttl: float) -> bool:
-        """Take the lease `key` for `owner`, or extend it if `owner` holds it; say whether."""
+        """Take the lease `key` for `owner`, or extend it if `owner` holds it; True if it does."""
 
     async def release(self, key: str, owner: str) -> None:
-        """Give the lease back; nothing happens if another owner holds it by now."""
+        """Give the lease back; nothing happens if another owner holds it now."""
 
     async def purge(self) -> int:
-        """Remove what has expired; return how many. A store that expires by itself returns 0."""
+        """Delete what has expired and return how many; 0 in a store that expires by itself."""
 
     async def ping(self) -> None:
         """Raise `StoreError` if the store cannot be used."""
 
     async def close(self) -> None:
-        """Release connections and files. The store may be used again: it opens them anew."""
+        """Release connections and files. The store may be used again: it then reopens them."""
 
 
 @runtime_checkable
 class FindsByPrefix(Protocol):
-    """A store that finds records by what their values begin with: one user's sessions."""
+    """A store that finds records by the first bytes of their values: one user's sessions."""
 
     async def find(self, prefix: bytes) -> list[tuple[str, bytes]]:
         """Return the live keys and values whose value begins with `prefix`, in any order."""
@@ -82,10 +89,10 @@ class FindsByPrefix(Protocol):
 
 @runtime_checkable
 class CountsRecords(Protocol):
-    """A store that knows how much it holds."""
+    """A store that can count its records."""
 
     async def count(self, prefix: bytes = b"") -> int:
-        """Return the number of live records whose value begins with `prefix`; leases are none."""
+        """Return the number of live records whose value begins with `prefix`, without leases."""
 
 
 @runtime_checkable
@@ -96,6 +103,45 @@ class HasBlockingTwin(Protocol):
         """Return a store on the same storage whose methods block the thread and never suspend."""
 
 
+class StoreURL(NamedTuple):
+    """The parts of a store's URL that tell where the store is.
+
+    Attributes:
+        kind: ``memory``, ``sqlite`` or ``redis``.
+        path: the file of a SQLite store; None for other stores.
+    """
+
+    kind: str
+    path: Path | None = None
+
+
+def parse(url: str) -> StoreURL:
+    """Read the URL of a store. What only redis-py can judge is left to `RedisStore`.
+
+    Raises:
+        ConfigError: the URL names no store.
+    """
+    scheme, separator, rest = url.partition("://")
+    if scheme == "memory" or url == "memory:":
+        if rest:
+            raise ConfigError("store memory:// takes nothing after it")
+        return StoreURL("memory")
+    if scheme == "sqlite" and separator:
+        host, _, path = rest.partition("/")
+        if host or not path or "?" in path or path.endswith("/"):
+            raise ConfigError(
+                "store sqlite:// needs the path of a file and nothing else: sqlite:///sessions.db "
+                "in the working directory, or sqlite:////var/lib/app/sessions.db with four slashes"
+            )
+        return StoreURL("sqlite", Path(unquote(path)))
+    if scheme in _REDIS and separator:
+        return StoreURL("redis")
+    raise ConfigError(
+        "store has an unknown scheme: give memory://, sqlite:///path, redis://, rediss://, "
+        "unix://, redis+sentinel://, redis+cluster:// or a store object"
+    )
+
+
 def open_store(
     store: str | SessionStore, *, clock: Callable[[], float] = time.time
 ) -> SessionStore:
@@ -103,47 +149,30 @@ def open_store(
 
     Args:
         store: ``memory://``, ``sqlite:///relative.db``, ``sqlite:////absolute.db``,
-            ``redis://…`` and its kin (see `RedisStore`), or an object.
+            ``redis://…`` and its variants (see `RedisStore`), or an object.
         clock: epoch seconds, for the stores that keep time themselves.
 
     Raises:
-        ConfigError: the URL names no store, or what it needs is not installed.
+        ConfigError: the URL names no store, or a package that the store needs is not installed.
     """
     if not isinstance(store, str):
         if not isinstance(store, SessionStore):
             raise ConfigError("store is a URL or an object with the methods of SessionStore")
         return store
-    scheme, separator, rest = store.partition("://")
-    if scheme == "memory" or store == "memory:":
-        if rest:
-            raise ConfigError("store memory:// takes nothing after it")
-        return MemoryStore(clock=clock)
-    if scheme == "sqlite" and separator:
+    url = parse(store)
+    if url.path is not None:
         from .sqlite import SQLiteStore  # imported where it is used: 5 ms of start-up
 
-        return SQLiteStore(_sqlite_path(rest), clock=clock)
-    if scheme.startswith(("redis", "unix")) and separator:
+        return SQLiteStore(url.path, clock=clock)
+    if url.kind == "redis":
         from .redis import RedisStore  # imported where it is used: 150 ms of start-up
 
         return RedisStore(store)
-    raise ConfigError(
-        "store has an unknown scheme: give memory://, sqlite:///path, redis://, rediss://, "
-        "unix://, redis+sentinel://, redis+cluster:// or a store object"
-    )
-
-
-def _sqlite_path(rest: str) -> str:
-    host, _, path = rest.partition("/")
-    if host or not path or "?" in path or path.endswith("/"):
-        raise ConfigError(
-            "store sqlite:// needs the path of a file and nothing else: sqlite:///sessions.db in "
-            "the working directory, or sqlite:////var/lib/app/sessions.db with four slashes"
-        )
-    return unquote(path)
+    return MemoryStore(clock=clock)
 
 
 def __getattr__(name: str) -> Any:
-    """Import the other stores when somebody asks for them."""
+    """Import the other stores when they are first used."""
     if name in ("RedisStore", "SQLiteStore"):
         module = importlib.import_module(f".{name.removesuffix('Store').lower()}", __name__)
         return getattr(module, name)

@@ -1,4 +1,4 @@
-"""Sessions in this process's memory: the default, for one process, gone with a restart."""
+"""The default store keeps sessions in this process's memory, and loses them with a restart."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from collections.abc import Callable
 
 from .workers import warn_if_several_workers
 
-_SHARDS = 512  # at most; with 10^6 records each has 2 000: 0.1 ms to sweep, and to grow
+_SHARDS = 512  # at most; with 10^6 records each has 2 000, which takes 0.1 ms to sweep or to grow
 _SHARD_RECORDS = 1_000  # a smaller store has fewer shards
-_SWEEP_EVERY = 10.0  # seconds from the start of one round through the parts to that of the next
-_LEASES = 1_024  # leases kept before those that ran out are swept
+_SWEEP_EVERY = 10.0  # seconds from the start of one round through the shards to the next
+_LEASES = 1_024  # leases kept before those that have expired are swept
 
 _stores: weakref.WeakSet[MemoryStore] = weakref.WeakSet()
 
@@ -21,11 +21,11 @@ _stores: weakref.WeakSet[MemoryStore] = weakref.WeakSet()
 class MemoryStore:
     """A bounded dictionary with expiry. It never waits, so it serves threads and loops alike.
 
-    Writes sweep the expired out, each of one part of the store, part after part.
+    Each write sweeps the expired records out of one shard, one shard after the other.
 
     Args:
-        capacity: how many sessions are kept; beyond it the one longest not written goes first
-            (in a large store: of those that share a part with the new one).
+        capacity: the number of sessions that are kept. Beyond it, the one that was not written for
+            the longest time is deleted (in a large store, of those in the new one's shard).
         clock: epoch seconds.
     """
 
@@ -36,8 +36,8 @@ class MemoryStore:
         while count < _SHARDS and count * _SHARD_RECORDS < capacity:
             count *= 2
         self._clock = clock
-        # Plain dictionaries in order of writing. Many small ones and not a large one, because
-        # growing a dictionary of 10^6 takes 40 ms, and one cannot be swept a part at a time.
+        # Plain dictionaries in order of writing: many small ones, because a dictionary of 10^6
+        # takes 40 ms to grow, and cannot be swept a part at a time.
         self._shards: list[dict[str, tuple[bytes, float]]] = [{} for _ in range(count)]
         self._mask = count - 1
         self._shard_capacity = -(-capacity // count)
@@ -55,7 +55,7 @@ class MemoryStore:
         shard = self._shards[hash(key) & self._mask]
         entry = shard.get(key)
         if entry is None:
-            with self._lock:  # a thread that replaces it takes it out for a moment
+            with self._lock:  # another thread may be replacing it, which takes it out for a moment
                 entry = shard.get(key)
         return entry[0] if entry is not None and entry[1] > self._clock() else None
 
@@ -79,7 +79,7 @@ class MemoryStore:
             return True
 
     async def delete(self, key: str) -> bytes | None:
-        """Remove the value and return it."""
+        """Delete the value and return it."""
         with self._lock:
             entry = self._shards[hash(key) & self._mask].pop(key, None)
             return entry[0] if entry is not None and entry[1] > self._clock() else None
@@ -105,7 +105,7 @@ class MemoryStore:
                 del self._leases[key]
 
     async def purge(self) -> int:
-        """Remove everything that has expired."""
+        """Delete everything that has expired."""
         removed = 0
         for _ in self._shards:
             with self._lock:
@@ -113,7 +113,7 @@ class MemoryStore:
         return removed
 
     async def find(self, prefix: bytes) -> list[tuple[str, bytes]]:
-        """Look at every record: about a second for a million."""
+        """Read every record, which takes about a second for a million."""
         now = self._clock()
         return [
             (key, value)
@@ -132,14 +132,14 @@ class MemoryStore:
         )
 
     def blocking(self) -> MemoryStore:
-        """Return this very store: memory never waits."""
+        """Return this store itself: memory never waits."""
         return self
 
     async def ping(self) -> None:
-        """Memory is always there."""
+        """Return: memory can always be used."""
 
     async def close(self) -> None:
-        """Nothing to release; the sessions stay."""
+        """Do nothing: there is nothing to release, and the sessions stay."""
 
     def _set(self, key: str, value: bytes, ttl: float) -> None:
         shard = self._shards[hash(key) & self._mask]
@@ -157,7 +157,7 @@ class MemoryStore:
         self._sweep()
 
     def _sweep(self) -> int:
-        """Drop the expired of the next part, and return how many they were."""
+        """Delete the expired records of the next shard and return how many."""
         now = self._clock()
         shard = self._shards[self._next_sweep]
         self._next_sweep = (self._next_sweep + 1) & self._mask
@@ -167,7 +167,7 @@ class MemoryStore:
         return len(expired)
 
     def _after_fork(self) -> None:
-        # Another thread of the parent may have held the lock, and there is no such thread here.
+        # A thread of the parent may have held the lock, and that thread does not exist here.
         self._lock = threading.Lock()
         self._workers_checked = False
 

@@ -5,19 +5,20 @@ from __future__ import annotations
 import copy
 import hashlib
 import re
+from collections.abc import AsyncIterator
 from typing import Any
 
-from .redis_target import Target  # isort: skip - first: it says so if redis-py is missing
+from .redis_target import Target  # isort: skip - first, since it reports a missing redis-py
 
 from redis.exceptions import NoScriptError
 
 from .redis_clients import AsyncClients, BlockingClients, Call, outcome
 
-_PAGE = 500  # keys that one step of a listing looks at: Redis serves others in between
+_PAGE = 500  # keys that one step of a listing reads; Redis serves other clients in between
 
 
 class _Script:
-    """A Lua script: Redis runs it as one step."""
+    """A Lua script, which Redis runs as one step."""
 
     def __init__(self, source: str) -> None:
         self.source = source
@@ -54,30 +55,22 @@ if redis.call('GET', KEYS[1]) == ARGV[1] then
   redis.call('DEL', KEYS[1])
 end
 """)
-# KEYS[1] leads to the slot; then: cursor, pattern of keys, keys to look at, prefix of values.
-# The key is read twice so that a value of a megabyte which does not match is not copied.
-_FIND = _Script("""
-local page = redis.call('SCAN', ARGV[1], 'MATCH', ARGV[2], 'COUNT', ARGV[3])
-local found = {page[1]}
-local size = #ARGV[4]
-for _, key in ipairs(page[2]) do
-  if size == 0 or redis.call('GETRANGE', key, 0, size - 1) == ARGV[4] then
-    local value = redis.call('GET', key)
-    if value then
-      found[#found + 1] = key
-      found[#found + 1] = value
-    end
-  end
-end
-return found
-""")
+# KEYS[1] leads to the slot; then: cursor, pattern of keys, keys to look at, prefix of values, and
+# 1 to return keys and values or 0 to return keys.
+# The key is read twice so that a value of a megabyte that does not match is not copied.
 _SCAN = _Script("""
 local page = redis.call('SCAN', ARGV[1], 'MATCH', ARGV[2], 'COUNT', ARGV[3])
 local found = {page[1]}
 local size = #ARGV[4]
 for _, key in ipairs(page[2]) do
   if size == 0 or redis.call('GETRANGE', key, 0, size - 1) == ARGV[4] then
-    found[#found + 1] = key
+    local value = ARGV[5] == '0' or redis.call('GET', key)
+    if value then
+      found[#found + 1] = key
+      if ARGV[5] == '1' then
+        found[#found + 1] = value
+      end
+    end
   end
 end
 return found
@@ -97,13 +90,13 @@ class RedisStore:
 
     ``rediss+sentinel`` and ``rediss+cluster`` use TLS. Options of redis-py's connections follow a
     question mark: ``ssl_ca_certs=/path``, ``socket_timeout=5`` (seconds), ``max_connections=16``
-    (per event loop, and per process for threads; more requests than that wait their turn), and
+    (per event loop, and per process for threads; further requests wait for a free one), and
     ``sentinel_username``, ``sentinel_password``.
 
     Args:
         url: one of these.
-        prefix: of every key. What is in braces decides the slot in a cluster, so braces there
-            have to be.
+        prefix: begins every key. The part in braces decides the slot in a cluster, so the prefix
+            needs braces.
 
     Raises:
         ConfigError: the URL is wrong, or redis-py is not installed.
@@ -143,18 +136,18 @@ class RedisStore:
 
     async def replace(self, key: str, old: bytes, new: bytes, ttl: float) -> bool:
         """Set `new` if the value is `old`."""
-        # When a connection breaks nobody knows whether the script ran. If `new` is there when it
-        # is asked for again, it did: the value is sealed with a nonce, so no other caller's.
+        # A connection that breaks leaves open whether the script ran. If the second try finds
+        # `new`, it did: the value is encrypted with a nonce, so no other caller wrote it.
         arguments = (new, _milliseconds(ttl), old)
         again = (*arguments, new)
         return bool(await self._run(_REPLACE, self._records + key, arguments, again))
 
     async def delete(self, key: str) -> bytes | None:
-        """Remove the value and return it.
+        """Delete the value and return it.
 
         Raises:
-            StoreError: also when a connection breaks before the answer: asking again could answer
-                "not there" for what was there.
+            StoreError: also when a connection breaks before the reply: a second try could report
+                as missing what the first one deleted.
         """
         value: bytes | None = await self._run(_DELETE, self._records + key, (), None)
         return value
@@ -169,51 +162,56 @@ class RedisStore:
         await self._run(_RELEASE, self._leases + key, (owner,), (owner,))
 
     async def purge(self) -> int:
-        """Return 0: Redis removes what has expired."""
+        """Return 0: Redis deletes expired keys by itself."""
         return 0
 
     async def find(self, prefix: bytes) -> list[tuple[str, bytes]]:
-        """Look at every key, a page at a time."""
+        """Read all keys, a page at a time, and return those whose value begins with `prefix`."""
         found: dict[str, bytes] = {}  # a page may repeat a key of another
-        cursor: bytes = b"0"
-        while True:
-            arguments = (cursor, self._pattern, _PAGE, prefix)
-            cursor, *pairs = await self._run(_FIND, self._records, arguments, arguments)
+        async for pairs in self._pages(prefix, with_values=True):
             for key, value in zip(pairs[::2], pairs[1::2], strict=True):
                 found[key.decode().removeprefix(self._records)] = value
-            if cursor == b"0":
-                return list(found.items())
+        return list(found.items())
 
     async def count(self, prefix: bytes = b"") -> int:
         """Count the keys, a page at a time."""
         keys: set[bytes] = set()
-        cursor: bytes = b"0"
-        while True:
-            arguments = (cursor, self._pattern, _PAGE, prefix)
-            cursor, *page = await self._run(_SCAN, self._records, arguments, arguments)
+        async for page in self._pages(prefix, with_values=False):
             keys.update(page)
-            if cursor == b"0":
-                return len(keys)
+        return len(keys)
 
     async def ping(self) -> None:
-        """Write a key: a replica, or a server without memory, would answer a PING."""
+        """Write a key: a replica, or a server without free memory, would still answer a PING."""
         await self._repeatable(lambda client: client.set(f"{self._prefix}ping", b"", px=1000))
 
     async def close(self) -> None:
-        """Close the connections: of this event loop, or the twin's of this process."""
+        """Close the connections of this event loop, or for the twin those of this process."""
         await self._clients.close()
 
     def __repr__(self) -> str:
         return f"<RedisStore {self._target}>"
 
+    async def _pages(self, prefix: bytes, *, with_values: bool) -> AsyncIterator[list[bytes]]:
+        cursor = b"0"
+        while True:
+            arguments = (cursor, self._pattern, _PAGE, prefix, int(with_values))
+            cursor, *page = await self._run(_SCAN, self._records, arguments, arguments)
+            yield page
+            if cursor == b"0":
+                return
+
     async def _repeatable(self, call: Call) -> Any:
-        """Run a command that may as well run twice, if a connection breaks."""
+        """Run a command; repeat it once if the connection breaks, which does no harm."""
         return await self._clients.run(call, call)
 
     async def _run(
         self, script: _Script, key: str, arguments: tuple[Any, ...], again: tuple[Any, ...] | None
     ) -> Any:
-        """Run a script; `again` are its arguments after a broken connection, None for never."""
+        """Run a script.
+
+        Args:
+            again: its arguments for a second try after the connection broke; None for no try.
+        """
         return await self._clients.run(
             self._call(script, key, arguments),
             None if again is None else self._call(script, key, again),

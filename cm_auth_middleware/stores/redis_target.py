@@ -1,4 +1,4 @@
-"""Which Redis a URL means, and the making of redis-py clients for it."""
+"""Read a URL of Redis, and make redis-py clients for the servers that it names."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 from urllib.parse import SplitResult, unquote, urlsplit
 
-from ..display import is_certain, shown_place
+from ..display import is_certain, shown_location
 from ..errors import ConfigError
 
 try:
@@ -31,12 +31,12 @@ class Target:
     """One server, a group watched by Sentinel, or a cluster.
 
     Attributes:
-        label: the URL as `shown_place` shows it: without user, password and options.
-        url: what redis-py's own parser reads of it.
+        label: the URL as `shown_location` shows it: without user, password and options.
+        url: the URL for redis-py's own parser.
         kind: ``""``, ``"sentinel"`` or ``"cluster"``.
-        nodes: of the sentinels or the cluster.
-        service: the name by which sentinels know the primary.
-        connections: at most so many at a time.
+        nodes: hosts and ports of the sentinels or of the cluster.
+        service: the name of the primary at the sentinels.
+        connections: the most connections at a time.
     """
 
     label: str
@@ -51,8 +51,8 @@ class Target:
         """Read a URL.
 
         Raises:
-            ConfigError: it is wrong, or could be read in two ways. Neither the message nor what
-                is chained to it holds a part of the URL that may be of a password.
+            ConfigError: it is wrong, or could be read in two ways. Neither the message nor a
+                chained error holds a part of the URL that may belong to a password.
         """
         problem = "is not a URL of Redis"
         try:
@@ -60,8 +60,8 @@ class Target:
         except ConfigError:
             raise
         except (TypeError, ValueError) as error:
-            # redis-py names the option it does not know and quotes no value. But what follows
-            # another option may be a piece of a password with & in it.
+            # redis-py names the option that it does not know and quotes no value. But the text
+            # after another option may be a piece of a password with & in it.
             unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
             if unknown and is_certain(url) and f"?{unknown[1]}=" in url:
                 problem = f"has the unknown option {unknown[1]}"
@@ -71,17 +71,17 @@ class Target:
 
     @classmethod
     def _parse(cls, url: str) -> Self:
-        parts, label = urlsplit(url), shown_place(url)
+        parts, label = urlsplit(url), shown_location(url)
         scheme, _, kind = parts.scheme.partition("+")
         userinfo, at, hosts = parts.netloc.rpartition("@")
         if scheme != "unix" and "@" in parts.path:
-            raise ValueError  # of "redis://user:12/34@host", urlsplit makes the host "user"
+            raise ValueError  # urlsplit() takes "user" for the host of "redis://user:12/34@host"
         if scheme not in ("redis", "rediss", "unix") or kind not in ("", *_PORTS) or parts.fragment:
             raise ValueError
         nodes: tuple[tuple[str, int], ...] = ()
         service = ""
         if not kind:
-            _ = parts.port  # raises if it is no number
+            _ = parts.port  # raises ValueError if it is not a number
         else:
             nodes = tuple(_node(host, _PORTS[kind]) for host in hosts.split(","))
             service = unquote(parts.path.strip("/")) if kind == "sentinel" else ""
@@ -93,21 +93,21 @@ class Target:
             url = SplitResult(scheme, f"{userinfo}{at}localhost", "", parts.query, "").geturl()
         target = cls(label, url, kind, nodes, service, 0)
         options = target._options("redis")
-        # Unknown options would otherwise show at the first request.
-        options["connection_class"](**_without(options, "connection_class", *_OURS))
+        # Otherwise an unknown option would raise at the first request.
+        options["connection_class"](**_without(options, "connection_class", *_NOT_OF_CONNECTIONS))
         connections = options.get("max_connections", _CONNECTIONS)
         if connections < 1 or (kind == "cluster" and options.get("db")):
             raise ValueError
         return cls(label, url, kind, nodes, service, connections)
 
     def clients(self, package: str) -> tuple[Any, ...]:
-        """Make a client of `redis` or `redis.asyncio`, and those that it needs itself.
+        """Make a client of `redis` or `redis.asyncio`, and the clients that it needs itself.
 
-        A cluster's of `redis` connects at once.
+        The `redis` client of a cluster connects at once.
         """
         options = self._options(package)
-        ours = {name: options.get(name) for name in _OURS}
-        options = _without(options, *_OURS)
+        special = {name: options.get(name) for name in _NOT_OF_CONNECTIONS}
+        options = _without(options, *_NOT_OF_CONNECTIONS)
         if not self.kind:
             services = importlib.import_module(package)
             return (services.Redis.from_pool(services.ConnectionPool(**options)),)
@@ -119,8 +119,8 @@ class Target:
             nodes = [cluster.ClusterNode(host, port) for host, port in self.nodes]
             return (cluster.RedisCluster(startup_nodes=nodes, **options),)
         watching = {
-            "username": ours["sentinel_username"],
-            "password": ours["sentinel_password"],
+            "username": special["sentinel_username"],
+            "password": special["sentinel_password"],
             **_without(options, "username", "password", "db"),
         }
         sentinel = importlib.import_module(f"{package}.sentinel")
@@ -128,7 +128,7 @@ class Target:
         return (watchers.master_for(self.service), *watchers.sentinels)
 
     def _options(self, package: str) -> dict[str, Any]:
-        """Return what the URL says, and what it does not say, as arguments of connections."""
+        """Return the URL's options with defaults for the others, as arguments of connections."""
         connection = importlib.import_module(f"{package}.connection")
         retry = importlib.import_module(f"{package}.retry")
         options: dict[str, Any] = connection.parse_url(self.url)
@@ -138,7 +138,7 @@ class Target:
         options.setdefault("protocol", 2)  # one round trip fewer for each connection
         if "path" not in options:
             options.setdefault("socket_keepalive", True)
-        # redis-py's own repetition waits for seconds, and repeats what must not be repeated.
+        # redis-py's own retries wait for seconds, and repeat commands that must not be repeated.
         options["retry"] = retry.Retry(redis.backoff.NoBackoff(), 0)
         options["decode_responses"] = False
         return options
@@ -147,7 +147,7 @@ class Target:
         return self.label
 
 
-_OURS = ("max_connections", "sentinel_username", "sentinel_password")
+_NOT_OF_CONNECTIONS = ("max_connections", "sentinel_username", "sentinel_password")
 
 
 def _without(options: dict[str, Any], *names: str) -> dict[str, Any]:

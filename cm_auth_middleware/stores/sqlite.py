@@ -1,4 +1,4 @@
-"""Sessions in a SQLite file: they survive restarts and serve every process of one machine."""
+"""This store keeps sessions in a SQLite file, for restarts and all processes of one machine."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _BACKOFF = (0.001, 0.02)  # seconds between two attempts: from, to
 _PURGE_BATCH = 50  # expired records that one write removes: a few ms
 _PURGE_EVERY = 30.0  # seconds between looking for expired records when there were few
 
-# SQLite would do it in the middle of some write, and wait for the disk with the event loop.
+# SQLite itself would do it during some write, and block the event loop while the disk works.
 _CHECKPOINT_EVERY = 200  # records written: 4 MB of log
 
 _GET = "SELECT value FROM records WHERE key = ? AND expires > ?"
@@ -43,7 +43,7 @@ _ACQUIRE = (
     "WHERE owner = excluded.owner OR expires <= ?"
 )
 _RELEASE = "DELETE FROM leases WHERE key = ? AND owner = ?"
-# The expression is the indexed one, to the letter: see the schema.
+# The expression must be exactly the indexed one: see the schema.
 _FIND = "SELECT key, value FROM records WHERE substr(value, 1, 17) >= ? AND expires > ?"
 _FIND_BELOW = f"{_FIND} AND substr(value, 1, 17) < ?"
 _COUNT = "SELECT count(*) FROM records WHERE expires > ?"
@@ -60,15 +60,15 @@ _PURGE_LEASES = (
 class SQLiteStore:
     """A store in one SQLite file in WAL mode, shared by the threads and processes of a machine.
 
-    Statements run inline: a read takes 10 µs and waits for nobody. A write that finds the file
-    locked by another process sleeps and tries again for two seconds; an event loop goes on
-    meanwhile. Writes remove expired records in small batches.
+    Statements run in the calling thread: a read takes 10 µs and waits for no lock. A write that
+    finds the file locked by another process sleeps and retries for two seconds, while an event
+    loop serves others. Writes delete expired records in small batches.
 
     Args:
         path: the file, on a local file system; it is created with mode 0600.
         clock: epoch seconds.
-        lease_clock: seconds that all processes of this machine count alike; those since it was
-            started, by default, so that nobody who sets the time of day ends a lease early.
+        lease_clock: seconds, the same for all processes of this machine; by default the time since
+            the machine started, so that setting the time of day ends no lease early.
 
     Raises:
         StoreError: by every method, if the file cannot be used; once it can, they work again.
@@ -90,7 +90,7 @@ class SQLiteStore:
         self._changed = 0
 
     def blocking(self) -> SQLiteStore:
-        """Return a twin for threads: it shares the connections, and sleeps by blocking."""
+        """Return a twin for threads, which shares the connections and blocks while it sleeps."""
         twin = copy.copy(self)
         twin._sleep, twin._apart = _block, _here
         return twin
@@ -116,8 +116,9 @@ class SQLiteStore:
         return replaced == 1
 
     async def delete(self, key: str) -> bytes | None:
-        """Remove the value and return it."""
-        # Not DELETE … RETURNING: SQLite 3.34 of RHEL 9 lacks it. Who removes what he read got it.
+        """Delete the value and return it."""
+        # Not DELETE … RETURNING: SQLite 3.34 of RHEL 9 lacks it. Of two callers who read the same
+        # value, only one deletes it.
         while True:
             rows = await self._fetch(_READ, (key,))
             if not rows:
@@ -130,7 +131,7 @@ class SQLiteStore:
         """Take or extend a lease."""
         now = self._lease_clock()
         is_ours = await self._change(_ACQUIRE, (self._era + key, owner, now + ttl, now)) == 1
-        await self._tidy(0)  # a visitor can make one write leases only
+        await self._tidy(0)  # visitors can cause writes of leases and of nothing else
         return is_ours
 
     async def release(self, key: str, owner: str) -> None:
@@ -138,7 +139,7 @@ class SQLiteStore:
         await self._change(_RELEASE, (self._era + key, owner))
 
     async def purge(self) -> int:
-        """Remove everything that has expired, batch by batch."""
+        """Delete everything that has expired, batch by batch."""
         removed = 0
         while True:
             batch = await self._change(_PURGE, (self._clock(), _PURGE_BATCH))
@@ -147,12 +148,12 @@ class SQLiteStore:
                 return removed
 
     async def find(self, prefix: bytes) -> list[tuple[str, bytes]]:
-        """Return what begins with `prefix`, by an index of the first 17 bytes."""
+        """Return the records whose value begins with `prefix`, by an index of 17 bytes."""
         rows = await self._with_prefix(_FIND, _FIND_BELOW, prefix)
         return [(key, value) for key, value in rows if value.startswith(prefix)]
 
     async def count(self, prefix: bytes = b"") -> int:
-        """Count the live records; of a prefix the first 17 bytes count."""
+        """Count the live records; only the first 17 bytes of a prefix are compared."""
         if prefix:
             rows = await self._with_prefix(_COUNT_FROM, _COUNT_BELOW, prefix)
         else:
@@ -160,11 +161,11 @@ class SQLiteStore:
         return int(rows[0][0])
 
     async def ping(self) -> None:
-        """Write nothing, which needs all that writing needs but space."""
+        """Run a write that changes nothing: it fails as other writes do, except on a full disk."""
         await self._change(_RELEASE, ("", ""))
 
     async def close(self) -> None:
-        """Close the connections that are not in use, the twin's too."""
+        """Close the connections that are not in use, also those of the twin."""
         self._file.close()
 
     def __repr__(self) -> str:
@@ -172,7 +173,7 @@ class SQLiteStore:
 
     async def _with_prefix(self, query: str, query_below: str, prefix: bytes) -> list[Any]:
         parameters: tuple[bytes | float, ...] = (prefix[:17], self._clock())
-        # What begins with b"ab" is from b"ab" to below b"ac"; nothing is above b"\xff".
+        # Values that begin with b"ab" are from b"ab" to below b"ac"; none are above b"\xff".
         above = prefix[:17].rstrip(b"\xff")
         if above:
             parameters += (above[:-1] + bytes([above[-1] + 1]),)
@@ -186,7 +187,7 @@ class SQLiteStore:
         return await self._patiently(lambda: self._file.change(statement, parameters))
 
     async def _patiently(self, work: Callable[[], T]) -> T:
-        """Do `work`, again and again while another process has the lock."""
+        """Do `work`, and retry it while another process holds the lock."""
         deadline = time.monotonic() + _PATIENCE
         while True:
             try:
@@ -194,13 +195,13 @@ class SQLiteStore:
             except sqlite3.Error as error:
                 if not is_busy(error) or time.monotonic() > deadline:
                     raise StoreError(explain(self._file.label, error)) from error
-            # Jitter: processes that collided once would meet again.
+            # Random, so that processes that collided once do not collide again.
             await self._sleep(random.uniform(*_BACKOFF))  # noqa: S311
 
     async def _tidy(self, changed: int) -> None:
-        """After a write: remove a batch of what has expired, and empty the log, if it is time to.
+        """Delete a batch of expired records and empty the log, if it is time to.
 
-        The write succeeded, and that counts: what fails here is left to the next.
+        It runs after a write that succeeded, so errors are ignored: the next write tries again.
         """
         with contextlib.suppress(sqlite3.Error, StoreError):
             self._changed += changed + self._purge_some()
@@ -216,15 +217,14 @@ class SQLiteStore:
         records = self._file.change(_PURGE, (now, _PURGE_BATCH))
         leases = self._file.change(_PURGE_LEASES, (self._lease_clock(), _PURGE_BATCH))
         if _PURGE_BATCH in (records, leases):
-            self._purge_at = now  # there is more: go on at the next write
+            self._purge_at = now  # there are more: go on at the next write
         return records + leases
 
 
 def machine_time() -> tuple[str, Callable[[], float]]:
-    """Return a clock that this machine's processes share, and a name for the time that it counts.
+    """Return a clock that this machine's processes share, and a name for this start of the machine.
 
-    The name is another after each start of the machine. Where there is no such clock it is the
-    time of day.
+    Where there is no such clock, return the time of day and an empty name.
     """
     try:
         era = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -234,13 +234,12 @@ def machine_time() -> tuple[str, Callable[[], float]]:
 
 
 async def _in_a_thread(work: Callable[[], None]) -> None:
-    # Not one of those that everybody shares: routes that wait for this very write may have taken
-    # them all.
+    # A thread of its own: routes that wait for this very write may hold all the shared ones.
     await anyio.to_thread.run_sync(work, limiter=anyio.CapacityLimiter(1))
 
 
 async def _block(seconds: float) -> None:
-    time.sleep(seconds)  # noqa: ASYNC251 - the twin for threads; no event loop runs it
+    time.sleep(seconds)  # noqa: ASYNC251 - only threads run it
 
 
 async def _here(work: Callable[[], None]) -> None:

@@ -1,9 +1,10 @@
-"""The SQLite file of a store: created once, opened by connections that threads and forks share."""
+"""The SQLite file of a store, and the connections to it that threads share."""
 
 from __future__ import annotations
 
 import os
 import sqlite3
+import stat
 import threading
 import time
 import weakref
@@ -12,8 +13,9 @@ from typing import Any
 
 from ..display import shown_file
 from ..errors import ConfigError, StoreError
+from ..events import log
 
-_APPLICATION = 0x434D4175  # "CMAu", in the file's header: it is ours
+_APPLICATION = 0x434D4175  # "CMAu", in the file's header: this package made it
 _VERSION = 1
 _SCHEMA = (
     "CREATE TABLE IF NOT EXISTS records "
@@ -25,12 +27,19 @@ _SCHEMA = (
     f"PRAGMA application_id = {_APPLICATION}",
     f"PRAGMA user_version = {_VERSION}",
 )
-_LOG_PAGES = 4000  # of the write-ahead log, at which a write moves it although nobody asked it to
-_LOOK_EVERY = 1.0  # seconds between looking whether the file is still the one that was opened
+# What the file consists of, beside its name, while it is in use.
+_PARTS = ("", "-wal", "-shm", "-journal")
+# What runs when a record is read or written. A virtual table has no page in the file.
+_FOREIGN = (
+    "SELECT type, name FROM sqlite_master "
+    "WHERE type NOT IN ('table', 'index') OR coalesce(rootpage, 0) < 1 LIMIT 1"
+)
+_LOG_PAGES = 4000  # of the write-ahead log, at which SQLite itself moves it during a write
+_LOOK_EVERY = 1.0  # seconds between checks that the file is still the one that was opened
 _FORK_PATIENCE = 1.0  # seconds that a fork waits for other threads' statements
 
 _BUSY = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL}
-# After these a connection is as good as before; after others the file may have to be opened anew.
+# These errors leave a connection usable; after others the file may have to be reopened.
 _HARMLESS = _BUSY | {sqlite3.SQLITE_FULL, sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_TOOBIG}
 _SENTENCES = {
     sqlite3.SQLITE_BUSY: "is locked by another process for too long",
@@ -41,21 +50,26 @@ _SENTENCES = {
     sqlite3.SQLITE_PERM: "cannot be opened: its permissions forbid it",
     sqlite3.SQLITE_CORRUPT: "is damaged: put a backup in its place, or remove it",
     sqlite3.SQLITE_NOTADB: "is not a SQLite database: name another file, or remove it",
+    sqlite3.SQLITE_AUTH: "has a trigger or a view that is not ours: drop it",
     sqlite3.SQLITE_IOERR: "cannot be read or written: is its disk full, or broken",
 }
 
 _files: weakref.WeakSet[SQLiteFile] = weakref.WeakSet()
 _opening = threading.Lock()  # one for all files, so that two forks cannot wait for each other
-_inherited: list[Any] = []  # connections of a parent process, which closing would disturb
+_inherited: list[Any] = []  # connections of a parent process; closing them would disturb it
 
 
 class SQLiteFile:
     """Runs statements on one file, each a transaction of its own, with connections kept open.
 
-    A connection serves one statement at a time and then waits in a list for the next, of any
-    thread. None crosses a fork: SQLite keeps account of its locks in the process's memory, and a
-    child that inherits the account without the locks loses writes
+    A connection serves one statement at a time and then waits in a list for the next one, of any
+    thread. No connection crosses a fork: SQLite keeps a record of its locks in the process's
+    memory, and a child that inherits the record without the locks loses writes
     (https://www.sqlite.org/howtocorrupt.html#_carrying_an_open_database_connection_across_a_fork_).
+
+    Others than this process's user and root must not be able to write it: see `check_access`. That
+    and whether it holds triggers is looked at whenever a connection is made; a trigger that comes
+    later ends the connections that meet it.
 
     Args:
         path: the file; it and its journal are created with mode 0600.
@@ -69,11 +83,12 @@ class SQLiteFile:
         if not name or name == ":memory:" or "\0" in name:
             raise ConfigError("store sqlite:// needs the path of a file; in memory is memory://")
         self.path = Path(name).absolute()
-        self.label = shown_file(str(self.path))  # what messages call it
+        self.label = shown_file(str(self.path))  # its name in messages
         self._idle: list[_Connection] = []
         self._open: set[_Connection] = set()
         self._generation = 0
-        self._identity: tuple[int, int] | None = None
+        self._identity: tuple[int, ...] | None = None
+        self._warned: set[tuple[Path, str]] = set()
         self._look_at = 0.0
         self._pid = os.getpid()
         _files.add(self)
@@ -90,7 +105,7 @@ class SQLiteFile:
         return rows
 
     def change(self, statement: str, parameters: tuple[Any, ...]) -> int:
-        """Run a statement that writes and return how many rows it changed."""
+        """Run a statement that writes and return the number of rows that it changed."""
         connection = self._take()
         try:
             count = connection.execute(statement, parameters).rowcount
@@ -101,11 +116,11 @@ class SQLiteFile:
         return count
 
     def checkpoint(self) -> None:
-        """Move what the write-ahead log holds into the file, as far as no reader is in the way."""
+        """Move the write-ahead log into the file, as far as no reader prevents it."""
         self.fetch("PRAGMA wal_checkpoint(PASSIVE)", ())
 
     def close(self) -> None:
-        """Close what is idle now, and what is in use when it comes back."""
+        """Close the idle connections now, and those in use when they are given back."""
         self._generation += 1
         while self._idle:
             try:
@@ -123,7 +138,7 @@ class SQLiteFile:
             time.sleep(0.001)
 
     def after_fork(self) -> None:
-        """Forget what could not be closed before this process was forked."""
+        """Drop the connections that could not be closed before this process was forked."""
         _inherited.append((self._idle, self._open))
         self._idle, self._open = [], set()
         self._pid = os.getpid()
@@ -154,24 +169,31 @@ class SQLiteFile:
         self._open.discard(connection)  # last: a fork waits until all are closed
 
     def _look(self) -> None:
-        """Leave the file that was opened if another is in its place, or none."""
+        """Close the connections if the file was replaced, or its mode or owner changed."""
         self._look_at = time.monotonic() + _LOOK_EVERY
-        try:
-            status = self.path.stat()
-            identity = (status.st_dev, status.st_ino)
-        except OSError:
-            identity = None
+        identity = self._identify()
         if identity != self._identity:
             self.close()
             self._identity = identity
 
+    def _identify(self) -> tuple[int, ...] | None:
+        try:
+            status = self.path.lstat()
+        except OSError:
+            return None
+        return status.st_dev, status.st_ino, status.st_mode, status.st_uid
+
     def _connect(self) -> _Connection:
+        for place, reason in check_access(self.path):
+            if (place, reason) not in self._warned:
+                self._warned.add((place, reason))
+                log("store_permissions", path=place, reason=reason)
         with _opening:
             self._create()
             generation = self._generation
             connection = sqlite3.connect(
                 self.path,
-                timeout=0,  # waiting is the caller's: an event loop must not
+                timeout=0,  # the caller waits: here it would block an event loop
                 isolation_level=None,
                 check_same_thread=False,
                 factory=_Connection,
@@ -188,9 +210,10 @@ class SQLiteFile:
     def _create(self) -> None:
         descriptor, reason = None, None
         try:
+            # O_EXCL follows no link, and makes no file at the end of one (POSIX, open()).
             descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         except FileExistsError:
-            # Not to be opened here: closing it would drop the locks of this process's connections
+            # Do not open it here: closing it would drop the locks of this process's connections
             # (POSIX; howtocorrupt.html §2.2).
             return
         except OSError as error:  # whose text quotes the path
@@ -200,14 +223,17 @@ class SQLiteFile:
                 f"{self.label} cannot be created: {reason}; is its directory there and writable"
             )
         os.close(descriptor)
-        status = self.path.stat()
-        self._identity = (status.st_dev, status.st_ino)
+        self._identity = self._identify()
 
     def _prepare(self, connection: _Connection) -> None:
         def number(query: str) -> int:
             return int(connection.execute(query).fetchone()[0])
 
-        # In this order: another process may commit the schema, all at once, between two of them.
+        # SQLite advises both for files that others may have written
+        # (https://www.sqlite.org/security.html).
+        connection.execute("PRAGMA trusted_schema = OFF")
+        connection.set_authorizer(_nothing_by_itself)
+        # Keep this order: another process may commit the whole schema between two of these.
         tables = number("SELECT count(*) FROM sqlite_master")
         version = number("PRAGMA user_version")
         if number("PRAGMA application_id") != _APPLICATION and (tables or version):
@@ -216,6 +242,13 @@ class SQLiteFile:
             raise StoreError(
                 f"{self.label} was written by a newer version of cm_auth_middleware: upgrade this "
                 "one, or name another file"
+            )
+        foreign = connection.execute(_FOREIGN).fetchone()
+        if foreign:
+            kind = foreign[0] if foreign[0] in ("trigger", "view") else "virtual table"
+            raise StoreError(
+                f"{self.path} has a {kind} that is not ours, {str(foreign[1])!r:.60}: drop it, or "
+                "remove the file"
             )
         connection.execute("PRAGMA synchronous = NORMAL")
         connection.execute(f"PRAGMA wal_autocheckpoint = {_LOG_PAGES}")
@@ -233,13 +266,61 @@ class _Connection(sqlite3.Connection):
     generation = 0
 
 
+def check_access(path: Path) -> list[tuple[Path, str]]:
+    """Return which of the file, its journals and its folder a group may write, and the remedy.
+
+    Whoever may write there can put back old sessions, or a file of their own. The folder counts
+    as much as the file, and the sticky bit does not help: it lets others make what is not there
+    yet. On Windows nothing is looked at.
+
+    Raises:
+        StoreError: everybody may write one of them, it belongs to neither this process's user
+            nor root, or it is a link; the message says how to mend it.
+    """
+    if os.name != "posix":  # pragma: no cover - Windows
+        return []
+    folder = Path(os.path.realpath(path.parent))  # links among the folders are the system's affair
+    shared = []
+    for place in (folder, *(Path(f"{path}{part}") for part in _PARTS)):
+        try:
+            status = place.lstat()
+        except OSError:  # it is not there yet; opening it says what else may be the matter
+            continue
+        if stat.S_ISLNK(status.st_mode):
+            raise StoreError(f"{place} is a link: name the file that it leads to, or remove it")
+        if status.st_mode & stat.S_IWOTH:
+            mend = f"chmod o-w {place}"
+            if place == folder:
+                its_own = "put the file in a folder of its own with mode 0700"
+                is_everybodys = status.st_mode & stat.S_ISVTX  # as /tmp is, and has to be
+                mend = its_own if is_everybodys else f"{mend}, or {its_own}"
+            raise StoreError(f"{place} can be written by everybody: {mend}")
+        if status.st_uid not in (0, os.geteuid()):
+            raise StoreError(
+                f"{place} belongs to another user ({status.st_uid}): run as that user, or chown "
+                f"it to this one ({os.geteuid()})"
+            )
+        if status.st_mode & stat.S_IWGRP:
+            shared.append((place, f"its group may write it: chmod g-w {place}"))
+    return shared
+
+
+def _nothing_by_itself(*asked: object) -> int:
+    """Deny what a trigger or a view does, and nothing else.
+
+    SQLite asks when it compiles a statement, for each thing that the statement would do. The last
+    of what it says is the trigger or view that does it (https://www.sqlite.org/c3ref/set_authorizer.html).
+    """
+    return sqlite3.SQLITE_OK if asked[-1] is None else sqlite3.SQLITE_DENY
+
+
 def is_busy(error: sqlite3.Error) -> bool:
-    """Say whether it may work in a moment, when another process has finished."""
+    """True if the statement may succeed in a moment, when another process has finished."""
     return _code(error) in _BUSY
 
 
 def explain(label: str, error: sqlite3.Error) -> str:
-    """Say in a sentence what is the matter with the file."""
+    """Return a sentence that says what is wrong with the file."""
     sentence = _SENTENCES.get(_code(error), "cannot be used")
     return f"{label} {sentence} ({getattr(error, 'sqlite_errorname', error)})"
 

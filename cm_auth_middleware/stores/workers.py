@@ -1,4 +1,8 @@
-"""How many processes serve this application, as far as one of them can tell."""
+"""Find out how many processes serve this application, as far as one of them can tell.
+
+A process cannot tell it from its parent: gunicorn, hypercorn and granian start a worker below a
+parent even if it is the only one, and uvicorn's reloader does, too. The options count.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,7 @@ from pathlib import PurePath
 
 from ..events import log
 
-# The variables from which each server takes the number that its command line does not give.
+# The environment variables that each server reads the number from if its command line has none.
 _SERVERS = {
     "uvicorn": ("UVICORN_WORKERS", "WEB_CONCURRENCY"),
     "gunicorn": ("WEB_CONCURRENCY",),
@@ -26,7 +30,7 @@ _warned = False
 
 
 def warn_if_several_workers() -> None:
-    """Log a warning, once in this process, if the server evidently runs several workers."""
+    """Log a warning, once in a process, if the server was told to run several workers."""
     global _warned
     workers = server_workers()
     if workers > 1 and not _warned:
@@ -37,8 +41,7 @@ def warn_if_several_workers() -> None:
 def server_workers() -> int:
     """Return the number of workers that the server was told to run; 1 if nothing is known.
 
-    Workers that were spawned keep the server's ``sys.argv`` (multiprocessing sees to it), and
-    those that were forked have it anyway.
+    Spawned workers have the server's ``sys.argv`` by multiprocessing, forked ones by the fork.
     """
     server = _server_name()
     if server is None:
@@ -48,7 +51,7 @@ def server_workers() -> int:
         return 1  # the two processes are one worker and its watcher
     stated = next(_stated(arguments), None)
     if stated is None and server == "gunicorn":
-        # Its configuration file is read by Python and may say anything, so ask the siblings.
+        # Its configuration file is a Python program, so read the number that it came to.
         stated = _gunicorn_siblings() or next(
             _stated(shlex.split(os.environ.get("GUNICORN_CMD_ARGS", ""))), None
         )
@@ -59,7 +62,7 @@ def server_workers() -> int:
 
 
 def _server_name() -> str | None:
-    """Return the server that this process was started as: ``uvicorn``, ``python -m uvicorn``."""
+    """Return the name of the server, for ``uvicorn`` as for ``python -m uvicorn``."""
     path = PurePath(sys.argv[0]) if sys.argv else PurePath()
     name = path.parent.name if path.stem == "__main__" else path.stem
     return name if name in _SERVERS else None
@@ -76,9 +79,10 @@ def _stated(arguments: Sequence[str]) -> Iterator[int]:
 
 
 def _gunicorn_siblings() -> int | None:
-    """Return the number of workers by what gunicorn's arbiter left in a forked worker.
+    """Return the number of workers that the configuration of gunicorn came to.
 
-    Only those forked before this one are in it, so the first worker learns nothing.
+    A forked worker finds it with the workers that were forked before it, so the first one does
+    not.
     """
     arbiter = getattr(sys.modules.get("gunicorn.arbiter"), "Arbiter", None)
     siblings = list(getattr(arbiter, "WORKERS", {}).values())

@@ -15,7 +15,7 @@ from ..events import log
 from ..sessions.record import Tokens
 
 if TYPE_CHECKING:
-    from ..runtime.event_loops import Runtime
+    from ..runtime.base import Runtime
     from .provider import Provider
 
 _KNOWN = frozenset(

@@ -14,15 +14,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from ..errors import OAuthError, OperatorError, SessionExpiredError, StoreError, UnavailableError
 from ..events import log
-from ..runtime.bounded_cache import forget, remember
+from ..runtime.bounded_cache import BoundedCache
 from .circuit_breaker import PAUSE, CircuitBreaker
 from .grant_records import GrantRecords, GrantState, grant_name
 from .oauth import OAuthClient
 
 if TYPE_CHECKING:
-    from ..runtime.event_loops import Runtime
+    from ..runtime.base import Runtime
     from ..sessions.manager import SessionManager
-    from ..sessions.record import Record, Session, Tokens
+    from ..sessions.record import Record, Tokens
+    from ..sessions.session import Session
     from ..stores import SessionStore
 
 _GRACE = 60.0  # seconds that a session counts as alive while the store cannot be asked
@@ -74,7 +75,8 @@ class TokenRefresher:
         self._oauth = oauth
         self._on_refresh = on_refresh
         self._breaker = CircuitBreaker(runtime.clock)
-        self._unsaved: dict[str, Tokens] = {}  # which a store that failed could not take
+        # New tokens that a store that failed could not take.
+        self._unsaved: BoundedCache[str, Tokens] = BoundedCache()
 
     # -- for a session ---------------------------------------------------------------------
 
@@ -124,7 +126,7 @@ class TokenRefresher:
             return
         held = tokens.refresh_token
         if held is not None and not self._breaker.is_open(grant_name(held)):
-            self._runtime.start_flight(
+            self._runtime.single_flight.start(
                 f"soon {session.record_id}", partial(self._refresh_beside, session)
             )
 
@@ -148,7 +150,7 @@ class TokenRefresher:
         if session.record.tokens.access_token != refused:
             return False
         try:
-            refreshed: Refreshed = await self._runtime.single_flight(
+            refreshed: Refreshed = await self._runtime.single_flight.do(
                 f"session {session.record_id} {hash(refused)}",
                 partial(self._refresh, session.record_id, session.cookie_key, refused),
             )
@@ -166,7 +168,7 @@ class TokenRefresher:
         Returns:
             True if the session has another access token than `refused` now.
         """
-        stored = await self._sessions.peek(session.record_id, session.cookie_key)
+        stored = await self._sessions.load_record(session.record_id, session.cookie_key)
         if stored is None:
             return False
         tokens = stored.record.tokens
@@ -180,7 +182,7 @@ class TokenRefresher:
 
         They may go on with their own session objects meanwhile; this works on another one.
         """
-        session = await self._sessions.peek(record_id, cookie_key)
+        session = await self._sessions.load_record(record_id, cookie_key)
         for _ in range(_ROUNDS):
             if session is None:
                 raise SessionExpiredError
@@ -190,10 +192,10 @@ class TokenRefresher:
             try:
                 refreshed = await self._newer_than(held)
             except SessionExpiredError:
-                newest = await self._sessions.peek(record_id, cookie_key)
+                newest = await self._sessions.load_record(record_id, cookie_key)
                 if newest is None or newest.record.tokens == held:
-                    await self._sessions.remove(session)
-                    log("session_ended", session=session.reference)
+                    await self._sessions.delete(session)
+                    log("session_ended", session=session.log_id)
                     raise
                 session = newest
             else:
@@ -221,7 +223,7 @@ class TokenRefresher:
                 self._unsaved,
             )
             # By the access token, too: a request that joins must not get the one that it refuses.
-            refreshed: Refreshed = await self._runtime.single_flight(
+            refreshed: Refreshed = await self._runtime.single_flight.do(
                 f"{refresh.name} {hash(held.access_token)}", refresh.newer_than_held
             )
             if refreshed.is_new or self._runtime.clock() < refreshed.tokens.expires_at:
@@ -282,7 +284,7 @@ class GrantRefresh:
         grants: GrantRecords,
         oauth: OAuthClient,
         breaker: CircuitBreaker,
-        unsaved: dict[str, Tokens],
+        unsaved: BoundedCache[str, Tokens],
     ) -> None:
         self.name = grant_name(refresh_token)
         self._held = held
@@ -334,7 +336,7 @@ class GrantRefresh:
             raise SessionExpiredError
         if state.failed_since(before):
             raise UnavailableError("another process has just failed to reach CameraManager")
-        fresh = forget(self._unsaved, self._refresh_token)
+        fresh = self._unsaved.pop(self._refresh_token, None)
         if fresh is None:
             try:
                 fresh = await self._request(state.tokens or self._held)
@@ -384,7 +386,7 @@ class GrantRefresh:
                 return await self._save_once(fresh, before)
             except StoreError:
                 if self._runtime.monotonic() > give_up_at:
-                    remember(self._unsaved, self._refresh_token, fresh)
+                    self._unsaved[self._refresh_token] = fresh
                     raise
             await self._runtime.sleep(_SAVE_AGAIN)
 
@@ -453,18 +455,3 @@ class Lease:
     def _now(self) -> tuple[float, float]:
         # A clock that can be set may be wrong; one that cannot may stop while the machine sleeps.
         return self._runtime.clock(), self._runtime.monotonic()
-
-
-async def open_handle(sessions: SessionManager, handle: str) -> Session:
-    """Return the live session of a handle.
-
-    Raises:
-        SessionExpiredError: it is over, or the handle is not of this application.
-        UnavailableError: the store cannot be asked.
-    """
-    opened = sessions.sealer.open_handle(handle)
-    session = None if opened is None else await sessions.peek(*opened)
-    if session is None:
-        raise SessionExpiredError("the session of this handle is over; the user has to log in")
-    session.is_detached = True
-    return session

@@ -1,4 +1,4 @@
-"""Give the texts of the pages, and choose the language that a browser prefers.
+"""The texts of the pages, and the choice of the language that a browser prefers.
 
 Each language is a file beside this module, ``messages/<language>.toml``.
 """
@@ -13,12 +13,18 @@ from importlib.resources import files
 from typing import NamedTuple
 
 LANGUAGES = ("en", "nl", "de", "fr", "es")
-_MOST_RANGES = 30  # of an Accept-Language header that are looked at; browsers send a handful
+_MOST_RANGES = 30  # of an Accept-Language header that are read; browsers send a handful
 _RANGE = re.compile(r"([a-z]{1,8}|\*)(?:-[a-z0-9-]+)?\s*(?:;\s*q=([01](?:\.\d{0,3})?))?", re.I)
 
 
 class Message(NamedTuple):
-    """The words of one page: what happened, what it means, and the one thing to do next."""
+    """The words of one page.
+
+    Attributes:
+        title: a headline that says what happened.
+        text: a sentence or two that explain it.
+        action: the label of the one thing to do next.
+    """
 
     title: str
     text: str
@@ -28,7 +34,7 @@ class Message(NamedTuple):
 def negotiate(accept_language: str | None) -> str:
     """Choose a language by an Accept-Language header (RFC 9110 §12.5.4); English if none fits.
 
-    A region is of no account (``nl-BE`` is Dutch); among equals the first named wins.
+    Regions are ignored (``nl-BE`` is Dutch); of two languages with equal weight the first wins.
     """
     best, best_q = "en", 0.0
     refused = set()
@@ -47,7 +53,7 @@ def negotiate(accept_language: str | None) -> str:
 
 
 class _Messages(Mapping[str, Mapping[str, Message]]):
-    """The texts of all pages; the files are read at first use, for most processes need none."""
+    """The texts of all pages. Their files are read at first use: most processes show no page."""
 
     def __getitem__(self, kind: str) -> Mapping[str, Message]:
         return self._by_kind[kind]

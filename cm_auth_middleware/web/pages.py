@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from dataclasses import dataclass
 from functools import cache
 from html import escape
 from importlib.resources import files
@@ -12,52 +11,31 @@ from string import Template
 from typing import TYPE_CHECKING
 
 from ..events import log
+from ..hooks import ErrorHandler, ErrorPage
 from .messages import MESSAGES, negotiate
-from .request import NO_STORE, Request, Response, problem
+from .request import Request
+from .response import NO_STORE, Response, problem
 
 if TYPE_CHECKING:
-    from ..config import CMAuthConfig
-    from ..runtime.event_loops import Runtime
+    from ..runtime.base import Runtime
 
-# Not for the log-out form: browsers hold its redirects to form-action too, and the last of them
-# leads to CameraManager's login, on hosts that we do not know.
+# The log-out form goes without: browsers apply form-action to its redirects too, and the last of
+# them leads to CameraManager's login, whose hosts are not known here.
 _NO_FORM = "; form-action 'none'"
-# An application's own page brings its own style and scripts, but is framed by nobody.
-_THEIR_POLICY = "base-uri 'none'; frame-ancestors 'none'"
-
-
-@dataclass(frozen=True, slots=True)
-class ErrorPage:
-    """A page for a person, as an ``error_handler`` gets it to draw it in the application's style.
-
-    The values are plain text: escape them where they become HTML, as a template engine does.
-
-    Attributes:
-        status: of the answer, 403 for example.
-        kind: what the page is about, a stable name: a key of `cm_auth_middleware.web.messages`.
-        title: what happened, in the person's language.
-        text: what it means.
-        link: where the one thing to do next leads.
-        label: what that is called.
-        method: how to go there: ``get``, a link, or ``post``, a form without fields.
-        language: of the texts: ``en``, ``nl``, ``de``, ``fr`` or ``es``.
-    """
-
-    status: int
-    kind: str
-    title: str
-    text: str
-    link: str
-    label: str
-    method: str
-    language: str
+# A page that the application draws may have any style and script, but no other site may frame it.
+_CUSTOM_POLICY = "base-uri 'none'; frame-ancestors 'none'"
 
 
 class Pages:
-    """Answers that tell somebody what is wrong: a page for a person, a problem for a program."""
+    """Makes the responses that explain something: a page for a person, a problem for a program.
 
-    def __init__(self, config: CMAuthConfig, runtime: Runtime) -> None:
-        self._handler = config.error_handler
+    Args:
+        error_handler: draws a page in place of this package; see the option.
+        runtime: calls it.
+    """
+
+    def __init__(self, error_handler: ErrorHandler | None, runtime: Runtime) -> None:
+        self._handler = error_handler
         self._runtime = runtime
 
     async def failure(
@@ -68,11 +46,11 @@ class Pages:
         *headers: tuple[str, str],
         login: str | None = None,
     ) -> Response:
-        """Tell whoever asked what is wrong.
+        """Say what is wrong: with a page for a person, with a problem for a program.
 
         Args:
             kind: a key of `MESSAGES`.
-            login: where to start a login; the URL at hand is to be tried again without it.
+            login: the URL that starts a login; without it the page offers to try its own URL again.
         """
         if request.is_navigation:
             return await self.show(request, status, kind, login or request.url, *headers)
@@ -89,16 +67,14 @@ class Pages:
         *headers: tuple[str, str],
         method: str = "get",
     ) -> Response:
-        """Show a person a page, drawn by the application or else by us."""
+        """Show a person a page, drawn by the application or else by this package."""
         language = negotiate(request.header("accept-language"))
-        page = ErrorPage(
-            status, kind, *MESSAGES[kind][language][:2], link,
-            MESSAGES[kind][language].action, method, language,
-        )  # fmt: skip
-        body, policy = await self._theirs(page), _THEIR_POLICY
+        title, text, label = MESSAGES[kind][language]
+        page = ErrorPage(status, kind, title, text, link, label, method, language)
+        body, policy = await self._custom_page(page), _CUSTOM_POLICY
         if body is None:
             body = render(page)
-            policy = _our_policy() + (_NO_FORM if method == "get" else "")
+            policy = _own_policy() + (_NO_FORM if method == "get" else "")
         return Response(
             status,
             [
@@ -113,8 +89,8 @@ class Pages:
             body,
         )
 
-    async def _theirs(self, page: ErrorPage) -> bytes | None:
-        """The application's page. One that fails must not hide what was to be told."""
+    async def _custom_page(self, page: ErrorPage) -> bytes | None:
+        """Return the application's page; None if it draws none, or fails to."""
         if self._handler is None:
             return None
         try:
@@ -131,7 +107,7 @@ class Pages:
 
 
 def render(page: ErrorPage) -> bytes:
-    """Draw a page: a title, a sentence or two, and one thing to do next."""
+    """Return the HTML of a page: a title, a sentence or two, and one thing to do next."""
     link, label = escape(page.link), escape(page.label)
     if page.method == "post":
         action = (
@@ -152,13 +128,13 @@ def render(page: ErrorPage) -> bytes:
 
 @cache
 def _file(name: str) -> str:
-    """The text of a file in the folder ``web``, which is read at first use."""
+    """Return the text of a file in the folder ``web``."""
     return (files(__package__) / name).read_text("utf-8")
 
 
 @cache
-def _our_policy() -> str:
-    """The Content-Security-Policy of a page of this package: its own style and nothing else."""
+def _own_policy() -> str:
+    """Return the Content-Security-Policy of this package's pages: their style and nothing else."""
     digest = base64.b64encode(hashlib.sha256(_file("page.css").encode()).digest()).decode()
     return (
         f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; frame-ancestors 'none'"

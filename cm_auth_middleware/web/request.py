@@ -1,33 +1,28 @@
-"""A request and an answer as the flow sees them, and the answers that are no pages."""
+"""A request as this package sees it, whichever server protocol it came by."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 from ..display import ip_address
-from ..sessions.record import dumps
 from .local_target import mount_url, safe_target
+from .response import Headers
 
-Headers = list[tuple[str, str]]
-
-NO_STORE = ("Cache-Control", "no-store")
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})  # RFC 9110 §9.2.1
 _BLANK = " \t"
 _MOST_COOKIES = 200  # that are looked at; browsers keep 180 for a site
 
 
 class Request(ABC):
-    """A request as the flow sees it; each shell has its own.
+    """A request; the ASGI and the WSGI side each have a subclass.
 
     Attributes:
-        method: as it was sent, in capitals.
-        root_path: where the application is mounted.
-        path: what the framework routes, decoded, without the `root_path`.
-        routed_raw: the path as it was sent, where some frameworks route that instead of `path`.
+        method: the method as it was sent, in capitals.
+        root_path: the path at which the application is mounted.
+        path: the path that the framework routes: decoded, without the `root_path`.
+        routed_raw: the path as it was sent, for the frameworks that route it instead of `path`.
         cookie_line: the Cookie header; empty if there is none.
         is_websocket: True for the handshake of a WebSocket.
         set_cookies: headers for the application's response, if the request is passed on.
@@ -48,78 +43,79 @@ class Request(ABC):
     @property
     @abstractmethod
     def is_secure(self) -> bool:
-        """Whether it came over TLS, as the server knows it (through a proxy that it trusts)."""
+        """True if the request came over TLS, by what the server or a proxy that it trusts says."""
 
     @property
     def scheme(self) -> str:
-        """``https`` or ``http``, for a WebSocket too."""
+        """Return ``https`` or ``http``, for a WebSocket too."""
         return "https" if self.is_secure else "http"
 
     @property
     @abstractmethod
     def raw_path(self) -> str:
-        """The path as it was sent, mount included, where the server tells it."""
+        """Return the path as it was sent, with the mount; empty if the server does not tell it."""
 
     @property
     def is_ambiguous(self) -> bool:
-        """True if the request is not below `root_path`: what is routed then is anybody's guess."""
+        """True if the request is not below `root_path`, where frameworks route differently."""
         return False
 
     @property
     @abstractmethod
     def query(self) -> str:
-        """The query as it was sent."""
+        """Return the query as it was sent."""
 
     @property
     @abstractmethod
     def peer(self) -> str:
-        """The client's address as the server tells it, where it does."""
+        """Return the client's address as the server tells it; empty if it does not."""
 
     @property
     def address(self) -> str:
-        """The client's IP address; empty if the server tells none, or something else.
+        """Return the client's IP address; empty if the server gives no valid one.
 
-        A server that believes any proxy hands on what a visitor wrote into a header.
+        A server that trusts any proxy passes on whatever a visitor wrote into a header.
         """
         return ip_address(self.peer)
 
     @abstractmethod
     def header(self, name: str) -> str | None:
-        """A header by its name in lower case; the lines of one name joined."""
+        """Return a header by its name in lower case, with its lines joined."""
 
     @property
     def host(self) -> str:
-        """The Host header."""
+        """Return the Host header; empty if there is none."""
         return self.header("host") or ""
 
     @property
     def cookies(self) -> Sequence[tuple[str, str]]:
-        """Every name and value, duplicates included: which one counts is not for here."""
+        """Return all names and values. Duplicates are kept; the caller decides which one counts."""
         parts = self.cookie_line.split(";", _MOST_COOKIES)[:_MOST_COOKIES]
         pairs = (part.partition("=") for part in parts)
-        # No more than a browser does (RFC 6265bis §5.6). Python's own strip() takes off a no-break
-        # space, too: to a browser such a name is another one, which any neighbour may set.
+        # Strip what a browser strips (RFC 6265bis §5.6) and no more. Python's own strip() also
+        # removes a no-break space: to a browser that is another name, which any neighbouring host
+        # may set.
         return [(name.strip(_BLANK), value.strip(_BLANK)) for name, _, value in pairs]
 
     @property
     def url(self) -> str:
-        """The path and query that a browser would come back to; the root if it would not."""
+        """Return the path and query that lead a browser back here; the root if none safely do."""
         path = self.root_path + self.path
         if unquote(self.raw_path) == path:
             path = self.raw_path
         else:
             path = quote(path, safe="/:@!$&'()*+,;=~")
-        # A request for "//evil" is one that browsers send, and a link to it is not to here.
+        # Browsers do send requests for "//evil", but a link to it leads to another host.
         return safe_target(f"{path}?{self.query}" if self.query else path, self.root_path)
 
     @property
     def mount(self) -> str:
-        """The `root_path` as it stands in a URL."""
+        """Return the `root_path` as it is written in a URL."""
         return mount_url(self.root_path)
 
     @property
     def htmx_page(self) -> str | None:
-        """The page of ours that an htmx request came from."""
+        """Return path and query of the page that sent an htmx request, if this host served it."""
         try:
             parts = urlsplit(self.header("hx-current-url") or "")
         except ValueError:
@@ -129,7 +125,7 @@ class Request(ABC):
         return f"{parts.path}?{parts.query}" if parts.query else parts.path
 
     def parameters(self) -> list[tuple[str, str]]:
-        """The query's names and values; none if there are too many or they are not UTF-8."""
+        """Return the query's names and values; none if there are too many or they are not UTF-8."""
         try:
             return parse_qsl(self.query, keep_blank_values=True, errors="strict", max_num_fields=20)
         except ValueError:
@@ -137,7 +133,7 @@ class Request(ABC):
 
     @property
     def is_navigation(self) -> bool:
-        """Whether a person's browser asks for a page."""
+        """True if a person's browser requests a page."""
         if self.method not in ("GET", "HEAD") or self.is_websocket or self.header("hx-request"):
             return False
         mode = self.header("sec-fetch-mode")
@@ -147,26 +143,20 @@ class Request(ABC):
 
     @property
     def is_write(self) -> bool:
-        """True for what may change state: an unsafe method, or a WebSocket although it is a GET."""
+        """True if the request may change state: an unsafe method, or a WebSocket's GET."""
         return self.is_websocket or self.method not in SAFE_METHODS
 
-    def is_cross_site(self, own_origin: str = "") -> bool:
-        """Return True if another site made the browser send this state change (RFC 9700 §4.7).
+    def is_cross_site(self, own_origin: str = "", *, including_reads: bool = False) -> bool:
+        """Return True if another site made the browser send this request (RFC 9700 §4.7).
 
         Args:
             own_origin: the origin that is this site, whatever ``Host`` says.
+            including_reads: True to judge every method, False to judge writes only.
         """
-        if not self.is_write:
+        if not (including_reads or self.is_write):
             return False
         site = self.header("sec-fetch-site")
         if site is not None and not self.is_websocket:
-            return site not in ("same-origin", "none")
-        return self._has_foreign_origin(own_origin)
-
-    def comes_from_elsewhere(self, own_origin: str = "") -> bool:
-        """Whether another site made the browser send this request, whatever its method."""
-        site = self.header("sec-fetch-site")
-        if site is not None:
             return site not in ("same-origin", "none")
         return self._has_foreign_origin(own_origin)
 
@@ -182,57 +172,7 @@ class Request(ABC):
             return True  # "null"
         if sent.netloc == own.netloc:
             return sent.scheme != own.scheme
-        # Anybody on the way can be http://host. A server that does not know it is https, from
-        # the request or from redirect_uri, cannot tell; the other way round, it is not ours.
+        # An attacker on the network can pose as http://host, so on https that origin is another
+        # site. The server learns that it is https from the request or from redirect_uri.
         is_downgraded = sent.scheme == "http" and "https" in (self.scheme, own.scheme)
         return sent.netloc != self.host.lower() or is_downgraded
-
-
-@dataclass(frozen=True, slots=True)
-class Response:
-    """A response that the flow gives instead of the application's."""
-
-    status: int
-    headers: Headers
-    body: bytes = b""
-
-
-def must_not_be_cached(own: Sequence[str], added: Headers) -> bool:
-    """Whether an answer to a logged-in user needs another Cache-Control than the application's.
-
-    Args:
-        own: the application's, line by line.
-        added: headers of ours; a cookie of ours must not come out of a shared cache.
-    """
-    if not own or not added:
-        return not own
-    words = {word.strip().lower() for line in own for word in line.split(",")}
-    return not words & {"private", "no-store"}
-
-
-def redirect(status: int, location: str, *headers: tuple[str, str]) -> Response:
-    """Send the browser elsewhere."""
-    plain = ("Content-Type", "text/plain; charset=utf-8")  # WSGI wants one even for nothing
-    return Response(status, [("Location", location), plain, *headers, NO_STORE])
-
-
-def problem(status: int, title: str, *headers: tuple[str, str], **members: Any) -> Response:
-    """Tell a program what is wrong (RFC 9457)."""
-    body = {"type": "about:blank", "title": title, "status": status, **members}
-    return json_response(status, body, *headers, content_type="application/problem+json")
-
-
-def not_allowed(allowed: str) -> Response:
-    """Refuse a method (RFC 9110 §15.5.6)."""
-    return problem(405, "Method not allowed", ("Allow", allowed))
-
-
-def json_response(
-    status: int, content: Any, *headers: tuple[str, str], content_type: str = "application/json"
-) -> Response:
-    """Send JSON."""
-    return Response(status, [("Content-Type", content_type), NO_STORE, *headers], _dumps(content))
-
-
-def _dumps(content: Any) -> bytes:
-    return dumps(content).encode()

@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 def gallery(engine: AuthEngine) -> Starlette:
     """Every page, drawn and headed as the flow does it."""
-    pages = Pages(engine.config, engine.async_services.ports)
+    pages = Pages(engine.config.error_handler, engine.async_services.runtime)
 
     async def show(request: Request) -> Response:
         kind = request.path_params["kind"]

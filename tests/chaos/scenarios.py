@@ -492,7 +492,7 @@ def disk_full(store: str, repeat: int) -> Counts:
 def small_disk() -> Iterator[Path]:
     """A file system of a megabyte."""
     with tempfile.TemporaryDirectory(prefix="disk") as directory:
-        command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", directory]
+        command = ["mount", "-t", "tmpfs", "-o", "size=1m,mode=700", "tmpfs", directory]
         if subprocess.run(command, capture_output=True, check=False).returncode:
             raise NotPlayedError("mounting a small disk needs root")
         try:

@@ -8,10 +8,11 @@ import socket
 import threading
 from typing import Any
 
-from websockets.exceptions import ConnectionClosed
-from websockets.sync.client import ClientConnection, connect
-
 from .servers import Site
+
+with contextlib.suppress(ModuleNotFoundError):  # the quick run collects this without its extra
+    from websockets.exceptions import ConnectionClosed
+    from websockets.sync.client import ClientConnection, connect
 
 
 class Lasting:

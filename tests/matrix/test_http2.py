@@ -14,7 +14,6 @@ from typing import Any
 
 import httpx2
 import pytest
-from websockets.sync.client import connect
 
 from ..security.wired import certificate
 from .multiplexed import Multiplexed
@@ -32,6 +31,9 @@ from .servers import (
     running,
 )
 from .visitor import ANNA, BOB, Visitor
+
+with contextlib.suppress(ModuleNotFoundError):  # the quick run collects this without its extra
+    from websockets.sync.client import connect
 
 ROUNDS = 6
 OLD = "0.17.3"  # hypercorn: one state for all streams of a connection, up to 0.18

@@ -13,7 +13,8 @@ from collections.abc import Callable
 import atheris
 
 with atheris.instrument_imports(include=["cm_auth_middleware"]):
-    from cm_auth_middleware.sessions.cookie import LoginCookie, TicketCookie
+    from cm_auth_middleware.auth.login_cookies import LoginCookie
+    from cm_auth_middleware.sessions.cookie import TicketSigner
 
     from ..support import SECRET_KEY
     from .fuzzing import Shells, check_cookie, check_exempt, check_handle, check_target
@@ -21,7 +22,7 @@ with atheris.instrument_imports(include=["cm_auth_middleware"]):
 _MOUNTS = ["", "/sub", "/a/b"]
 _METHODS = ["GET", "HEAD", "POST", "OPTIONS"]
 _HEADERS = ["host", "origin", "accept", "sec-fetch-site", "sec-fetch-mode", "hx-request", "cookie"]
-_session = TicketCookie([SECRET_KEY])
+_session = TicketSigner([SECRET_KEY])
 _login = LoginCookie([SECRET_KEY], "cm_auth")
 
 

@@ -14,11 +14,12 @@ import ada_url
 import httpx2
 
 from cm_auth_middleware import AuthEngine
+from cm_auth_middleware.auth.exempt import ExemptPaths
 from cm_auth_middleware.errors import CMAuthError
-from cm_auth_middleware.runtime.event_loops import run_sync
+from cm_auth_middleware.runtime.run_sync import run_sync
 from cm_auth_middleware.sessions.encryption import Sealer
 from cm_auth_middleware.sessions.record import Tokens
-from cm_auth_middleware.web.local_target import ExemptPaths, safe_target
+from cm_auth_middleware.web.local_target import safe_target
 
 from ..support import APP, CM, SECRET_KEY, World
 from .support import call_asgi, call_wsgi, send_asgi, send_wsgi, session_of

@@ -39,7 +39,7 @@ def endless(world: World) -> None:
                 yield b"cameras"
                 await anyio.sleep(0.01)
 
-        return StreamingResponse(parts())
+        return StreamingResponse(parts(), media_type="text/event-stream")
 
     def wsgi(environ: Any, start_response: Any) -> Iterator[bytes]:
         start_response("200 OK", [])

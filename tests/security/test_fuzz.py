@@ -11,11 +11,13 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from cm_auth_middleware.sessions.cookie import LoginCookie, Ticket, TicketCookie
+from cm_auth_middleware.auth.exempt import ExemptPaths
+from cm_auth_middleware.auth.login_cookies import LoginCookie
+from cm_auth_middleware.sessions.cookie import Ticket, TicketSigner
 from cm_auth_middleware.sessions.encryption import Sealer
 from cm_auth_middleware.sessions.record import Record
 from cm_auth_middleware.tokens.grant_records import decode_grant
-from cm_auth_middleware.web.local_target import ExemptPaths, safe_target
+from cm_auth_middleware.web.local_target import safe_target
 
 from ..support import APP, SECRET_KEY
 from .fuzzing import EXEMPT, Shells, check_cookie, check_exempt, check_handle, check_target
@@ -154,8 +156,8 @@ def test_no_login_cookie_but_ours_matches(value: str, state: str) -> None:
     assert cookie.match(value, state.encode("utf-8", "replace").decode(), 1.8e9) is None
     login, signed = cookie.start(f"{APP}/auth/callback", "/", 1.8e9)
     assert cookie.match(signed, login.state, 1.8e9) == login
-    assert TicketCookie([SECRET_KEY]).load(signed) is None
-    assert cookie.load(TicketCookie([SECRET_KEY]).dump(Ticket.new())) is None
+    assert TicketSigner([SECRET_KEY]).load(signed) is None
+    assert cookie.load(TicketSigner([SECRET_KEY]).dump(Ticket.new())) is None
 
 
 @PROFILE

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import sys
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 from wsgiref.util import setup_testing_defaults
 
@@ -23,8 +23,10 @@ pytestmark = pytest.mark.anyio
 
 ANNA, BOB = "anna@example.com", "bob@example.com"
 NEWER = "Zq8rT5yN2bV6mK9xC3wP7jL4hG1fD0sA-eUoIaQyWt"
-HEADERS = [("content-type", "text/plain"), ("Cache-Control", "public, max-age=60"),
-           ("VARY", "Accept-Encoding"), ("x-one", "1"), ("X-One", "2")]  # fmt: skip
+HEADERS = [("content-type", "text/plain"), ("cache-control", "public, max-age=60"),
+           ("vary", "Accept-Encoding"), ("x-one", "1"), ("x-one", "2")]  # fmt: skip
+MIXED = [("Content-Type", "text/plain"), ("Cache-Control", "public, max-age=60"),
+         ("VARY", "Accept-Encoding"), ("x-one", "1"), ("X-One", "2")]  # fmt: skip
 SHAPES = ["a list of tuples", "a tuple of tuples", "a list of lists", "a generator", "no headers"]
 
 
@@ -47,9 +49,9 @@ def _text(value: Any) -> str:
     return value.decode("latin-1") if isinstance(value, bytes) else str(value)
 
 
-def shaped(shape: str, kind: str) -> Any:
+def shaped(shape: str, kind: str, headers: Sequence[tuple[str, str]]) -> Any:
     """Headers as applications have them: of bytes for ASGI, of str for WSGI."""
-    pairs: list[Any] = list(HEADERS)
+    pairs: list[Any] = list(headers)
     if kind == "asgi":
         pairs = [(name.encode(), value.encode()) for name, value in pairs]
     if shape == "a generator":
@@ -68,12 +70,18 @@ class Cached:
         kept: what it sends; `changed` tells if somebody wrote to it.
     """
 
-    def __init__(self, shell: str, shape: str = "a list of tuples", **extra: Any) -> None:
-        self._shell, self._shape = shell, shape
+    def __init__(
+        self,
+        shell: str,
+        shape: str = "a list of tuples",
+        headers: Sequence[tuple[str, str]] = HEADERS,
+        **extra: Any,
+    ) -> None:
+        self._shell, self._shape, self._headers = shell, shape, headers
         self.body = {"type": "http.response.body", "body": b"for everybody"}
         self.start: dict[str, Any] = {"type": "http.response.start", "status": 200, **extra}
         if shape != "no headers" or shell == "wsgi":
-            self.start["headers"] = shaped(shape, shell)
+            self.start["headers"] = shaped(shape, shell, headers)
         self._before = self._copy()
 
     def _copy(self) -> Any:
@@ -86,7 +94,7 @@ class Cached:
 
     def _fresh(self) -> None:
         if self._shape == "a generator":  # that one cannot be kept; the rest is
-            self.start["headers"] = shaped(self._shape, self._shell)
+            self.start["headers"] = shaped(self._shape, self._shell, self._headers)
 
     async def _asgi(self, scope: Any, receive: Any, send: Any) -> None:
         self._fresh()
@@ -216,12 +224,13 @@ async def test_one_answer_for_many_at_once_carries_nobody_elses_cookie(
     assert not cached.changed
 
 
+@pytest.mark.parametrize("headers", [HEADERS, MIXED], ids=["lower case", "mixed case"])
 @pytest.mark.parametrize("shape", SHAPES)
 async def test_headers_of_any_shape_arrive_whole_and_are_not_for_caches(
-    make_world: MakeWorld, shell: str, shape: str
+    make_world: MakeWorld, shell: str, shape: str, headers: Any
 ) -> None:
     """51, 28: however an application writes its headers; nothing is lost, nothing said twice."""
-    cached = Cached(shell, shape)
+    cached = Cached(shell, shape, headers)
     world, anna, bob = await two_keys(make_world, cached.app)
     for cookie in (anna, bob):
         got = await ask(world, cookie)
@@ -238,7 +247,7 @@ async def test_headers_of_any_shape_arrive_whole_and_are_not_for_caches(
         assert got.all("x-one") == ["1", "2"]
         added = {"set-cookie", "cache-control", "vary"}
         ours = [pair for pair in got.pairs if pair[0] not in added]
-        theirs = [(name.lower(), value) for name, value in HEADERS]
+        theirs = [(name.lower(), value) for name, value in headers]
         assert ours == [pair for pair in theirs if pair[0] not in added]
 
 

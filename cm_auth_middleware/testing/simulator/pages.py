@@ -90,7 +90,7 @@ def login_page(
     note = ""
     if hint:
         note = (
-            f'<p class="hint">For a try: <code>{_escape(hint[0])}</code> with the password '
+            f'<p class="hint">Try it with <code>{_escape(hint[0])}</code> and the password '
             f"<code>{_escape(hint[1])}</code></p>"
         )
     return _page(

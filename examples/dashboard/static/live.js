@@ -44,7 +44,7 @@
       if (old) URL.revokeObjectURL(old);
       card.image.hidden = false;
       card.empty.hidden = true;
-      card.caption.textContent = `Picture of ${new Date().toLocaleTimeString()}`;
+      card.caption.textContent = `Taken at ${new Date().toLocaleTimeString()}`;
     } catch {
       card.caption.textContent = card.image.hidden ? "No picture" : `${card.caption.textContent.replace(/ – .*/, "")} – no newer one`;
       card.empty.textContent = "No picture just now";

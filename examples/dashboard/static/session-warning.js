@@ -2,8 +2,8 @@
 //
 //   <script src="/static/session-warning.js" data-prefix="/auth" data-warn="120" defer></script>
 //
-// Asking /auth/session is no use of the session, so this keeps nobody logged in who is away. To
-// stay, it asks for the page at hand, which is one. Style .session-warning as you like.
+// Requesting /auth/session does not count as activity, so the session of an absent user still ends. To
+// stay logged in, it requests the current page, which counts. Style .session-warning as you like.
 (() => {
   const { prefix = "/auth", warn = "120" } = document.currentScript.dataset;
   const login = `${prefix}/login?next=${encodeURIComponent(location.pathname + location.search)}`;

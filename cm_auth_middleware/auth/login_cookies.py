@@ -1,0 +1,177 @@
+"""The cookies of logins: one for each pending attempt, and one that marks a fresh login."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import json
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import astuple, dataclass, replace
+
+from itsdangerous import BadSignature
+
+from ..sessions.cookie import SessionCookie, signer
+from ..web.request import Request
+from ..web.response import Headers
+
+LOGIN_LIFETIME = 600  # seconds: a password manager and a second factor take minutes
+MAX_COOKIE = 4096  # bytes: the length of a cookie that every browser keeps (RFC 6265 §6.1)
+_MOST_LOGINS = 12  # pending logins that one browser may have
+_MOST_LOGIN_BYTES = 6_000  # of their cookies together: servers refuse headers beyond 8 kB
+_FRESH = 60  # seconds after a login in which a missing session means that cookies are not kept
+FRESH_SUFFIX = "_in"  # of the name of the cookie that marks a fresh login
+_CLOCK_SKEW = 300  # seconds that two servers' clocks may differ
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class PendingLogin:
+    """One login attempt, as its cookie holds it. ``started_at`` is in epoch seconds."""
+
+    state: str
+    redirect_uri: str
+    target: str
+    started_at: int
+
+
+class LoginCookie:
+    """Signs and verifies the cookies of pending logins.
+
+    Each attempt has a cookie of its own, so that tabs which log in at once do not overwrite each
+    other. The server stores nothing for a visitor: the PKCE verifier is derived from the state.
+
+    Args:
+        secret_keys: from oldest to newest: the newest signs, all verify.
+        name: of the session cookie, with which the names of these cookies begin.
+    """
+
+    def __init__(self, secret_keys: Sequence[str], name: str) -> None:
+        self._signer = signer(secret_keys, "login")
+        # The oldest key still listed: a login that began before a rotation can end after it.
+        self._pkce_key = hashlib.sha256(b"cm_auth.pkce:" + secret_keys[0].encode()).digest()
+        self.prefix = f"{name}_login_"
+
+    def name(self, state: str) -> str:
+        """Return the cookie's name, a hash of the state, by which the callback finds it."""
+        return self.prefix + hashlib.sha256(state.encode()).hexdigest()[:16]
+
+    def start(self, redirect_uri: str, target: str, now: float) -> tuple[PendingLogin, str]:
+        """Begin a login; return it and the cookie's value. A target too long becomes ``/``."""
+        login = PendingLogin(secrets.token_urlsafe(32), redirect_uri, target, int(now))
+        value = self._dump(login)
+        if len(value) > MAX_COOKIE - 256:  # the name and the attributes count too
+            login = replace(login, target="/")
+            value = self._dump(login)
+        return login, value
+
+    def load(self, value: str) -> PendingLogin | None:
+        """Return the pending login of a cookie, whatever its age; None if it does not verify."""
+        if len(value) > MAX_COOKIE or not value.isascii():
+            return None
+        try:
+            payload = self._signer.unsign(value)
+            return PendingLogin(*json.loads(base64.urlsafe_b64decode(payload + b"==")))
+        except (BadSignature, ValueError, TypeError):  # TypeError: of another version
+            return None
+
+    def match(self, value: str, state: str, now: float) -> PendingLogin | None:
+        """Return the pending login if the cookie belongs to this state and has not expired."""
+        login = self.load(value)
+        if login is None or not hmac.compare_digest(login.state.encode(), state.encode()):
+            return None
+        # It may begin a minute from now: two servers' clocks differ a little.
+        return login if -60 <= now - login.started_at <= LOGIN_LIFETIME else None
+
+    def code_verifier(self, state: str) -> str:
+        """Return the PKCE code verifier of a login (RFC 7636 §4.1), which is never stored."""
+        digest = hmac.digest(self._pkce_key, state.encode(), "sha256")
+        return base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
+
+    def _dump(self, login: PendingLogin) -> str:
+        fields = json.dumps(astuple(login), separators=(",", ":")).encode()
+        return self._signer.sign(base64.urlsafe_b64encode(fields).rstrip(b"=")).decode()
+
+
+class LoginCookies:
+    """Sets, finds and clears the cookies of logins.
+
+    A login sets a mark for a minute. A browser that sends it without a session does not keep the
+    session cookie, and would be sent to log in again for ever.
+
+    Args:
+        session_cookie: the site's, whose name and attributes these cookies share.
+        secret_keys: from oldest to newest.
+        clock: epoch seconds.
+    """
+
+    def __init__(
+        self,
+        session_cookie: SessionCookie,
+        secret_keys: Sequence[str],
+        clock: Callable[[], float],
+    ) -> None:
+        self._session_cookie = session_cookie
+        self._clock = clock
+        self._signers = {name: LoginCookie(secret_keys, name) for name in session_cookie.names}
+
+    # -- pending logins --------------------------------------------------------------------
+
+    def signer(self, request: Request) -> LoginCookie:
+        """Return the signer of pending logins for this request's scheme."""
+        return self._signers[self._session_cookie.name(request)]
+
+    def add(self, request: Request, name: str, value: str) -> Headers:
+        """Set a pending login.
+
+        Clear the oldest ones, and any that do not verify, so that they do not pile up.
+        """
+        cookie = self.signer(request)
+        found = {n: v for n, v in request.cookies if n.startswith(cookie.prefix)}
+        loaded = {n: cookie.load(v) for n, v in found.items()}
+        youngest_first = sorted(
+            found, key=lambda n: login.started_at if (login := loaded[n]) else 0, reverse=True
+        )
+        total, cleared = len(value), []
+        for count, old in enumerate(youngest_first, start=2):
+            total += len(found[old])
+            if count > _MOST_LOGINS or total > _MOST_LOGIN_BYTES or loaded[old] is None:
+                cleared.append(old)
+        return [
+            self._session_cookie.header(request, name, value, LOGIN_LIFETIME),
+            *(self.clear(request, old) for old in cleared[:_MOST_LOGINS]),
+        ]
+
+    def clear(self, request: Request, name: str) -> tuple[str, str]:
+        """Clear a pending login: each works once."""
+        return self._session_cookie.header(request, name, "", 0)
+
+    def has_pending(self, request: Request, state: str) -> bool:
+        """Return True if this browser has a pending login with this state."""
+        name = self.signer(request).name(state)
+        return any(key == name for key, _ in request.cookies)
+
+    # -- the mark of a fresh login ---------------------------------------------------------
+
+    def set_fresh_login(self, request: Request) -> tuple[str, str]:
+        """Mark for a minute that this browser has just logged in."""
+        now = str(int(self._clock()))
+        return self._session_cookie.header(request, self._fresh_name(request), now, _FRESH)
+
+    def clear_fresh_login(self, request: Request) -> tuple[str, str]:
+        """Clear the mark that this browser has just logged in."""
+        return self._session_cookie.header(request, self._fresh_name(request), "", 0)
+
+    def is_fresh_login(self, request: Request) -> bool:
+        """Return True if this browser logged in within the last minute."""
+        now = self._clock()
+        return any(-_CLOCK_SKEW <= now - time < _FRESH for time in self._login_times(request))
+
+    def _login_times(self, request: Request) -> list[int]:
+        """Return the times (epoch seconds) of recent logins, as this browser says."""
+        name = self._fresh_name(request)
+        values = (value for key, value in request.cookies if key == name)
+        return [int(value[:12]) for value in values if value.isdecimal()]
+
+    def _fresh_name(self, request: Request) -> str:
+        return self._session_cookie.name(request) + FRESH_SUFFIX

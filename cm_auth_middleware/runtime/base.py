@@ -1,0 +1,190 @@
+"""The interface of both runtimes, and the parts that they share."""
+
+from __future__ import annotations
+
+import ssl
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Protocol
+
+import httpx2
+
+from ..errors import UnavailableError
+from ..events import log
+from .defaults import DEFAULTS
+from .http import redact_logged_headers, tls_context
+
+Work = Callable[[], Coroutine[Any, Any, Any]]
+
+
+class Call:
+    """One run of some work whose outcome several callers wait for.
+
+    Args:
+        done: the event, of an event loop or between threads, that is set when the run has ended.
+    """
+
+    def __init__(self, done: Any) -> None:
+        self.done = done
+        self._result: Any = None
+        self._error: Exception | None = None
+
+    async def run(self, work: Work) -> None:
+        """Do the work and keep its outcome."""
+        try:
+            self._result = await work()
+        except Exception as error:
+            self._error = error
+        except BaseException:
+            self._error = UnavailableError("the server is shutting down")
+            raise
+
+    def outcome(self) -> Any:
+        """Return what the work returned, or raise what it raised."""
+        if self._error is not None:
+            # Each caller gets a copy: the traceback of one exception that hundreds raise would
+            # grow by each of them.
+            raise _copy(self._error) from None
+        return self._result
+
+
+def _copy(error: Exception) -> Exception:
+    # copy.copy() would call __init__ with error.args, which fits few exceptions: neither
+    # OAuthError nor those of a store that an application wrote.
+    copied = error.__class__.__new__(error.__class__, *error.args)
+    copied.args = error.args
+    copied.__dict__.update(error.__dict__)
+    return copied
+
+
+class SingleFlight(Protocol):
+    """Runs work once for all callers that ask for the same key meanwhile."""
+
+    async def do(self, key: str, work: Work) -> Any:
+        """Run `work`, or join its run under way for `key`; return or raise its outcome."""
+
+    def start(self, key: str, work: Work) -> None:
+        """Start `work` unless it is under way for `key`; do not wait, nor report its errors."""
+
+    async def wait_all(self) -> None:
+        """Wait until every run under way has ended."""
+
+
+class Repetition:
+    """Work that is repeated until it is stopped.
+
+    Attributes:
+        stopper: stops it: a cancel scope on an event loop, an event between threads.
+        is_over: True when it has ended.
+    """
+
+    def __init__(self, stopper: Any) -> None:
+        self.stopper = stopper
+        self.is_over = False
+
+
+class Runtime(ABC):
+    """The clock, HTTP, waiting and the application's functions, for one side of an engine.
+
+    Args:
+        timeout: seconds that one of the middleware's own calls may take in total.
+        base_url: of CameraManager, for `DEFAULTS`, which may replace connections to it.
+        transport: sends requests instead of a connection pool of the runtime's own.
+        clock: returns epoch seconds.
+
+    Attributes:
+        monotonic: a clock for waiting, which does not jump when the system's time is set.
+        single_flight: runs work once for all who need it.
+    """
+
+    single_flight: SingleFlight
+
+    def __init__(
+        self,
+        timeout: float,
+        base_url: str,
+        transport: httpx2.AsyncBaseTransport | httpx2.BaseTransport | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.timeout = timeout
+        self.clock = clock
+        self.monotonic = time.monotonic
+        self._base_url = base_url
+        self._transport = transport
+        self._tls_context: ssl.SSLContext | None = None
+        redact_logged_headers()
+        self._start()
+
+    @abstractmethod
+    def _start(self) -> None:
+        """Begin, without connections and with no work under way."""
+
+    def _given_transport(self) -> Any:
+        """Return the transport that an application or a test gave; None for the runtime's own."""
+        return self._transport or DEFAULTS.transport(self._base_url)
+
+    def _tls(self) -> ssl.SSLContext:
+        self._tls_context = self._tls_context or tls_context()
+        return self._tls_context
+
+    # -- HTTP ------------------------------------------------------------------------------
+
+    @abstractmethod
+    def transport(self) -> Any:
+        """Return the connection pool of the ready clients."""
+
+    @abstractmethod
+    async def call(
+        self, method: str, url: str, *, headers: dict[str, str], content: bytes | None = None
+    ) -> httpx2.Response:
+        """Send one of the middleware's own requests; redirects are not followed.
+
+        Raises:
+            UnavailableError: the response is larger than `MAX_BODY` or compressed, or it was not
+                complete after `timeout` seconds.
+            httpx2.HTTPError: the server cannot be reached, or did not speak HTTP.
+        """
+
+    @abstractmethod
+    async def read(self, response: httpx2.Response) -> None:
+        """Read a response's body, which gives its connection back to the pool."""
+
+    # -- time ------------------------------------------------------------------------------
+
+    @abstractmethod
+    async def sleep(self, seconds: float) -> None:
+        """Wait."""
+
+    @abstractmethod
+    def heartbeat(self, tick: Work, every: float) -> AbstractAsyncContextManager[None]:
+        """Run `tick` every so many seconds, while an ``async with`` block runs."""
+
+    @abstractmethod
+    def repeat(self, every: float, work: Callable[[], Awaitable[bool]]) -> Repetition:
+        """Run `work` every so many seconds, beside everything else.
+
+        It goes on until `work` returns False, or `close` is called. `close` does not wait for it.
+        """
+
+    # -- the application's functions -------------------------------------------------------
+
+    @abstractmethod
+    async def call_user_function(self, function: Callable[[Any], Any], argument: Any) -> Any:
+        """Call an application's function, sync or async."""
+
+    async def run_hook(self, name: str, hook: Callable[[Any], Any] | None, argument: Any) -> None:
+        """Call a hook, if there is one.
+
+        Errors are logged and not raised: the login or logout has already happened.
+        """
+        if hook is not None:
+            try:
+                await self.call_user_function(hook, argument)
+            except Exception:
+                log("hook_failed", exc_info=True, hook=name)
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Wait for refreshes under way, then close the connections."""

@@ -1,0 +1,250 @@
+"""The runtime of the WSGI side: its methods block, and never suspend (see `run_sync`)."""
+
+from __future__ import annotations
+
+import inspect
+import socket
+import threading
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any, Self, TypeVar
+
+import httpx2
+
+from ..errors import UnavailableError
+from . import http
+from .after_fork import after_fork
+from .base import Call, Repetition, Runtime, Work
+from .run_sync import run_elsewhere, run_sync
+
+T = TypeVar("T")
+
+
+class ThreadRuntime(Runtime):
+    """The runtime for threads; all threads of a process share its connections."""
+
+    def _start(self) -> None:
+        self.after_fork()
+        after_fork(self)
+
+    def after_fork(self) -> None:
+        """Start anew: a fork shares the parent's sockets, and a lock may be held for ever."""
+        self.single_flight = SingleFlight()
+        self._lock = threading.Lock()
+        self._pool: httpx2.BaseTransport | None = None
+        self._repetitions: set[Repetition] = set()
+
+    def transport(self) -> Any:
+        given = self._given_transport()
+        if given is not None:
+            return given
+        if self._pool is None:
+            with self._lock:
+                if self._pool is None:
+                    self._pool = _pool(self._tls())
+        return self._pool
+
+    @contextmanager
+    def _one_call(self) -> Iterator[BoundedTransport]:
+        """Give the transport of one call, which has `timeout` seconds in total.
+
+        Its connection is its own: the deadline may cut it, and no other call suffers.
+        """
+        given = self._given_transport()
+        transport = given or _pool(self._tls())
+        try:
+            with Deadline(self.timeout) as deadline:
+                yield BoundedTransport(transport, deadline)
+        finally:
+            if transport is not given:
+                transport.close()
+
+    async def call(
+        self, method: str, url: str, *, headers: dict[str, str], content: bytes | None = None
+    ) -> httpx2.Response:
+        with (
+            self._one_call() as transport,
+            httpx2.Client(transport=transport, timeout=self.timeout) as client,
+        ):
+            return client.request(method, url, headers=headers, content=content)
+
+    async def read(self, response: httpx2.Response) -> None:
+        response.read()
+
+    async def sleep(self, seconds: float) -> None:
+        time.sleep(seconds)  # noqa: ASYNC251 - blocks on purpose: there is no event loop here
+
+    @asynccontextmanager
+    async def heartbeat(self, tick: Work, every: float) -> AsyncIterator[None]:
+        over = threading.Event()
+
+        def ticking() -> None:
+            while not over.wait(every):
+                run_sync(tick())
+
+        thread = threading.Thread(target=ticking, name="cm_auth lease", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+
+    def repeat(self, every: float, work: Callable[[], Awaitable[bool]]) -> Repetition:
+        """Run `work` every so many seconds, in a thread that ends with the process."""
+        repetition = Repetition(threading.Event())
+
+        def run() -> None:
+            try:
+                while not repetition.stopper.wait(every) and run_sync(_awaited(work())):
+                    pass
+            finally:
+                repetition.is_over = True
+                self._repetitions.discard(repetition)
+
+        self._repetitions.add(repetition)
+        threading.Thread(target=run, name="cm_auth watch", daemon=True).start()
+        return repetition
+
+    async def call_user_function(self, function: Callable[[Any], Any], argument: Any) -> Any:
+        """Call an application's function; one that is async runs in an event loop of its own."""
+        result = function(argument)
+        return run_elsewhere(_awaited(result)) if inspect.isawaitable(result) else result
+
+    async def close(self) -> None:
+        for repetition in list(self._repetitions):
+            repetition.stopper.set()
+        await self.single_flight.wait_all()
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.close()
+
+
+class SingleFlight:
+    """Runs work once for each key in a process; see `base.SingleFlight`.
+
+    The first thread that asks does the work, and the others wait for it.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._calls: dict[str, Call] = {}
+
+    async def do(self, key: str, work: Work) -> Any:
+        call, is_new = self._join(key)
+        if is_new:
+            await self._run(key, call, work)
+        else:
+            call.done.wait()
+        return call.outcome()
+
+    def start(self, key: str, work: Work) -> None:
+        """Start `work` in a thread that the interpreter waits for when it exits."""
+        call, is_new = self._join(key)
+        if is_new:
+            threading.Thread(
+                target=lambda: run_sync(self._run(key, call, work)), name="cm_auth refresh"
+            ).start()
+
+    async def wait_all(self) -> None:
+        for call in list(self._calls.values()):
+            call.done.wait()
+
+    def _join(self, key: str) -> tuple[Call, bool]:
+        """Return the call under way for `key`, and True if it is new and has to be run."""
+        with self._lock:
+            call = self._calls.get(key)
+            if call is not None:
+                return call, False
+            call = self._calls[key] = Call(threading.Event())
+            return call, True
+
+    async def _run(self, key: str, call: Call, work: Work) -> None:
+        try:
+            await call.run(work)
+        finally:
+            with self._lock:
+                del self._calls[key]
+            call.done.set()
+
+
+def _pool(tls: Any) -> httpx2.BaseTransport:
+    return httpx2.HTTPTransport(verify=tls, limits=http.LIMITS)
+
+
+class BoundedTransport(httpx2.BaseTransport):
+    """Sends one of the middleware's own calls; its response is small or refused.
+
+    Args:
+        transport: sends the request; closed by its owner.
+        deadline: cuts the sockets that the call opens.
+    """
+
+    def __init__(self, transport: httpx2.BaseTransport, deadline: Deadline) -> None:
+        self._transport = transport
+        self._deadline = deadline
+
+    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+        request.headers["Accept-Encoding"] = "identity"
+        request.extensions = {**request.extensions, "trace": self._deadline.trace}
+        response = self._transport.handle_request(request)
+        if http.is_compressed(response):
+            response.close()
+            raise UnavailableError("CameraManager compressed an answer unasked")
+        response.stream = http.BoundedStream(response.stream)
+        return response
+
+    def close(self) -> None:
+        """Leave the transport open: it may be shared."""
+
+
+class Deadline:
+    """Cuts the connections of one call in a thread when its time is over.
+
+    The timeouts of a blocking socket are per read: a server that sends a byte at a time would
+    hold the thread for ever.
+
+    Args:
+        timeout: seconds that the call may take in total.
+
+    Raises:
+        UnavailableError: at the end of the ``with`` block, if the call failed by it.
+    """
+
+    def __init__(self, timeout: float) -> None:
+        self._lock = threading.Lock()
+        self._sockets: list[socket.socket] = []
+        self._timer = threading.Timer(timeout, self._cut)
+        self._timer.daemon = True
+        self._is_over = False
+
+    def trace(self, event: str, info: dict[str, Any]) -> None:
+        """Learn of each socket as it connects (httpx2's ``trace`` extension)."""
+        if event in ("connection.connect_tcp.complete", "connection.start_tls.complete"):
+            with self._lock:
+                self._sockets.append(info["return_value"].get_extra_info("socket"))
+            if self._is_over:
+                self._cut()
+
+    def __enter__(self) -> Self:
+        self._timer.start()
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        self._timer.cancel()
+        if self._is_over and isinstance(error, Exception):
+            raise UnavailableError("CameraManager did not answer in time") from None
+
+    def _cut(self) -> None:
+        with self._lock:
+            self._is_over = True
+            for connection in self._sockets:
+                try:
+                    connection.shutdown(socket.SHUT_RDWR)
+                except OSError:  # closed by now
+                    continue
+
+
+async def _awaited(awaitable: Awaitable[T]) -> T:
+    return await awaitable

@@ -1,0 +1,217 @@
+"""The session of a request, as a handler sees it."""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Self
+
+from ..errors import SessionDataError, SessionExpiredError
+from .record import DataChanges, dumps
+
+if TYPE_CHECKING:
+    from ..errors import CMAuthError
+    from .encryption import Sealer
+    from .record import Record
+
+
+class SessionData(dict[str, Any]):
+    """``session.data``: a dictionary that refuses changes after the request is over.
+
+    Attributes:
+        is_closed: True when the request is over.
+    """
+
+    is_closed = False
+
+    def _check(self) -> None:
+        if self.is_closed:
+            raise SessionDataError(
+                "session.data cannot be changed any more: the request that it belongs to is over, "
+                "and nothing saves it; change it before the handler ends, or keep the value in a "
+                "store of your own"
+            )
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        self._check()
+        super().__setitem__(key, value)
+
+    def __delitem__(self, key: str) -> None:
+        self._check()
+        super().__delitem__(key)
+
+    def __ior__(self, other: Any) -> Self:  # type: ignore[override,misc]  # as dict's own
+        self._check()
+        return super().__ior__(other)
+
+    def clear(self) -> None:
+        """As in dict; so are the others."""
+        self._check()
+        super().clear()
+
+    def pop(self, *arguments: Any) -> Any:
+        """As in dict."""
+        self._check()
+        return super().pop(*arguments)
+
+    def popitem(self) -> tuple[str, Any]:
+        """As in dict."""
+        self._check()
+        return super().popitem()
+
+    def setdefault(self, key: str, default: Any = None) -> Any:
+        """As in dict."""
+        if key not in self:
+            self._check()
+        return super().setdefault(key, default)
+
+    def update(self, *arguments: Any, **values: Any) -> None:
+        """As in dict."""
+        self._check()
+        super().update(*arguments, **values)
+
+
+class Session:
+    """The logged-in session of a request, as a handler sees it: ``request.state.cm_session``.
+
+    Attributes:
+        ended: True if it was logged out, or CameraManager ended it.
+    """
+
+    __slots__ = (
+        "_base",
+        "_data",
+        "_sealer",
+        "_user",
+        "checked_at",
+        "client_error",
+        "cookie_key",
+        "data_was_read",
+        "ended",
+        "is_closed",
+        "is_detached",
+        "record",
+        "record_id",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        record_id: str,
+        cookie_key: bytes,
+        record: Record,
+        sealer: Sealer,
+        checked_at: float = 0.0,
+    ) -> None:
+        self.record_id = record_id
+        self.cookie_key = cookie_key
+        self.record = record  # holds the tokens: for this package, not for a handler
+        self.checked_at = checked_at  # when the store last had it (epoch seconds)
+        self.ended = False
+        self.is_detached = False  # True if a handle opened it, outside of any request
+        self.client_error: CMAuthError | None = None  # the last error of a handler's client
+        self._sealer = sealer
+        self._base = record.data
+        self._data: SessionData | None = None
+        self.data_was_read = False  # and so the handler may have changed it
+        self._user: tuple[str, dict[str, Any]] | None = None  # the JSON text and its dictionary
+        self.is_closed = False  # True when the request is over: changes of `data` would be lost
+
+    @property
+    def log_id(self) -> str:
+        """A short hash that stands for the session in logs; it opens nothing."""
+        return self.record_id[:8]
+
+    @property
+    def reference(self) -> str:
+        """The same as `log_id`."""
+        return self.log_id
+
+    @property
+    def user(self) -> dict[str, Any]:
+        """The user as CameraManager describes them, read anew now and then (``revalidate``)."""
+        text = self.record.user
+        if self._user is None or self._user[0] is not text:
+            user = _flat_user(text)
+            self._user = text, json.loads(text) if user is None else dict(user)
+        return self._user[1]
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """The application's own JSON values, saved with the session.
+
+        They are saved when the response starts and when the handler has ended, with its background
+        tasks; for a WebSocket before each message that is sent, and at its end. A change after
+        that raises `SessionDataError`.
+        """
+        if self._data is None:
+            self._data = SessionData(json.loads(self._base))
+            self._data.is_closed = self.is_closed
+            self.data_was_read = True
+        return self._data
+
+    @property
+    def scope(self) -> str:
+        """The granted scope, ``read`` or ``write``."""
+        return self.record.tokens.scope
+
+    @property
+    def logged_in_at(self) -> float:
+        """When the user logged in (epoch seconds)."""
+        return self.record.logged_in_at
+
+    @property
+    def access_token_expires_at(self) -> float:
+        """When the current access token expires (epoch seconds); it is renewed before."""
+        return self.record.tokens.expires_at
+
+    def export(self) -> str:
+        """Return a handle by which a job outside any request acts for this user.
+
+        Keep it where you keep passwords: with your engine's ``secret_key`` it gives access to
+        everything that the session does. `AuthEngine.client_for` makes a ready client of it. It
+        works as long as the session lives: until a logout, its timeouts, or the end of the grant
+        at CameraManager. Its use is not a use by the user, so it does not put off
+        ``idle_timeout``.
+
+        Raises:
+            SessionExpiredError: the session is over.
+        """
+        if self.ended:
+            raise SessionExpiredError
+        return self._sealer.seal_handle(self.record_id, self.cookie_key)
+
+    def changes(self) -> DataChanges | None:
+        """Return the changes that the handler made in `data`; None if there are none."""
+        if self._data is None:
+            return None
+        try:
+            if dumps(self._data) == self._base:  # as text, because 1 == True == 1.0 in Python
+                return None
+            before, after = json.loads(self._base), self._data
+            changed = {
+                k: v for k, v in after.items() if k not in before or dumps(before[k]) != dumps(v)
+            }
+        except (TypeError, ValueError) as error:
+            raise SessionDataError(f"session.data is not JSON: {error}") from None
+        removed = frozenset(before.keys() - after.keys())
+        return DataChanges(changed, removed) if changed or removed else None
+
+    def mark_saved(self) -> None:
+        """Remember that the changes of `data` were written to the store."""
+        self._base = dumps(self._data)
+
+    def close(self) -> None:
+        """Note that the request is over: from now on, a change of `data` is refused."""
+        self.is_closed = True
+        if self._data is not None:
+            self._data.is_closed = True
+
+    def __repr__(self) -> str:
+        return f"<Session {self.log_id}>"
+
+
+@lru_cache(1024)
+def _flat_user(text: str) -> dict[str, Any] | None:
+    """Return a user to be copied, ten times as fast as to parse it; None if values are nested."""
+    user: dict[str, Any] = json.loads(text)
+    return None if any(isinstance(value, dict | list) for value in user.values()) else user

@@ -1,0 +1,60 @@
+"""The responses of this package that are not pages: redirects, problems and JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Headers = list[tuple[str, str]]
+
+NO_STORE = ("Cache-Control", "no-store")
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """A response that takes the place of the application's."""
+
+    status: int
+    headers: Headers
+    body: bytes = b""
+
+
+def redirect(status: int, location: str, *headers: tuple[str, str]) -> Response:
+    """Send the browser to another URL."""
+    plain = ("Content-Type", "text/plain; charset=utf-8")  # WSGI wants one even for no body
+    return Response(status, [("Location", location), plain, *headers, NO_STORE])
+
+
+def problem(status: int, title: str, *headers: tuple[str, str], **members: Any) -> Response:
+    """Tell a program what is wrong (RFC 9457)."""
+    body = {"type": "about:blank", "title": title, "status": status, **members}
+    return json_response(status, body, *headers, content_type="application/problem+json")
+
+
+def not_allowed(allowed: str) -> Response:
+    """Refuse a method (RFC 9110 §15.5.6)."""
+    return problem(405, "Method not allowed", ("Allow", allowed))
+
+
+def json_response(
+    status: int, content: Any, *headers: tuple[str, str], content_type: str = "application/json"
+) -> Response:
+    """Send JSON."""
+    body = json.dumps(content, separators=(",", ":")).encode()
+    return Response(status, [("Content-Type", content_type), NO_STORE, *headers], body)
+
+
+def must_not_be_cached(own: Sequence[str], added: Headers) -> bool:
+    """Return True if a response to a logged-in user has to be sent with ``no-store``.
+
+    Args:
+        own: the application's Cache-Control headers, line by line.
+        added: the headers that this package adds; a cookie among them must not reach other users
+            from a shared cache.
+    """
+    if not own or not added:
+        return not own
+    words = {word.strip().lower() for line in own for word in line.split(",")}
+    return not words & {"private", "no-store"}
