@@ -46,10 +46,17 @@ class HandleKeeper:
 
         Raises: as `TokenKeeper.refresh`.
         """
+        await self._look_up(session)
+        await self._keeper.renew_in_time(session)
+        revalidation = self._keeper.revalidation
+        # Not beside the call: a person waits for a page, and nobody for a job.
+        if revalidation is not None and await revalidation.run_if_due(session):
+            await self._look_up(session)
+
+    async def _look_up(self, session: Session) -> None:
         if session.ended or not await self._vault.reread(session):
             session.ended = True
             raise SessionExpiredError
-        await self._keeper.freshen(session)
 
     async def refresh(self, session: Session, refused: str) -> bool:
         """As `TokenKeeper.refresh`: shared with the live session."""

@@ -57,15 +57,31 @@ class Revalidation:
         if self._ports.clock() - session.record.user_read_at >= self.every:
             self.start(session)
 
+    async def run_if_due(self, session: Session) -> bool:
+        """Read the user of a session anew, if that is due, and wait for it; return True then."""
+        is_due = self._ports.clock() - session.record.user_read_at >= self.every
+        if is_due and self._take(session):
+            await self._review(self._own(session))
+            return True
+        return False
+
     def start(self, session: Session) -> None:
         """Read the user of a session anew, beside what goes on."""
+        if self._take(session):
+            own = self._own(session)
+            self._ports.start_flight(f"user {session.key}", partial(self._review, own))
+
+    def _take(self, session: Session) -> bool:
+        """Return True if it is this caller who reads, and note that it does."""
         now = self._ports.clock()
         if self._under_way >= _AT_ONCE or 0 <= now - self._tried_at.get(session.key, 0) < _AGAIN:
-            return
+            return False
         remember(self._tried_at, session.key, now)
-        # A session of its own: a handler may be using the other one.
-        own = Session(session.key, session.half_key, session.record, self._vault.sealer)
-        self._ports.start_flight(f"user {session.key}", partial(self._review, own))
+        return True
+
+    def _own(self, session: Session) -> Session:
+        """Return another view of the same session: a handler may be using this one."""
+        return Session(session.key, session.half_key, session.record, self._vault.sealer)
 
     async def _review(self, session: Session) -> None:
         self._under_way += 1

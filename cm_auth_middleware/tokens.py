@@ -59,8 +59,7 @@ class TokenKeeper:
             raise SessionExpiredError
         if self._vault.is_stale(session):
             await self._look_up(session)
-        if self._ports.clock() >= session.record.tokens.refresh_at:
-            await self._renew_in_time(session)
+        await self.renew_in_time(session)
         if self.revalidation is not None:
             self.revalidation.start_if_due(session)
 
@@ -76,8 +75,11 @@ class TokenKeeper:
             session.ended = True
             raise SessionExpiredError
 
-    async def _renew_in_time(self, session: Session) -> None:
+    async def renew_in_time(self, session: Session) -> None:
+        """Renew the access token if that is due, beside the request while the old one lives."""
         tokens = session.record.tokens
+        if self._ports.clock() < tokens.refresh_at:
+            return
         if self._ports.clock() < tokens.expires_at:
             held = tokens.refresh_token
             if held is not None and not self._renewal.is_closed(held):
