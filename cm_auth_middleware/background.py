@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 from .errors import SessionExpiredError
@@ -33,9 +34,15 @@ class HandleKeeper:
     each of its calls looks again: it ends with the session, not with the access token.
     """
 
-    def __init__(self, vault: SessionVault, keeper: TokenKeeper) -> None:
+    def __init__(
+        self,
+        vault: SessionVault,
+        keeper: TokenKeeper,
+        admits: Callable[[Session], Awaitable[bool]],
+    ) -> None:
         self._vault = vault
         self._keeper = keeper
+        self._admits = admits
 
     def is_due(self, _: Session) -> bool:
         """Always: before each call, `freshen` looks whether the session is still there."""
@@ -46,17 +53,24 @@ class HandleKeeper:
 
         Raises: as `TokenKeeper.refresh`.
         """
-        await self._look_up(session)
+        await self.look_up(session)
         await self._keeper.renew_in_time(session)
         revalidation = self._keeper.revalidation
         # Not beside the call: a person waits for a page, and nobody for a job.
         if revalidation is not None and await revalidation.run_if_due(session):
-            await self._look_up(session)
+            await self.look_up(session)
 
-    async def _look_up(self, session: Session) -> None:
+    async def look_up(self, session: Session) -> None:
+        """See whether the session is still there, and its user one whom the application admits.
+
+        Raises:
+            SessionExpiredError: one of them is not so.
+        """
         if session.ended or not await self._vault.reread(session):
             session.ended = True
             raise SessionExpiredError
+        if not await self._admits(session):
+            raise SessionExpiredError("this application does not admit the user of this session")
 
     async def refresh(self, session: Session, refused: str) -> bool:
         """As `TokenKeeper.refresh`: shared with the live session."""

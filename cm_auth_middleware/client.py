@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Generator, Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Union
 
 import httpx2
 
 from .driver import run_sync
-from .errors import CMAuthError
+from .errors import CMAuthError, UnavailableError
 
 if TYPE_CHECKING:
     from .background import HandleKeeper
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
 _OURS = "cm_auth.bearer"  # marks a request whose Authorization header this package set
 _REPLAY = 1_048_576  # bytes of a streamed body that are kept, to send it again after a 401
+_LOOK_EVERY = 15.0  # seconds between looks at the session of an answer that is being read
 _TRIES = 3  # a token that another session had renewed may have been refused meanwhile, too
 
 Keeper = Union["TokenKeeper", "HandleKeeper"]
@@ -168,6 +171,7 @@ class BearerAuth(httpx2.Auth):
         for _ in range(_TRIES):
             sent = self._attach(request)
             response = yield request
+            response.stream = _Watched(response.stream, self._keeper, self._session)
             if response.status_code != 401 or not _is_refused(response, sent):
                 return
             yield response  # which gives its connection back: others wait for one, too
@@ -191,6 +195,39 @@ class BearerAuth(httpx2.Auth):
         request.headers["Authorization"] = f"Bearer {token}"
         request.extensions = {**request.extensions, _OURS: True}
         return token
+
+
+class _Watched(httpx2.AsyncByteStream, httpx2.SyncByteStream):
+    """The body of an answer, for as long as its session lasts: a live view may run for days."""
+
+    def __init__(self, stream: Any, keeper: Keeper, session: Session) -> None:
+        self._stream = stream
+        self._keeper = keeper
+        self._session = session
+        self._look_at = time.monotonic() + _LOOK_EVERY
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        async for part in self._stream:
+            if time.monotonic() >= self._look_at:
+                await self._look()
+            yield part
+
+    def __iter__(self) -> Iterator[bytes]:
+        for part in self._stream:
+            if time.monotonic() >= self._look_at:
+                run_sync(self._look())
+            yield part
+
+    async def _look(self) -> None:
+        self._look_at = time.monotonic() + _LOOK_EVERY
+        with suppress(UnavailableError):  # which ends nothing
+            await self._keeper.look_up(self._session)
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+    def close(self) -> None:
+        self._stream.close()
 
 
 def _is_refused(response: httpx2.Response, token: str) -> bool:

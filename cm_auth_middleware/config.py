@@ -186,7 +186,14 @@ class CMAuthConfig:
     @classmethod
     def build(cls, config: CMAuthConfig | None, options: CMAuthOptions) -> CMAuthConfig:
         """Merge ``config=`` and keywords as both middlewares do: keywords override."""
-        given = {k: getattr(config, k) for k in (f.name for f in fields(cls))} if config else {}
+        given = {}
+        if config is not None:
+            # What is as it is by default was not given: the environment may say otherwise.
+            given = {
+                option.name: value
+                for option in fields(cls)
+                if (value := getattr(config, option.name)) != option.default
+            }
         return cls.from_env(**{**given, **options})
 
     def _set(self, name: str, value: Any) -> None:

@@ -15,6 +15,7 @@ from .config import CMAuthConfig
 from .connections import LoopConnections, ThreadConnections
 from .driver import has_event_loop, run_sync
 from .errors import ConfigError, StoreError
+from .events import log
 from .flow import Flow
 from .oauth import CameraManager
 from .ports import AsyncPorts, Ports, ThreadPorts
@@ -43,6 +44,7 @@ class Side:
         self.vault = SessionVault(config, ports, store)
         self.keeper = TokenKeeper(config, ports, self.vault, server)
         self.flow = Flow(config, ports, self.vault, self.keeper, server)
+        self.handle_keeper = HandleKeeper(self.vault, self.keeper, self.flow.admits)
         self.clock = ports.clock
         self.connections: Any = (
             LoopConnections(ports, self.flow.is_alive)
@@ -58,6 +60,15 @@ class Side:
         if self._telemetry is None or not self._telemetry.times_calls:
             return pool
         return telemetry.TimedTransport(pool, self._telemetry)
+
+    def warn_of_store(self) -> None:
+        """Log a warning if the store is known to be unusable, before the first login finds out."""
+        check = getattr(self.vault.store, "check", None)
+        if check is not None:
+            try:
+                check()
+            except StoreError as error:
+                log("store_unusable", reason=error)
 
     def warm_up(self) -> None:
         """Load what is loaded when first needed, 0.2 s of it: no refresh has to wait for it."""
@@ -169,13 +180,15 @@ class AuthEngine:
         """
         side = self.async_side
         session = await open_handle(side.vault, handle)
-        return UnusedAsyncCMClient(side, session, HandleKeeper(side.vault, side.keeper))
+        await side.handle_keeper.look_up(session)
+        return UnusedAsyncCMClient(side, session, side.handle_keeper)
 
     def sync_client_for(self, handle: str) -> CMClient:
         """The same for threads."""
         side = self.thread_side
         session = run_sync(open_handle(side.vault, handle))
-        return UnusedCMClient(side, session, HandleKeeper(side.vault, side.keeper))
+        run_sync(side.handle_keeper.look_up(session))
+        return UnusedCMClient(side, session, side.handle_keeper)
 
     def logout(self, session: Session) -> Any:
         """Log a session out, here and at CameraManager."""

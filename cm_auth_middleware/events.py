@@ -35,6 +35,7 @@ Characters that are not printable are written as escapes.
 | `error_handler_failed` | ERROR | `error_handler` raised, or gave no page: `kind` |
 | `memory_store_multiprocess` | WARNING | `workers` with a memory store each |
 | `store_permissions` | WARNING | a group may write the store's file or folder: `path`, `reason` |
+| `store_unusable` | WARNING | at the start the store cannot be used: `reason` |
 | `config_error` | CRITICAL | an option is missing or wrong: `reason` |
 """
 
@@ -77,6 +78,7 @@ LEVELS = {
     "error_handler_failed": logging.ERROR,
     "memory_store_multiprocess": logging.WARNING,
     "store_permissions": logging.WARNING,
+    "store_unusable": logging.WARNING,
     "config_error": logging.CRITICAL,
 }
 _HINTS = {

@@ -43,8 +43,11 @@ class Flow:
         self._jar = CookieJar(config, ports.clock)
         self._pages = Pages(config, ports)
         self._rule = AllowRule(config, ports)
+        self.admits = self._rule.admits
         every = None if config.revalidate is None else seconds(config.revalidate)
-        revalidation = Revalidation(every, ports, vault, server, self._rule, self.end)
+        revalidation = Revalidation(
+            every, ports, vault, server, self._rule, self.end, keeper.refresh
+        )
         keeper.revalidation = self._revalidation = revalidation
         self._login = Login(
             config, ports, vault, keeper, server, self._jar, self._pages, self._rule
@@ -95,7 +98,9 @@ class Flow:
             session = await self._open(request, cookies, now)
             if session is None:
                 if cookies.tickets and await self._was_denied(cookies):
-                    return await self._denied(request, *self._jar.forget(request))
+                    # A fetch of the page in between leaves it for the person to see.
+                    told = self._jar.forget(request) if request.is_navigation else []
+                    return await self._denied(request, *told)
                 return await self.unauthenticated(request)
             if not (self._rule.admits_everybody or await self._rule.admits(session)):
                 return await self._denied(request)

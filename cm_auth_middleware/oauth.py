@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import httpx2
 
 from .config import CMAuthConfig, seconds
-from .errors import OAuthError, OperatorError, UnavailableError
+from .errors import OAuthError, OperatorError, TokenRefusedError, UnavailableError
 from .session import Tokens
 
 if TYPE_CHECKING:
@@ -88,6 +88,8 @@ class CameraManager:
     async def user(self, access_token: str) -> dict[str, Any]:
         """Read ``users/self``."""
         response = await self._api_call("GET", "/rest/v2.3/users/self", access_token)
+        if response.status_code == 401:
+            raise TokenRefusedError("CameraManager answered 401 to users/self")
         if response.status_code != 200:
             raise UnavailableError(f"CameraManager answered {response.status_code} to users/self")
         try:

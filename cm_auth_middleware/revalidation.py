@@ -5,9 +5,9 @@ from __future__ import annotations
 import secrets
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from .errors import CMAuthError
+from .errors import CMAuthError, TokenRefusedError
 from .events import log
 from .memo import remember
 from .session import Session, dumps
@@ -32,6 +32,7 @@ class Revalidation:
     Args:
         every: seconds after which it is old; None for never by itself.
         end: logs a session out.
+        refresh: gives a session another access token than the one that is refused.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class Revalidation:
         server: CameraManager,
         rule: AllowRule,
         end: Callable[[Session], Awaitable[None]],
+        refresh: Callable[[Session, str], Awaitable[Any]],
     ) -> None:
         self.every = float("inf") if every is None else every
         self._ports = ports
@@ -49,6 +51,7 @@ class Revalidation:
         self._server = server
         self._rule = rule
         self._end = end
+        self._refresh = refresh
         self._tried_at: dict[str, float] = {}
         self._under_way = 0
 
@@ -96,8 +99,22 @@ class Revalidation:
         finally:
             self._under_way -= 1
 
+    async def _read(self, session: Session) -> dict[str, Any]:
+        """Read the user; with another access token, if CameraManager refuses this one.
+
+        Raises:
+            SessionExpiredError: it refuses the refresh, too, and the session is over.
+            UnavailableError: it cannot be asked.
+        """
+        refused = session.record.tokens.access_token
+        try:
+            return await self._server.user(refused)
+        except TokenRefusedError:
+            await self._refresh(session, refused)
+        return await self._server.user(session.record.tokens.access_token)
+
     async def _read_anew(self, session: Session) -> None:
-        user = await self._server.user(session.record.tokens.access_token)
+        user = await self._read(session)
         try:
             is_allowed = await self._rule.allows(dict(user))
         except Exception:

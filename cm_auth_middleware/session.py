@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import astuple, dataclass, replace
 from functools import lru_cache
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from .errors import SessionDataError, SessionExpiredError
@@ -136,6 +137,15 @@ class DataChanges(NamedTuple):
     removed: frozenset[str]
 
 
+def _frozen(value: Any) -> Any:
+    """Return a JSON value whose lists and dictionaries cannot be changed."""
+    if isinstance(value, list):
+        return tuple(map(_frozen, value))
+    if isinstance(value, dict):
+        return MappingProxyType({key: _frozen(item) for key, item in value.items()})
+    return value
+
+
 class SessionData(dict[str, Any]):
     """``session.data``: a dictionary that refuses changes once nothing would save them.
 
@@ -144,6 +154,13 @@ class SessionData(dict[str, Any]):
     """
 
     is_closed = False
+
+    def close(self) -> None:
+        """Refuse changes from now on; those of lists and dictionaries in it, too."""
+        if not self.is_closed:
+            for key, value in self.items():
+                super().__setitem__(key, _frozen(value))
+            self.is_closed = True
 
     def _check(self) -> None:
         if self.is_closed:
@@ -243,7 +260,8 @@ class Session:
         """
         if self._data is None:
             self._data = SessionData(json.loads(self._base))
-            self._data.is_closed = self.is_closed
+            if self.is_closed:
+                self._data.close()
         return self._data
 
     @property
@@ -305,7 +323,7 @@ class Session:
         """Note that the request is over: changes of `data` would be lost, and are refused."""
         self.is_closed = True
         if self._data is not None:
-            self._data.is_closed = True
+            self._data.close()
 
     def __repr__(self) -> str:
         return f"<Session {self.reference}>"

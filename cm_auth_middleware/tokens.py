@@ -55,15 +55,22 @@ class TokenKeeper:
 
         Raises: as `refresh`.
         """
-        if session.ended:
-            raise SessionExpiredError
-        if self._vault.is_stale(session):
-            await self._look_up(session)
+        await self.look_up(session)
         await self.renew_in_time(session)
         if self.revalidation is not None:
             self.revalidation.start_if_due(session)
 
-    async def _look_up(self, session: Session) -> None:
+    async def look_up(self, session: Session) -> None:
+        """See whether a session is still there, if the store was not asked lately.
+
+        Raises:
+            SessionExpiredError: it is not.
+            UnavailableError: the store cannot be asked, for longer than a moment.
+        """
+        if session.ended:
+            raise SessionExpiredError
+        if not self._vault.is_stale(session):
+            return
         try:
             is_there = await self._vault.reread(session)
         except StoreError:
