@@ -32,7 +32,7 @@ from cm_auth_middleware import (
 from .apps import make_app
 from .support import World
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 
 @pytest.fixture(autouse=True)
