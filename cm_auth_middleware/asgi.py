@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack, cast
@@ -13,6 +14,7 @@ from .client import AsyncCMClient, LazyAsyncCMClient
 from .engine import AuthEngine
 from .errors import ConfigError, SessionExpiredError, UnavailableError
 from .events import log
+from .sessions.manager import STALE
 from .web.request import Request
 from .web.response import Response, must_not_be_cached
 
@@ -74,6 +76,7 @@ class CMAuthMiddleware:
             log("config_error", reason=error)
             raise
         self._services = self.engine.async_services
+        self._services.warn_of_store()
         self._gate = self._services.gate
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -92,15 +95,23 @@ class CMAuthMiddleware:
             exchange.session = outcome  # type: ignore[assignment]
         exchange.state = state = self._own_state(scope, session)
         scope = {**scope, "state": state}
-        response = None
+        response, watched = None, None
+        if session is not None:
+            exchange.task = _this_task()
+            watched = self._services.connections.add(exchange)
         try:
             await self.app(scope, receive if session is None else exchange.receive, exchange.send)
+        except asyncio.CancelledError:
+            if not exchange.is_interrupted:
+                raise
+            exchange.forget_interrupt()
         except Exception as error:
             response = None if exchange.started else await self._gate.response_to(exchange, error)
             if response is None and not (exchange.ended and _is_about_the_end(error)):
                 raise
         finally:
-            if session is not None:
+            if watched is not None and session is not None:
+                watched.discard(exchange)
                 session.is_closed = True
                 if exchange.waits is not None or session.data_was_read:
                     await exchange.finish()
@@ -219,24 +230,23 @@ class _Waits:
     They are cancelled at no other time, so no message is lost while the session lives.
     """
 
-    __slots__ = ("_connection", "_is_alive", "_look_at", "_open", "_scopes", "ended", "is_told")
+    __slots__ = ("_connection", "_is_alive", "_look_at", "_scopes", "ended", "ended_at", "is_told")
 
     def __init__(self, connection: connections.Connection, services: Services) -> None:
         self.ended = False
+        self.ended_at = 0.0
         self.is_told = False  # the browser
         self._scopes: set[anyio.CancelScope] = set()
         self._connection = connection
         self._is_alive = services.gate.is_alive
-        self._look_at = time.monotonic() + connections.LOOK_EVERY
-        self._open = services.connections.add(connection)
-
-    def finish(self) -> None:
-        """Watch the connection no longer."""
-        self._open.discard(self._connection)
+        # At once for one that was silent for long.
+        is_stale = services.clock() >= connection.session.checked_at + STALE
+        self._look_at = time.monotonic() + (0 if is_stale else connections.LOOK_EVERY)
 
     def end(self) -> None:
         """Cancel all waits."""
-        self.ended = True
+        if not self.ended:
+            self.ended, self.ended_at = True, time.monotonic()
         for scope in list(self._scopes):
             scope.cancel()
 
@@ -266,12 +276,19 @@ class _Waits:
                 await self._connection.end()
 
 
+def _this_task() -> asyncio.Task[Any] | None:
+    try:
+        return asyncio.current_task()
+    except RuntimeError:  # trio
+        return None
+
+
 class _Exchange(ASGIRequest):
     """A request, and the application's response to it on its way out."""
 
     __slots__ = (
-        "_has_received", "_headers", "_receive", "_send", "_services", "is_replaced", "session",
-        "started", "state", "waits",
+        "_has_received", "_headers", "_receive", "_send", "_services", "is_interrupted",
+        "is_replaced", "session", "started", "state", "task", "waits",
     )  # fmt: skip
 
     session: Session  # None for a visitor; only an exchange with a session is watched
@@ -286,6 +303,8 @@ class _Exchange(ASGIRequest):
         self.started = self._has_received = False
         self.is_replaced = False  # True if the client got a response of this middleware
         self.waits: _Waits | None = None  # of an exchange that lasts
+        self.is_interrupted = False
+        self.task: asyncio.Task[Any] | None = None  # the handler's, where asyncio runs it
 
     # -- what the application is given --------------------------------------------------------
 
@@ -311,7 +330,11 @@ class _Exchange(ASGIRequest):
                 self._headers = _private(message.get("headers", ()), self.set_cookies)
                 message = {**message, "headers": self._headers}
             self.started = True
-        elif self.session is not None and (message.get("more_body") or self.waits is not None):
+        elif self.session is not None and (
+            self.waits is not None
+            or message.get("more_body")
+            or self._services.clock() >= self.session.checked_at + STALE
+        ):
             return self._send_watched(message)
         return self._send(message)
 
@@ -355,22 +378,48 @@ class _Exchange(ASGIRequest):
         again is ended for it. Server-sent events are whole at any time.
         """
         waits = self._watch()
-        was_ended = waits.ended
+        # Two may look at once; a handler has a while to return.
+        patience = connections.LOOK_EVERY / 2
+        was_ended = waits.ended and time.monotonic() > waits.ended_at + patience
         waits.end()
-        if not self.started or waits.is_told:
+        if waits.is_told or (was_ended and await self._answer_instead(waits)) or not self.started:
             return
         headers = {name.lower(): value for name, value in self._headers}
         is_whole = headers.get(b"content-type", b"").startswith(b"text/event-stream")
-        # Where a length was promised, a server may take an early end for the end of everything.
-        if is_whole or (was_ended and b"content-length" not in headers):
+        if was_ended and b"content-length" in headers:
+            # A server may take an early end for the end of everything, and the client waits.
+            waits.is_told = True
+            self._interrupt()
+        elif is_whole or was_ended:
             waits.is_told = True
             with suppress(Exception):
                 await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
+    async def _answer_instead(self, waits: _Waits) -> bool:
+        """Answer for a handler that has not begun to: it is not who asks any more."""
+        if self.started:
+            return False
+        answer = await self._services.gate.session_over(self)
+        if answer is None or self.started:
+            return False
+        waits.is_told = self.is_replaced = True
+        with suppress(Exception):  # its client left
+            await _send(answer, self._send, head=self.method == "HEAD")
+        return True
+
+    def _interrupt(self) -> None:
+        """Cancel a handler that does nothing: the server breaks the response off then."""
+        if self.task is not None:
+            self.is_interrupted = True
+            self.task.cancel()
+
+    def forget_interrupt(self) -> None:
+        """Go on as if nothing had been cancelled: the handler has ended."""
+        if self.task is not None:
+            self.task.uncancel()
+
     async def finish(self) -> None:
         """Save the changes of the session by a background task, or by a streamed body."""
-        if self.waits is not None:
-            self.waits.finish()
         with anyio.CancelScope(shield=True):
             await self._services.gate.save_late(self.session)
         self.session.close()
@@ -390,6 +439,7 @@ class _WebSocket:
         self._receive = receive
         self._send = send
         self._waits = _Waits(self, services)
+        self._open = services.connections.add(self)
 
     async def run(self, app: ASGIApp, scope: Scope) -> None:
         """Let the application serve it."""
@@ -399,7 +449,7 @@ class _WebSocket:
             if not (self._waits.ended and _is_about_the_end(error)):
                 raise
         finally:
-            self._waits.finish()
+            self._open.discard(self)
             with anyio.CancelScope(shield=True):
                 await self._gate.save_late(self.session)
             self.session.close()

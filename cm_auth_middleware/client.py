@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol
 
 import httpx2
 
-from .errors import CMAuthError
+from .errors import CMAuthError, UnavailableError
 from .runtime.run_sync import run_sync
 
 if TYPE_CHECKING:
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
 
 _HAS_BEARER = "cm_auth.bearer"  # the extension of a request that BearerAuth gave its header
 _REPLAY = 1_048_576  # bytes of a streamed body that are kept, to send it again after a 401
+_LOOK_EVERY = 15.0  # seconds between looks at the session of an answer that is being read
 _TRIES = 3  # a token that another session had renewed may have been refused meanwhile, too
 
 
@@ -26,6 +29,9 @@ class Refresher(Protocol):
 
     async def ensure_fresh(self, session: Session) -> None:
         """Renew the access token if it is due."""
+
+    async def look_up(self, session: Session) -> None:
+        """Check that a session still exists, if the store was not asked lately."""
 
     async def replace(self, session: Session, refused: str) -> bool:
         """Replace an access token that was refused; True if CameraManager gave a new one."""
@@ -186,6 +192,7 @@ class BearerAuth(httpx2.Auth):
             for _ in range(_TRIES):
                 token = self._attach(request)
                 response = yield request
+                response.stream = _Watched(response.stream, refresher, session)
                 if response.status_code != 401 or not _is_refused(response, token):
                     return
                 await self._read(response)  # gives back its connection: others wait for one, too
@@ -219,6 +226,39 @@ class BearerAuth(httpx2.Auth):
         request.headers["Authorization"] = f"Bearer {token}"
         request.extensions = {**request.extensions, _HAS_BEARER: True}
         return token
+
+
+class _Watched(httpx2.AsyncByteStream, httpx2.SyncByteStream):
+    """The body of an answer, for as long as its session lasts: a live view may run for days."""
+
+    def __init__(self, stream: Any, refresher: Refresher, session: Session) -> None:
+        self._stream = stream
+        self._refresher = refresher
+        self._session = session
+        self._look_at = time.monotonic() + _LOOK_EVERY
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        async for part in self._stream:
+            if time.monotonic() >= self._look_at:
+                await self._look()
+            yield part
+
+    def __iter__(self) -> Iterator[bytes]:
+        for part in self._stream:
+            if time.monotonic() >= self._look_at:
+                run_sync(self._look())
+            yield part
+
+    async def _look(self) -> None:
+        self._look_at = time.monotonic() + _LOOK_EVERY
+        with suppress(UnavailableError):  # which ends nothing
+            await self._refresher.look_up(self._session)
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+    def close(self) -> None:
+        self._stream.close()
 
 
 def _is_refused(response: httpx2.Response, token: str) -> bool:

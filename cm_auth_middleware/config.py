@@ -217,7 +217,14 @@ class CMAuthConfig:
     @classmethod
     def build(cls, config: CMAuthConfig | None, options: CMAuthOptions) -> CMAuthConfig:
         """Merge ``config=``, keywords and the environment: keywords override the others."""
-        given = {f.name: getattr(config, f.name) for f in fields(cls)} if config else {}
+        given = {}
+        if config is not None:
+            # An option with its default was not given: the environment may have another value.
+            given = {
+                option.name: value
+                for option in fields(cls)
+                if (value := getattr(config, option.name)) != option.default
+            }
         return cls.from_env(**{**given, **options})
 
     def _set(self, name: str, value: Any) -> None:

@@ -23,6 +23,7 @@ from .client import (
 )
 from .config import CMAuthConfig, CMAuthOptions
 from .errors import ConfigError, StoreError
+from .events import log
 from .runtime.base import Runtime
 from .runtime.defaults import DEFAULTS
 from .runtime.event_loops import EventLoopRuntime
@@ -98,6 +99,15 @@ class Services:
         if self._telemetry is None or not self._telemetry.active:
             return pool
         return telemetry.TimedTransport(pool, self._telemetry)
+
+    def warn_of_store(self) -> None:
+        """Log a warning if the store is known to be unusable, before the first login finds out."""
+        check = getattr(self.sessions.store, "check", None)
+        if check is not None:
+            try:
+                check()
+            except StoreError as error:
+                log("store_unusable", reason=error)
 
     def warm_up(self) -> None:
         """Import the modules that are imported at first use, so that no refresh waits 0.2 s."""
@@ -228,12 +238,14 @@ class AuthEngine:
         """
         services = self.async_services
         session = await services.sessions.open_handle(handle)
+        await services.refresher.look_up(session)
         return LazyAsyncCMClient(services.clients, session)
 
     def sync_client_for(self, handle: str) -> CMClient:
         """Return the same for threads."""
         services = self.thread_services
         session = run_sync(services.sessions.open_handle(handle))
+        run_sync(services.refresher.look_up(session))
         return LazyCMClient(services.clients, session)
 
     def logout(self, session: Session) -> Any:

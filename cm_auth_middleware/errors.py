@@ -38,6 +38,10 @@ class UnavailableError(CMAuthError):
         self.retry_after = retry_after
 
 
+class TokenRefusedError(UnavailableError):
+    """CameraManager refuses an access token: it has to be refreshed before the next attempt."""
+
+
 class StoreError(UnavailableError):
     """The session store failed. Sessions are kept; the request is answered with 503."""
 

@@ -115,6 +115,7 @@ EVENTS = {
     "store_permissions": Event(
         logging.WARNING, "a group may write the store's file or folder: `path`, `reason`"
     ),
+    "store_unusable": Event(logging.WARNING, "at the start the store cannot be used: `reason`"),
     "config_error": Event(logging.CRITICAL, "an option is missing or wrong: `reason`"),
 }
 

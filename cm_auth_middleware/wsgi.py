@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import time
 from collections.abc import Iterable, Iterator
@@ -52,6 +53,7 @@ class CMAuthWSGIMiddleware:
         self.app = app
         self.engine = AuthEngine.resolve(engine, config, options)
         self._services = self.engine.thread_services
+        self._services.warn_of_store()
         self._gate = self._services.gate
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -141,7 +143,7 @@ class _Exchange(WSGIRequest):
 
     __slots__ = (
         "__weakref__", "_is_event_stream", "_is_finished", "_look_at", "_services",
-        "_start_response", "ended", "response", "session", "started",
+        "_start_response", "_write", "ended", "response", "session", "started",
     )  # fmt: skip
 
     session: Session  # None for a visitor; only an exchange with a session is watched
@@ -158,6 +160,7 @@ class _Exchange(WSGIRequest):
         self.response: Response | None = None  # this middleware's, in place of the application's
         self._is_event_stream = False
         self._is_finished = False
+        self._look_at = time.monotonic() + connections.LOOK_EVERY
 
     def let_pass(self, session: Session | None) -> None:
         """Let the application respond."""
@@ -183,7 +186,20 @@ class _Exchange(WSGIRequest):
                 name.lower() == "content-type" and value.startswith("text/event-stream")
                 for name, value in headers
             )
+            self._write = self._start_response(status, headers, exc_info)
+            return self.write
         return self._start_response(status, headers, exc_info)
+
+    def write(self, data: bytes) -> Any:
+        """Send a part as ``start_response`` allows it to (PEP 3333).
+
+        Raises:
+            BrokenPipeError: the session has ended, as if the client had left.
+        """
+        if self.is_over():
+            self.break_off()
+            raise BrokenPipeError(errno.EPIPE, "the session of this response has ended")
+        return self._write(data)
 
     def response_to(self, error: Exception) -> Iterable[bytes]:
         """Send the response to an error of this package; raise any other, and one that is late."""
@@ -206,10 +222,9 @@ class _Exchange(WSGIRequest):
 
     def lasting(self, body: Iterable[bytes]) -> Iterable[bytes]:
         """Return the body of a response that may last; it ends when its session has ended."""
-        self._look_at = time.monotonic() + connections.LOOK_EVERY
         if self.session is not None:
             wrapper = self._environ.get("wsgi.file_wrapper")
-            if isinstance(wrapper, type) and isinstance(body, wrapper):
+            if self._socket and isinstance(wrapper, type) and isinstance(body, wrapper):
                 # The server sends the file by itself, and has to know its own object again.
                 self._services.connections.add(self, body)
                 return body
@@ -242,9 +257,13 @@ class _Exchange(WSGIRequest):
         if was_ended or self.is_websocket:
             self._cut()
 
-    def _cut(self) -> None:
+    @property
+    def _socket(self) -> Any:
         # Not in the standard: gunicorn and werkzeug say which socket it is.
-        connection = self._environ.get("gunicorn.socket") or self._environ.get("werkzeug.socket")
+        return self._environ.get("gunicorn.socket") or self._environ.get("werkzeug.socket")
+
+    def _cut(self) -> None:
+        connection = self._socket
         if connection is not None and not self._is_finished:  # it may serve another request then
             with suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
@@ -279,7 +298,7 @@ class _Body:
             self._exchange.break_off()
             raise StopIteration
         try:
-            return next(self._parts)
+            return self._still_meant(next(self._parts))
         except SessionExpiredError:
             if not self._exchange.ended:
                 raise  # the server says so to the client, by breaking off
@@ -299,6 +318,13 @@ class _Body:
         if self._exchange.response is not None:
             self._parts = iter(())
             return b"".join(_body(self._exchange.response, self._exchange))
+        return self._still_meant(part)
+
+    def _still_meant(self, part: bytes) -> bytes:
+        """Return a part that took long to come, if the session is still there."""
+        if self._exchange.is_over():
+            self._exchange.break_off()
+            raise StopIteration
         return part
 
     def close(self) -> None:

@@ -98,3 +98,14 @@ def test_an_empty_variable_lets_nobody_in_by_mistake(
 def test_a_rule_that_cannot_be_meant_is_refused(options, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         CMAuthConfig(**{**KEY, **options})
+
+
+def test_the_environment_says_who_comes_in_beside_a_config_object(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = CMAuthConfig(**KEY, scope="read")
+    monkeypatch.setenv("CM_AUTH_ALLOW_EMAILS", "*@example.com")
+    monkeypatch.setenv("CM_AUTH_SCOPE", "write")
+    built = CMAuthConfig.build(config, {})
+    assert built.allow_emails == ("*@example.com",)
+    assert built.scope == "read"  # what the object says counts more

@@ -13,7 +13,7 @@ from .servers import Forwarder, redis_server
 from .support import JSON, Browser, World
 from .test_stores_redis import REFUSALS, clients_of, exchange, pair, until
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 
 async def crowd(world: World) -> list[Browser]:

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import anyio
+import anyio.from_thread
 import anyio.to_thread
 import httpx2
 import pytest
@@ -24,13 +25,14 @@ from cm_auth_middleware import (
     SessionExpiredError,
     StoreError,
     UnavailableError,
+    client,
 )
 from cm_auth_middleware.auth import connections
 
 from .apps import make_app
 from .support import World
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 
 @pytest.fixture(autouse=True)
@@ -628,3 +630,122 @@ async def test_the_watch_stops_when_nothing_is_open(make_world) -> None:
                 await answer.aread()
         await anyio.sleep(0.15)
     assert (await browser.get("/")).status_code == 200
+
+
+async def test_a_live_view_of_a_kept_client_ends_with_its_session(
+    make_world, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "_LOOK_EVERY", 0.01)
+    world, cookie, kept = await kept_client(make_world)
+    assert (await kept.get()).status_code == 200
+    # A camera's live view, part by part: the network in process hands an answer on whole.
+    kept.client._transport = LiveView()
+    parts = 0
+
+    async def watch() -> None:
+        nonlocal parts
+        async with kept.client.stream("GET", "/live") as answer:
+            async for _ in answer.aiter_raw():
+                parts += 1
+                if parts == 3:
+                    await end_session(world, cookie, "logout")
+                    world.clock.tick(31)
+
+    def watch_in_thread() -> None:
+        nonlocal parts
+        with kept.client.stream("GET", "/live") as answer:
+            for _ in answer.iter_raw():
+                parts += 1
+                if parts == 3:
+                    anyio.from_thread.run(end_session, world, cookie, "logout")
+                    world.clock.tick(31)
+
+    in_thread = world.shell == "wsgi"
+    work = anyio.to_thread.run_sync(watch_in_thread) if in_thread else watch()
+    with anyio.fail_after(20), pytest.raises(SessionExpiredError):
+        await work
+    assert parts >= 3
+
+
+class LiveView(httpx2.AsyncBaseTransport, httpx2.BaseTransport):
+    """Answers with parts that never end."""
+
+    class Parts(httpx2.AsyncByteStream, httpx2.SyncByteStream):
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            while True:
+                await anyio.sleep(0.01)
+                yield b"part"
+
+        def __iter__(self) -> Iterator[bytes]:
+            while True:
+                time.sleep(0.01)
+                yield b"part"
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        return httpx2.Response(200, stream=self.Parts(), request=request)
+
+    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+        return httpx2.Response(200, stream=self.Parts(), request=request)
+
+
+class TestSilentHandlers(OnlyASGI):
+    """Handlers that say nothing for long, at their start or after it."""
+
+    async def test_a_poll_that_does_nothing_is_answered_for(self, make_world) -> None:
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            if scope["path"] == "/lasting":
+                await anyio.sleep_forever()
+            await PlainTextResponse("x")(scope, receive, send)
+
+        world, cookie = await logged_in(make_world, app)
+        connection = Connection(world, cookie)
+        with anyio.fail_after(20):
+            async with anyio.create_task_group() as group:
+                group.start_soon(connection.run)
+                await anyio.sleep(0.1)
+                await end_session(world, cookie, "logout")
+                start = await connection.said("http.response.start")
+                assert start["status"] == 401
+                group.cancel_scope.cancel()
+
+    @pytest.mark.parametrize("more", [True, False])
+    async def test_what_comes_long_after_the_start_is_not_sent(self, make_world, more) -> None:
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            if scope["path"] != "/lasting":
+                await PlainTextResponse("x")(scope, receive, send)
+                return
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            world.clock.tick(40)
+            await end_session(world, cookie, "logout")
+            await send({"type": "http.response.body", "body": b"late", "more_body": more})
+
+        world, cookie = await logged_in(make_world, app)
+        connection = Connection(world, cookie)
+        await connection.run()
+        assert b"late" not in [part["body"] for part in connection.parts]
+
+    async def test_a_download_that_stands_still_is_broken_off(self, make_world) -> None:
+        learnt: list[BaseException] = []
+
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            if scope["path"] != "/lasting":
+                await PlainTextResponse("x")(scope, receive, send)
+                return
+            headers = [(b"content-length", b"100")]
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            await send({"type": "http.response.body", "body": b"half", "more_body": True})
+            try:
+                await anyio.sleep_forever()
+            except BaseException as error:
+                learnt.append(error)
+                raise
+
+        world, cookie = await logged_in(make_world, app)
+        connection = Connection(world, cookie)
+        with anyio.fail_after(20):
+            async with anyio.create_task_group() as group:
+                group.start_soon(connection.run)
+                await connection.said("http.response.body")
+                await end_session(world, cookie, "logout")
+        assert isinstance(learnt[0], asyncio.CancelledError)
+        assert connection.parts[-1]["more_body"] is True  # the server breaks it off

@@ -75,13 +75,15 @@ class LoopConnections:
         self._runtime = runtime
         self._is_alive = is_alive
         self._loops: weakref.WeakKeyDictionary[Any, _OnLoop] = weakref.WeakKeyDictionary()
+        self._last: tuple[Any, _OnLoop] = (None, _OnLoop())
 
     def add(self, connection: Connection) -> set[Connection]:
         """Watch a connection; return the set to remove it from when it has ended."""
         loop = running_loop()
-        here = self._loops.get(loop)
-        if here is None:
-            here = self._loops[loop] = _OnLoop()
+        last, here = self._last
+        if last is not loop:  # nearly always there is one loop
+            here = self._loops.get(loop) or self._loops.setdefault(loop, _OnLoop())
+            self._last = loop, here
         here.open.add(connection)
         if here.watch is None or here.watch.is_over:
             here.watch = self._runtime.repeat(LOOK_EVERY, partial(self._look, here.open))

@@ -58,8 +58,11 @@ class Gate:
             self.end,
         )  # fmt: skip
         every = None if config.revalidate is None else seconds(config.revalidate)
-        revalidation = Revalidation(every, runtime, sessions, oauth, self._rule, self.end)
+        revalidation = Revalidation(
+            every, runtime, sessions, oauth, self._rule, self.end, refresher.replace
+        )
         refresher.revalidation = self._revalidation = revalidation
+        refresher.admits = self._rule.admits
         self._routes: dict[str, Callable[[Request], Awaitable[Response]]] = {
             f"{config.prefix}/login": self._login.login,
             f"{config.prefix}/callback": self._login.callback,
@@ -105,6 +108,8 @@ class Gate:
         """Respond to a request that has no session, but needs one."""
         if not await self._sessions.was_denied(request):
             return await self._login.required(request)
+        if not request.is_navigation:  # a fetch of the page leaves it for the person to see
+            return await self._denied(request)
         clear = self._sessions.cookie.clear(request)
         return await self._denied(request, clear, self._cookies.clear_fresh_login(request))
 

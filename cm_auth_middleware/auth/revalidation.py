@@ -5,9 +5,9 @@ from __future__ import annotations
 import secrets
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ..errors import CMAuthError
+from ..errors import CMAuthError, TokenRefusedError
 from ..events import log
 from ..runtime.bounded_cache import BoundedCache
 from ..sessions.record import dumps
@@ -33,6 +33,7 @@ class Revalidation:
     Args:
         every: seconds after which a copy is old; None for never by itself.
         end: logs a session out.
+        replace: gives a session another access token than the one that is refused.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class Revalidation:
         oauth: OAuthClient,
         rule: AllowRule,
         end: Callable[[Session], Awaitable[None]],
+        replace: Callable[[Session, str], Awaitable[Any]],
     ) -> None:
         self.every = float("inf") if every is None else every
         self._runtime = runtime
@@ -50,6 +52,7 @@ class Revalidation:
         self._oauth = oauth
         self._rule = rule
         self._end = end
+        self._replace = replace
         self._tried_at: BoundedCache[str, float] = BoundedCache()
         self._under_way = 0
 
@@ -58,18 +61,32 @@ class Revalidation:
         if self._runtime.clock() - session.record.user_read_at >= self.every:
             self.start(session)
 
+    async def run_if_due(self, session: Session) -> bool:
+        """Read the user of a session anew, if that is due, and wait for it; return True then."""
+        is_due = self._runtime.clock() - session.record.user_read_at >= self.every
+        if is_due and self._take(session):
+            await self._review(self._own(session))
+            return True
+        return False
+
     def start(self, session: Session) -> None:
         """Read the user of a session anew, beside the request."""
+        if self._take(session):
+            work = partial(self._review, self._own(session))
+            self._runtime.single_flight.start(f"user {session.record_id}", work)
+
+    def _take(self, session: Session) -> bool:
+        """Return True if this caller is to read the user, and note that it does."""
         now = self._runtime.clock()
-        if (
-            self._under_way >= _AT_ONCE
-            or 0 <= now - self._tried_at.get(session.record_id, 0) < _AGAIN
-        ):
-            return
+        tried_at = self._tried_at.get(session.record_id, 0)
+        if self._under_way >= _AT_ONCE or 0 <= now - tried_at < _AGAIN:
+            return False
         self._tried_at[session.record_id] = now
-        # A session of its own: a handler may be using the other one.
-        own = Session(session.record_id, session.cookie_key, session.record, self._sessions.sealer)
-        self._runtime.single_flight.start(f"user {session.record_id}", partial(self._review, own))
+        return True
+
+    def _own(self, session: Session) -> Session:
+        """Return another view of the same session: a handler may be using this one."""
+        return Session(session.record_id, session.cookie_key, session.record, self._sessions.sealer)
 
     async def _review(self, session: Session) -> None:
         self._under_way += 1
@@ -84,8 +101,22 @@ class Revalidation:
         finally:
             self._under_way -= 1
 
+    async def _read(self, session: Session) -> dict[str, Any]:
+        """Read the user; with another access token, if CameraManager refuses this one.
+
+        Raises:
+            SessionExpiredError: it refuses the refresh, too, and the session is over.
+            UnavailableError: it cannot be asked.
+        """
+        refused = session.record.tokens.access_token
+        try:
+            return await self._oauth.user(refused)
+        except TokenRefusedError:
+            await self._replace(session, refused)
+        return await self._oauth.user(session.record.tokens.access_token)
+
     async def _read_anew(self, session: Session) -> None:
-        user = await self._oauth.user(session.record.tokens.access_token)
+        user = await self._read(session)
         try:
             is_allowed = await self._rule.allows(dict(user))
         except Exception:

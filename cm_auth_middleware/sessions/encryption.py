@@ -24,7 +24,7 @@ MAX_RECORD = 1_000_000  # bytes; a larger one was not written by this package
 _NONCE_BYTES = 12
 _TAG_BYTES = 16
 # The first byte of a stored value: its kind and version. Version 0.1 wrote sessions with 1.
-_GRANT, _SESSION, _OLD_SESSION = b"\x02", b"\x03", b"\x01"
+_GRANT, _SESSION, _OLD_SESSION = b"\x02", b"\x04", b"\x01"
 SESSIONS = (_SESSION, _OLD_SESSION)
 _HANDLE = "cmauth1."  # what a handle begins with: its kind and version
 _HANDLE_LENGTH = len(_HANDLE) + -(-(_NONCE_BYTES + 64 + _TAG_BYTES) * 4 // 3)  # in base64url
@@ -108,7 +108,7 @@ class Sealer:
         """
         if sealed[:1] in SESSIONS and len(sealed) > _FIXED.size:
             return _key_id_of(sealed) not in self._ids
-        return _SESSION < sealed[:1] <= _LAST_KIND
+        return _GRANT < sealed[:1] <= _LAST_KIND
 
     def user_prefixes(self, user_id: str) -> list[bytes]:
         """Return how the stored values of a user's sessions begin: one prefix for each key."""

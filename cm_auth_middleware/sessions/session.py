@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from functools import lru_cache
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self
 
 from ..errors import SessionDataError, SessionExpiredError
@@ -15,6 +16,15 @@ if TYPE_CHECKING:
     from .record import Record
 
 
+def _frozen(value: Any) -> Any:
+    """Return a JSON value whose lists and dictionaries cannot be changed."""
+    if isinstance(value, list):
+        return tuple(map(_frozen, value))
+    if isinstance(value, dict):
+        return MappingProxyType({key: _frozen(item) for key, item in value.items()})
+    return value
+
+
 class SessionData(dict[str, Any]):
     """``session.data``: a dictionary that refuses changes after the request is over.
 
@@ -23,6 +33,13 @@ class SessionData(dict[str, Any]):
     """
 
     is_closed = False
+
+    def close(self) -> None:
+        """Refuse changes from now on; those of lists and dictionaries in it, too."""
+        if not self.is_closed:
+            for key, value in self.items():
+                super().__setitem__(key, _frozen(value))
+            self.is_closed = True
 
     def _check(self) -> None:
         if self.is_closed:
@@ -145,7 +162,8 @@ class Session:
         """
         if self._data is None:
             self._data = SessionData(json.loads(self._base))
-            self._data.is_closed = self.is_closed
+            if self.is_closed:
+                self._data.close()
             self.data_was_read = True
         return self._data
 
@@ -204,7 +222,7 @@ class Session:
         """Note that the request is over: from now on, a change of `data` is refused."""
         self.is_closed = True
         if self._data is not None:
-            self._data.is_closed = True
+            self._data.close()
 
     def __repr__(self) -> str:
         return f"<Session {self.log_id}>"

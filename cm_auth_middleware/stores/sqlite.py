@@ -17,7 +17,7 @@ import anyio
 import anyio.to_thread
 
 from ..errors import StoreError
-from .sqlite_file import SQLiteFile, explain, is_busy
+from .sqlite_file import SQLiteFile, check_access, explain, is_busy
 
 T = TypeVar("T")
 
@@ -159,6 +159,10 @@ class SQLiteStore:
         else:
             rows = await self._fetch(_COUNT, (self._clock(),))
         return int(rows[0][0])
+
+    def check(self) -> None:
+        """Raise `StoreError` if the file, or its folder, must not be used; nothing is opened."""
+        check_access(self._file.path)
 
     async def ping(self) -> None:
         """Run a write that changes nothing: it fails as other writes do, except on a full disk."""

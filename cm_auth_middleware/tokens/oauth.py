@@ -10,7 +10,7 @@ from urllib.parse import quote, urlencode
 
 import httpx2
 
-from ..errors import OAuthError, OperatorError, UnavailableError
+from ..errors import OAuthError, OperatorError, TokenRefusedError, UnavailableError
 from ..events import log
 from ..sessions.record import Tokens
 
@@ -124,6 +124,8 @@ class OAuthClient:
         with self._timed("user"):
             url = self._provider.user_url(self._base_url)
             response = await self._send("GET", url, _bearer(access_token))
+            if response.status_code == 401:
+                raise TokenRefusedError("CameraManager answered 401 to the question for the user")
             if response.status_code != 200:
                 raise UnavailableError(
                     f"CameraManager answered {response.status_code} to the question for the user"

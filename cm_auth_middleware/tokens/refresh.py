@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -56,6 +56,9 @@ class Revalidation(Protocol):
     def start(self, session: Session) -> None:
         """Read the user anew, beside the request."""
 
+    async def run_if_due(self, session: Session) -> bool:
+        """Read the user anew and wait for it, if that is due; return True if it was."""
+
 
 class TokenRefresher:
     """Keeps the access tokens of sessions fresh."""
@@ -70,6 +73,7 @@ class TokenRefresher:
     ) -> None:
         self.grants = grants
         self.revalidation: Revalidation | None = None
+        self.admits: Callable[[Session], Awaitable[bool]] | None = None
         self._runtime = runtime
         self._sessions = sessions
         self._oauth = oauth
@@ -98,16 +102,28 @@ class TokenRefresher:
 
         Raises: as `replace`.
         """
-        if session.ended:
-            raise SessionExpiredError
-        if session.is_detached or self._sessions.is_stale(session):
-            await self._look_up(session)
+        await self.look_up(session)
         if self._runtime.clock() >= session.record.tokens.refresh_at:
             await self._refresh_in_time(session)
-        if self.revalidation is not None:
+        if self.revalidation is None:
+            return
+        if not session.is_detached:
             self.revalidation.start_if_due(session)
+        # Not beside the call: a person waits for a page, but no person waits for a job.
+        elif await self.revalidation.run_if_due(session):
+            await self.look_up(session)
 
-    async def _look_up(self, session: Session) -> None:
+    async def look_up(self, session: Session) -> None:
+        """Check that a session still exists, if the store was not asked lately.
+
+        Raises:
+            SessionExpiredError: it does not, or the application refuses the user of a handle.
+            UnavailableError: the store has not been available for longer than a moment.
+        """
+        if session.ended:
+            raise SessionExpiredError
+        if not session.is_detached and not self._sessions.is_stale(session):
+            return
         try:
             exists = await self._sessions.reload(session)
         except StoreError:
@@ -118,6 +134,8 @@ class TokenRefresher:
         if not exists:
             session.ended = True
             raise SessionExpiredError
+        if session.is_detached and self.admits is not None and not await self.admits(session):
+            raise SessionExpiredError("this application does not admit the user of this session")
 
     async def _refresh_in_time(self, session: Session) -> None:
         tokens = session.record.tokens

@@ -235,7 +235,7 @@ async def test_strangers_leave_no_trace(world: World) -> None:
             await _call(world, b"", f"/auth/login/../{n}")
             status, headers, _ = await _call(world, b"x=%d" % n, f"/cameras/{n}")
             assert status == 302
-            assert "_login_" in str(headers)
+            assert any("_login_" in value for _, value in headers)
 
     await strangers(200, 0)
     await logins(100, 0)

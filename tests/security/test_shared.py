@@ -19,7 +19,7 @@ from ..conftest import MakeWorld
 from ..support import APP, SECRET_KEY, World
 from .support import NAME, session_of
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 ANNA, BOB = "anna@example.com", "bob@example.com"
 NEWER = "Zq8rT5yN2bV6mK9xC3wP7jL4hG1fD0sA-eUoIaQyWt"

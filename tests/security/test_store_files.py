@@ -14,7 +14,7 @@ import anyio
 import pytest
 from click.testing import CliRunner
 
-from cm_auth_middleware import StoreError
+from cm_auth_middleware import CMAuthMiddleware, CMAuthWSGIMiddleware, StoreError
 from cm_auth_middleware.cli import main
 from cm_auth_middleware.stores import SQLiteStore, sqlite_file
 
@@ -457,3 +457,19 @@ def doctor(folder: Path) -> Any:
         "CM_AUTH_REDIRECT_URI": "https://cams.example.com/auth/callback",
     }
     return CliRunner().invoke(main, ["check", "--offline"], env=environment)
+
+
+@pytest.mark.parametrize("middleware", [CMAuthMiddleware, CMAuthWSGIMiddleware])
+def test_a_file_that_must_not_be_used_is_told_of_at_the_start(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, middleware: Any
+) -> None:
+    """66: not only when the first user logs in."""
+    folder = tmp_path / "open"
+    folder.mkdir()
+    folder.chmod(0o777)
+    middleware(
+        None, client_id="id", client_secret="s" * 8, secret_key=SECRET_KEY,
+        store=f"sqlite:///{folder}/sessions.db",
+    )  # fmt: skip
+    assert "store_unusable" in caplog.text
+    assert not (folder / "sessions.db").exists()
