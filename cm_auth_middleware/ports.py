@@ -306,7 +306,7 @@ class ThreadPorts(_Hooks):
 
     def repeat(self, every: float, work: Callable[[], Awaitable[bool]]) -> Repetition:
         """As in `AsyncPorts`, in a thread that ends with the process."""
-        repetition = Repetition(threading.Event())
+        repetition, repetitions = Repetition(threading.Event()), self._repetitions
 
         async def step() -> bool:
             return await work()
@@ -317,7 +317,7 @@ class ThreadPorts(_Hooks):
                     pass
             finally:
                 repetition.is_over = True
-                self._repetitions.discard(repetition)
+                repetitions.discard(repetition)
 
         self._repetitions.add(repetition)
         threading.Thread(target=run, name="cm_auth watch", daemon=True).start()
