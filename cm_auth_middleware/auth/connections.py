@@ -86,7 +86,8 @@ class LoopConnections:
             self._last = loop, here
         here.open.add(connection)
         if here.watch is None or here.watch.is_over:
-            here.watch = self._runtime.repeat(LOOK_EVERY, partial(self._look, here.open))
+            work = partial(_look_if_alive, weakref.ref(self), here.open)
+            here.watch = self._runtime.repeat(LOOK_EVERY, work)
         return here.open
 
     async def _look(self, connections: set[Connection]) -> bool:
@@ -94,6 +95,14 @@ class LoopConnections:
             for connection in await _find_ended(connections, self._is_alive):
                 group.start_soon(_end_in_time, connection)
         return bool(connections)
+
+
+async def _look_if_alive(
+    reference: weakref.ref[LoopConnections | ThreadConnections], *arguments: Any
+) -> bool:
+    """Look, unless all that belongs to it is gone: a watch that sleeps keeps no engine alive."""
+    connections = reference()
+    return connections is not None and await connections._look(*arguments)
 
 
 async def _end_in_time(connection: Connection) -> None:
@@ -133,7 +142,8 @@ class ThreadConnections:
             if body is not None:
                 self._bodies[body] = connection
             if self._watch is None or self._watch.is_over:
-                self._watch = self._runtime.repeat(LOOK_EVERY, self._look)
+                work = partial(_look_if_alive, weakref.ref(self))
+                self._watch = self._runtime.repeat(LOOK_EVERY, work)
 
     async def _look(self) -> bool:
         await self._end_ended()  # apart, so that no variable here keeps a connection

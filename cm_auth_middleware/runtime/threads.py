@@ -93,7 +93,7 @@ class ThreadRuntime(Runtime):
 
     def repeat(self, every: float, work: Callable[[], Awaitable[bool]]) -> Repetition:
         """Run `work` every so many seconds, in a thread that ends with the process."""
-        repetition = Repetition(threading.Event())
+        repetition, repetitions = Repetition(threading.Event()), self._repetitions
 
         def run() -> None:
             try:
@@ -101,7 +101,7 @@ class ThreadRuntime(Runtime):
                     pass
             finally:
                 repetition.is_over = True
-                self._repetitions.discard(repetition)
+                repetitions.discard(repetition)
 
         self._repetitions.add(repetition)
         threading.Thread(target=run, name="cm_auth watch", daemon=True).start()
