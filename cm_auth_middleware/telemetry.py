@@ -26,7 +26,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import httpx2
 
@@ -69,21 +69,24 @@ def find() -> Telemetry | None:
     return Telemetry(metrics, trace)
 
 
-_watched: weakref.WeakKeyDictionary[Any, SessionStore] = weakref.WeakKeyDictionary()
+class HasStore(Protocol):
+    """An engine: several may share one store, and each is closed by itself."""
+
+    store: SessionStore
 
 
-def watch(owner: object, store: SessionStore) -> None:
-    """Count the sessions in a store while its owner lives, if it can count without an event loop.
-
-    Args:
-        owner: an engine. Several may share one store, and each is closed by itself.
-    """
-    _watched[owner] = store
+# Weakly, and not the stores: a store may refer to its engine, by the clock for example.
+_watched: weakref.WeakSet[HasStore] = weakref.WeakSet()
 
 
-def unwatch(owner: object) -> None:
+def watch(owner: HasStore) -> None:
+    """Count the sessions in the store of an owner that lives, if that needs no event loop."""
+    _watched.add(owner)
+
+
+def unwatch(owner: HasStore) -> None:
     """Stop counting the sessions in the store of this owner."""
-    _watched.pop(owner, None)
+    _watched.discard(owner)
 
 
 class Telemetry:
@@ -172,7 +175,7 @@ class Telemetry:
 
     def _count_sessions(self, _: Any) -> Iterable[Any]:
         totals: dict[str, int] = {}
-        stores = {id(store): store for store in list(_watched.values())}
+        stores = {id(owner.store): owner.store for owner in list(_watched)}
         for store in stores.values():
             if not isinstance(store, CountsRecords) or not isinstance(store, HasBlockingTwin):
                 continue
