@@ -94,12 +94,13 @@ class CMAuthMiddleware:
                 return
             session = outcome
         scope = self._own_scope(scope, session)
-        exchange.begin(self._side, session, scope["state"], receive, send)
+        exchange.begin(self._side, scope["state"], send)
         answer, watched = None, None
         if session is not None:
+            receive = exchange.watch_over(session, receive)
             watched = self._side.connections.add(exchange)
         try:
-            await self.app(scope, exchange.receive, exchange.send)
+            await self.app(scope, receive, exchange.send)
         except asyncio.CancelledError:
             if not exchange.is_interrupted:
                 raise
@@ -231,7 +232,17 @@ class _Waits:
     Nothing is ever cancelled but at that end, so no message is lost while the session lives.
     """
 
-    __slots__ = ("_connection", "_is_alive", "_look_at", "_scopes", "ended", "ended_at", "is_told")
+    __slots__ = (
+        "_again_at",
+        "_clock",
+        "_connection",
+        "_is_alive",
+        "_look_at",
+        "_scopes",
+        "ended",
+        "ended_at",
+        "is_told",
+    )
 
     def __init__(self, connection: connections.Connection, side: Side) -> None:
         self.ended = False
@@ -240,9 +251,9 @@ class _Waits:
         self._scopes: set[anyio.CancelScope] = set()
         self._connection = connection
         self._is_alive = side.flow.is_alive
-        # At once for one that was silent for long.
-        is_stale = side.clock() >= connection.session.checked_at + STALE
-        self._look_at = time.monotonic() + (0 if is_stale else connections.LOOK_EVERY)
+        self._clock = side.clock
+        self._again_at = 0.0
+        self._look_at = time.monotonic() + connections.LOOK_EVERY
 
     def end(self) -> None:
         """Wake up all who wait."""
@@ -257,7 +268,9 @@ class _Waits:
         Raises:
             _GoneError: the session has ended, now or before.
         """
-        if time.monotonic() >= self._look_at:
+        now = time.monotonic()
+        is_stale = self._clock() >= self._connection.session.checked_at + STALE
+        if now >= self._look_at or (is_stale and now >= self._again_at):
             await self._look()
         if not self.ended:
             with anyio.CancelScope() as scope:
@@ -271,6 +284,7 @@ class _Waits:
     async def _look(self) -> None:
         """See whether the session is still there: a busy event loop may keep the watch waiting."""
         self._look_at = time.monotonic() + connections.LOOK_EVERY
+        self._again_at = time.monotonic() + 1  # while the store cannot be asked
         with suppress(UnavailableError):  # which ends nothing
             if not self.ended and not await self._is_alive(self._connection.session):
                 self._connection.session.ended = True
@@ -289,36 +303,33 @@ class _Exchange(ASGIRequest):
 
     __slots__ = (
         "_has_received", "_headers", "_receive", "_send", "_side", "_state", "_task", "answered",
-        "is_interrupted", "session", "started", "waits",
+        "is_interrupted", "is_old", "session", "started", "waits",
     )  # fmt: skip
 
     session: Session
 
-    def begin(
-        self,
-        side: Side,
-        session: Session | None,
-        state: dict[str, Any],
-        receive: Receive,
-        send: Send,
-    ) -> None:
-        """Let the application answer."""
-        self.started = self._has_received = False
-        self.answered = False  # by us, in place of the application
-        self.session = session  # type: ignore[assignment]  # only one with a session is watched
+    def begin(self, side: Side, state: dict[str, Any], send: Send) -> None:
+        """Let the application answer a visitor."""
+        self.started = self.answered = False  # answered by us, in place of the application
+        self.session = None  # type: ignore[assignment]  # only one with a session is watched
+        self.waits: _Waits | None = None  # of an exchange that lasts
         self._side = side
         self._state = state
-        self._task = _this_task()
-        self._receive = receive
         self._send = send
-        self.waits: _Waits | None = None  # of an exchange that lasts
-        self.is_interrupted = False
+
+    def watch_over(self, session: Session, receive: Receive) -> Receive:
+        """Let it end with its session; return what the application receives by."""
+        self.session = session
+        self.is_old = self.is_interrupted = self._has_received = False
+        self._receive = receive
+        self._task: asyncio.Task[Any] | None = None  # that sends or receives for the handler
+        return self.receive
 
     # -- what the application is given --------------------------------------------------------
 
     def receive(self) -> Awaitable[Message]:
         """Pass on a message of the server: most requests ask for one, with the whole body."""
-        if self.session is None or not (self._has_received or self.waits):
+        if not (self._has_received or self.waits):
             self._has_received = True
             return self._receive()
         return self._receive_watched()
@@ -338,9 +349,8 @@ class _Exchange(ASGIRequest):
                 self._headers = _private(message.get("headers", ()), self.set_cookies)
                 message = {**message, "headers": self._headers}
             self.started = True
-        elif self.waits is not None or (
-            self.session is not None
-            and (message.get("more_body") or self._side.clock() >= self.session.checked_at + STALE)
+        elif self.session is not None and (
+            self.is_old or self.waits is not None or message.get("more_body")
         ):
             return self._send_watched(message)
         return self._send(message)
@@ -368,14 +378,19 @@ class _Exchange(ASGIRequest):
             self.waits = _Waits(self, self._side)
         return self.waits
 
+    def _watch_mine(self) -> _Waits:
+        if self._task is None:
+            self._task = _this_task()
+        return self._watch()
+
     async def _receive_watched(self) -> Message:
         try:
-            return await self._watch().wait(self._receive)
+            return await self._watch_mine().wait(self._receive)
         except _GoneError:
             return {"type": "http.disconnect"}
 
     async def _send_watched(self, message: Message) -> None:
-        await self._watch().wait(lambda: self._send(message))
+        await self._watch_mine().wait(lambda: self._send(message))
 
     async def end(self) -> None:
         """End an exchange whose session has ended: see `connections`.
@@ -442,6 +457,7 @@ class _WebSocket:
 
     def __init__(self, side: Side, session: Session, receive: Receive, send: Send) -> None:
         self.session = session
+        self.is_old = False
         self._flow = side.flow
         self._receive = receive
         self._send = send

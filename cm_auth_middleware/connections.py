@@ -8,6 +8,7 @@ send, only receive, or do neither.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
 import weakref
@@ -32,9 +33,14 @@ IsAlive = Callable[["Session"], Awaitable[bool]]
 
 
 class Connection(Protocol):
-    """A connection that may last."""
+    """A connection that may last.
+
+    Attributes:
+        is_old: True once it was open while the watch looked.
+    """
 
     session: Session
+    is_old: bool
 
     async def end(self) -> None:
         """End it: the client sees it close, and the handler learns that the client left."""
@@ -47,6 +53,7 @@ async def _find_ended(connections: Collection[Any], is_alive: IsAlive) -> list[A
     try:
         for connection in list(connections):
             session = connection.session
+            connection.is_old = True
             if session.key not in seen:
                 seen[session.key] = not session.ended and await is_alive(session)
             if not seen[session.key]:
@@ -78,7 +85,11 @@ class LoopConnections:
 
     def add(self, connection: Connection) -> set[Connection]:
         """Watch a connection; return the set to take it out of when it has ended."""
-        loop = running_loop()
+        loop: Any
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            loop = running_loop()  # trio's
         last, here = self._last
         if last is not loop:  # nearly always there is one loop
             here = self._loops.get(loop) or self._loops.setdefault(loop, _OnLoop())

@@ -142,8 +142,9 @@ class _Exchange(WSGIRequest):
     """A request, and the application's response to it on its way out."""
 
     __slots__ = (
-        "__weakref__", "_is_event_stream", "_is_finished", "_look_at", "_side", "_start_response",
-        "_write", "answer", "ended", "session", "started",
+        "__weakref__", "_again_at", "_headers", "_is_finished", "_look_at", "_side",
+        "_start_response",
+        "_write", "answer", "ended", "is_old", "session", "started",
     )  # fmt: skip
 
     session: Session
@@ -156,8 +157,10 @@ class _Exchange(WSGIRequest):
         self.answer: Answer | None = None  # ours, in place of the application's
         self._side = side
         self._start_response = start_response
-        self._is_event_stream = False
+        self._headers: Headers = []
+        self.is_old = False
         self._is_finished = False
+        self._again_at = 0.0
         self._look_at = time.monotonic() + connections.LOOK_EVERY
         if self.is_websocket and session is not None:
             side.connections.add(self)
@@ -176,10 +179,7 @@ class _Exchange(WSGIRequest):
             return _swallow
         if self.session is not None:
             headers = _private(headers, self.set_cookies)
-            self._is_event_stream = any(
-                name.lower() == "content-type" and value.startswith("text/event-stream")
-                for name, value in headers
-            )
+            self._headers = headers
             self._write = self._start_response(status, headers, exc_info)
             return self.write
         return self._start_response(status, headers, exc_info)
@@ -231,8 +231,13 @@ class _Exchange(WSGIRequest):
         """Return True if the session has ended; the store is asked now and then."""
         if self.session is None:
             return False
-        if not self.ended and time.monotonic() >= self._look_at:
-            self._look_at = time.monotonic() + connections.LOOK_EVERY
+        now = time.monotonic()
+        is_due = now >= self._look_at or (
+            now >= self._again_at and self._side.vault.is_stale(self.session)
+        )
+        if not self.ended and is_due:
+            self._again_at = now + 1  # while the store cannot be asked
+            self._look_at = now + connections.LOOK_EVERY
             with suppress(UnavailableError):  # which ends nothing
                 self.ended = not run_sync(self._side.flow.is_alive(self.session))
         return self.ended
@@ -240,7 +245,11 @@ class _Exchange(WSGIRequest):
     def break_off(self) -> None:
         """End a response that has begun, because the session has ended."""
         self.session.ended = True
-        if not self._is_event_stream:
+        is_event_stream = any(
+            name.lower() == "content-type" and value.startswith("text/event-stream")
+            for name, value in self._headers
+        )
+        if not is_event_stream:
             self._cut()  # or half of a recording would look whole, or be waited for
 
     async def end(self) -> None:

@@ -715,8 +715,8 @@ class TestSilentHandlers(OnlyASGI):
                 await PlainTextResponse("x")(scope, receive, send)
                 return
             await send({"type": "http.response.start", "status": 200, "headers": []})
-            world.clock.tick(40)
             await end_session(world, cookie, "logout")
+            await anyio.sleep(0.2)  # for the watch to look
             await send({"type": "http.response.body", "body": b"late", "more_body": more})
 
         world, cookie = await logged_in(make_world, app)
@@ -749,3 +749,26 @@ class TestSilentHandlers(OnlyASGI):
                 await end_session(world, cookie, "logout")
         assert isinstance(learnt[0], asyncio.CancelledError)
         assert connection.parts[-1]["more_body"] is True  # the server breaks it off
+
+    async def test_a_stream_ends_by_the_clock_of_the_engine_too(self, make_world) -> None:
+        """However fast time passes: an engine may have a clock of its own."""
+        count = 0
+
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            nonlocal count
+            if scope["path"] != "/lasting":
+                await PlainTextResponse("x")(scope, receive, send)
+                return
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            while True:
+                await send({"type": "http.response.body", "body": b"tick", "more_body": True})
+                count += 1
+                if count == 2:
+                    await end_session(world, cookie, "logout")
+                world.clock.tick(20)
+
+        world, cookie = await logged_in(make_world, app)
+        connection = Connection(world, cookie)
+        with anyio.fail_after(20):
+            await connection.run()
+        assert count < 6
