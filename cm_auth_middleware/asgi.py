@@ -115,8 +115,10 @@ class CMAuthMiddleware:
                 session.is_closed = True
                 if exchange.waits is not None or session.is_touched:
                     await exchange.finish()
-        if exchange.waits is not None and exchange.ended and not exchange.started and not answer:
-            answer = await self._flow.session_over(exchange)
+        if exchange.waits is not None and exchange.ended and not exchange.started:
+            async with exchange.waits.answering:  # a server takes our return for the end
+                if answer is None and not exchange.answered:
+                    answer = await self._flow.session_over(exchange)
         if answer is not None and not exchange.answered:
             await _send(answer, send, head=exchange.method == "HEAD")
 
@@ -239,6 +241,7 @@ class _Waits:
         "_is_alive",
         "_look_at",
         "_scopes",
+        "answering",
         "ended",
         "ended_at",
         "is_told",
@@ -254,6 +257,7 @@ class _Waits:
         self._clock = side.clock
         self._again_at = 0.0
         self._look_at = time.monotonic() + connections.LOOK_EVERY
+        self.answering = anyio.Lock()  # by the watch, or by the end of the handler
 
     def end(self) -> None:
         """Wake up all who wait."""
@@ -343,7 +347,8 @@ class _Exchange(ASGIRequest):
             if message["status"] == 500:
                 return self._start(message)
             if session is not None:
-                if session.is_touched or self._side.clock() >= session.checked_at + STALE:
+                is_stale = self._side.clock() >= session.checked_at + STALE
+                if is_stale or session.is_touched or self.ended:
                     return self._start(message)
                 # A new message: an application may send its own to many users, as caches do.
                 self._headers = _private(message.get("headers", ()), self.set_cookies)
@@ -358,9 +363,14 @@ class _Exchange(ASGIRequest):
     # -- at the start ------------------------------------------------------------------------
 
     async def _start(self, message: Message) -> None:
-        answer = await self._side.flow.before_response(
-            self, self.session, message["status"] == 500, self._state.get("cm_trouble")
-        )
+        if self.ended:  # or a server might send the start, wait for the body, and say 500
+            answer = await self._side.flow.session_over(self)
+        else:
+            answer = await self._side.flow.before_response(
+                self, self.session, message["status"] == 500, self._state.get("cm_trouble")
+            )
+        if self.answered:
+            return  # by the watch, meanwhile
         if answer is not None:
             self.answered = True
             await _send(answer, self._send, head=self.method == "HEAD")
@@ -419,14 +429,15 @@ class _Exchange(ASGIRequest):
 
     async def _answer_instead(self, waits: _Waits) -> bool:
         """Answer for a handler that has not begun to: it is not who asks any more."""
-        if self.started:
-            return False
-        answer = await self._side.flow.session_over(self)
-        if answer is None or self.started:
-            return False
-        waits.is_told = self.answered = True
-        with suppress(Exception):  # its client left
-            await _send(answer, self._send, head=self.method == "HEAD")
+        async with waits.answering:
+            if self.started or self.answered:
+                return False
+            answer = await self._side.flow.session_over(self)
+            if answer is None or self.started or self.answered:
+                return False
+            waits.is_told = self.answered = True
+            with suppress(Exception):  # its client left
+                await _send(answer, self._send, head=self.method == "HEAD")
         return True
 
     def _interrupt(self) -> None:

@@ -207,6 +207,8 @@ class _Exchange(WSGIRequest):
 
     def _before_start(self, status: str) -> Answer | None:
         session, flow, is_failure = self.session, self._side.flow, status.startswith("500")
+        if self.ended:
+            return run_sync(flow.session_over(self))
         if not is_failure and (
             session is None or not (session.is_touched or self._side.vault.is_stale(session))
         ):
