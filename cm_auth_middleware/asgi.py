@@ -14,7 +14,6 @@ from .client import AsyncCMClient, LazyAsyncCMClient
 from .engine import AuthEngine
 from .errors import ConfigError, SessionExpiredError, UnavailableError
 from .events import log
-from .sessions.manager import STALE
 from .web.request import Request
 from .web.response import Response, must_not_be_cached
 
@@ -92,15 +91,15 @@ class CMAuthMiddleware:
                 await _send(outcome, send, head=exchange.method == "HEAD")
                 return
             session = outcome
-            exchange.session = outcome  # type: ignore[assignment]
+            exchange.session = session  # type: ignore[assignment]
         exchange.state = state = self._own_state(scope, session)
         scope = {**scope, "state": state}
         response, watched = None, None
         if session is not None:
-            exchange.task = _this_task()
+            receive = exchange.receive
             watched = self._services.connections.add(exchange)
         try:
-            await self.app(scope, receive if session is None else exchange.receive, exchange.send)
+            await self.app(scope, receive, exchange.send)
         except asyncio.CancelledError:
             if not exchange.is_interrupted:
                 raise
@@ -115,8 +114,10 @@ class CMAuthMiddleware:
                 session.is_closed = True
                 if exchange.waits is not None or session.data_was_read:
                     await exchange.finish()
-        if exchange.waits is not None and exchange.ended and not exchange.started and not response:
-            response = await self._gate.session_over(exchange)
+        if exchange.waits is not None and exchange.ended and not exchange.started:
+            async with exchange.waits.responding:  # a server takes this return for the end
+                if response is None and not exchange.is_replaced:
+                    response = await self._gate.session_over(exchange)
         if response is not None and not exchange.is_replaced:
             await _send(response, send, head=exchange.method == "HEAD")
 
@@ -230,7 +231,10 @@ class _Waits:
     They are cancelled at no other time, so no message is lost while the session lives.
     """
 
-    __slots__ = ("_connection", "_is_alive", "_look_at", "_scopes", "ended", "ended_at", "is_told")
+    __slots__ = (
+        "_connection", "_is_alive", "_next_look", "_scopes", "ended", "ended_at", "is_told",
+        "responding",
+    )  # fmt: skip
 
     def __init__(self, connection: connections.Connection, services: Services) -> None:
         self.ended = False
@@ -239,9 +243,8 @@ class _Waits:
         self._scopes: set[anyio.CancelScope] = set()
         self._connection = connection
         self._is_alive = services.gate.is_alive
-        # At once for one that was silent for long.
-        is_stale = services.clock() >= connection.session.checked_at + STALE
-        self._look_at = time.monotonic() + (0 if is_stale else connections.LOOK_EVERY)
+        self._next_look = connections.NextLook(connection.session, services.clock)
+        self.responding = anyio.Lock()  # held by the watch, or at the end of the handler
 
     def end(self) -> None:
         """Cancel all waits."""
@@ -256,7 +259,7 @@ class _Waits:
         Raises:
             _GoneError: the session has ended, now or before.
         """
-        if time.monotonic() >= self._look_at:
+        if self._next_look.is_due:
             await self._look()
         if not self.ended:
             with anyio.CancelScope() as scope:
@@ -269,7 +272,7 @@ class _Waits:
 
     async def _look(self) -> None:
         """Look the session up: a busy event loop may keep the watch waiting."""
-        self._look_at = time.monotonic() + connections.LOOK_EVERY
+        self._next_look.is_taken()
         with suppress(UnavailableError):  # a store that fails ends no session
             if not self.ended and not await self._is_alive(self._connection.session):
                 self._connection.session.ended = True
@@ -287,8 +290,8 @@ class _Exchange(ASGIRequest):
     """A request, and the application's response to it on its way out."""
 
     __slots__ = (
-        "_has_received", "_headers", "_receive", "_send", "_services", "is_interrupted",
-        "is_replaced", "session", "started", "state", "task", "waits",
+        "_has_received", "_headers", "_receive", "_send", "_services", "_task", "is_interrupted",
+        "is_old", "is_replaced", "session", "started", "state", "waits",
     )  # fmt: skip
 
     session: Session  # None for a visitor; only an exchange with a session is watched
@@ -303,8 +306,8 @@ class _Exchange(ASGIRequest):
         self.started = self._has_received = False
         self.is_replaced = False  # True if the client got a response of this middleware
         self.waits: _Waits | None = None  # of an exchange that lasts
-        self.is_interrupted = False
-        self.task: asyncio.Task[Any] | None = None  # the handler's, where asyncio runs it
+        self.is_interrupted = self.is_old = False
+        self._task: asyncio.Task[Any] | None = None  # that sends or receives for the handler
 
     # -- what the application is given --------------------------------------------------------
 
@@ -324,16 +327,14 @@ class _Exchange(ASGIRequest):
             if message["status"] == 500:
                 return self._start(message)
             if session is not None:
-                if self._services.gate.needs_check(session):
+                if self.ended or self._services.gate.needs_check(session):
                     return self._start(message)
                 # A new message: an application may send its own to many users, as caches do.
                 self._headers = _private(message.get("headers", ()), self.set_cookies)
                 message = {**message, "headers": self._headers}
             self.started = True
         elif self.session is not None and (
-            self.waits is not None
-            or message.get("more_body")
-            or self._services.clock() >= self.session.checked_at + STALE
+            self.is_old or self.waits is not None or message.get("more_body")
         ):
             return self._send_watched(message)
         return self._send(message)
@@ -341,9 +342,14 @@ class _Exchange(ASGIRequest):
     # -- at the start ------------------------------------------------------------------------
 
     async def _start(self, message: Message) -> None:
-        response = await self._services.gate.before_response(
-            self, self.session, message["status"] == 500, self.state.get("cm_error")
-        )
+        if self.ended:  # or a server might send the start, wait for the body, and say 500
+            response = await self._services.gate.session_over(self)
+        else:
+            response = await self._services.gate.before_response(
+                self, self.session, message["status"] == 500, self.state.get("cm_error")
+            )
+        if self.is_replaced:
+            return  # by the watch, meanwhile
         if response is not None:
             self.is_replaced = True
             await _send(response, self._send, head=self.method == "HEAD")
@@ -361,14 +367,19 @@ class _Exchange(ASGIRequest):
             self.waits = _Waits(self, self._services)
         return self.waits
 
+    def _watch_mine(self) -> _Waits:
+        if self._task is None:
+            self._task = _this_task()
+        return self._watch()
+
     async def _receive_watched(self) -> Message:
         try:
-            return await self._watch().wait(self._receive)
+            return await self._watch_mine().wait(self._receive)
         except _GoneError:
             return {"type": "http.disconnect"}
 
     async def _send_watched(self, message: Message) -> None:
-        await self._watch().wait(lambda: self._send(message))
+        await self._watch_mine().wait(lambda: self._send(message))
 
     async def end(self) -> None:
         """End an exchange whose session has ended: see `connections`.
@@ -382,7 +393,7 @@ class _Exchange(ASGIRequest):
         patience = connections.LOOK_EVERY / 2
         was_ended = waits.ended and time.monotonic() > waits.ended_at + patience
         waits.end()
-        if waits.is_told or (was_ended and await self._answer_instead(waits)) or not self.started:
+        if waits.is_told or (was_ended and await self._respond_instead(waits)) or not self.started:
             return
         headers = {name.lower(): value for name, value in self._headers}
         is_whole = headers.get(b"content-type", b"").startswith(b"text/event-stream")
@@ -395,28 +406,29 @@ class _Exchange(ASGIRequest):
             with suppress(Exception):
                 await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _answer_instead(self, waits: _Waits) -> bool:
-        """Answer for a handler that has not begun to: it is not who asks any more."""
-        if self.started:
-            return False
-        answer = await self._services.gate.session_over(self)
-        if answer is None or self.started:
-            return False
-        waits.is_told = self.is_replaced = True
-        with suppress(Exception):  # its client left
-            await _send(answer, self._send, head=self.method == "HEAD")
+    async def _respond_instead(self, waits: _Waits) -> bool:
+        """Send a response for a handler that has not begun its own."""
+        async with waits.responding:
+            if self.started or self.is_replaced:
+                return False
+            response = await self._services.gate.session_over(self)
+            if response is None or self.started or self.is_replaced:
+                return False
+            waits.is_told = self.is_replaced = True
+            with suppress(Exception):  # its client left
+                await _send(response, self._send, head=self.method == "HEAD")
         return True
 
     def _interrupt(self) -> None:
         """Cancel a handler that does nothing: the server breaks the response off then."""
-        if self.task is not None:
+        if self._task is not None:
             self.is_interrupted = True
-            self.task.cancel()
+            self._task.cancel()
 
     def forget_interrupt(self) -> None:
         """Go on as if nothing had been cancelled: the handler has ended."""
-        if self.task is not None:
-            self.task.uncancel()
+        if self._task is not None:
+            self._task.uncancel()
 
     async def finish(self) -> None:
         """Save the changes of the session by a background task, or by a streamed body."""
@@ -435,6 +447,7 @@ class _WebSocket:
 
     def __init__(self, services: Services, session: Session, receive: Receive, send: Send) -> None:
         self.session = session
+        self.is_old = False
         self._gate = services.gate
         self._receive = receive
         self._send = send

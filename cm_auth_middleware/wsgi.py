@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import socket
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from http import HTTPStatus
@@ -142,8 +141,8 @@ class _Exchange(WSGIRequest):
     """A request, and the application's response to it on its way out."""
 
     __slots__ = (
-        "__weakref__", "_is_event_stream", "_is_finished", "_look_at", "_services",
-        "_start_response", "_write", "ended", "response", "session", "started",
+        "__weakref__", "_headers", "_is_finished", "_next_look", "_services", "_start_response",
+        "_write", "ended", "is_old", "response", "session", "started",
     )  # fmt: skip
 
     session: Session  # None for a visitor; only an exchange with a session is watched
@@ -158,15 +157,17 @@ class _Exchange(WSGIRequest):
         self.started = False
         self.ended = False  # True when its session has ended
         self.response: Response | None = None  # this middleware's, in place of the application's
-        self._is_event_stream = False
+        self._headers: Headers = []
+        self.is_old = False
         self._is_finished = False
-        self._look_at = time.monotonic() + connections.LOOK_EVERY
 
     def let_pass(self, session: Session | None) -> None:
         """Let the application respond."""
         self.session = session  # type: ignore[assignment]
-        if self.is_websocket and session is not None:
-            self._services.connections.add(self)
+        if session is not None:
+            self._next_look = connections.NextLook(session, self._services.clock)
+            if self.is_websocket:
+                self._services.connections.add(self)
 
     def start(self, status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
         """Start the response: the application's ``start_response``.
@@ -182,10 +183,7 @@ class _Exchange(WSGIRequest):
             return _swallow
         if self.session is not None:
             headers = _private(headers, self.set_cookies)
-            self._is_event_stream = any(
-                name.lower() == "content-type" and value.startswith("text/event-stream")
-                for name, value in headers
-            )
+            self._headers = headers
             self._write = self._start_response(status, headers, exc_info)
             return self.write
         return self._start_response(status, headers, exc_info)
@@ -213,6 +211,8 @@ class _Exchange(WSGIRequest):
 
     def _before_start(self, status: str) -> Response | None:
         gate, session, is_failure = self._services.gate, self.session, status.startswith("500")
+        if self.ended:
+            return run_sync(gate.session_over(self))
         if not is_failure and (session is None or not gate.needs_check(session)):
             return None
         error = self._environ.get("cm_auth.error")
@@ -235,8 +235,8 @@ class _Exchange(WSGIRequest):
         """Return True if the session has ended; the store is asked now and then."""
         if self.session is None:
             return False
-        if not self.ended and time.monotonic() >= self._look_at:
-            self._look_at = time.monotonic() + connections.LOOK_EVERY
+        if not self.ended and self._next_look.is_due:
+            self._next_look.is_taken()
             with suppress(UnavailableError):  # a store that fails ends no session
                 self.ended = not run_sync(self._services.gate.is_alive(self.session))
         return self.ended
@@ -244,7 +244,11 @@ class _Exchange(WSGIRequest):
     def break_off(self) -> None:
         """End a response that has begun, because its session has ended."""
         self.session.ended = True
-        if not self._is_event_stream:
+        is_event_stream = any(
+            name.lower() == "content-type" and value.startswith("text/event-stream")
+            for name, value in self._headers
+        )
+        if not is_event_stream:
             self._cut()  # or half of a recording would look whole, or be waited for
 
     async def end(self) -> None:

@@ -708,6 +708,54 @@ class TestSilentHandlers(OnlyASGI):
                 assert start["status"] == 401
                 group.cancel_scope.cancel()
 
+    async def test_who_listens_and_answers_at_the_end_is_answered_for(self, make_world) -> None:
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            while scope["path"] == "/lasting" and (await receive())["type"] != "http.disconnect":
+                pass
+            await PlainTextResponse("news")(scope, receive, send)
+
+        world, cookie = await logged_in(make_world, app)
+        connection = Connection(world, cookie)
+        connection.say(type="http.request", body=b"", more_body=False)
+        with anyio.fail_after(20):
+            async with anyio.create_task_group() as group:
+                group.start_soon(connection.run)
+                await anyio.sleep(0.1)
+                await end_session(world, cookie, "logout")
+        start, body = connection.sent  # whole: some servers say 500 to a start without a body
+        assert start["status"] == 401
+        assert b"news" not in body["body"]
+
+    async def test_an_answer_for_a_handler_is_whole_before_the_application_returns(
+        self, make_world
+    ) -> None:
+        """Some servers say 500 to an application that returns in the middle of its response."""
+
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            if scope["path"] == "/lasting":
+                await until(lambda: bool(connection.sent))
+            await PlainTextResponse("news")(scope, receive, send)
+
+        class Slow(Connection):
+            async def run(self) -> None:
+                async def send(message: dict[str, Any]) -> None:
+                    self.sent.append(message)
+                    await anyio.sleep(0.2)
+
+                await self.world.app(self.scope, self._said.get, send)
+
+        world, cookie = await logged_in(make_world, app)
+        connection = Slow(world, cookie)
+        with anyio.fail_after(20):
+            async with anyio.create_task_group() as group:
+                group.start_soon(connection.run)
+                await anyio.sleep(0.1)
+                await end_session(world, cookie, "logout")
+                await until(lambda: bool(connection.sent))
+        start, body = connection.sent
+        assert start["status"] == 401
+        assert b"news" not in body["body"]
+
     @pytest.mark.parametrize("more", [True, False])
     async def test_what_comes_long_after_the_start_is_not_sent(self, make_world, more) -> None:
         async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -715,8 +763,8 @@ class TestSilentHandlers(OnlyASGI):
                 await PlainTextResponse("x")(scope, receive, send)
                 return
             await send({"type": "http.response.start", "status": 200, "headers": []})
-            world.clock.tick(40)
             await end_session(world, cookie, "logout")
+            await anyio.sleep(0.2)  # for the watch to look
             await send({"type": "http.response.body", "body": b"late", "more_body": more})
 
         world, cookie = await logged_in(make_world, app)
@@ -749,3 +797,26 @@ class TestSilentHandlers(OnlyASGI):
                 await end_session(world, cookie, "logout")
         assert isinstance(learnt[0], asyncio.CancelledError)
         assert connection.parts[-1]["more_body"] is True  # the server breaks it off
+
+    async def test_a_stream_ends_by_the_clock_of_the_engine_too(self, make_world) -> None:
+        """However fast time passes: an engine may have a clock of its own."""
+        count = 0
+
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            nonlocal count
+            if scope["path"] != "/lasting":
+                await PlainTextResponse("x")(scope, receive, send)
+                return
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            while True:
+                await send({"type": "http.response.body", "body": b"tick", "more_body": True})
+                count += 1
+                if count == 2:
+                    await end_session(world, cookie, "logout")
+                world.clock.tick(20)
+
+        world, cookie = await logged_in(make_world, app)
+        connection = Connection(world, cookie)
+        with anyio.fail_after(20):
+            await connection.run()
+        assert count < 6

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 import weakref
 from collections.abc import Awaitable, Callable, Collection
 from functools import partial
@@ -21,6 +22,7 @@ import anyio
 from ..errors import UnavailableError
 from ..events import log
 from ..runtime.run_sync import running_loop
+from ..sessions.manager import STALE
 
 if TYPE_CHECKING:
     from ..runtime.base import Repetition, Runtime
@@ -33,12 +35,43 @@ IsAlive = Callable[["Session"], Awaitable[bool]]
 
 
 class Connection(Protocol):
-    """A connection that may last."""
+    """A connection that may last.
+
+    Attributes:
+        is_old: True once it was open while the watch looked.
+    """
 
     session: Session
+    is_old: bool
 
     async def end(self) -> None:
         """End it: the client sees it close, and the handler sees that the client left."""
+
+
+class NextLook:
+    """When a connection looks its session up by itself, because the watch was kept waiting.
+
+    A busy event loop may do so, and a test may move the clock of the engine.
+    """
+
+    __slots__ = ("_again_at", "_at", "_clock", "_session")
+
+    def __init__(self, session: Session, clock: Callable[[], float]) -> None:
+        self._session = session
+        self._clock = clock
+        self._at = time.monotonic() + LOOK_EVERY
+        self._again_at = 0.0
+
+    @property
+    def is_due(self) -> bool:
+        now = time.monotonic()
+        is_stale = self._clock() >= self._session.checked_at + STALE
+        return now >= self._at or (is_stale and now >= self._again_at)
+
+    def is_taken(self) -> None:
+        """Wait for the next one: a second while the store cannot be asked."""
+        now = time.monotonic()
+        self._at, self._again_at = now + LOOK_EVERY, now + 1
 
 
 async def _find_ended(connections: Collection[Any], is_alive: IsAlive) -> list[Any]:
@@ -48,6 +81,7 @@ async def _find_ended(connections: Collection[Any], is_alive: IsAlive) -> list[A
     try:
         for connection in list(connections):
             session = connection.session
+            connection.is_old = True
             if session.record_id not in alive:
                 alive[session.record_id] = not session.ended and await is_alive(session)
             if not alive[session.record_id]:

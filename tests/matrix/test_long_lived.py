@@ -183,7 +183,7 @@ SEEN: Expected = {
     "tick": {"cut", "whole"},
     "silent": {"cut", "whole"},
     "download": {"cut"},
-    "poll": {None},  # its handler goes on; what it has to say in the end is refused, see below
+    "poll": {401},  # its handler goes on, and nothing that it says in the end is sent
     "listen": {"cut", 401},
     "relay": {"cut"},
     **{kind: {4401} for kind in SOCKETS},
@@ -196,7 +196,7 @@ TOLD: Expected = {
     "tick": CLOSED,
     "silent": CLOSED,
     "download": CLOSED,
-    "poll": {None},
+    "poll": {*CANCELLED, None},
     "listen": {*CANCELLED, "returned"},
     "relay": {*CANCELLED, "ClientDisconnect", "_GoneError", "returned"},  # by ASGI: an OSError
     "ws-send": {"WebSocketDisconnect"},
@@ -206,7 +206,8 @@ TOLD: Expected = {
 }
 
 # On WSGI a connection is ended by its socket, which has no close code, or at its next part.
-WSGI_SEEN: Expected = {**SEEN, **{kind: {"cut", 4401} for kind in SOCKETS}}
+# A thread answers when its handler does.
+WSGI_SEEN: Expected = {**SEEN, "poll": {None}, **{kind: {"cut", 4401} for kind in SOCKETS}}
 # Waitress and Granian give no socket to their applications: what never comes to its next part
 # cannot be reached, and a body without a length can only be ended, not broken off.
 WSGI_SEEN_WITHOUT: Expected = {**WSGI_SEEN, "silent": {None}, "relay": {"cut", "whole"}}
