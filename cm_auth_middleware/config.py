@@ -368,11 +368,6 @@ def _is_repetition(key: str) -> bool:
     return any(key[period:] == key[:-period] for period in range(1, len(key) // 2 + 1))
 
 
-def seconds(value: float | timedelta) -> float:
-    """Return a time in seconds."""
-    return value.total_seconds() if isinstance(value, timedelta) else value
-
-
 def _parse(name: str, value: str) -> Any:
     if name in LISTS:
         return tuple(part.strip() for part in value.split(",") if part.strip())

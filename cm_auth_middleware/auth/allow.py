@@ -31,18 +31,19 @@ class AllowRule:
         # For each session, a hash of its user and what the rule said about that user.
         self._said: BoundedCache[str, tuple[int, bool]] = BoundedCache()
 
-    async def allows(self, user: dict[str, Any]) -> bool:
-        """Return True if the user may come in.
-
-        Raises: any error of the application's ``allow``.
-        """
+    async def allows(self, user: dict[str, Any]) -> bool | None:
+        """Return True if the user may come in; None if the application's ``allow`` failed."""
         if self._addresses and not self._is_listed(user.get("email")):
             return False
         if self._accounts and str(user.get("accountId")) not in self._accounts:
             return False
-        return self._function is None or bool(
-            await self._runtime.call_user_function(self._function, user)
-        )
+        if self._function is None:
+            return True
+        try:
+            return bool(await self._runtime.call_user_function(self._function, user))
+        except Exception:
+            log("allow_failed", exc_info=True)
+            return None
 
     async def admits(self, session: Session) -> bool:
         """Return True if the user of a session may come in.
@@ -55,10 +56,8 @@ class AllowRule:
         user = hash(session.record.user)
         said = self._said.get(session.record_id)
         if said is None or said[0] != user:
-            try:
-                is_allowed = await self.allows(dict(session.user))
-            except Exception:
-                log("allow_failed", exc_info=True)
+            is_allowed = await self.allows(dict(session.user))
+            if is_allowed is None:
                 return False  # for this request only: the rule did not say no
             said = self._said[session.record_id] = (user, is_allowed)
         return said[1]

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
-from ..config import CMAuthConfig, seconds
 from ..errors import CMAuthError, SessionExpiredError, StoreError, UnavailableError
 from ..events import log
 from ..sessions.manager import STALE
 from ..web.pages import Pages
 from ..web.request import Request
-from ..web.response import Response, problem
+from ..web.response import Response, not_allowed, problem
 from .allow import AllowRule
 from .exempt import ExemptPaths
 from .login import Login
-from .login_cookies import FRESH_SUFFIX, LoginCookies
+from .login_cookies import FRESH_SUFFIX
 from .revalidation import Revalidation
-from .routes import Routes
 
 if TYPE_CHECKING:
+    from ..config import CMAuthConfig
     from ..runtime.base import Runtime
     from ..sessions.manager import SessionManager
     from ..sessions.session import Session
@@ -45,30 +43,23 @@ class Gate:
         self._refresher = refresher
         self._pages = Pages(config.error_handler, runtime)
         self._rule = AllowRule(config, runtime)
-        self._cookies = LoginCookies(sessions.cookie, tuple(config.secret_key), runtime.clock)
-        callback = urlsplit((config.redirect_uri or "").lower())
-        self.own_origin = f"{callback.scheme}://{callback.netloc}" if callback.netloc else ""
-        routes = Routes(
-            config, runtime, sessions, refresher, self._cookies, self._pages, self._rule,
-            self.own_origin,
-        )  # fmt: skip
-        self.end = routes.end
-        self._login = Login(
-            config, runtime, sessions, refresher, oauth, self._cookies, self._pages, self._rule,
-            self.end,
-        )  # fmt: skip
-        every = None if config.revalidate is None else seconds(config.revalidate)
+        self._login = login = Login(
+            config, runtime, sessions, refresher, oauth, self._pages, self._rule
+        )
+        self._cookies = login.cookies
+        self.own_origin = login.own_origin
+        self.end = login.end
         revalidation = Revalidation(
-            every, runtime, sessions, oauth, self._rule, self.end, refresher.replace
+            config.revalidate, runtime, sessions, oauth, self._rule, login.end, refresher.replace
         )
         refresher.revalidation = self._revalidation = revalidation
         refresher.admits = self._rule.admits
-        self._routes: dict[str, Callable[[Request], Awaitable[Response]]] = {
-            f"{config.prefix}/login": self._login.login,
-            f"{config.prefix}/callback": self._login.callback,
-            f"{config.prefix}/logout": routes.logout,
-            f"{config.prefix}/session": routes.session_info,
-            f"{config.prefix}/signed-out": routes.signed_out,
+        self._routes: dict[str, tuple[str, Callable[[Request], Awaitable[Response]]]] = {
+            f"{config.prefix}/login": ("GET, HEAD", login.login),
+            f"{config.prefix}/callback": ("GET", login.callback),
+            f"{config.prefix}/logout": ("GET, HEAD, POST", login.logout),
+            f"{config.prefix}/session": ("GET, HEAD", login.session_info),
+            f"{config.prefix}/signed-out": ("GET, HEAD", login.signed_out),
         }
         self.is_exempt = ExemptPaths(config.exempt, but=self._routes).admit
 
@@ -79,7 +70,10 @@ class Gate:
         try:
             route = None if request.is_websocket else self._routes.get(request.path)
             if route is not None:
-                return await route(request)
+                methods, serve = route
+                if request.method not in methods.split(", "):
+                    return not_allowed(methods)
+                return await serve(request)
             if self.is_exempt(request):
                 return await self._session_if_any(request)
             session = await self._sessions.load(request)

@@ -117,10 +117,8 @@ class Revalidation:
 
     async def _read_anew(self, session: Session) -> None:
         user = await self._read(session)
-        try:
-            is_allowed = await self._rule.allows(dict(user))
-        except Exception:
-            log("allow_failed", exc_info=True)
+        is_allowed = await self._rule.allows(dict(user))
+        if is_allowed is None:
             return  # the rule did not say no; the next attempt is soon
         if not is_allowed:
             await self._sessions.mark_denied(session)

@@ -46,10 +46,6 @@ class Record:
     scope: str = ""
     user_read_at: float = 0.0
 
-    def user_id(self, field: str) -> str:
-        """Return the id of the user, as text, from the member that the server gives it in."""
-        return str(json.loads(self.user).get(field, ""))
-
     def encode(self) -> bytes:
         """Encode all fields but ``last_seen_at``, which is in the header of the stored value."""
         head = dumps(
