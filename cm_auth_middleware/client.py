@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterator
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import httpx2
 
@@ -14,30 +14,12 @@ from .runtime.run_sync import run_sync
 
 if TYPE_CHECKING:
     from .sessions.session import Session
+    from .tokens.refresh import TokenRefresher
 
 _HAS_BEARER = "cm_auth.bearer"  # the extension of a request that BearerAuth gave its header
 _REPLAY = 1_048_576  # bytes of a streamed body that are kept, to send it again after a 401
 _LOOK_EVERY = 15.0  # seconds between looks at the session of an answer that is being read
 _TRIES = 3  # a token that another session had renewed may have been refused meanwhile, too
-
-
-class Refresher(Protocol):
-    """Keeps the tokens of sessions fresh (see `TokenRefresher`)."""
-
-    def is_due(self, session: Session) -> bool:
-        """Return True if `ensure_fresh` has something to do before a call."""
-
-    async def ensure_fresh(self, session: Session) -> None:
-        """Renew the access token if it is due."""
-
-    async def look_up(self, session: Session) -> None:
-        """Check that a session still exists, if the store was not asked lately."""
-
-    async def replace(self, session: Session, refused: str) -> bool:
-        """Replace an access token that was refused; True if CameraManager gave a new one."""
-
-    async def reload(self, session: Session, refused: str) -> bool:
-        """Load another access token from the store; True if there is one."""
 
 
 class AsyncCMClient(httpx2.AsyncClient):
@@ -85,7 +67,7 @@ class ClientFactory:
         self,
         kind: type[AsyncCMClient | CMClient],
         *,
-        refresher: Refresher,
+        refresher: TokenRefresher,
         read: Callable[[httpx2.Response], Awaitable[None]],
         transport: Callable[[], Any],
         base_url: str,
@@ -164,7 +146,7 @@ class BearerAuth(httpx2.Auth):
 
     def __init__(
         self,
-        refresher: Refresher,
+        refresher: TokenRefresher,
         read: Callable[[httpx2.Response], Awaitable[None]],
         session: Session,
         base_url: httpx2.URL,
@@ -231,7 +213,7 @@ class BearerAuth(httpx2.Auth):
 class _Watched(httpx2.AsyncByteStream, httpx2.SyncByteStream):
     """The body of an answer, for as long as its session lasts: a live view may run for days."""
 
-    def __init__(self, stream: Any, refresher: Refresher, session: Session) -> None:
+    def __init__(self, stream: Any, refresher: TokenRefresher, session: Session) -> None:
         self._stream = stream
         self._refresher = refresher
         self._session = session

@@ -53,7 +53,6 @@ class Gate:
             config.revalidate, runtime, sessions, oauth, self._rule, login.end, refresher.replace
         )
         refresher.revalidation = self._revalidation = revalidation
-        refresher.admits = self._rule.admits
         self._routes: dict[str, tuple[str, Callable[[Request], Awaitable[Response]]]] = {
             f"{config.prefix}/login": ("GET, HEAD", login.login),
             f"{config.prefix}/callback": ("GET", login.callback),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +52,7 @@ class Revalidation:
         self._sessions = sessions
         self._oauth = oauth
         self._rule = rule
+        self.admits = rule.admits
         self._end = end
         self._replace = replace
         self._tried_at: BoundedCache[str, float] = BoundedCache()
@@ -126,5 +128,7 @@ class Revalidation:
             await self._end(session)
             return
         text, now = dumps(user), self._runtime.clock()
-        if await self._sessions.update(session, lambda record: record.with_user(text, now)):
+        if await self._sessions.update(
+            session, lambda record: replace(record, user=text, user_read_at=now)
+        ):
             self._rule.note(session, is_allowed=True)
