@@ -165,8 +165,7 @@ class BearerAuth(httpx2.Auth):
             return
         refresher, session = self._refresher, self._session
         try:
-            if refresher.is_due(session):
-                await refresher.ensure_fresh(session)
+            await refresher.ensure_fresh(session)
             body = None
             if not isinstance(request.stream, httpx2.ByteStream):
                 request.stream = body = _Replayable(request.stream)

@@ -17,7 +17,7 @@ from ..errors import OAuthError, OperatorError, SessionExpiredError, StoreError,
 from ..events import log
 from ..runtime.bounded_cache import BoundedCache
 from .circuit_breaker import PAUSE, CircuitBreaker
-from .grant_records import GrantRecords, GrantState, grant_name
+from .grant_records import REFUSED, UNAVAILABLE, GrantRecords, GrantState, grant_name
 from .oauth import OAuthClient
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ class TokenRefresher:
         sessions: SessionManager,
         grants: GrantRecords,
         oauth: OAuthClient,
-        on_refresh: Callable[[Session], Any] | None = None,
+        on_refresh: Callable[[Session], Any] | None,
     ) -> None:
         self.grants = grants
         self.runtime = runtime
@@ -92,15 +92,6 @@ class TokenRefresher:
         self.unsaved: BoundedCache[str, Tokens] = BoundedCache()
 
     # -- for a session ---------------------------------------------------------------------
-
-    def is_due(self, session: Session) -> bool:
-        """True if `ensure_fresh` has something to do before a call."""
-        return (
-            session.ended
-            or session.is_detached
-            or self.runtime.clock() >= session.record.tokens.refresh_at
-            or self._sessions.is_stale(session)
-        )
 
     async def ensure_fresh(self, session: Session) -> None:
         """Refresh the access token if that is due: beside the request while the old one lives.
@@ -337,9 +328,9 @@ class GrantRefresh:
         if (found := self._newer_in(state)) is not None:
             return found
         before = self._before or state
-        if state.logged_out_since(before) or state.refused_since(before):
+        if state.logged_out_since(before) or state.failed_since(before, REFUSED):
             raise SessionExpiredError
-        if state.failed_since(before):
+        if state.failed_since(before, UNAVAILABLE):
             raise UnavailableError("another process has just failed to reach CameraManager")
         fresh = self._unsaved.pop(self._refresh_token, None)
         if fresh is None:
@@ -350,7 +341,7 @@ class GrantRefresh:
                 if (found := self._newer_in(now)) is not None:
                     return found
                 if not self._lease.may_be_over():
-                    await self._grants.mark_refused(self._refresh_token)
+                    await self._grants.mark_failed(self._refresh_token, REFUSED)
                 raise
         return await self._save(fresh, state)
 
@@ -381,7 +372,7 @@ class GrantRefresh:
         self._breaker.failed(self.name, retry_after)
         if not self._lease.may_be_over():
             with suppress(StoreError):  # then each process that waits finds out by itself
-                await self._grants.mark_unavailable(self._refresh_token)
+                await self._grants.mark_failed(self._refresh_token, UNAVAILABLE)
 
     async def _save(self, fresh: Tokens, before: GrantState) -> Refreshed:
         """Save new tokens. They exist nowhere else, so a store that fails is asked again."""
