@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _RawHeaders = list[tuple[bytes, bytes]]
-_NO_STATE: dict[str, Any] = {}
 
 _NO_STORE = (b"cache-control", b"no-store")
 _VARY = (b"vary", b"Cookie")
@@ -88,7 +87,7 @@ class CMAuthMiddleware:
         if exchange.cookie_line or not self._gate.is_exempt(exchange):
             outcome = await self._gate.handle(exchange)
             if isinstance(outcome, Response):
-                await _send(outcome, send, head=exchange.method == "HEAD")
+                await exchange.respond(outcome)
                 return
             session = outcome
             exchange.session = session  # type: ignore[assignment]
@@ -101,9 +100,9 @@ class CMAuthMiddleware:
         try:
             await self.app(scope, receive, exchange.send)
         except asyncio.CancelledError:
-            if not exchange.is_interrupted:
+            if exchange.interrupted is None:
                 raise
-            exchange.forget_interrupt()
+            exchange.interrupted.uncancel()  # the handler has ended: go on
         except Exception as error:
             response = None if exchange.started else await self._gate.response_to(exchange, error)
             if response is None and not (exchange.ended and _is_about_the_end(error)):
@@ -112,14 +111,14 @@ class CMAuthMiddleware:
             if watched is not None and session is not None:
                 watched.discard(exchange)
                 session.is_closed = True
-                if exchange.waits is not None or session.data_was_read:
+                if session.data_was_read:
                     await exchange.finish()
         if exchange.waits is not None and exchange.ended and not exchange.started:
             async with exchange.waits.responding:  # a server takes this return for the end
                 if response is None and not exchange.is_replaced:
                     response = await self._gate.session_over(exchange)
         if response is not None and not exchange.is_replaced:
-            await _send(response, send, head=exchange.method == "HEAD")
+            await exchange.respond(response)
 
     async def _other(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
@@ -156,7 +155,7 @@ class CMAuthMiddleware:
         several users on one connection.
         """
         return {
-            **(scope.get("state") or _NO_STATE),
+            **(scope.get("state") or {}),
             "cm_auth": self.engine,
             "cm_session": session,
             "cm": None if session is None else LazyAsyncCMClient(self._services.clients, session),
@@ -279,18 +278,11 @@ class _Waits:
                 await self._connection.end()
 
 
-def _this_task() -> asyncio.Task[Any] | None:
-    try:
-        return asyncio.current_task()
-    except RuntimeError:  # trio
-        return None
-
-
 class _Exchange(ASGIRequest):
     """A request, and the application's response to it on its way out."""
 
     __slots__ = (
-        "_has_received", "_headers", "_receive", "_send", "_services", "_task", "is_interrupted",
+        "_has_received", "_headers", "_receive", "_send", "_services", "_task", "interrupted",
         "is_old", "is_replaced", "session", "started", "state", "waits",
     )  # fmt: skip
 
@@ -306,8 +298,9 @@ class _Exchange(ASGIRequest):
         self.started = self._has_received = False
         self.is_replaced = False  # True if the client got a response of this middleware
         self.waits: _Waits | None = None  # of an exchange that lasts
-        self.is_interrupted = self.is_old = False
+        self.is_old = False
         self._task: asyncio.Task[Any] | None = None  # that sends or receives for the handler
+        self.interrupted: asyncio.Task[Any] | None = None  # the same, once it was cancelled
 
     # -- what the application is given --------------------------------------------------------
 
@@ -351,14 +344,18 @@ class _Exchange(ASGIRequest):
         if self.is_replaced:
             return  # by the watch, meanwhile
         if response is not None:
-            self.is_replaced = True
-            await _send(response, self._send, head=self.method == "HEAD")
+            await self.respond(response)
             return
         self.started = True
         if self.session is not None:
             self._headers = _private(message.get("headers", ()), self.set_cookies)
             message = {**message, "headers": self._headers}
         await self._send(message)
+
+    async def respond(self, response: Response) -> None:
+        """Send a response of this middleware in place of the application's."""
+        self.is_replaced = True
+        await _send(response, self._send, head=self.method == "HEAD")
 
     # -- an exchange that lasts: a stream, an upload, a long poll -------------------------------
 
@@ -369,7 +366,8 @@ class _Exchange(ASGIRequest):
 
     def _watch_mine(self) -> _Waits:
         if self._task is None:
-            self._task = _this_task()
+            with suppress(RuntimeError):  # on trio
+                self._task = asyncio.current_task()
         return self._watch()
 
     async def _receive_watched(self) -> Message:
@@ -400,7 +398,9 @@ class _Exchange(ASGIRequest):
         if was_ended and b"content-length" in headers:
             # A server may take an early end for the end of everything, and the client waits.
             waits.is_told = True
-            self._interrupt()
+            if self._task is not None:
+                self.interrupted = self._task
+                self._task.cancel()
         elif is_whole or was_ended:
             waits.is_told = True
             with suppress(Exception):
@@ -414,21 +414,10 @@ class _Exchange(ASGIRequest):
             response = await self._services.gate.session_over(self)
             if response is None or self.started or self.is_replaced:
                 return False
-            waits.is_told = self.is_replaced = True
+            waits.is_told = True
             with suppress(Exception):  # its client left
-                await _send(response, self._send, head=self.method == "HEAD")
+                await self.respond(response)
         return True
-
-    def _interrupt(self) -> None:
-        """Cancel a handler that does nothing: the server breaks the response off then."""
-        if self._task is not None:
-            self.is_interrupted = True
-            self._task.cancel()
-
-    def forget_interrupt(self) -> None:
-        """Go on as if nothing had been cancelled: the handler has ended."""
-        if self._task is not None:
-            self._task.uncancel()
 
     async def finish(self) -> None:
         """Save the changes of the session by a background task, or by a streamed body."""
@@ -535,13 +524,16 @@ def _private(headers: Iterable[tuple[bytes, bytes]], added: Headers) -> _RawHead
     elif b"cookie" not in vary[1].lower():
         result[result.index(vary)] = (b"vary", vary[1] + b", Cookie")
     if added:
-        result += [(name.lower().encode(), value.encode("latin-1")) for name, value in added]
+        result += _raw(added)
     return result
 
 
+def _raw(headers: Headers) -> _RawHeaders:
+    return [(name.lower().encode(), value.encode("latin-1")) for name, value in headers]
+
+
 async def _send(response: Response, send: Send, *, head: bool) -> None:
-    headers = [(name.lower().encode(), value.encode("latin-1")) for name, value in response.headers]
-    headers.append((b"content-length", str(len(response.body)).encode()))
+    headers = [*_raw(response.headers), (b"content-length", b"%d" % len(response.body))]
     await send({"type": "http.response.start", "status": response.status, "headers": headers})
     await send({"type": "http.response.body", "body": b"" if head else response.body})
 
@@ -552,7 +544,7 @@ async def _deny(response: Response, scope: Scope, receive: Receive, send: Send) 
     if "websocket.http.response" not in cast("dict[str, Any]", scope.get("extensions") or {}):
         await send({"type": "websocket.close", "code": _LOGGED_OUT})
         return
-    headers = [(name.lower().encode(), value.encode("latin-1")) for name, value in response.headers]
+    headers = _raw(response.headers)
     start = {"type": "websocket.http.response.start", "status": response.status, "headers": headers}
     await send(start)
     await send({"type": "websocket.http.response.body", "body": response.body})
