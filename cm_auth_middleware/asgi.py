@@ -12,7 +12,7 @@ import anyio
 from .auth import connections
 from .client import AsyncCMClient, LazyAsyncCMClient
 from .engine import AuthEngine
-from .errors import ConfigError, SessionExpiredError, UnavailableError
+from .errors import ConfigError, SessionExpiredError
 from .events import log
 from .web.request import Request
 from .web.response import Response, must_not_be_cached
@@ -231,8 +231,7 @@ class _Waits:
     """
 
     __slots__ = (
-        "_connection", "_is_alive", "_next_look", "_scopes", "ended", "ended_at", "is_told",
-        "responding",
+        "_connection", "_next_look", "_scopes", "ended", "ended_at", "is_told", "responding",
     )  # fmt: skip
 
     def __init__(self, connection: connections.Connection, services: Services) -> None:
@@ -241,8 +240,7 @@ class _Waits:
         self.is_told = False  # the browser
         self._scopes: set[anyio.CancelScope] = set()
         self._connection = connection
-        self._is_alive = services.gate.is_alive
-        self._next_look = connections.NextLook(connection.session, services.clock)
+        self._next_look = connections.NextLook(connection.session, services.gate)
         self.responding = anyio.Lock()  # held by the watch, or at the end of the handler
 
     def end(self) -> None:
@@ -258,8 +256,8 @@ class _Waits:
         Raises:
             _GoneError: the session has ended, now or before.
         """
-        if self._next_look.is_due:
-            await self._look()
+        if self._next_look.is_due and not self.ended and await self._next_look.finds_end():
+            await self._connection.end()
         if not self.ended:
             with anyio.CancelScope() as scope:
                 self._scopes.add(scope)
@@ -268,14 +266,6 @@ class _Waits:
                 finally:
                     self._scopes.discard(scope)
         raise _GoneError("the session of this connection has ended")
-
-    async def _look(self) -> None:
-        """Look the session up: a busy event loop may keep the watch waiting."""
-        self._next_look.is_taken()
-        with suppress(UnavailableError):  # a store that fails ends no session
-            if not self.ended and not await self._is_alive(self._connection.session):
-                self._connection.session.ended = True
-                await self._connection.end()
 
 
 class _Exchange(ASGIRequest):

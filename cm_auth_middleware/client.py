@@ -76,10 +76,13 @@ class ClientFactory:
         self.kind = kind
         self._refresher = refresher
         self._read = read
-        self._transport = transport
-        self._base_url = base_url
         self._timeout = timeout
-        self._template: httpx2.AsyncClient | httpx2.Client | None = None
+        client = httpx2.AsyncClient if issubclass(kind, httpx2.AsyncClient) else httpx2.Client
+        self._template = client(
+            base_url=base_url,
+            headers={"Accept": "application/json"},
+            transport=_OriginGuard(transport, base_url),
+        )
 
     def attributes(self, session: Session) -> dict[str, Any]:
         """Return the attributes of a new client for a session.
@@ -87,8 +90,6 @@ class ClientFactory:
         They are a copy of another client's, which takes a third of what making one does. What can
         be changed in them is new; the rest is replaced when it is set.
         """
-        if self._template is None:
-            self._template = self._make_template()
         client = object.__new__(self.kind)
         for name, value in vars(self._template).items():
             client.__dict__[name] = value.copy() if isinstance(value, httpx2.Headers) else value
@@ -97,14 +98,6 @@ class ClientFactory:
         client.event_hooks = {}
         client.timeout = httpx2.Timeout(self._timeout)
         return vars(client)
-
-    def _make_template(self) -> httpx2.AsyncClient | httpx2.Client:
-        is_async = issubclass(self.kind, httpx2.AsyncClient)
-        return (httpx2.AsyncClient if is_async else httpx2.Client)(
-            base_url=self._base_url,
-            headers={"Accept": "application/json"},
-            transport=_OriginGuard(self._transport, self._base_url),
-        )
 
 
 class _Lazy:
@@ -169,12 +162,15 @@ class BearerAuth(httpx2.Auth):
             body = None
             if not isinstance(request.stream, httpx2.ByteStream):
                 request.stream = body = _Replayable(request.stream)
+            request.extensions = {**request.extensions, _HAS_BEARER: True}
             is_new = False
             for _ in range(_TRIES):
-                token = self._attach(request)
+                token = session.record.tokens.access_token
+                request.headers["Authorization"] = bearer = f"Bearer {token}"
                 response = yield request
                 response.stream = _Watched(response.stream, refresher, session)
-                if response.status_code != 401 or not _is_refused(response, token):
+                sent = response.request.headers.get("Authorization")
+                if response.status_code != 401 or sent != bearer:  # dropped by a redirect
                     return
                 await self._read(response)  # gives back its connection: others wait for one, too
                 if not is_new:
@@ -201,12 +197,6 @@ class BearerAuth(httpx2.Auth):
             return
         finally:
             run_sync(flow.aclose())
-
-    def _attach(self, request: httpx2.Request) -> str:
-        token = self._session.record.tokens.access_token
-        request.headers["Authorization"] = f"Bearer {token}"
-        request.extensions = {**request.extensions, _HAS_BEARER: True}
-        return token
 
 
 class _Watched(httpx2.AsyncByteStream, httpx2.SyncByteStream):
@@ -240,11 +230,6 @@ class _Watched(httpx2.AsyncByteStream, httpx2.SyncByteStream):
 
     def close(self) -> None:
         self._stream.close()
-
-
-def _is_refused(response: httpx2.Response, token: str) -> bool:
-    """Return True if a 401 is for this token, which a redirect to another origin would drop."""
-    return response.request.headers.get("Authorization") == f"Bearer {token}"
 
 
 class _OriginGuard(httpx2.AsyncBaseTransport, httpx2.BaseTransport):

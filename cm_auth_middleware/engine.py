@@ -71,7 +71,6 @@ class Services:
         grants = GrantRecords(store, self.sessions.sealer, config.absolute_timeout)
         self.refresher = TokenRefresher(runtime, self.sessions, grants, oauth, config.on_refresh)
         self.gate = Gate(config, runtime, self.sessions, self.refresher, oauth)
-        self.clock = runtime.clock
         is_async = isinstance(runtime, EventLoopRuntime)
         connections = LoopConnections if is_async else ThreadConnections
         self.connections: Any = connections(runtime, self.gate.is_alive)

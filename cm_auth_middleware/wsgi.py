@@ -13,7 +13,7 @@ from urllib.parse import unquote
 from .auth import connections
 from .client import LazyCMClient
 from .engine import AuthEngine
-from .errors import SessionExpiredError, UnavailableError
+from .errors import SessionExpiredError
 from .runtime.run_sync import run_sync
 from .web.request import Request
 from .web.response import NO_STORE, Response, must_not_be_cached
@@ -165,7 +165,7 @@ class _Exchange(WSGIRequest):
         """Let the application respond."""
         self.session = session  # type: ignore[assignment]
         if session is not None:
-            self._next_look = connections.NextLook(session, self._services.clock)
+            self._next_look = connections.NextLook(session, self._services.gate)
             if self.is_websocket:
                 self._services.connections.add(self)
 
@@ -238,9 +238,7 @@ class _Exchange(WSGIRequest):
         if self.session is None:
             return False
         if not self.ended and self._next_look.is_due:
-            self._next_look.is_taken()
-            with suppress(UnavailableError):  # a store that fails ends no session
-                self.ended = not run_sync(self._services.gate.is_alive(self.session))
+            self.ended = run_sync(self._next_look.finds_end())
         if not self.ended:
             return False
         self.session.ended = True

@@ -38,7 +38,7 @@ class Gate:
         oauth: OAuthClient,
     ) -> None:
         self._cross_site_check = config.cross_site_check
-        self._clock = runtime.clock
+        self.clock = runtime.clock
         self._sessions = sessions
         self._refresher = refresher
         self._pages = Pages(config.error_handler, runtime)
@@ -49,6 +49,7 @@ class Gate:
         self._cookies = login.cookies
         self.own_origin = login.own_origin
         self.end = login.end
+        self.note_use = sessions.touch_if_due  # when a long-lived connection is used
         revalidation = Revalidation(
             config.revalidate, runtime, sessions, oauth, self._rule, login.end, refresher.replace
         )
@@ -123,7 +124,7 @@ class Gate:
 
     def needs_check(self, session: Session) -> bool:
         """Return True if `before_response` has to look a session up, or to save its data."""
-        return session.data_was_read or self._clock() - session.checked_at >= STALE
+        return session.data_was_read or self.clock() - session.checked_at >= STALE
 
     async def before_response(
         self, request: Request, session: Session | None, is_failure: bool, error: Any
@@ -186,10 +187,6 @@ class Gate:
             return False
         self._revalidation.start_if_due(session)
         return await self._rule.admits(session)
-
-    async def note_use(self, session: Session) -> None:
-        """Store that the user of a long-lived connection did something: at most once a minute."""
-        await self._sessions.touch_if_due(session)
 
     async def save_late(self, session: Session) -> None:
         """Save what a handler changed in ``session.data`` after its response began."""

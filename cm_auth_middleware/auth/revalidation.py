@@ -58,23 +58,26 @@ class Revalidation:
         self._tried_at: BoundedCache[str, float] = BoundedCache()
         self._under_way = 0
 
+    def is_due(self, session: Session) -> bool:
+        """Return True if the copy of the user is old."""
+        return self._runtime.clock() - session.record.user_read_at >= self.every
+
     def start_if_due(self, session: Session) -> None:
         """Read the user of a session anew, beside the request, if that is due."""
-        if self._runtime.clock() - session.record.user_read_at >= self.every:
+        if self.is_due(session):
             self.start(session)
 
     async def run_if_due(self, session: Session) -> bool:
         """Read the user of a session anew, if that is due, and wait for it; return True then."""
-        is_due = self._runtime.clock() - session.record.user_read_at >= self.every
-        if is_due and self._take(session):
-            await self._review(self._own(session))
-            return True
-        return False
+        if not self.is_due(session) or not self._take(session):
+            return False
+        await self._review(session)
+        return True
 
     def start(self, session: Session) -> None:
         """Read the user of a session anew, beside the request."""
         if self._take(session):
-            work = partial(self._review, self._own(session))
+            work = partial(self._review, session)
             self._runtime.single_flight.start(f"user {session.record_id}", work)
 
     def _take(self, session: Session) -> bool:
@@ -86,11 +89,10 @@ class Revalidation:
         self._tried_at[session.record_id] = now
         return True
 
-    def _own(self, session: Session) -> Session:
-        """Return another view of the same session: a handler may be using this one."""
-        return Session(session.record_id, session.cookie_key, session.record, self._sessions.sealer)
-
     async def _review(self, session: Session) -> None:
+        # Another view of the same session: a handler may be using this one.
+        sealer = self._sessions.sealer
+        session = Session(session.record_id, session.cookie_key, session.record, sealer)
         self._under_way += 1
         try:
             # One process does it; the others find the new record.
