@@ -36,7 +36,7 @@ _LOGGED_OUT = 4401  # close code: 4000 + 401, in the range for applications (RFC
 
 
 class CMState(TypedDict):
-    """What ``request.state`` holds, for ``Request[CMState]``."""
+    """The contents of ``request.state``, for ``Request[CMState]``."""
 
     cm: AsyncCMClient
     cm_session: Session
@@ -237,7 +237,7 @@ class _Waits:
     def __init__(self, connection: connections.Connection, services: Services) -> None:
         self.ended = False
         self.ended_at = 0.0
-        self.is_told = False  # the browser
+        self.is_told = False  # True once the browser was told
         self._scopes: set[anyio.CancelScope] = set()
         self._connection = connection
         self._next_look = connections.NextLook(connection.session, services.gate)
@@ -332,7 +332,7 @@ class _Exchange(ASGIRequest):
                 self, self.session, message["status"] == 500, self.state.get("cm_error")
             )
         if self.is_replaced:
-            return  # by the watch, meanwhile
+            return  # the watch has responded meanwhile
         if response is not None:
             await self.respond(response)
             return
@@ -372,9 +372,9 @@ class _Exchange(ASGIRequest):
     async def end(self) -> None:
         """End an exchange whose session has ended: see `connections`.
 
-        Its handler learns it, and the server breaks the response off when the handler returns, so
-        that no half of a recording looks whole. One that has not returned when this is called
-        again is ended for it. Server-sent events are whole at any time.
+        The handler learns it, and when it returns the server breaks the response off: half of a
+        recording must not look whole. If the handler has not returned when this is called again,
+        its response is ended for it. Server-sent events are whole at any time: they end at once.
         """
         waits = self._watch()
         # Two may look at once; a handler has a while to return.
@@ -422,7 +422,7 @@ class _Exchange(ASGIRequest):
 
 
 class _WebSocket:
-    """A WebSocket of a session: messages of the browser are a use of it."""
+    """A WebSocket; a message of the browser counts as a use of its session."""
 
     def __init__(self, services: Services, session: Session, receive: Receive, send: Send) -> None:
         self.session = session
@@ -457,7 +457,7 @@ class _WebSocket:
         return message
 
     async def send(self, message: Message) -> None:
-        """Pass on a message of the application; what the server pushes is no use."""
+        """Pass on a message of the application, which does not count as a use of the session."""
         if self.session.data_was_read:
             await self._gate.save_late(self.session)
         await self._waits.wait(lambda: self._send(message))

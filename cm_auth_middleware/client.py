@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _HAS_BEARER = "cm_auth.bearer"  # the extension of a request that BearerAuth gave its header
 _REPLAY = 1_048_576  # bytes of a streamed body that are kept, to send it again after a 401
 _LOOK_EVERY = 15.0  # seconds between looks at the session of an answer that is being read
-_TRIES = 3  # a token that another session had renewed may have been refused meanwhile, too
+_TRIES = 3  # a token that another session has renewed may be refused by now, too
 
 
 class AsyncCMClient(httpx2.AsyncClient):
@@ -52,31 +52,22 @@ class CMClient(httpx2.Client):
 
 
 class ClientFactory:
-    """Makes the clients of one side, from what they have in common.
+    """Makes the clients of one side: those for event loops, or those for threads.
 
     Args:
-        kind: the class of its clients.
-        refresher: renews their access tokens.
-        read: reads a response's body.
-        transport: returns what a client sends a request by; each event loop has its own pool.
-        base_url: of the API.
-        timeout: seconds for each step of a call; a handler may set another one.
+        transport: returns the connection pool to send a request by: each event loop has its own.
+        base_url: of the API; requests to other origins get no token.
     """
 
     def __init__(
         self,
         kind: type[AsyncCMClient | CMClient],
-        *,
         refresher: TokenRefresher,
-        read: Callable[[httpx2.Response], Awaitable[None]],
         transport: Callable[[], Any],
         base_url: str,
-        timeout: float,
     ) -> None:
         self.kind = kind
         self._refresher = refresher
-        self._read = read
-        self._timeout = timeout
         client = httpx2.AsyncClient if issubclass(kind, httpx2.AsyncClient) else httpx2.Client
         self._template = client(
             base_url=base_url,
@@ -87,16 +78,16 @@ class ClientFactory:
     def attributes(self, session: Session) -> dict[str, Any]:
         """Return the attributes of a new client for a session.
 
-        They are a copy of another client's, which takes a third of what making one does. What can
-        be changed in them is new; the rest is replaced when it is set.
+        They are copied from a template, which takes a third of the time that making a client does.
+        Values that can be changed in place are new; the others are replaced when they are set.
         """
         client = object.__new__(self.kind)
         for name, value in vars(self._template).items():
             client.__dict__[name] = value.copy() if isinstance(value, httpx2.Headers) else value
-        client.auth = BearerAuth(self._refresher, self._read, session, self._template.base_url)
+        client.auth = BearerAuth(self._refresher, session, self._template.base_url)
         client.cookies = httpx2.Cookies()
         client.event_hooks = {}
-        client.timeout = httpx2.Timeout(self._timeout)
+        client.timeout = httpx2.Timeout(self._refresher.runtime.timeout)  # for each step
         return vars(client)
 
 
@@ -128,24 +119,10 @@ class LazyCMClient(_Lazy, CMClient):
 
 
 class BearerAuth(httpx2.Auth):
-    """Attaches the session's access token; on a 401 renews it and sends the request once more.
+    """Attaches the session's access token; on a 401 renews it and sends the request once more."""
 
-    Args:
-        refresher: renews the token.
-        read: reads a response's body.
-        session: has the token.
-        base_url: of the API; requests to other origins get no token.
-    """
-
-    def __init__(
-        self,
-        refresher: TokenRefresher,
-        read: Callable[[httpx2.Response], Awaitable[None]],
-        session: Session,
-        base_url: httpx2.URL,
-    ) -> None:
+    def __init__(self, refresher: TokenRefresher, session: Session, base_url: httpx2.URL) -> None:
         self._refresher = refresher
-        self._read = read
         self._session = session
         self._origin = _origin(base_url)
 
@@ -172,7 +149,7 @@ class BearerAuth(httpx2.Auth):
                 sent = response.request.headers.get("Authorization")
                 if response.status_code != 401 or sent != bearer:  # dropped by a redirect
                     return
-                await self._read(response)  # gives back its connection: others wait for one, too
+                await refresher.runtime.read(response)  # others may wait for its connection
                 if not is_new:
                     is_new = await refresher.replace(session, token)
                 elif not await refresher.reload(session, token):
@@ -200,7 +177,7 @@ class BearerAuth(httpx2.Auth):
 
 
 class _Watched(httpx2.AsyncByteStream, httpx2.SyncByteStream):
-    """The body of an answer, for as long as its session lasts: a live view may run for days."""
+    """A response's body that stops when the session has ended: a live view may last for days."""
 
     def __init__(self, stream: Any, refresher: TokenRefresher, session: Session) -> None:
         self._stream = stream
@@ -236,10 +213,6 @@ class _OriginGuard(httpx2.AsyncBaseTransport, httpx2.BaseTransport):
     """Removes the bearer token and the API's cookies from requests to another origin.
 
     Redirects never pass the auth class, and httpx2 keeps the header on one from http to https.
-
-    Args:
-        transport: returns the pool to send by: each event loop has its own.
-        base_url: of the API.
     """
 
     def __init__(self, transport: Callable[[], Any], base_url: str) -> None:

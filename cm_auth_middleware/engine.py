@@ -76,11 +76,9 @@ class Services:
         self.connections: Any = connections(runtime, self.gate.is_alive)
         self.clients = ClientFactory(
             AsyncCMClient if is_async else CMClient,
-            refresher=self.refresher,
-            read=runtime.read,
-            transport=self.transport,
-            base_url=provider.api_url(config.base_url),
-            timeout=runtime.timeout,
+            self.refresher,
+            self.transport,
+            provider.api_url(config.base_url),
         )
 
     def transport(self) -> Any:

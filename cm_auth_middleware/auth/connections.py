@@ -138,7 +138,7 @@ class LoopConnections:
 async def _look_if_alive(
     reference: weakref.ref[LoopConnections | ThreadConnections], *arguments: Any
 ) -> bool:
-    """Look, unless all that belongs to it is gone: a watch that sleeps keeps no engine alive."""
+    """Look, unless the engine is gone: a watch that sleeps must not keep it alive."""
     connections = reference()
     return connections is not None and await connections._look(*arguments)
 

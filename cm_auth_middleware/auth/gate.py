@@ -10,7 +10,7 @@ from ..events import log
 from ..sessions.manager import STALE
 from ..web.pages import Pages
 from ..web.request import Request
-from ..web.response import Response, not_allowed, problem
+from ..web.response import Response, problem
 from .allow import AllowRule
 from .exempt import ExemptPaths
 from .login import Login
@@ -72,7 +72,7 @@ class Gate:
             if route is not None:
                 methods, serve = route
                 if request.method not in methods.split(", "):
-                    return not_allowed(methods)
+                    return problem(405, "Method not allowed", ("Allow", methods))
                 return await serve(request)
             if self.is_exempt(request):
                 return await self._session_if_any(request)

@@ -45,14 +45,12 @@ class SessionManager:
     """Loads, creates, changes and deletes sessions.
 
     Args:
-        store: where the records are.
         cookie: the session cookie, by which a request names its session.
         secret_keys: from oldest to newest: the newest seals, all open.
         user_id_field: the member of a user that identifies them.
         idle_timeout: seconds after which an unused session ends.
         absolute_timeout: seconds after its login when any session ends.
         owner: the application's ``client_id`` and ``scope``; sessions of others are not loaded.
-        runtime: the clock.
     """
 
     def __init__(

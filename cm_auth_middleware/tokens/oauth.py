@@ -25,7 +25,7 @@ _KNOWN = (
 )  # fmt: skip
 _MOST_USER = 100_000  # bytes of the user's JSON: it is kept with the session
 _UNKNOWN_LIFETIME = 3600.0  # seconds, when expires_in is missing or no number
-_SHORTEST_LIFETIME = 10.0  # seconds: a server that says 0 must not make us refresh on every request
+_SHORTEST_LIFETIME = 10.0  # seconds: a server that says 0 must not cause a refresh at each request
 _LONGEST_LIFETIME = 10 * 365 * 86_400.0
 
 Timed = Callable[[str], AbstractContextManager[Any]]
@@ -35,9 +35,6 @@ class OAuthClient:
     """An OAuth server as the client with this application's API key sees it.
 
     Args:
-        base_url: of the server.
-        client_id: the ID of the API key.
-        client_secret: its SECRET.
         scope: that logins ask for.
         refresh_leeway: seconds before its expiry that an access token is due for a refresh.
         timed: measures the operation that it is given the name of.
@@ -102,7 +99,7 @@ class OAuthClient:
 
         Raises:
             OperatorError: the API key is refused.
-            OAuthError: any other refusal; `is_grant_over` says whether the grant has ended.
+            OAuthError: any other refusal; `is_grant_over` is True if the grant has ended.
             UnavailableError: try again later.
         """
         with self._timed("refresh"):
@@ -211,7 +208,7 @@ class OAuthClient:
         raise UnavailableError(f"CameraManager cannot be reached ({reason})")
 
     def _tokens(self, response: httpx2.Response, old: str | None) -> Tokens:
-        """Return the tokens of an answer once each member is what it says it is.
+        """Check a token answer and return its tokens.
 
         ``error_description``, which may repeat a token, is not looked at.
 

@@ -1,6 +1,6 @@
 """Refresh access tokens: once for each expiry, for all sessions that hold the same grant.
 
-The rules stand in the docstring of this folder.
+The docstring of this folder explains the rules.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _SAVE_PATIENCE = 15.0  # seconds of such attempts
 
 
 class Refreshed(NamedTuple):
-    """The result of a refresh: tokens, and whether CameraManager gave them just now."""
+    """The result of a refresh: tokens, and True if CameraManager gave them just now."""
 
     tokens: Tokens
     is_new: bool
