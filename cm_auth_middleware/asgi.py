@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+    from .auth.gate import Gate
     from .config import CMAuthConfig, CMAuthOptions
     from .engine import Services
     from .sessions.session import Session
@@ -112,7 +113,7 @@ class CMAuthMiddleware:
                 watched.discard(exchange)
                 session.is_closed = True
                 if session.data_was_read:
-                    await exchange.finish()
+                    await _finish(session, self._gate)
         if exchange.waits is not None and exchange.ended and not exchange.started:
             async with exchange.waits.responding:  # a server takes this return for the end
                 if response is None and not exchange.is_replaced:
@@ -409,12 +410,6 @@ class _Exchange(ASGIRequest):
                 await self.respond(response)
         return True
 
-    async def finish(self) -> None:
-        """Save the changes of the session by a background task, or by a streamed body."""
-        with anyio.CancelScope(shield=True):
-            await self._services.gate.save_late(self.session)
-        self.session.close()
-
     @property
     def ended(self) -> bool:
         """True if the session ended while the exchange went on."""
@@ -442,9 +437,7 @@ class _WebSocket:
                 raise
         finally:
             self._open.discard(self)
-            with anyio.CancelScope(shield=True):
-                await self._gate.save_late(self.session)
-            self.session.close()
+            await _finish(self.session, self._gate)
 
     async def receive(self) -> Message:
         """Pass on a message of the browser."""
@@ -473,6 +466,13 @@ class _WebSocket:
                 await self._send({"type": "websocket.close", "code": _LOGGED_OUT})
         finally:
             self._waits.end()
+
+
+async def _finish(session: Session, gate: Gate) -> None:
+    """Save the changes of a session by a background task, a streamed body or a WebSocket."""
+    with anyio.CancelScope(shield=True):
+        await gate.save_late(session)
+    session.close()
 
 
 def _is_about_the_end(error: BaseException) -> bool:

@@ -40,7 +40,6 @@ class Services:
     """The parts that serve requests on one side: on event loops (ASGI), or in threads (WSGI)."""
 
     def __init__(self, config: CMAuthConfig, runtime: Runtime, store: SessionStore) -> None:
-        self.config = config
         self.runtime = runtime
         self._telemetry = telemetry.find()
         timed: Timed = nullcontext
