@@ -69,7 +69,7 @@ class Services:
         )
         grants = GrantRecords(store, self.sessions.sealer, config.absolute_timeout)
         self.refresher = TokenRefresher(runtime, self.sessions, grants, oauth, config.on_refresh)
-        self.gate = Gate(config, runtime, self.sessions, self.refresher, oauth)
+        self.gate = Gate(config, self.sessions, self.refresher)
         is_async = isinstance(runtime, EventLoopRuntime)
         connections = LoopConnections if is_async else ThreadConnections
         self.connections: Any = connections(runtime, self.gate.is_alive)

@@ -19,10 +19,8 @@ from .revalidation import Revalidation
 
 if TYPE_CHECKING:
     from ..config import CMAuthConfig
-    from ..runtime.base import Runtime
     from ..sessions.manager import SessionManager
     from ..sessions.session import Session
-    from ..tokens.oauth import OAuthClient
     from ..tokens.refresh import TokenRefresher
 
 
@@ -30,30 +28,23 @@ class Gate:
     """Decides about each request. It knows neither ASGI nor WSGI."""
 
     def __init__(
-        self,
-        config: CMAuthConfig,
-        runtime: Runtime,
-        sessions: SessionManager,
-        refresher: TokenRefresher,
-        oauth: OAuthClient,
+        self, config: CMAuthConfig, sessions: SessionManager, refresher: TokenRefresher
     ) -> None:
         self._cross_site_check = config.cross_site_check
+        runtime = refresher.runtime
         self.clock = runtime.clock
         self._sessions = sessions
         self._refresher = refresher
         self._pages = Pages(config.error_handler, runtime)
         self._rule = AllowRule(config, runtime)
-        self._login = login = Login(
-            config, runtime, sessions, refresher, oauth, self._pages, self._rule
-        )
+        self._login = login = Login(config, sessions, refresher, self._pages, self._rule)
         self._cookies = login.cookies
         self.own_origin = login.own_origin
         self.end = login.end
         self.note_use = sessions.touch_if_due  # when a long-lived connection is used
-        revalidation = Revalidation(
-            config.revalidate, runtime, sessions, oauth, self._rule, login.end, refresher.replace
+        self._revalidation = refresher.revalidation = Revalidation(
+            config.revalidate, sessions, refresher, self._rule, login.end
         )
-        refresher.revalidation = self._revalidation = revalidation
         self._routes: dict[str, tuple[str, Callable[[Request], Awaitable[Response]]]] = {
             f"{config.prefix}/login": ("GET, HEAD", login.login),
             f"{config.prefix}/callback": ("GET", login.callback),

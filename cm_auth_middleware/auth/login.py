@@ -20,10 +20,8 @@ from .login_cookies import LoginCookies, PendingLogin
 
 if TYPE_CHECKING:
     from ..config import CMAuthConfig
-    from ..runtime.base import Runtime
     from ..sessions.manager import SessionManager
     from ..sessions.session import Session
-    from ..tokens.oauth import OAuthClient
     from ..tokens.refresh import TokenRefresher
     from ..web.pages import Pages
     from .allow import AllowRule
@@ -61,21 +59,19 @@ class Login:
     def __init__(
         self,
         config: CMAuthConfig,
-        runtime: Runtime,
         sessions: SessionManager,
         refresher: TokenRefresher,
-        oauth: OAuthClient,
         pages: Pages,
         rule: AllowRule,
     ) -> None:
         self._config = config
-        self._runtime = runtime
+        self._runtime = refresher.runtime
         self._sessions = sessions
         self._refresher = refresher
-        self._oauth = oauth
+        self._oauth = refresher.oauth
         self._pages = pages
         self._rule = rule
-        self.cookies = LoginCookies(sessions.cookie, config.secret_key, runtime.clock)
+        self.cookies = LoginCookies(sessions.cookie, config.secret_key, self._runtime.clock)
         callback = urlsplit((config.redirect_uri or "").lower())
         self.own_origin = f"{callback.scheme}://{callback.netloc}" if callback.netloc else ""
         self._hosts = frozenset(host.lower() for host in config.allowed_hosts)

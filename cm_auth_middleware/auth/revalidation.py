@@ -15,9 +15,8 @@ from ..sessions.record import dumps
 from ..sessions.session import Session
 
 if TYPE_CHECKING:
-    from ..runtime.base import Runtime
     from ..sessions.manager import SessionManager
-    from ..tokens.oauth import OAuthClient
+    from ..tokens.refresh import TokenRefresher
     from .allow import AllowRule
 
 _AT_ONCE = 4  # users that a process reads anew at a time: requests come first
@@ -34,27 +33,23 @@ class Revalidation:
     Args:
         every: seconds after which a copy is old; None for never by itself.
         end: logs a session out.
-        replace: gives a session another access token than the one that is refused.
     """
 
     def __init__(
         self,
         every: float | None,
-        runtime: Runtime,
         sessions: SessionManager,
-        oauth: OAuthClient,
+        refresher: TokenRefresher,
         rule: AllowRule,
         end: Callable[[Session], Awaitable[None]],
-        replace: Callable[[Session, str], Awaitable[Any]],
     ) -> None:
         self.every = float("inf") if every is None else every
-        self._runtime = runtime
+        self._runtime = refresher.runtime
         self._sessions = sessions
-        self._oauth = oauth
+        self._refresher = refresher
         self._rule = rule
         self.admits = rule.admits
         self._end = end
-        self._replace = replace
         self._tried_at: BoundedCache[str, float] = BoundedCache()
         self._under_way = 0
 
@@ -114,10 +109,10 @@ class Revalidation:
         """
         refused = session.record.tokens.access_token
         try:
-            return await self._oauth.user(refused)
+            return await self._refresher.oauth.user(refused)
         except TokenRefusedError:
-            await self._replace(session, refused)
-        return await self._oauth.user(session.record.tokens.access_token)
+            await self._refresher.replace(session, refused)
+        return await self._refresher.oauth.user(session.record.tokens.access_token)
 
     async def _read_anew(self, session: Session) -> None:
         user = await self._read(session)
