@@ -30,7 +30,7 @@ def _checked(method: Any) -> Any:
 
     @wraps(method)
     def change(self: SessionData, *arguments: Any, **values: Any) -> Any:
-        self.check()
+        self._check()
         return method(self, *arguments, **values)
 
     return change
@@ -52,7 +52,7 @@ class SessionData(dict[str, Any]):
                 self[key] = _frozen(value)
             self.is_closed = True
 
-    def check(self) -> None:
+    def _check(self) -> None:
         """Raise `SessionDataError` if the request is over."""
         if self.is_closed:
             raise SessionDataError(
@@ -70,9 +70,9 @@ class SessionData(dict[str, Any]):
     update = _checked(dict.update)
 
     def setdefault(self, key: str, default: Any = None) -> Any:
-        """As in dict; a key that is there may be asked for at any time."""
+        """As in dict; a key that exists may be read at any time."""
         if key not in self:
-            self.check()
+            self._check()
         return super().setdefault(key, default)
 
 
