@@ -12,7 +12,7 @@ import anyio
 from .auth import connections
 from .client import AsyncCMClient, LazyAsyncCMClient
 from .engine import AuthEngine
-from .errors import ConfigError, SessionExpiredError, UnavailableError
+from .errors import ConfigError, SessionExpiredError
 from .events import log
 from .web.request import Request
 from .web.response import Response, must_not_be_cached
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+    from .auth.gate import Gate
     from .config import CMAuthConfig, CMAuthOptions
     from .engine import Services
     from .sessions.session import Session
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _RawHeaders = list[tuple[bytes, bytes]]
-_NO_STATE: dict[str, Any] = {}
 
 _NO_STORE = (b"cache-control", b"no-store")
 _VARY = (b"vary", b"Cookie")
@@ -37,7 +37,7 @@ _LOGGED_OUT = 4401  # close code: 4000 + 401, in the range for applications (RFC
 
 
 class CMState(TypedDict):
-    """What ``request.state`` holds, for ``Request[CMState]``."""
+    """The contents of ``request.state``, for ``Request[CMState]``."""
 
     cm: AsyncCMClient
     cm_session: Session
@@ -88,7 +88,7 @@ class CMAuthMiddleware:
         if exchange.cookie_line or not self._gate.is_exempt(exchange):
             outcome = await self._gate.handle(exchange)
             if isinstance(outcome, Response):
-                await _send(outcome, send, head=exchange.method == "HEAD")
+                await exchange.respond(outcome)
                 return
             session = outcome
             exchange.session = session  # type: ignore[assignment]
@@ -101,9 +101,9 @@ class CMAuthMiddleware:
         try:
             await self.app(scope, receive, exchange.send)
         except asyncio.CancelledError:
-            if not exchange.is_interrupted:
+            if exchange.interrupted is None:
                 raise
-            exchange.forget_interrupt()
+            exchange.interrupted.uncancel()  # the handler has ended: go on
         except Exception as error:
             response = None if exchange.started else await self._gate.response_to(exchange, error)
             if response is None and not (exchange.ended and _is_about_the_end(error)):
@@ -112,14 +112,14 @@ class CMAuthMiddleware:
             if watched is not None and session is not None:
                 watched.discard(exchange)
                 session.is_closed = True
-                if exchange.waits is not None or session.data_was_read:
-                    await exchange.finish()
+                if session.data_was_read:
+                    await _finish(session, self._gate)
         if exchange.waits is not None and exchange.ended and not exchange.started:
             async with exchange.waits.responding:  # a server takes this return for the end
                 if response is None and not exchange.is_replaced:
                     response = await self._gate.session_over(exchange)
         if response is not None and not exchange.is_replaced:
-            await _send(response, send, head=exchange.method == "HEAD")
+            await exchange.respond(response)
 
     async def _other(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
@@ -156,7 +156,7 @@ class CMAuthMiddleware:
         several users on one connection.
         """
         return {
-            **(scope.get("state") or _NO_STATE),
+            **(scope.get("state") or {}),
             "cm_auth": self.engine,
             "cm_session": session,
             "cm": None if session is None else LazyAsyncCMClient(self._services.clients, session),
@@ -232,18 +232,16 @@ class _Waits:
     """
 
     __slots__ = (
-        "_connection", "_is_alive", "_next_look", "_scopes", "ended", "ended_at", "is_told",
-        "responding",
+        "_connection", "_next_look", "_scopes", "ended", "ended_at", "is_told", "responding",
     )  # fmt: skip
 
     def __init__(self, connection: connections.Connection, services: Services) -> None:
         self.ended = False
         self.ended_at = 0.0
-        self.is_told = False  # the browser
+        self.is_told = False  # True once the browser was told
         self._scopes: set[anyio.CancelScope] = set()
         self._connection = connection
-        self._is_alive = services.gate.is_alive
-        self._next_look = connections.NextLook(connection.session, services.clock)
+        self._next_look = connections.NextLook(connection.session, services.gate)
         self.responding = anyio.Lock()  # held by the watch, or at the end of the handler
 
     def end(self) -> None:
@@ -259,8 +257,8 @@ class _Waits:
         Raises:
             _GoneError: the session has ended, now or before.
         """
-        if self._next_look.is_due:
-            await self._look()
+        if self._next_look.is_due and not self.ended and await self._next_look.finds_end():
+            await self._connection.end()
         if not self.ended:
             with anyio.CancelScope() as scope:
                 self._scopes.add(scope)
@@ -270,27 +268,12 @@ class _Waits:
                     self._scopes.discard(scope)
         raise _GoneError("the session of this connection has ended")
 
-    async def _look(self) -> None:
-        """Look the session up: a busy event loop may keep the watch waiting."""
-        self._next_look.is_taken()
-        with suppress(UnavailableError):  # a store that fails ends no session
-            if not self.ended and not await self._is_alive(self._connection.session):
-                self._connection.session.ended = True
-                await self._connection.end()
-
-
-def _this_task() -> asyncio.Task[Any] | None:
-    try:
-        return asyncio.current_task()
-    except RuntimeError:  # trio
-        return None
-
 
 class _Exchange(ASGIRequest):
     """A request, and the application's response to it on its way out."""
 
     __slots__ = (
-        "_has_received", "_headers", "_receive", "_send", "_services", "_task", "is_interrupted",
+        "_has_received", "_headers", "_receive", "_send", "_services", "_task", "interrupted",
         "is_old", "is_replaced", "session", "started", "state", "waits",
     )  # fmt: skip
 
@@ -306,8 +289,9 @@ class _Exchange(ASGIRequest):
         self.started = self._has_received = False
         self.is_replaced = False  # True if the client got a response of this middleware
         self.waits: _Waits | None = None  # of an exchange that lasts
-        self.is_interrupted = self.is_old = False
+        self.is_old = False
         self._task: asyncio.Task[Any] | None = None  # that sends or receives for the handler
+        self.interrupted: asyncio.Task[Any] | None = None  # the same, once it was cancelled
 
     # -- what the application is given --------------------------------------------------------
 
@@ -349,16 +333,20 @@ class _Exchange(ASGIRequest):
                 self, self.session, message["status"] == 500, self.state.get("cm_error")
             )
         if self.is_replaced:
-            return  # by the watch, meanwhile
+            return  # the watch has responded meanwhile
         if response is not None:
-            self.is_replaced = True
-            await _send(response, self._send, head=self.method == "HEAD")
+            await self.respond(response)
             return
         self.started = True
         if self.session is not None:
             self._headers = _private(message.get("headers", ()), self.set_cookies)
             message = {**message, "headers": self._headers}
         await self._send(message)
+
+    async def respond(self, response: Response) -> None:
+        """Send a response of this middleware in place of the application's."""
+        self.is_replaced = True
+        await _send(response, self._send, head=self.method == "HEAD")
 
     # -- an exchange that lasts: a stream, an upload, a long poll -------------------------------
 
@@ -369,7 +357,8 @@ class _Exchange(ASGIRequest):
 
     def _watch_mine(self) -> _Waits:
         if self._task is None:
-            self._task = _this_task()
+            with suppress(RuntimeError):  # on trio
+                self._task = asyncio.current_task()
         return self._watch()
 
     async def _receive_watched(self) -> Message:
@@ -384,9 +373,9 @@ class _Exchange(ASGIRequest):
     async def end(self) -> None:
         """End an exchange whose session has ended: see `connections`.
 
-        Its handler learns it, and the server breaks the response off when the handler returns, so
-        that no half of a recording looks whole. One that has not returned when this is called
-        again is ended for it. Server-sent events are whole at any time.
+        The handler learns it, and when it returns the server breaks the response off: half of a
+        recording must not look whole. If the handler has not returned when this is called again,
+        its response is ended for it. Server-sent events are whole at any time: they end at once.
         """
         waits = self._watch()
         # Two may look at once; a handler has a while to return.
@@ -400,7 +389,9 @@ class _Exchange(ASGIRequest):
         if was_ended and b"content-length" in headers:
             # A server may take an early end for the end of everything, and the client waits.
             waits.is_told = True
-            self._interrupt()
+            if self._task is not None:
+                self.interrupted = self._task
+                self._task.cancel()
         elif is_whole or was_ended:
             waits.is_told = True
             with suppress(Exception):
@@ -414,27 +405,10 @@ class _Exchange(ASGIRequest):
             response = await self._services.gate.session_over(self)
             if response is None or self.started or self.is_replaced:
                 return False
-            waits.is_told = self.is_replaced = True
+            waits.is_told = True
             with suppress(Exception):  # its client left
-                await _send(response, self._send, head=self.method == "HEAD")
+                await self.respond(response)
         return True
-
-    def _interrupt(self) -> None:
-        """Cancel a handler that does nothing: the server breaks the response off then."""
-        if self._task is not None:
-            self.is_interrupted = True
-            self._task.cancel()
-
-    def forget_interrupt(self) -> None:
-        """Go on as if nothing had been cancelled: the handler has ended."""
-        if self._task is not None:
-            self._task.uncancel()
-
-    async def finish(self) -> None:
-        """Save the changes of the session by a background task, or by a streamed body."""
-        with anyio.CancelScope(shield=True):
-            await self._services.gate.save_late(self.session)
-        self.session.close()
 
     @property
     def ended(self) -> bool:
@@ -443,7 +417,7 @@ class _Exchange(ASGIRequest):
 
 
 class _WebSocket:
-    """A WebSocket of a session: messages of the browser are a use of it."""
+    """A WebSocket; a message of the browser counts as a use of its session."""
 
     def __init__(self, services: Services, session: Session, receive: Receive, send: Send) -> None:
         self.session = session
@@ -463,9 +437,7 @@ class _WebSocket:
                 raise
         finally:
             self._open.discard(self)
-            with anyio.CancelScope(shield=True):
-                await self._gate.save_late(self.session)
-            self.session.close()
+            await _finish(self.session, self._gate)
 
     async def receive(self) -> Message:
         """Pass on a message of the browser."""
@@ -478,7 +450,7 @@ class _WebSocket:
         return message
 
     async def send(self, message: Message) -> None:
-        """Pass on a message of the application; what the server pushes is no use."""
+        """Pass on a message of the application, which does not count as a use of the session."""
         if self.session.data_was_read:
             await self._gate.save_late(self.session)
         await self._waits.wait(lambda: self._send(message))
@@ -494,6 +466,13 @@ class _WebSocket:
                 await self._send({"type": "websocket.close", "code": _LOGGED_OUT})
         finally:
             self._waits.end()
+
+
+async def _finish(session: Session, gate: Gate) -> None:
+    """Save the changes of a session by a background task, a streamed body or a WebSocket."""
+    with anyio.CancelScope(shield=True):
+        await gate.save_late(session)
+    session.close()
 
 
 def _is_about_the_end(error: BaseException) -> bool:
@@ -535,13 +514,16 @@ def _private(headers: Iterable[tuple[bytes, bytes]], added: Headers) -> _RawHead
     elif b"cookie" not in vary[1].lower():
         result[result.index(vary)] = (b"vary", vary[1] + b", Cookie")
     if added:
-        result += [(name.lower().encode(), value.encode("latin-1")) for name, value in added]
+        result += _raw(added)
     return result
 
 
+def _raw(headers: Headers) -> _RawHeaders:
+    return [(name.lower().encode(), value.encode("latin-1")) for name, value in headers]
+
+
 async def _send(response: Response, send: Send, *, head: bool) -> None:
-    headers = [(name.lower().encode(), value.encode("latin-1")) for name, value in response.headers]
-    headers.append((b"content-length", str(len(response.body)).encode()))
+    headers = [*_raw(response.headers), (b"content-length", b"%d" % len(response.body))]
     await send({"type": "http.response.start", "status": response.status, "headers": headers})
     await send({"type": "http.response.body", "body": b"" if head else response.body})
 
@@ -552,7 +534,7 @@ async def _deny(response: Response, scope: Scope, receive: Receive, send: Send) 
     if "websocket.http.response" not in cast("dict[str, Any]", scope.get("extensions") or {}):
         await send({"type": "websocket.close", "code": _LOGGED_OUT})
         return
-    headers = [(name.lower().encode(), value.encode("latin-1")) for name, value in response.headers]
+    headers = _raw(response.headers)
     start = {"type": "websocket.http.response.start", "status": response.status, "headers": headers}
     await send(start)
     await send({"type": "websocket.http.response.body", "body": response.body})

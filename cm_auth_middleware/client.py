@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import httpx2
 
@@ -14,30 +14,12 @@ from .runtime.run_sync import run_sync
 
 if TYPE_CHECKING:
     from .sessions.session import Session
+    from .tokens.refresh import TokenRefresher
 
 _HAS_BEARER = "cm_auth.bearer"  # the extension of a request that BearerAuth gave its header
 _REPLAY = 1_048_576  # bytes of a streamed body that are kept, to send it again after a 401
 _LOOK_EVERY = 15.0  # seconds between looks at the session of an answer that is being read
-_TRIES = 3  # a token that another session had renewed may have been refused meanwhile, too
-
-
-class Refresher(Protocol):
-    """Keeps the tokens of sessions fresh (see `TokenRefresher`)."""
-
-    def is_due(self, session: Session) -> bool:
-        """Return True if `ensure_fresh` has something to do before a call."""
-
-    async def ensure_fresh(self, session: Session) -> None:
-        """Renew the access token if it is due."""
-
-    async def look_up(self, session: Session) -> None:
-        """Check that a session still exists, if the store was not asked lately."""
-
-    async def replace(self, session: Session, refused: str) -> bool:
-        """Replace an access token that was refused; True if CameraManager gave a new one."""
-
-    async def reload(self, session: Session, refused: str) -> bool:
-        """Load another access token from the store; True if there is one."""
+_TRIES = 3  # a token that another session has renewed may be refused by now, too
 
 
 class AsyncCMClient(httpx2.AsyncClient):
@@ -70,59 +52,43 @@ class CMClient(httpx2.Client):
 
 
 class ClientFactory:
-    """Makes the clients of one side, from what they have in common.
+    """Makes the clients of one side: those for event loops, or those for threads.
 
     Args:
-        kind: the class of its clients.
-        refresher: renews their access tokens.
-        read: reads a response's body.
-        transport: returns what a client sends a request by; each event loop has its own pool.
-        base_url: of the API.
-        timeout: seconds for each step of a call; a handler may set another one.
+        transport: returns the connection pool to send a request by: each event loop has its own.
+        base_url: of the API; requests to other origins get no token.
     """
 
     def __init__(
         self,
         kind: type[AsyncCMClient | CMClient],
-        *,
-        refresher: Refresher,
-        read: Callable[[httpx2.Response], Awaitable[None]],
+        refresher: TokenRefresher,
         transport: Callable[[], Any],
         base_url: str,
-        timeout: float,
     ) -> None:
         self.kind = kind
         self._refresher = refresher
-        self._read = read
-        self._transport = transport
-        self._base_url = base_url
-        self._timeout = timeout
-        self._template: httpx2.AsyncClient | httpx2.Client | None = None
+        client = httpx2.AsyncClient if issubclass(kind, httpx2.AsyncClient) else httpx2.Client
+        self._template = client(
+            base_url=base_url,
+            headers={"Accept": "application/json"},
+            transport=_OriginGuard(transport, base_url),
+        )
 
     def attributes(self, session: Session) -> dict[str, Any]:
         """Return the attributes of a new client for a session.
 
-        They are a copy of another client's, which takes a third of what making one does. What can
-        be changed in them is new; the rest is replaced when it is set.
+        They are copied from a template, which takes a third of the time that making a client does.
+        Values that can be changed in place are new; the others are replaced when they are set.
         """
-        if self._template is None:
-            self._template = self._make_template()
         client = object.__new__(self.kind)
         for name, value in vars(self._template).items():
             client.__dict__[name] = value.copy() if isinstance(value, httpx2.Headers) else value
-        client.auth = BearerAuth(self._refresher, self._read, session, self._template.base_url)
+        client.auth = BearerAuth(self._refresher, session, self._template.base_url)
         client.cookies = httpx2.Cookies()
         client.event_hooks = {}
-        client.timeout = httpx2.Timeout(self._timeout)
+        client.timeout = httpx2.Timeout(self._refresher.runtime.timeout)  # for each step
         return vars(client)
-
-    def _make_template(self) -> httpx2.AsyncClient | httpx2.Client:
-        is_async = issubclass(self.kind, httpx2.AsyncClient)
-        return (httpx2.AsyncClient if is_async else httpx2.Client)(
-            base_url=self._base_url,
-            headers={"Accept": "application/json"},
-            transport=_OriginGuard(self._transport, self._base_url),
-        )
 
 
 class _Lazy:
@@ -153,24 +119,10 @@ class LazyCMClient(_Lazy, CMClient):
 
 
 class BearerAuth(httpx2.Auth):
-    """Attaches the session's access token; on a 401 renews it and sends the request once more.
+    """Attaches the session's access token; on a 401 renews it and sends the request once more."""
 
-    Args:
-        refresher: renews the token.
-        read: reads a response's body.
-        session: has the token.
-        base_url: of the API; requests to other origins get no token.
-    """
-
-    def __init__(
-        self,
-        refresher: Refresher,
-        read: Callable[[httpx2.Response], Awaitable[None]],
-        session: Session,
-        base_url: httpx2.URL,
-    ) -> None:
+    def __init__(self, refresher: TokenRefresher, session: Session, base_url: httpx2.URL) -> None:
         self._refresher = refresher
-        self._read = read
         self._session = session
         self._origin = _origin(base_url)
 
@@ -183,19 +135,21 @@ class BearerAuth(httpx2.Auth):
             return
         refresher, session = self._refresher, self._session
         try:
-            if refresher.is_due(session):
-                await refresher.ensure_fresh(session)
+            await refresher.ensure_fresh(session)
             body = None
             if not isinstance(request.stream, httpx2.ByteStream):
                 request.stream = body = _Replayable(request.stream)
+            request.extensions = {**request.extensions, _HAS_BEARER: True}
             is_new = False
             for _ in range(_TRIES):
-                token = self._attach(request)
+                token = session.record.tokens.access_token
+                request.headers["Authorization"] = bearer = f"Bearer {token}"
                 response = yield request
                 response.stream = _Watched(response.stream, refresher, session)
-                if response.status_code != 401 or not _is_refused(response, token):
+                sent = response.request.headers.get("Authorization")
+                if response.status_code != 401 or sent != bearer:  # dropped by a redirect
                     return
-                await self._read(response)  # gives back its connection: others wait for one, too
+                await refresher.runtime.read(response)  # others may wait for its connection
                 if not is_new:
                     is_new = await refresher.replace(session, token)
                 elif not await refresher.reload(session, token):
@@ -221,17 +175,11 @@ class BearerAuth(httpx2.Auth):
         finally:
             run_sync(flow.aclose())
 
-    def _attach(self, request: httpx2.Request) -> str:
-        token = self._session.record.tokens.access_token
-        request.headers["Authorization"] = f"Bearer {token}"
-        request.extensions = {**request.extensions, _HAS_BEARER: True}
-        return token
-
 
 class _Watched(httpx2.AsyncByteStream, httpx2.SyncByteStream):
-    """The body of an answer, for as long as its session lasts: a live view may run for days."""
+    """A response's body that stops when the session has ended: a live view may last for days."""
 
-    def __init__(self, stream: Any, refresher: Refresher, session: Session) -> None:
+    def __init__(self, stream: Any, refresher: TokenRefresher, session: Session) -> None:
         self._stream = stream
         self._refresher = refresher
         self._session = session
@@ -261,19 +209,10 @@ class _Watched(httpx2.AsyncByteStream, httpx2.SyncByteStream):
         self._stream.close()
 
 
-def _is_refused(response: httpx2.Response, token: str) -> bool:
-    """Return True if a 401 is for this token, which a redirect to another origin would drop."""
-    return response.request.headers.get("Authorization") == f"Bearer {token}"
-
-
 class _OriginGuard(httpx2.AsyncBaseTransport, httpx2.BaseTransport):
     """Removes the bearer token and the API's cookies from requests to another origin.
 
     Redirects never pass the auth class, and httpx2 keeps the header on one from http to https.
-
-    Args:
-        transport: returns the pool to send by: each event loop has its own.
-        base_url: of the API.
     """
 
     def __init__(self, transport: Callable[[], Any], base_url: str) -> None:

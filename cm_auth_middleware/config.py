@@ -272,10 +272,9 @@ class CMAuthConfig:
         if "@" in self.base_url or parts.query or parts.fragment:
             raise ConfigError("base_url is scheme, host and port: no user, query or fragment")
         if parts.scheme == "http" and not _is_loopback(parts.hostname):
-            warnings.warn(
+            _warn(
                 "base_url is http:// outside loopback: the API key and every token travel in "
-                "the clear; use https://",
-                stacklevel=5,
+                "the clear; use https://"
             )
         return self.base_url.rstrip("/")
 
@@ -300,10 +299,9 @@ class CMAuthConfig:
                 "listens; change redirect_uri or prefix"
             )
         if parts.scheme == "http" and not _is_loopback(parts.hostname):
-            warnings.warn(
+            _warn(
                 "redirect_uri is http:// outside loopback: login codes and session cookies "
-                "travel in the clear; use https://",
-                stacklevel=5,
+                "travel in the clear; use https://"
             )
 
     def _check_paths(self) -> None:
@@ -350,27 +348,24 @@ class CMAuthConfig:
                 "cookie_name needs a secure cookie by its prefix: drop cookie_secure=False"
             )
         if self.cookie_secure is None and urlsplit(self.redirect_uri or "").scheme == "http":
-            warnings.warn(
+            _warn(
                 "cookie_name needs https by its prefix, and redirect_uri is http: browsers refuse "
-                "the cookie; use https, or give a plain name, which gets __Host- by itself there",
-                stacklevel=5,
+                "the cookie; use https, or give a plain name, which gets __Host- by itself there"
             )
         elif not name.lower().startswith("__host-"):
-            warnings.warn(
+            _warn(
                 "cookie_name: a neighbouring host may set a cookie of this name; give a "
-                "plain name, which gets __Host- on https by itself",
-                stacklevel=5,
+                "plain name, which gets __Host- on https by itself"
             )
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, stacklevel=6)  # where the options are given
 
 
 def _is_repetition(key: str) -> bool:
     """True if a key repeats one piece over and over ("change-me-change-me-…")."""
     return any(key[period:] == key[:-period] for period in range(1, len(key) // 2 + 1))
-
-
-def seconds(value: float | timedelta) -> float:
-    """Return a time in seconds."""
-    return value.total_seconds() if isinstance(value, timedelta) else value
 
 
 def _parse(name: str, value: str) -> Any:

@@ -14,13 +14,7 @@ import httpx2
 from . import telemetry
 from .auth.connections import LoopConnections, ThreadConnections
 from .auth.gate import Gate
-from .client import (
-    AsyncCMClient,
-    ClientFactory,
-    CMClient,
-    LazyAsyncCMClient,
-    LazyCMClient,
-)
+from .client import AsyncCMClient, ClientFactory, CMClient, LazyAsyncCMClient, LazyCMClient
 from .config import CMAuthConfig, CMAuthOptions
 from .errors import ConfigError, StoreError
 from .events import log
@@ -46,7 +40,6 @@ class Services:
     """The parts that serve requests on one side: on event loops (ASGI), or in threads (WSGI)."""
 
     def __init__(self, config: CMAuthConfig, runtime: Runtime, store: SessionStore) -> None:
-        self.config = config
         self.runtime = runtime
         self._telemetry = telemetry.find()
         timed: Timed = nullcontext
@@ -76,20 +69,15 @@ class Services:
         )
         grants = GrantRecords(store, self.sessions.sealer, config.absolute_timeout)
         self.refresher = TokenRefresher(runtime, self.sessions, grants, oauth, config.on_refresh)
-        self.gate = Gate(config, runtime, self.sessions, self.refresher, oauth)
-        self.clock = runtime.clock
-        self.connections: Any = (
-            LoopConnections(runtime, self.gate.is_alive)
-            if isinstance(runtime, EventLoopRuntime)
-            else ThreadConnections(runtime, self.gate.is_alive)
-        )
+        self.gate = Gate(config, self.sessions, self.refresher)
+        is_async = isinstance(runtime, EventLoopRuntime)
+        connections = LoopConnections if is_async else ThreadConnections
+        self.connections: Any = connections(runtime, self.gate.is_alive)
         self.clients = ClientFactory(
-            AsyncCMClient if isinstance(runtime, EventLoopRuntime) else CMClient,
-            refresher=self.refresher,
-            read=runtime.read,
-            transport=self.transport,
-            base_url=provider.api_url(config.base_url),
-            timeout=runtime.timeout,
+            AsyncCMClient if is_async else CMClient,
+            self.refresher,
+            self.transport,
+            provider.api_url(config.base_url),
         )
 
     def transport(self) -> Any:
@@ -187,27 +175,26 @@ class AuthEngine:
     def async_services(self) -> Services:
         """Return the parts that the ASGI middleware uses."""
         if self._async is None:
-            given = self._transport
-            if given is not None and not isinstance(given, httpx2.AsyncBaseTransport):
+            if not isinstance(self._transport, httpx2.AsyncBaseTransport | None):
                 raise ConfigError("transport is for WSGI; ASGI needs an httpx2.AsyncBaseTransport")
-            runtime = EventLoopRuntime(
-                self.config.timeout, self.config.base_url, given, self._clock
-            )
-            self._async = Services(self.config, runtime, self.store)
-            telemetry.watch(self)
+            self._async = self._make(EventLoopRuntime, self.store)
         return self._async
 
     @property
     def thread_services(self) -> Services:
         """Return the parts that the WSGI middleware uses; their methods block."""
         if self._threads is None:
-            given = self._transport
-            if given is not None and not isinstance(given, httpx2.BaseTransport):
+            if not isinstance(self._transport, httpx2.BaseTransport | None):
                 raise ConfigError("transport is for ASGI; WSGI needs an httpx2.BaseTransport")
-            runtime = ThreadRuntime(self.config.timeout, self.config.base_url, given, self._clock)
-            self._threads = Services(self.config, runtime, _for_threads(self.store))
-            telemetry.watch(self)
+            self._threads = self._make(ThreadRuntime, _for_threads(self.store))
         return self._threads
+
+    def _make(self, kind: type[Runtime], store: SessionStore) -> Services:
+        config = self.config
+        runtime = kind(config.timeout, config.base_url, self._transport, self._clock)
+        services = Services(config, runtime, store)
+        telemetry.watch(self)
+        return services
 
     def _run(self, step: Callable[[Services], Coroutine[Any, Any, Any]]) -> Any:
         only_threads = self._threads is not None and self._async is None

@@ -13,7 +13,7 @@ from urllib.parse import unquote
 from .auth import connections
 from .client import LazyCMClient
 from .engine import AuthEngine
-from .errors import SessionExpiredError, UnavailableError
+from .errors import SessionExpiredError
 from .runtime.run_sync import run_sync
 from .web.request import Request
 from .web.response import NO_STORE, Response, must_not_be_cached
@@ -165,7 +165,7 @@ class _Exchange(WSGIRequest):
         """Let the application respond."""
         self.session = session  # type: ignore[assignment]
         if session is not None:
-            self._next_look = connections.NextLook(session, self._services.clock)
+            self._next_look = connections.NextLook(session, self._services.gate)
             if self.is_websocket:
                 self._services.connections.add(self)
 
@@ -194,8 +194,7 @@ class _Exchange(WSGIRequest):
         Raises:
             BrokenPipeError: the session has ended, as if the client had left.
         """
-        if self.is_over():
-            self.break_off()
+        if self.broke_off():
             raise BrokenPipeError(errno.EPIPE, "the session of this response has ended")
         return self._write(data)
 
@@ -231,18 +230,17 @@ class _Exchange(WSGIRequest):
             self._services.connections.add(self)
         return _Body(body, self)
 
-    def is_over(self) -> bool:
-        """Return True if the session has ended; the store is asked now and then."""
+    def broke_off(self) -> bool:
+        """Break the response off if its session has ended, and return True then.
+
+        The store is asked now and then.
+        """
         if self.session is None:
             return False
         if not self.ended and self._next_look.is_due:
-            self._next_look.is_taken()
-            with suppress(UnavailableError):  # a store that fails ends no session
-                self.ended = not run_sync(self._services.gate.is_alive(self.session))
-        return self.ended
-
-    def break_off(self) -> None:
-        """End a response that has begun, because its session has ended."""
+            self.ended = run_sync(self._next_look.finds_end())
+        if not self.ended:
+            return False
         self.session.ended = True
         is_event_stream = any(
             name.lower() == "content-type" and value.startswith("text/event-stream")
@@ -250,6 +248,7 @@ class _Exchange(WSGIRequest):
         )
         if not is_event_stream:
             self._cut()  # or half of a recording would look whole, or be waited for
+        return True
 
     async def end(self) -> None:
         """End a response whose session has ended: see `connections`.
@@ -298,15 +297,15 @@ class _Body:
     def __next__(self) -> bytes:
         if self._parts is None:
             return self._first()
-        if self._exchange.is_over():
-            self._exchange.break_off()
-            raise StopIteration
+        self._check()
         try:
-            return self._still_meant(next(self._parts))
+            part = next(self._parts)
         except SessionExpiredError:
             if not self._exchange.ended:
                 raise  # the server says so to the client, by breaking off
             raise StopIteration from None
+        self._check()  # it may have taken long to come
+        return part
 
     def _first(self) -> bytes:
         self._parts = iter(())
@@ -322,14 +321,12 @@ class _Body:
         if self._exchange.response is not None:
             self._parts = iter(())
             return b"".join(_body(self._exchange.response, self._exchange))
-        return self._still_meant(part)
-
-    def _still_meant(self, part: bytes) -> bytes:
-        """Return a part that took long to come, if the session is still there."""
-        if self._exchange.is_over():
-            self._exchange.break_off()
-            raise StopIteration
+        self._check()
         return part
+
+    def _check(self) -> None:
+        if self._exchange.broke_off():
+            raise StopIteration
 
     def close(self) -> None:
         """End the application's body too: a generator gets GeneratorExit."""

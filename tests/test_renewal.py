@@ -152,7 +152,7 @@ async def test_a_refusal_does_not_count_when_the_session_itself_has_newer_tokens
         assert session is not None
         until = one.clock.now + LIFETIME
         tokens = replace(session.record.tokens, access_token="x:1", expires_at=until)
-        await sessions.update(session, lambda record: record.with_tokens(tokens))
+        await sessions.update(session, lambda record: replace(record, tokens=tokens))
     assert statuses == [200]
 
 

@@ -28,21 +28,22 @@ class AllowRule:
         self._domains = frozenset(item[2:] for item in listed if item.startswith("*@"))
         self._accounts = frozenset(map(str, config.allow_accounts or ()))
         self.admits_everybody = not (listed or self._accounts or self._function)
-        # For each session, a hash of its user and what the rule said about that user.
-        self._said: BoundedCache[str, tuple[int, bool]] = BoundedCache()
+        # For each session, a hash of its user and the rule's decision about that user.
+        self._decisions: BoundedCache[str, tuple[int, bool]] = BoundedCache()
 
-    async def allows(self, user: dict[str, Any]) -> bool:
-        """Return True if the user may come in.
-
-        Raises: any error of the application's ``allow``.
-        """
+    async def allows(self, user: dict[str, Any]) -> bool | None:
+        """Return True if the user may come in; None if the application's ``allow`` failed."""
         if self._addresses and not self._is_listed(user.get("email")):
             return False
         if self._accounts and str(user.get("accountId")) not in self._accounts:
             return False
-        return self._function is None or bool(
-            await self._runtime.call_user_function(self._function, user)
-        )
+        if self._function is None:
+            return True
+        try:
+            return bool(await self._runtime.call_user_function(self._function, user))
+        except Exception:
+            log("allow_failed", exc_info=True)
+            return None
 
     async def admits(self, session: Session) -> bool:
         """Return True if the user of a session may come in.
@@ -53,19 +54,17 @@ class AllowRule:
         if self.admits_everybody:
             return True
         user = hash(session.record.user)
-        said = self._said.get(session.record_id)
-        if said is None or said[0] != user:
-            try:
-                is_allowed = await self.allows(dict(session.user))
-            except Exception:
-                log("allow_failed", exc_info=True)
+        decision = self._decisions.get(session.record_id)
+        if decision is None or decision[0] != user:
+            is_allowed = await self.allows(dict(session.user))
+            if is_allowed is None:
                 return False  # for this request only: the rule did not say no
-            said = self._said[session.record_id] = (user, is_allowed)
-        return said[1]
+            decision = self._decisions[session.record_id] = (user, is_allowed)
+        return decision[1]
 
     def note(self, session: Session, *, is_allowed: bool) -> None:
         """Remember the rule's decision about a session's user."""
-        self._said[session.record_id] = (hash(session.record.user), is_allowed)
+        self._decisions[session.record_id] = (hash(session.record.user), is_allowed)
 
     def _is_listed(self, email: Any) -> bool:
         if not isinstance(email, str):

@@ -9,11 +9,11 @@ do neither.
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 import weakref
 from collections.abc import Awaitable, Callable, Collection
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -21,12 +21,14 @@ import anyio
 
 from ..errors import UnavailableError
 from ..events import log
+from ..runtime.after_fork import after_fork
 from ..runtime.run_sync import running_loop
 from ..sessions.manager import STALE
 
 if TYPE_CHECKING:
     from ..runtime.base import Repetition, Runtime
     from ..sessions.session import Session
+    from .gate import Gate
 
 LOOK_EVERY = 20.0  # seconds between two looks at the sessions of open connections
 _END_TIMEOUT = 5.0  # seconds that ending a connection may take: its client may not be reading
@@ -49,16 +51,17 @@ class Connection(Protocol):
 
 
 class NextLook:
-    """When a connection looks its session up by itself, because the watch was kept waiting.
+    """A connection's own look at its session, for when the watch is kept waiting.
 
-    A busy event loop may do so, and a test may move the clock of the engine.
+    A busy event loop may keep it, and a test may move the clock of the engine.
     """
 
-    __slots__ = ("_again_at", "_at", "_clock", "_session")
+    __slots__ = ("_again_at", "_at", "_clock", "_is_alive", "_session")
 
-    def __init__(self, session: Session, clock: Callable[[], float]) -> None:
+    def __init__(self, session: Session, gate: Gate) -> None:
         self._session = session
-        self._clock = clock
+        self._clock = gate.clock
+        self._is_alive = gate.is_alive
         self._at = time.monotonic() + LOOK_EVERY
         self._again_at = 0.0
 
@@ -68,10 +71,13 @@ class NextLook:
         is_stale = self._clock() >= self._session.checked_at + STALE
         return now >= self._at or (is_stale and now >= self._again_at)
 
-    def is_taken(self) -> None:
-        """Wait for the next one: a second while the store cannot be asked."""
+    async def finds_end(self) -> bool:
+        """Look the session up and return True if it has ended; the next look is due later."""
         now = time.monotonic()
-        self._at, self._again_at = now + LOOK_EVERY, now + 1
+        self._at, self._again_at = now + LOOK_EVERY, now + 1  # if the store cannot be asked
+        with suppress(UnavailableError):  # which ends no session
+            self._session.ended = not await self._is_alive(self._session)
+        return self._session.ended
 
 
 async def _find_ended(connections: Collection[Any], is_alive: IsAlive) -> list[Any]:
@@ -94,12 +100,10 @@ async def _find_ended(connections: Collection[Any], is_alive: IsAlive) -> list[A
     return ended
 
 
-class _OnLoop:
+class _OnLoop(set[Connection]):
     """The open connections of one event loop, and the watch over them."""
 
-    def __init__(self) -> None:
-        self.open: set[Connection] = set()
-        self.watch: Repetition | None = None
+    watch: Repetition | None = None
 
 
 class LoopConnections:
@@ -118,11 +122,11 @@ class LoopConnections:
         if last is not loop:  # nearly always there is one loop
             here = self._loops.get(loop) or self._loops.setdefault(loop, _OnLoop())
             self._last = loop, here
-        here.open.add(connection)
+        here.add(connection)
         if here.watch is None or here.watch.is_over:
-            work = partial(_look_if_alive, weakref.ref(self), here.open)
+            work = partial(_look_if_alive, weakref.ref(self), here)
             here.watch = self._runtime.repeat(LOOK_EVERY, work)
-        return here.open
+        return here
 
     async def _look(self, connections: set[Connection]) -> bool:
         async with anyio.create_task_group() as group:  # a client may not be reading
@@ -134,7 +138,7 @@ class LoopConnections:
 async def _look_if_alive(
     reference: weakref.ref[LoopConnections | ThreadConnections], *arguments: Any
 ) -> bool:
-    """Look, unless all that belongs to it is gone: a watch that sleeps keeps no engine alive."""
+    """Look, unless the engine is gone: a watch that sleeps must not keep it alive."""
     connections = reference()
     return connections is not None and await connections._look(*arguments)
 
@@ -153,10 +157,11 @@ class ThreadConnections:
     def __init__(self, runtime: Runtime, is_alive: IsAlive) -> None:
         self._runtime = runtime
         self._is_alive = is_alive
-        self._start()
+        self.after_fork()
+        after_fork(self)
 
-    def _start(self) -> None:
-        self._pid = os.getpid()
+    def after_fork(self) -> None:
+        """Start anew: the thread that watched was not forked."""
         self._lock = threading.Lock()
         self._open: weakref.WeakSet[Any] = weakref.WeakSet()
         self._bodies: weakref.WeakKeyDictionary[Any, Connection] = weakref.WeakKeyDictionary()
@@ -169,8 +174,6 @@ class ThreadConnections:
             body: of a response that is an object of the server's own; the connection is watched
                 for as long as the server keeps it.
         """
-        if self._pid != os.getpid():
-            self._start()  # this process was forked, and the thread that watched was not
         with self._lock:
             self._open.add(connection)
             if body is not None:

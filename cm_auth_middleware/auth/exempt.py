@@ -24,7 +24,7 @@ class ExemptPaths:
 
     Args:
         patterns: as in the option ``exempt``.
-        but: paths that never are, whatever the patterns say.
+        but: paths that are never exempt, whatever the patterns say.
     """
 
     def __init__(self, patterns: Iterable[str], but: Iterable[str] = ()) -> None:
@@ -32,7 +32,7 @@ class ExemptPaths:
         self._exact = frozenset(p for p in patterns if not p.endswith("/*"))
         self._trees = tuple(p[:-1] for p in patterns if p.endswith("/*"))
         self._but = frozenset(but)
-        # Most requests are for a few paths. A visitor chooses the paths, so only short ones count.
+        # Most requests are for a few paths. Visitors choose paths, so long ones are not remembered.
         self._remembered = lru_cache(_REMEMBERED)(self.cover)
 
     def admit(self, request: Request) -> bool:

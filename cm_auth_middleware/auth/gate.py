@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
-from ..config import CMAuthConfig, seconds
 from ..errors import CMAuthError, SessionExpiredError, StoreError, UnavailableError
 from ..events import log
 from ..sessions.manager import STALE
@@ -16,15 +14,13 @@ from ..web.response import Response, problem
 from .allow import AllowRule
 from .exempt import ExemptPaths
 from .login import Login
-from .login_cookies import FRESH_SUFFIX, LoginCookies
+from .login_cookies import FRESH_SUFFIX
 from .revalidation import Revalidation
-from .routes import Routes
 
 if TYPE_CHECKING:
-    from ..runtime.base import Runtime
+    from ..config import CMAuthConfig
     from ..sessions.manager import SessionManager
     from ..sessions.session import Session
-    from ..tokens.oauth import OAuthClient
     from ..tokens.refresh import TokenRefresher
 
 
@@ -32,43 +28,29 @@ class Gate:
     """Decides about each request. It knows neither ASGI nor WSGI."""
 
     def __init__(
-        self,
-        config: CMAuthConfig,
-        runtime: Runtime,
-        sessions: SessionManager,
-        refresher: TokenRefresher,
-        oauth: OAuthClient,
+        self, config: CMAuthConfig, sessions: SessionManager, refresher: TokenRefresher
     ) -> None:
         self._cross_site_check = config.cross_site_check
-        self._clock = runtime.clock
+        runtime = refresher.runtime
+        self.clock = runtime.clock
         self._sessions = sessions
         self._refresher = refresher
         self._pages = Pages(config.error_handler, runtime)
         self._rule = AllowRule(config, runtime)
-        self._cookies = LoginCookies(sessions.cookie, tuple(config.secret_key), runtime.clock)
-        callback = urlsplit((config.redirect_uri or "").lower())
-        self.own_origin = f"{callback.scheme}://{callback.netloc}" if callback.netloc else ""
-        routes = Routes(
-            config, runtime, sessions, refresher, self._cookies, self._pages, self._rule,
-            self.own_origin,
-        )  # fmt: skip
-        self.end = routes.end
-        self._login = Login(
-            config, runtime, sessions, refresher, oauth, self._cookies, self._pages, self._rule,
-            self.end,
-        )  # fmt: skip
-        every = None if config.revalidate is None else seconds(config.revalidate)
-        revalidation = Revalidation(
-            every, runtime, sessions, oauth, self._rule, self.end, refresher.replace
+        self._login = login = Login(config, sessions, refresher, self._pages, self._rule)
+        self._cookies = login.cookies
+        self.own_origin = login.own_origin
+        self.end = login.end
+        self.note_use = sessions.touch_if_due  # when a long-lived connection is used
+        self._revalidation = refresher.revalidation = Revalidation(
+            config.revalidate, sessions, refresher, self._rule, login.end
         )
-        refresher.revalidation = self._revalidation = revalidation
-        refresher.admits = self._rule.admits
-        self._routes: dict[str, Callable[[Request], Awaitable[Response]]] = {
-            f"{config.prefix}/login": self._login.login,
-            f"{config.prefix}/callback": self._login.callback,
-            f"{config.prefix}/logout": routes.logout,
-            f"{config.prefix}/session": routes.session_info,
-            f"{config.prefix}/signed-out": routes.signed_out,
+        self._routes: dict[str, tuple[str, Callable[[Request], Awaitable[Response]]]] = {
+            f"{config.prefix}/login": ("GET, HEAD", login.login),
+            f"{config.prefix}/callback": ("GET", login.callback),
+            f"{config.prefix}/logout": ("GET, HEAD, POST", login.logout),
+            f"{config.prefix}/session": ("GET, HEAD", login.session_info),
+            f"{config.prefix}/signed-out": ("GET, HEAD", login.signed_out),
         }
         self.is_exempt = ExemptPaths(config.exempt, but=self._routes).admit
 
@@ -79,7 +61,10 @@ class Gate:
         try:
             route = None if request.is_websocket else self._routes.get(request.path)
             if route is not None:
-                return await route(request)
+                methods, serve = route
+                if request.method not in methods.split(", "):
+                    return problem(405, "Method not allowed", ("Allow", methods))
+                return await serve(request)
             if self.is_exempt(request):
                 return await self._session_if_any(request)
             session = await self._sessions.load(request)
@@ -130,7 +115,7 @@ class Gate:
 
     def needs_check(self, session: Session) -> bool:
         """Return True if `before_response` has to look a session up, or to save its data."""
-        return session.data_was_read or self._clock() - session.checked_at >= STALE
+        return session.data_was_read or self.clock() - session.checked_at >= STALE
 
     async def before_response(
         self, request: Request, session: Session | None, is_failure: bool, error: Any
@@ -193,10 +178,6 @@ class Gate:
             return False
         self._revalidation.start_if_due(session)
         return await self._rule.admits(session)
-
-    async def note_use(self, session: Session) -> None:
-        """Store that the user of a long-lived connection did something: at most once a minute."""
-        await self._sessions.touch_if_due(session)
 
     async def save_late(self, session: Session) -> None:
         """Save what a handler changed in ``session.data`` after its response began."""

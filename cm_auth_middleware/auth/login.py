@@ -1,10 +1,9 @@
-"""A login: to CameraManager with the browser, and back with a session."""
+"""A login, to CameraManager with the browser and back with a session; and the logout."""
 
 from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote, unquote, urlsplit
 
@@ -14,21 +13,18 @@ from ..events import log
 from ..runtime.bounded_cache import BoundedCache
 from ..sessions.cookie import Ticket
 from ..sessions.record import Record, Tokens, dumps
-from ..tokens.provider import find_provider
 from ..web.local_target import safe_target
 from ..web.request import Request
-from ..web.response import Response, not_allowed, problem, redirect
+from ..web.response import Response, json_response, problem, redirect
+from .login_cookies import LoginCookies, PendingLogin
 
 if TYPE_CHECKING:
     from ..config import CMAuthConfig
-    from ..runtime.base import Runtime
     from ..sessions.manager import SessionManager
     from ..sessions.session import Session
-    from ..tokens.oauth import OAuthClient
     from ..tokens.refresh import TokenRefresher
     from ..web.pages import Pages
     from .allow import AllowRule
-    from .login_cookies import LoginCookies, PendingLogin
 
 _DOUBLE_CLICK = 60.0  # seconds in which the same callback may come again, to any process
 _MOST_CODE = 1024  # characters; CameraManager's have six
@@ -51,40 +47,36 @@ class _Callback(NamedTuple):
 
 
 class Login:
-    """Sends browsers to a login, and serves the routes ``login`` and ``callback``.
+    """Sends browsers to a login, and serves the routes of logins and sessions.
 
-    Nothing is stored for a visitor in between.
+    Nothing is stored for a visitor while a login is pending.
 
-    Args:
-        end: logs a session out.
+    Attributes:
+        cookies: those of logins.
+        own_origin: the origin that is this site, whatever ``Host`` says; may be empty.
     """
 
     def __init__(
         self,
         config: CMAuthConfig,
-        runtime: Runtime,
         sessions: SessionManager,
         refresher: TokenRefresher,
-        oauth: OAuthClient,
-        cookies: LoginCookies,
         pages: Pages,
         rule: AllowRule,
-        end: Callable[[Session], Awaitable[None]],
     ) -> None:
         self._config = config
-        self._runtime = runtime
+        self._runtime = refresher.runtime
         self._sessions = sessions
         self._refresher = refresher
-        self._oauth = oauth
-        self._user_id_field = find_provider(config.provider).user_id_field
-        self._cookies = cookies
+        self._oauth = refresher.oauth
         self._pages = pages
         self._rule = rule
-        self._end = end
+        self.cookies = LoginCookies(sessions.cookie, config.secret_key, self._runtime.clock)
+        callback = urlsplit((config.redirect_uri or "").lower())
+        self.own_origin = f"{callback.scheme}://{callback.netloc}" if callback.netloc else ""
         self._hosts = frozenset(host.lower() for host in config.allowed_hosts)
-        self._used: BoundedCache[str, None] = (
-            BoundedCache()
-        )  # states of callbacks that this process has served
+        # The states of callbacks that this process has served.
+        self._used: BoundedCache[str, None] = BoundedCache()
 
     # -- to CameraManager ------------------------------------------------------------------
 
@@ -98,10 +90,11 @@ class Login:
             login = self.url(request, None)
             return problem(401, "Login required", *headers, login_url=login, detail="Log in first.")
         # The next two come back without a session, and would be sent out again for ever.
-        if self._cookies.is_fresh_login(request):
-            clear = self._cookies.clear_fresh_login(request)
+        if self.cookies.is_fresh_login(request):
+            clear = self.cookies.clear_fresh_login(request)
             return await self._pages.show(request, 400, "login_lost", request.url, clear)
-        if self._is_stray_callback(request):
+        if self.cookies.has_pending(request, dict(request.parameters()).get("state", "")):
+            # A proxy sent a callback to another path than ``callback``.
             log("callback_not_routed", path=repr(request.path[:100]))
             return await self._pages.show(request, 400, "login_lost", f"{request.mount}/")
         if self._config.auto_login:
@@ -110,13 +103,12 @@ class Login:
 
     async def login(self, request: Request) -> Response:
         """Serve ``login?next=/path``."""
-        if request.method not in ("GET", "HEAD"):
-            return not_allowed("GET, HEAD")
         return await self._start(request, dict(request.parameters()).get("next"))
 
     def url(self, request: Request, target: str | None) -> str:
         """Return the URL that starts a login and leads to `target`."""
-        return login_url(request, self._config.prefix, target)
+        url = f"{request.mount}{self._config.prefix}/login"
+        return f"{url}?next={quote(target, safe='/')}" if target else url
 
     async def _start(self, request: Request, target: str | None) -> Response:
         """Send the browser to CameraManager; it comes back to `target`."""
@@ -127,16 +119,11 @@ class Login:
         safe = safe_target(target, request.root_path)
         if unquote(urlsplit(safe).path).startswith(f"{request.root_path}{self._config.prefix}/"):
             safe = f"{request.mount}/"  # a login never ends at a login
-        cookie = self._cookies.signer(request)
-        login, value = cookie.start(redirect_uri, safe, self._runtime.clock())
-        location = self._oauth.authorization_url(
-            redirect_uri, login.state, cookie.code_verifier(login.state)
-        )
-        return redirect(302, location, *self._cookies.add(request, cookie.name(login.state), value))
-
-    def _is_stray_callback(self, request: Request) -> bool:
-        """Return True for a callback that a proxy sent to another path than ``callback``."""
-        return self._cookies.has_pending(request, dict(request.parameters()).get("state", ""))
+        login, value = self.cookies.start(redirect_uri, safe)
+        verifier = self.cookies.code_verifier(login.state)
+        location = self._oauth.authorization_url(redirect_uri, login.state, verifier)
+        name = self.cookies.name(request, login.state)
+        return redirect(302, location, *self.cookies.add(request, name, value))
 
     def _redirect_uri(self, request: Request) -> str | None:
         if self._config.redirect_uri:
@@ -150,22 +137,17 @@ class Login:
 
     async def callback(self, request: Request) -> Response:
         """Serve ``callback``: match the state, exchange the code, open a session."""
-        if request.method != "GET":
-            return not_allowed("GET")
         pairs = request.parameters()
         query = dict(pairs)
         if len(query) != len(pairs) or len(request.query) > _MOST_QUERY:
             login_again = self.url(request, None)
             return await self._pages.failure(request, 400, "login_invalid", login=login_again)
-        state, cookie = query.get("state", ""), self._cookies.signer(request)
-        name = cookie.name(state)
-        found = [value for key, value in request.cookies if key == name]
-        matches = (cookie.match(value, state, self._runtime.clock()) for value in found[:2])
-        login = next((match for match in matches if match), None)
+        login = self.cookies.find(request, query.get("state", ""))
         if login is None or login.state in self._used:
             return await self._stale(request, login)
         self._used[login.state] = None
-        callback = _Callback(request, login, self._cookies.clear(request, name))
+        name = self.cookies.name(request, login.state)
+        callback = _Callback(request, login, self.cookies.clear(request, name))
         if "error" in query:
             denied = query["error"] == "access_denied"
             log("login_cancelled", error="access_denied" if denied else "another")
@@ -188,7 +170,7 @@ class Login:
     async def _exchange(self, callback: _Callback, code: str) -> Response:
         """Exchange the code, and ask the application's rule about the user."""
         request, login, clear = callback
-        verifier = self._cookies.signer(request).code_verifier(login.state)
+        verifier = self.cookies.code_verifier(login.state)
         try:
             tokens = await self._oauth.exchange(code, login.redirect_uri, verifier)
             user = await self._oauth.user(tokens.access_token)
@@ -199,7 +181,7 @@ class Login:
             # Not revoked: another browser of this user may live on the very same tokens.
             is_outage = isinstance(error, UnavailableError | OperatorError)
             return await self._failed(callback, 502 if is_outage else 400)
-        if not await self._is_allowed(user):
+        if not await self._rule.allows(user):
             await self._oauth.try_to_revoke(tokens)
             log("login_denied")
             login_again = self.url(request, login.target)
@@ -209,13 +191,6 @@ class Login:
         except UnavailableError as error:
             log("login_failed", reason=error)
             return await self._failed(callback, 503)
-
-    async def _is_allowed(self, user: dict[str, Any]) -> bool:
-        try:
-            return await self._rule.allows(user)
-        except Exception:
-            log("allow_failed", exc_info=True)
-            return False
 
     async def _open_session(
         self, callback: _Callback, tokens: Tokens, user: dict[str, Any]
@@ -229,8 +204,9 @@ class Login:
         session = await self._sessions.create(ticket, record)
         self._rule.note(session, is_allowed=True)
         if previous is not None:
-            if previous.record.user_id(self._user_id_field) != record.user_id(self._user_id_field):
-                await self._end(previous)  # this browser could not log that user out later
+            user_id = self._sessions.sealer.user_id
+            if user_id(previous.record) != user_id(record):
+                await self.end(previous)  # this browser could not log that user out later
             else:  # the new session may live on the very same tokens
                 await self._sessions.delete(previous)
         log("login", session=session.log_id)
@@ -240,7 +216,7 @@ class Login:
             302,
             login.target,
             self._sessions.cookie.set(request, ticket, session.logged_in_at),
-            self._cookies.set_fresh_login(request),
+            self.cookies.set_fresh_login(request),
             clear,
         )
 
@@ -261,8 +237,46 @@ class Login:
         login_again = self.url(request, login.target)
         return await self._pages.failure(request, status, kind, clear, login=login_again)
 
+    # -- out, and what a front end may ask -----------------------------------------------------
 
-def login_url(request: Request, prefix: str, target: str | None) -> str:
-    """Return the URL that starts a login and leads to `target`."""
-    url = f"{request.mount}{prefix}/login"
-    return f"{url}?next={quote(target, safe='/')}" if target else url
+    async def logout(self, request: Request) -> Response:
+        """Serve ``logout?next=/path``: GET shows a button, POST ends the session."""
+        target = safe_target(dict(request.parameters()).get("next"), request.root_path)
+        if request.method in ("GET", "HEAD"):
+            action = f"{request.mount}{self._config.prefix}/logout?next={quote(target)}"
+            return await self._pages.show(request, 200, "log_out", action, method="post")
+        if request.is_cross_site(self.own_origin):
+            return problem(403, "Cross-site request refused")
+        session = await self._sessions.load(request)
+        if session is not None:
+            await self.end(session)
+        clear = self._sessions.cookie.clear(request)
+        return redirect(303, target, clear, self.cookies.clear_fresh_login(request))
+
+    async def signed_out(self, request: Request) -> Response:
+        """Serve a page to send people to after a logout: ``logout?next=/auth/signed-out``."""
+        if await self._sessions.load(request) is not None:  # a login since: the page would lie
+            return redirect(302, f"{request.mount}/", *request.set_cookies)
+        return await self._pages.show(request, 200, "signed_out", self.url(request, None))
+
+    async def session_info(self, request: Request) -> Response:
+        """Serve the session as JSON, for front ends.
+
+        A page that asks again and again, to warn in time, must not keep the session alive.
+        """
+        session = await self._sessions.load_untouched(request)
+        if session is not None and not await self._rule.admits(session):
+            session = None
+        info: dict[str, Any] = {"authenticated": False, "user": None, "expires_in": 0}
+        if session is not None:
+            left = int(self._sessions.ttl(session.record))
+            info = {"authenticated": True, "user": session.user, "expires_in": left}
+        return json_response(200, info, ("Vary", "Cookie"))
+
+    async def end(self, session: Session) -> None:
+        """Log a session out, here and at CameraManager; here even if CameraManager is down."""
+        await self._refresher.grants.mark_logged_out(session.record.tokens)
+        record = await self._sessions.delete(session)
+        await self._refresher.end_grant(record.tokens)
+        log("logout", session=session.log_id)
+        await self._runtime.run_hook("on_logout", self._config.on_logout, session)

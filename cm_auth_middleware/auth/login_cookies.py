@@ -35,30 +35,43 @@ class PendingLogin:
     started_at: int
 
 
-class LoginCookie:
-    """Signs and verifies the cookies of pending logins.
+class LoginCookies:
+    """Signs, sets, finds and clears the cookies of logins.
 
     Each attempt has a cookie of its own, so that tabs which log in at once do not overwrite each
     other. The server stores nothing for a visitor: the PKCE verifier is derived from the state.
 
+    A login sets a mark for a minute. A browser that sends it without a session does not keep the
+    session cookie, and would be sent to log in again for ever.
+
     Args:
+        session_cookie: the site's, whose name and attributes these cookies share.
         secret_keys: from oldest to newest: the newest signs, all verify.
-        name: of the session cookie, with which the names of these cookies begin.
+        clock: epoch seconds.
     """
 
-    def __init__(self, secret_keys: Sequence[str], name: str) -> None:
+    def __init__(
+        self,
+        session_cookie: SessionCookie,
+        secret_keys: Sequence[str],
+        clock: Callable[[], float],
+    ) -> None:
+        self._session_cookie = session_cookie
+        self._clock = clock
         self._signer = signer(secret_keys, "login")
         # The oldest key still listed: a login that began before a rotation can end after it.
         self._pkce_key = hashlib.sha256(b"cm_auth.pkce:" + secret_keys[0].encode()).digest()
-        self.prefix = f"{name}_login_"
 
-    def name(self, state: str) -> str:
+    # -- pending logins --------------------------------------------------------------------
+
+    def name(self, request: Request, state: str) -> str:
         """Return the cookie's name, a hash of the state, by which the callback finds it."""
-        return self.prefix + hashlib.sha256(state.encode()).hexdigest()[:16]
+        return self._prefix(request) + hashlib.sha256(state.encode()).hexdigest()[:16]
 
-    def start(self, redirect_uri: str, target: str, now: float) -> tuple[PendingLogin, str]:
+    def start(self, redirect_uri: str, target: str) -> tuple[PendingLogin, str]:
         """Begin a login; return it and the cookie's value. A target too long becomes ``/``."""
-        login = PendingLogin(secrets.token_urlsafe(32), redirect_uri, target, int(now))
+        now = int(self._clock())
+        login = PendingLogin(secrets.token_urlsafe(32), redirect_uri, target, now)
         value = self._dump(login)
         if len(value) > MAX_COOKIE - 256:  # the name and the attributes count too
             login = replace(login, target="/")
@@ -75,13 +88,19 @@ class LoginCookie:
         except (BadSignature, ValueError, TypeError):  # TypeError: of another version
             return None
 
-    def match(self, value: str, state: str, now: float) -> PendingLogin | None:
+    def find(self, request: Request, state: str) -> PendingLogin | None:
+        """Return this browser's pending login with this state, if it has not expired."""
+        name = self.name(request, state)
+        values = [value for key, value in request.cookies if key == name]
+        return next(filter(None, (self.match(value, state) for value in values[:2])), None)
+
+    def match(self, value: str, state: str) -> PendingLogin | None:
         """Return the pending login if the cookie belongs to this state and has not expired."""
         login = self.load(value)
         if login is None or not hmac.compare_digest(login.state.encode(), state.encode()):
             return None
         # It may begin a minute from now: two servers' clocks differ a little.
-        return login if -60 <= now - login.started_at <= LOGIN_LIFETIME else None
+        return login if -60 <= self._clock() - login.started_at <= LOGIN_LIFETIME else None
 
     def code_verifier(self, state: str) -> str:
         """Return the PKCE code verifier of a login (RFC 7636 §4.1), which is never stored."""
@@ -92,43 +111,14 @@ class LoginCookie:
         fields = json.dumps(astuple(login), separators=(",", ":")).encode()
         return self._signer.sign(base64.urlsafe_b64encode(fields).rstrip(b"=")).decode()
 
-
-class LoginCookies:
-    """Sets, finds and clears the cookies of logins.
-
-    A login sets a mark for a minute. A browser that sends it without a session does not keep the
-    session cookie, and would be sent to log in again for ever.
-
-    Args:
-        session_cookie: the site's, whose name and attributes these cookies share.
-        secret_keys: from oldest to newest.
-        clock: epoch seconds.
-    """
-
-    def __init__(
-        self,
-        session_cookie: SessionCookie,
-        secret_keys: Sequence[str],
-        clock: Callable[[], float],
-    ) -> None:
-        self._session_cookie = session_cookie
-        self._clock = clock
-        self._signers = {name: LoginCookie(secret_keys, name) for name in session_cookie.names}
-
-    # -- pending logins --------------------------------------------------------------------
-
-    def signer(self, request: Request) -> LoginCookie:
-        """Return the signer of pending logins for this request's scheme."""
-        return self._signers[self._session_cookie.name(request)]
-
     def add(self, request: Request, name: str, value: str) -> Headers:
         """Set a pending login.
 
         Clear the oldest ones, and any that do not verify, so that they do not pile up.
         """
-        cookie = self.signer(request)
-        found = {n: v for n, v in request.cookies if n.startswith(cookie.prefix)}
-        loaded = {n: cookie.load(v) for n, v in found.items()}
+        prefix = self._prefix(request)
+        found = {n: v for n, v in request.cookies if n.startswith(prefix)}
+        loaded = {n: self.load(v) for n, v in found.items()}
         youngest_first = sorted(
             found, key=lambda n: login.started_at if (login := loaded[n]) else 0, reverse=True
         )
@@ -148,8 +138,11 @@ class LoginCookies:
 
     def has_pending(self, request: Request, state: str) -> bool:
         """Return True if this browser has a pending login with this state."""
-        name = self.signer(request).name(state)
+        name = self.name(request, state)
         return any(key == name for key, _ in request.cookies)
+
+    def _prefix(self, request: Request) -> str:
+        return f"{self._session_cookie.name(request)}_login_"
 
     # -- the mark of a fresh login ---------------------------------------------------------
 
@@ -164,14 +157,10 @@ class LoginCookies:
 
     def is_fresh_login(self, request: Request) -> bool:
         """Return True if this browser logged in within the last minute."""
-        now = self._clock()
-        return any(-_CLOCK_SKEW <= now - time < _FRESH for time in self._login_times(request))
-
-    def _login_times(self, request: Request) -> list[int]:
-        """Return the times (epoch seconds) of recent logins, as this browser says."""
-        name = self._fresh_name(request)
+        name, now = self._fresh_name(request), self._clock()
         values = (value for key, value in request.cookies if key == name)
-        return [int(value[:12]) for value in values if value.isdecimal()]
+        times = (int(value[:12]) for value in values if value.isdecimal())
+        return any(-_CLOCK_SKEW <= now - time < _FRESH for time in times)
 
     def _fresh_name(self, request: Request) -> str:
         return self._session_cookie.name(request) + FRESH_SUFFIX

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +15,8 @@ from ..sessions.record import dumps
 from ..sessions.session import Session
 
 if TYPE_CHECKING:
-    from ..runtime.base import Runtime
     from ..sessions.manager import SessionManager
-    from ..tokens.oauth import OAuthClient
+    from ..tokens.refresh import TokenRefresher
     from .allow import AllowRule
 
 _AT_ONCE = 4  # users that a process reads anew at a time: requests come first
@@ -33,46 +33,46 @@ class Revalidation:
     Args:
         every: seconds after which a copy is old; None for never by itself.
         end: logs a session out.
-        replace: gives a session another access token than the one that is refused.
     """
 
     def __init__(
         self,
         every: float | None,
-        runtime: Runtime,
         sessions: SessionManager,
-        oauth: OAuthClient,
+        refresher: TokenRefresher,
         rule: AllowRule,
         end: Callable[[Session], Awaitable[None]],
-        replace: Callable[[Session, str], Awaitable[Any]],
     ) -> None:
         self.every = float("inf") if every is None else every
-        self._runtime = runtime
+        self._runtime = refresher.runtime
         self._sessions = sessions
-        self._oauth = oauth
+        self._refresher = refresher
         self._rule = rule
+        self.admits = rule.admits
         self._end = end
-        self._replace = replace
         self._tried_at: BoundedCache[str, float] = BoundedCache()
         self._under_way = 0
 
+    def is_due(self, session: Session) -> bool:
+        """Return True if the copy of the user is old."""
+        return self._runtime.clock() - session.record.user_read_at >= self.every
+
     def start_if_due(self, session: Session) -> None:
         """Read the user of a session anew, beside the request, if that is due."""
-        if self._runtime.clock() - session.record.user_read_at >= self.every:
+        if self.is_due(session):
             self.start(session)
 
     async def run_if_due(self, session: Session) -> bool:
         """Read the user of a session anew, if that is due, and wait for it; return True then."""
-        is_due = self._runtime.clock() - session.record.user_read_at >= self.every
-        if is_due and self._take(session):
-            await self._review(self._own(session))
-            return True
-        return False
+        if not self.is_due(session) or not self._take(session):
+            return False
+        await self._review(session)
+        return True
 
     def start(self, session: Session) -> None:
         """Read the user of a session anew, beside the request."""
         if self._take(session):
-            work = partial(self._review, self._own(session))
+            work = partial(self._review, session)
             self._runtime.single_flight.start(f"user {session.record_id}", work)
 
     def _take(self, session: Session) -> bool:
@@ -84,11 +84,10 @@ class Revalidation:
         self._tried_at[session.record_id] = now
         return True
 
-    def _own(self, session: Session) -> Session:
-        """Return another view of the same session: a handler may be using this one."""
-        return Session(session.record_id, session.cookie_key, session.record, self._sessions.sealer)
-
     async def _review(self, session: Session) -> None:
+        # Another view of the same session: a handler may be using this one.
+        sealer = self._sessions.sealer
+        session = Session(session.record_id, session.cookie_key, session.record, sealer)
         self._under_way += 1
         try:
             # One process does it; the others find the new record.
@@ -110,17 +109,15 @@ class Revalidation:
         """
         refused = session.record.tokens.access_token
         try:
-            return await self._oauth.user(refused)
+            return await self._refresher.oauth.user(refused)
         except TokenRefusedError:
-            await self._replace(session, refused)
-        return await self._oauth.user(session.record.tokens.access_token)
+            await self._refresher.replace(session, refused)
+        return await self._refresher.oauth.user(session.record.tokens.access_token)
 
     async def _read_anew(self, session: Session) -> None:
         user = await self._read(session)
-        try:
-            is_allowed = await self._rule.allows(dict(user))
-        except Exception:
-            log("allow_failed", exc_info=True)
+        is_allowed = await self._rule.allows(dict(user))
+        if is_allowed is None:
             return  # the rule did not say no; the next attempt is soon
         if not is_allowed:
             await self._sessions.mark_denied(session)
@@ -128,5 +125,7 @@ class Revalidation:
             await self._end(session)
             return
         text, now = dumps(user), self._runtime.clock()
-        if await self._sessions.update(session, lambda record: record.with_user(text, now)):
+        if await self._sessions.update(
+            session, lambda record: replace(record, user=text, user_read_at=now)
+        ):
             self._rule.note(session, is_allowed=True)

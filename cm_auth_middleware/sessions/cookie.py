@@ -20,7 +20,8 @@ from ..web.request import Request
 _NAME = "cm_auth"
 _TICKET_BYTES = 64
 _TICKET_LENGTH = 86 + 1 + 43  # 64 bytes, a dot and a SHA-256 signature, in base64url
-_LAST = "AEIMQUYcgkosw048"  # how 32 bytes end: decoders ignore two bits of the last letter
+# Letters that 32 bytes in base64url may end with: decoders ignore two bits of the last one.
+_LAST = "AEIMQUYcgkosw048"
 _MOST_TICKETS = 4  # session cookies with a valid signature whose records are looked up
 _MOST_LINE = 4_096  # characters of a Cookie header that is remembered
 
@@ -47,11 +48,7 @@ Found = Sequence[tuple[Ticket, bool]]  # the tickets of a request; True if an ol
 
 
 class TicketSigner:
-    """Signs and verifies tickets.
-
-    Args:
-        secret_keys: from oldest to newest: the newest signs, all verify.
-    """
+    """Signs and verifies tickets: the newest secret key signs, all verify."""
 
     def __init__(self, secret_keys: Sequence[str]) -> None:
         self._newest = signer(secret_keys[-1:], "session")
@@ -108,7 +105,6 @@ class SessionCookie:
         self._secure_name = _secure_name(self._plain_name)
         self._scheme = urlsplit(redirect_uri or "").scheme
         self._forced = True if is_secure is None and self._scheme == "https" else is_secure
-        self.names = {self._plain_name, self._secure_name}
         # Verified Cookie headers: those on http, and those on https, where the name is another. A
         # verified signature stays valid, and the store is asked for the session each time. Headers
         # without a ticket are not kept: visitors could fill the memory with them.

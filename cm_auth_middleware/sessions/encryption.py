@@ -6,6 +6,7 @@ import base64
 import binascii
 import hashlib
 import hmac
+import json
 import secrets
 import struct
 from collections.abc import Sequence
@@ -63,6 +64,10 @@ class Sealer:
         self._secrets = [hashlib.sha256(key.encode()).digest() for key in reversed(secret_keys)]
         self._ids = [_key_id(secret) for secret in self._secrets]
 
+    def user_id(self, record: Record) -> str:
+        """Return the id of a session's user, as text."""
+        return str(json.loads(record.user).get(self._user_id_field, ""))
+
     # -- sessions --------------------------------------------------------------------------
 
     def seal_session(self, record_id: str, cookie_key: bytes, record: Record) -> bytes:
@@ -71,7 +76,7 @@ class Sealer:
         Raises:
             SessionDataError: the application's data make the record too large.
         """
-        user = _user_key(self._secrets[0], record.user_id(self._user_id_field))
+        user = _user_key(self._secrets[0], self.user_id(record))
         login_origin = _aead(user).encrypt(
             _login_origin_nonce(record_id),
             struct.pack(">d", record.logged_in_at) + record.address.encode(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..errors import SessionExpiredError, StoreError, UnavailableError
@@ -44,14 +45,12 @@ class SessionManager:
     """Loads, creates, changes and deletes sessions.
 
     Args:
-        store: where the records are.
         cookie: the session cookie, by which a request names its session.
         secret_keys: from oldest to newest: the newest seals, all open.
         user_id_field: the member of a user that identifies them.
         idle_timeout: seconds after which an unused session ends.
         absolute_timeout: seconds after its login when any session ends.
         owner: the application's ``client_id`` and ``scope``; sessions of others are not loaded.
-        runtime: the clock.
     """
 
     def __init__(
@@ -105,7 +104,7 @@ class SessionManager:
             if now >= opened.due and not await self._expire_or_touch(session):
                 continue
             if is_old:
-                await self.reseal(session)
+                await self.update(session, lambda record: record)  # seals it by the newest key
                 request.set_cookies.append(self.cookie.set(request, ticket, session.logged_in_at))
             return session
         return None
@@ -141,11 +140,10 @@ class SessionManager:
 
     async def reload(self, session: Session) -> bool:
         """Bring a session up to date with the store; return False if it is over."""
-        _, record = await self._load(session.record_id, session.cookie_key)
-        if record is None or self.ttl(record) <= 0:
+        stored = await self.load_record(session.record_id, session.cookie_key)
+        if stored is None:
             return False
-        session.record = record
-        session.checked_at = self._clock()
+        session.record, session.checked_at = stored.record, stored.checked_at
         return True
 
     def is_stale(self, session: Session) -> bool:
@@ -160,7 +158,7 @@ class SessionManager:
 
     async def create(self, ticket: Ticket, record: Record) -> Session:
         """Store a new session of this application."""
-        record = record.owned_by(*self._owner)
+        record = self._owned(record)
         sealed = self.sealer.seal_session(ticket.record_id, ticket.cookie_key, record)
         await self.store.put(ticket.record_id, sealed, self.ttl(record))
         return Session(ticket.record_id, ticket.cookie_key, record, self.sealer, self._clock())
@@ -187,10 +185,6 @@ class SessionManager:
             session.checked_at = self._clock()
             return True
 
-    async def reseal(self, session: Session) -> None:
-        """Seal a session with the newest secret key, before the older one is taken away."""
-        await self.update(session, lambda record: record)
-
     async def save(self, session: Session) -> None:
         """Store the changes that a handler made in ``session.data``, if there are any."""
         changes = session.changes()
@@ -204,11 +198,13 @@ class SessionManager:
         due = now - self._touch_every
         if session.record.last_seen_at > due:
             return
+
+        def seen(record: Record) -> Record:
+            # Another request may have stored it since this one read the record.
+            return record if record.last_seen_at > due else replace(record, last_seen_at=now)
+
         try:
-            # Another request may have done it since this one read the record.
-            await self.update(
-                session, lambda record: record if record.last_seen_at > due else record.seen(now)
-            )
+            await self.update(session, seen)
         except StoreError as error:  # it can be read but not written: the user need not notice
             log("touch_failed", session=session.log_id, reason=error)
 
@@ -283,6 +279,11 @@ class SessionManager:
         """
         return not record.client_id or (record.client_id, record.scope) == self._owner
 
+    def _owned(self, record: Record) -> Record:
+        """Return the same session as one of this application."""
+        client_id, scope = self._owner
+        return replace(record, client_id=client_id, scope=scope)
+
     async def _open(
         self, record_id: str, cookie_key: bytes, sealed: bytes | None
     ) -> _Opened | None:
@@ -298,7 +299,7 @@ class SessionManager:
             return None
         if not record.client_id:
             session = Session(record_id, cookie_key, record, self.sealer)
-            if not await self.update(session, lambda stored: stored.owned_by(*self._owner)):
+            if not await self.update(session, self._owned):
                 return None
             record = session.record
         return self._keep_opened(record_id, cookie_key, sealed, record)

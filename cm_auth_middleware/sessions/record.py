@@ -46,23 +46,11 @@ class Record:
     scope: str = ""
     user_read_at: float = 0.0
 
-    def user_id(self, field: str) -> str:
-        """Return the id of the user, as text, from the member that the server gives it in."""
-        return str(json.loads(self.user).get(field, ""))
-
     def encode(self) -> bytes:
         """Encode all fields but ``last_seen_at``, which is in the header of the stored value."""
-        head = dumps(
-            [
-                *astuple(self.tokens),
-                self.logged_in_at,
-                self.address,
-                self.client_id,
-                self.scope,
-                self.user_read_at,
-            ]
-        )
-        return f"{head}\n{self.user}\n{self.data}".encode()
+        head = [*astuple(self.tokens), self.logged_in_at, self.address]
+        head += [self.client_id, self.scope, self.user_read_at]
+        return f"{dumps(head)}\n{self.user}\n{self.data}".encode()
 
     @classmethod
     def decode(cls, raw: bytes, last_seen_at: float) -> Record | None:
@@ -71,36 +59,10 @@ class Record:
             head, user, data = raw.decode().split("\n")
             *tokens, logged_in_at, address = (values := json.loads(head))[:7]
             # Version 0.1 wrote seven values, without the application that opened the session.
-            client_id, scope, user_read_at = values[7:] or ("", "", logged_in_at)
-            return cls(
-                Tokens(*tokens),
-                user,
-                logged_in_at,
-                last_seen_at,
-                data,
-                address,
-                client_id,
-                scope,
-                user_read_at,
-            )
+            owner = values[7:] or ("", "", logged_in_at)
+            return cls(Tokens(*tokens), user, logged_in_at, last_seen_at, data, address, *owner)
         except (ValueError, TypeError):
             return None
-
-    def with_tokens(self, tokens: Tokens) -> Record:
-        """Return the same session with newer tokens."""
-        return replace(self, tokens=tokens)
-
-    def with_user(self, user: str, now: float) -> Record:
-        """Return the same session with its user as read from CameraManager now."""
-        return replace(self, user=user, user_read_at=now)
-
-    def owned_by(self, client_id: str, scope: str) -> Record:
-        """Return the same session with the application that opened it."""
-        return replace(self, client_id=client_id, scope=scope)
-
-    def seen(self, now: float) -> Record:
-        """Return the same session, last used now."""
-        return replace(self, last_seen_at=now)
 
     def with_changes(self, changes: DataChanges) -> Record:
         """Return the same session with changes merged into its data, key by key."""

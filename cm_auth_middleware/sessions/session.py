@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from functools import lru_cache
+from functools import lru_cache, wraps
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from ..errors import SessionDataError, SessionExpiredError
 from .record import DataChanges, dumps
@@ -25,6 +25,17 @@ def _frozen(value: Any) -> Any:
     return value
 
 
+def _checked(method: Any) -> Any:
+    """Return a method of dict that first checks if the data may still be changed."""
+
+    @wraps(method)
+    def change(self: SessionData, *arguments: Any, **values: Any) -> Any:
+        self._check()
+        return method(self, *arguments, **values)
+
+    return change
+
+
 class SessionData(dict[str, Any]):
     """``session.data``: a dictionary that refuses changes after the request is over.
 
@@ -38,10 +49,11 @@ class SessionData(dict[str, Any]):
         """Refuse changes from now on; those of lists and dictionaries in it, too."""
         if not self.is_closed:
             for key, value in self.items():
-                super().__setitem__(key, _frozen(value))
+                self[key] = _frozen(value)
             self.is_closed = True
 
     def _check(self) -> None:
+        """Raise `SessionDataError` if the request is over."""
         if self.is_closed:
             raise SessionDataError(
                 "session.data cannot be changed any more: the request that it belongs to is over, "
@@ -49,43 +61,19 @@ class SessionData(dict[str, Any]):
                 "store of your own"
             )
 
-    def __setitem__(self, key: str, value: Any) -> None:
-        self._check()
-        super().__setitem__(key, value)
-
-    def __delitem__(self, key: str) -> None:
-        self._check()
-        super().__delitem__(key)
-
-    def __ior__(self, other: Any) -> Self:  # type: ignore[override,misc]  # as dict's own
-        self._check()
-        return super().__ior__(other)
-
-    def clear(self) -> None:
-        """As in dict; so are the others."""
-        self._check()
-        super().clear()
-
-    def pop(self, *arguments: Any) -> Any:
-        """As in dict."""
-        self._check()
-        return super().pop(*arguments)
-
-    def popitem(self) -> tuple[str, Any]:
-        """As in dict."""
-        self._check()
-        return super().popitem()
+    __setitem__ = _checked(dict.__setitem__)
+    __delitem__ = _checked(dict.__delitem__)
+    __ior__ = _checked(dict.__ior__)
+    clear = _checked(dict.clear)
+    pop = _checked(dict.pop)
+    popitem = _checked(dict.popitem)
+    update = _checked(dict.update)
 
     def setdefault(self, key: str, default: Any = None) -> Any:
-        """As in dict."""
+        """As in dict; a key that exists may be read at any time."""
         if key not in self:
             self._check()
         return super().setdefault(key, default)
-
-    def update(self, *arguments: Any, **values: Any) -> None:
-        """As in dict."""
-        self._check()
-        super().update(*arguments, **values)
 
 
 class Session:
@@ -96,19 +84,8 @@ class Session:
     """
 
     __slots__ = (
-        "_base",
-        "_data",
-        "_sealer",
-        "_user",
-        "checked_at",
-        "client_error",
-        "cookie_key",
-        "data_was_read",
-        "ended",
-        "is_closed",
-        "is_detached",
-        "record",
-        "record_id",
+        "_base", "_data", "_sealer", "_user", "checked_at", "client_error", "cookie_key",
+        "data_was_read", "ended", "is_closed", "is_detached", "record", "record_id",
     )  # fmt: skip
 
     def __init__(

@@ -16,7 +16,7 @@ Rule 1: one refresh for each expiry.
     more, is renewed at each third of that, and ends by itself if its holder dies. A process that
     does not get it looks into the store every 25 ms for the tokens that the holder saves.
 
-Rule 2: who holds the refresh token finds the newest tokens.
+Rule 2: a process that holds the refresh token finds the newest tokens.
     The holder saves new tokens in the **record of the grant**, under a hash of the refresh token
     that they were exchanged for, encrypted with a key derived from it. A rotated refresh token
     leads to the next record. A session that slept through many refreshes follows this chain and
@@ -35,9 +35,9 @@ Rule 4: a failure is shared.
 Rule 5: a logout wins.
     It is marked under a key of its own, without the lease: a logout waits for no refresh. The mark
     is set first, then the session and the record are deleted, then the grant is revoked. A refresh
-    under way compares the mark with the one before its call, and revokes what it got; new tokens
+    under way compares the mark with the one before its call, and revokes its new tokens; tokens
     are written only into a session that still exists. So either the logout sees the new tokens and
-    revokes them, or the refresh sees the logout and does.
+    revokes them, or the refresh sees the logout and revokes them.
 
 Rule 6: only CameraManager ends a session.
     An outage, a full store or a refused API key end none. Only a refusal of the refresh token that

@@ -1,4 +1,4 @@
-"""Leave a failing server alone: all requests pause, and one at a time tries whether it is back."""
+"""Leave a failing server alone: requests pause, and one at a time checks if it answers again."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class CircuitBreaker:
         return self.retry_in(grant) > 0
 
     def retry_in(self, grant: str) -> float:
-        """Seconds until the server may be called again for a grant; 0 for now."""
+        """Return the seconds until the server may be called again for a grant; 0 for now."""
         if not self._concerns(grant):
             return 0.0
         is_last = self._is_general and self._failures > 1 and grant == self._failed_last

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _CHAIN = 4096  # rotations of a refresh token that a sleeping session can catch up with at once
 _LOGOUT_TTL = 600.0  # seconds that a logout is remembered for refreshes under way
 _FAILURE_TTL = 60.0  # seconds that a failure is remembered of a grant without newer tokens
-_UNAVAILABLE, _REFUSED = "u", "r"
+UNAVAILABLE, REFUSED = "u", "r"  # the kinds of failures, as they are stored
 _FIELDS = len(Tokens.__dataclass_fields__)
 
 
@@ -27,34 +27,22 @@ class GrantState(NamedTuple):
     Attributes:
         tokens: the newest ones; None if none are kept.
         failure: of the last refresh, if it failed: its kind and a random number.
-        logout: a random number, if a logout was marked lately.
         stored: the record's value in the store.
+        logout: a random number, if a logout was marked lately.
     """
 
-    tokens: Tokens | None
-    failure: str
-    logout: bytes | None
-    stored: bytes | None
+    tokens: Tokens | None = None
+    failure: str = ""
+    stored: bytes | None = None
+    logout: bytes | None = None
 
     def logged_out_since(self, before: GrantState) -> bool:
         """True if the grant was logged out after `before`."""
         return self.logout not in (None, before.logout)
 
-    def refused_since(self, before: GrantState) -> bool:
-        """True if CameraManager refused the grant to another process after `before`."""
-        return self.failure != before.failure and self.failure.startswith(_REFUSED)
-
-    def failed_since(self, before: GrantState) -> bool:
-        """True if another process failed to reach CameraManager after `before`."""
-        return self.failure != before.failure and self.failure.startswith(_UNAVAILABLE)
-
-
-class _Link(NamedTuple):
-    """The record of one refresh token: what it was exchanged for last, and the failure since."""
-
-    tokens: Tokens | None = None
-    failure: str = ""
-    stored: bytes | None = None
+    def failed_since(self, before: GrantState, kind: str) -> bool:
+        """True if a refresh of another process failed in this way after `before`."""
+        return self.failure != before.failure and self.failure.startswith(kind)
 
 
 class GrantRecords:
@@ -77,16 +65,16 @@ class GrantRecords:
         """Return what the store knows of a grant now."""
         # The logout first: tokens that are saved later than this are found below.
         logout = await self._store.get(_logout_key(refresh_token))
-        link = await self._link(refresh_token)
-        newest = await self._follow(refresh_token, link.tokens)
-        return GrantState(newest, link.failure, logout, link.stored)
+        record = await self._read(refresh_token)
+        newest = await self._follow(refresh_token, record.tokens)
+        return record._replace(tokens=newest, logout=logout)
 
     async def newest(self, refresh_token: str) -> Tokens | None:
         """Return the newest tokens of a grant, also of one whose refresh token was rotated.
 
         None if none are kept.
         """
-        return await self._follow(refresh_token, (await self._link(refresh_token)).tokens)
+        return await self._follow(refresh_token, (await self._read(refresh_token)).tokens)
 
     async def save(self, refresh_token: str, tokens: Tokens, over: GrantState) -> bool:
         """Save what a refresh token was exchanged for, unless the record changed since `over`.
@@ -95,30 +83,24 @@ class GrantRecords:
             True if it was saved. A record that did not exist in `over` is written in any case: the
             caller holds the lease.
         """
-        new = self._seal(refresh_token, tokens)
-        name = grant_name(refresh_token)
-        if over.stored is None:
-            await self._store.put(name, new, self._ttl)
-            return True
-        return await self._store.replace(name, over.stored, new, self._ttl)
+        return await self._write(refresh_token, tokens, "", over)
 
     async def add_login(self, tokens: Tokens) -> None:
         """Note the tokens of a login: CameraManager may give those of a grant that is known."""
-        if tokens.refresh_token is None:
+        refresh_token = tokens.refresh_token
+        if refresh_token is None:
             return
-        # A logout may have been marked for it.
-        await self._store.delete(_logout_key(tokens.refresh_token))
-        link = await self._link(tokens.refresh_token)
-        known = link.tokens
-        if link.stored is None or known is None or known.refresh_token != tokens.refresh_token:
-            # A refresh token that was rotated since has newer tokens here already: these of the
-            # login in their place would cut off all sessions that hold it.
-            return
-        if known.expires_at <= tokens.expires_at:
-            # Unless a refresh has just saved newer ones.
-            new = self._seal(tokens.refresh_token, tokens)
-            name = grant_name(tokens.refresh_token)
-            await self._store.replace(name, link.stored, new, self._ttl)
+        await self._store.delete(_logout_key(refresh_token))  # one may have been marked for it
+        record = await self._read(refresh_token)
+        known = record.tokens
+        # Where the refresh token was rotated since, tokens of this login in the place of the newer
+        # ones would cut off all sessions that hold it. A refresh may just have saved newer ones.
+        if (
+            known is not None
+            and known.refresh_token == refresh_token
+            and known.expires_at <= tokens.expires_at
+        ):
+            await self.save(refresh_token, tokens, over=record)
 
     async def mark_logged_out(self, tokens: Tokens) -> None:
         """Mark a logout: a refresh under way revokes the tokens that it gets."""
@@ -143,25 +125,13 @@ class GrantRecords:
         await self._store.delete(grant_name(tokens.refresh_token))
         return newest or tokens
 
-    async def mark_unavailable(self, refresh_token: str) -> None:
-        """Tell the processes that wait that CameraManager could not be reached."""
-        await self._mark(refresh_token, _UNAVAILABLE)
-
-    async def mark_refused(self, refresh_token: str) -> None:
-        """Tell the processes that wait that CameraManager ended the grant."""
-        await self._mark(refresh_token, _REFUSED)
-
-    async def _mark(self, refresh_token: str, kind: str) -> None:
-        name, link = grant_name(refresh_token), await self._link(refresh_token)
-        if link.stored is not None and link.tokens is None and not link.failure:
+    async def mark_failed(self, refresh_token: str, kind: str) -> None:
+        """Tell the processes that wait how a refresh failed: `UNAVAILABLE` or `REFUSED`."""
+        record = await self._read(refresh_token)
+        if record.stored is not None and record.tokens is None and not record.failure:
             return  # encrypted with a secret key that this process does not have: leave its tokens
-        new = self._seal(refresh_token, link.tokens, kind + secrets.token_hex(8))
-        ttl = _FAILURE_TTL if link.tokens is None else self._ttl
-        if link.stored is None:
-            await self._store.put(name, new, ttl)
-        else:
-            # Unless a logout has just deleted it; a process that waits then finds out by itself.
-            await self._store.replace(name, link.stored, new, ttl)
+        # Unless a logout has just deleted it; a process that waits then finds out by itself.
+        await self._write(refresh_token, record.tokens, kind + secrets.token_hex(8), over=record)
 
     async def _follow(self, refresh_token: str, tokens: Tokens | None) -> Tokens | None:
         """Return the last tokens of a chain of rotated refresh tokens."""
@@ -169,23 +139,33 @@ class GrantRecords:
             if tokens is None or tokens.refresh_token in (None, refresh_token):
                 break
             refresh_token = tokens.refresh_token or refresh_token
-            following = (await self._link(refresh_token)).tokens
+            following = (await self._read(refresh_token)).tokens
             if following is None:
                 break
             tokens = following
         return tokens
 
-    # -- encryption ------------------------------------------------------------------------
+    # -- one record ------------------------------------------------------------------------
 
-    async def _link(self, refresh_token: str) -> _Link:
+    async def _read(self, refresh_token: str) -> GrantState:
+        """Return one record of a chain, without the logout."""
         name = grant_name(refresh_token)
         stored = await self._store.get(name)
         plain = stored and self._sealer.open_grant(name, _grant_key(refresh_token), stored)
-        return _Link(*decode_grant(plain), stored) if plain else _Link(stored=stored)
+        return GrantState(*decode_grant(plain), stored) if plain else GrantState(stored=stored)
 
-    def _seal(self, refresh_token: str, tokens: Tokens | None, failure: str = "") -> bytes:
-        plain = encode_grant(tokens, failure)
-        return self._sealer.seal_grant(grant_name(refresh_token), _grant_key(refresh_token), plain)
+    async def _write(
+        self, refresh_token: str, tokens: Tokens | None, failure: str, over: GrantState
+    ) -> bool:
+        name = grant_name(refresh_token)
+        new = self._sealer.seal_grant(
+            name, _grant_key(refresh_token), encode_grant(tokens, failure)
+        )
+        ttl = _FAILURE_TTL if tokens is None else self._ttl
+        if over.stored is None:
+            await self._store.put(name, new, ttl)
+            return True
+        return await self._store.replace(name, over.stored, new, ttl)
 
 
 def grant_name(refresh_token: str) -> str:

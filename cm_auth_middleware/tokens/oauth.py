@@ -18,19 +18,14 @@ if TYPE_CHECKING:
     from ..runtime.base import Runtime
     from .provider import Provider
 
-_KNOWN = frozenset(
-    {
-        "access_denied",
-        "invalid_grant",
-        "invalid_request",
-        "invalid_scope",
-        "invalid_token",
-        "unsupported_grant_type",
-    }
-)
+# Error codes that may be shown; the server might put anything into another one.
+_KNOWN = (
+    "access_denied", "invalid_grant", "invalid_request", "invalid_scope", "invalid_token",
+    "unsupported_grant_type",
+)  # fmt: skip
 _MOST_USER = 100_000  # bytes of the user's JSON: it is kept with the session
 _UNKNOWN_LIFETIME = 3600.0  # seconds, when expires_in is missing or no number
-_SHORTEST_LIFETIME = 10.0  # seconds: a server that says 0 must not make us refresh on every request
+_SHORTEST_LIFETIME = 10.0  # seconds: a server that says 0 must not cause a refresh at each request
 _LONGEST_LIFETIME = 10 * 365 * 86_400.0
 
 Timed = Callable[[str], AbstractContextManager[Any]]
@@ -40,9 +35,6 @@ class OAuthClient:
     """An OAuth server as the client with this application's API key sees it.
 
     Args:
-        base_url: of the server.
-        client_id: the ID of the API key.
-        client_secret: its SECRET.
         scope: that logins ask for.
         refresh_leeway: seconds before its expiry that an access token is due for a refresh.
         timed: measures the operation that it is given the name of.
@@ -95,25 +87,23 @@ class OAuthClient:
         Raises: as `refresh`.
         """
         with self._timed("exchange"):
-            answer = await self._token_call(
+            return await self._token_call(
                 "authorization_code",
                 code=code,
                 redirect_uri=redirect_uri,
                 code_verifier=code_verifier,
             )
-        return self._tokens(answer, None)
 
     async def refresh(self, refresh_token: str) -> Tokens:
         """Exchange a refresh token for new tokens (RFC 6749 §6).
 
         Raises:
             OperatorError: the API key is refused.
-            OAuthError: any other refusal; `is_grant_over` says whether the grant has ended.
+            OAuthError: any other refusal; `is_grant_over` is True if the grant has ended.
             UnavailableError: try again later.
         """
         with self._timed("refresh"):
-            answer = await self._token_call("refresh_token", refresh_token=refresh_token)
-        return self._tokens(answer, refresh_token)
+            return await self._token_call("refresh_token", refresh_token=refresh_token)
 
     async def user(self, access_token: str) -> dict[str, Any]:
         """Return the user of an access token.
@@ -183,21 +173,21 @@ class OAuthClient:
 
     # -- inside ----------------------------------------------------------------------------
 
-    async def _token_call(self, grant_type: str, **parameters: str) -> dict[str, Any]:
-        """Call the token endpoint; return the members of its answer, checked."""
+    async def _token_call(self, grant_type: str, **parameters: str) -> Tokens:
+        """Call the token endpoint; return the tokens of its answer, checked."""
         from authlib.oauth2.rfc6749.parameters import prepare_token_request  # when first needed
 
         body = prepare_token_request(grant_type, scope=self._scope, **parameters)
         response = await self._send_with_key(self._base_url + self._provider.token_path, body)
-        return self._checked(response)
+        return self._tokens(response, parameters.get("refresh_token"))
 
     async def _send_with_key(self, url: str, body: str) -> httpx2.Response:
         """POST a form with the API key (RFC 6749 §2.3.1)."""
         from authlib.oauth2.auth import ClientAuth  # when first needed
 
-        key = self._client_id, self._client_secret
+        key = [self._client_id, self._client_secret]
         if self._provider.encodes_key:
-            key = quote(self._client_id, safe=""), quote(self._client_secret, safe="")
+            key = [quote(part, safe="") for part in key]
         headers = {
             "Accept": "application/json",
             "Content-Type": "application/x-www-form-urlencoded",
@@ -217,10 +207,13 @@ class OAuthClient:
         # Raised out here, so that httpx2's error, which may repeat the URL, is not its context.
         raise UnavailableError(f"CameraManager cannot be reached ({reason})")
 
-    def _checked(self, response: httpx2.Response) -> dict[str, Any]:
-        """Return the members of a token answer once each is what it says it is.
+    def _tokens(self, response: httpx2.Response, old: str | None) -> Tokens:
+        """Check a token answer and return its tokens.
 
         ``error_description``, which may repeat a token, is not looked at.
+
+        Args:
+            old: the refresh token that was exchanged, which stays if the answer has none.
         """
         status = response.status_code
         if status == 429 or status >= 500:
@@ -237,14 +230,19 @@ class OAuthClient:
             raise UnavailableError("CameraManager's answer is no JSON object")
         if str(members.get("token_type") or "bearer").lower() != "bearer":
             raise UnavailableError("CameraManager gave a token that is no bearer token")
-        clean: dict[str, Any] = {"expires_in": _lifetime(members.get("expires_in"))}
-        for name in ("access_token", "refresh_token", "scope"):
-            value = members.get(name)
-            if isinstance(value, str) and value.isascii() and value.isprintable() and value:
-                clean[name] = value  # RFC 6749 appendix A: printable ASCII
-        if not clean.get("access_token") or " " in clean["access_token"]:
+        access_token = _printable(members.get("access_token"))
+        if not access_token or " " in access_token:
             raise UnavailableError("CameraManager gave no access token")
-        return clean
+        now, lifetime = self._runtime.clock(), _lifetime(members.get("expires_in"))
+        if old is not None:
+            lifetime = max(lifetime, _SHORTEST_LIFETIME)
+        return Tokens(
+            access_token=access_token,
+            refresh_token=_printable(members.get("refresh_token")) or old,
+            expires_at=now + lifetime,
+            refresh_at=now + lifetime - min(self._leeway, lifetime / 2),
+            scope=_printable(members.get("scope")) or self._scope,
+        )
 
     def _raise_refusal(self, status: int, error: str, members: dict[str, Any]) -> None:
         if error in self._provider.key_errors:
@@ -254,20 +252,6 @@ class OAuthClient:
         if is_over or "error" in members:
             raise OAuthError(shown, is_grant_over=is_over)
         raise UnavailableError(f"CameraManager answered {status}")
-
-    def _tokens(self, answer: dict[str, Any], refresh_token: str | None) -> Tokens:
-        now = self._runtime.clock()
-        lifetime = answer["expires_in"]
-        if refresh_token is not None:
-            lifetime = max(lifetime, _SHORTEST_LIFETIME)
-        leeway = min(self._leeway, lifetime / 2)
-        return Tokens(
-            access_token=answer["access_token"],
-            refresh_token=answer.get("refresh_token") or refresh_token,
-            expires_at=now + lifetime,
-            refresh_at=now + lifetime - leeway,
-            scope=answer.get("scope") or self._scope,
-        )
 
 
 def _bearer(access_token: str) -> dict[str, str]:
@@ -280,6 +264,12 @@ def _json(response: httpx2.Response) -> Any:
         return response.json()
     except (ValueError, RecursionError):
         return None
+
+
+def _printable(value: Any) -> str | None:
+    """Return a member of printable ASCII (RFC 6749 appendix A); None for anything else."""
+    is_valid = isinstance(value, str) and value.isascii() and value.isprintable()
+    return value if is_valid else None
 
 
 def _lifetime(value: Any) -> float:

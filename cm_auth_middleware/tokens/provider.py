@@ -87,7 +87,7 @@ def find_provider(provider: str | Provider) -> Provider:
     """Return the provider that the option ``provider`` names.
 
     Raises:
-        ConfigError: there is none of this name.
+        ConfigError: no provider has this name.
     """
     if isinstance(provider, Provider):
         return provider

@@ -1,14 +1,15 @@
 """Refresh access tokens: once for each expiry, for all sessions that hold the same grant.
 
-The rules stand in the docstring of this folder.
+The docstring of this folder explains the rules.
 """
 
 from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -16,7 +17,7 @@ from ..errors import OAuthError, OperatorError, SessionExpiredError, StoreError,
 from ..events import log
 from ..runtime.bounded_cache import BoundedCache
 from .circuit_breaker import PAUSE, CircuitBreaker
-from .grant_records import GrantRecords, GrantState, grant_name
+from .grant_records import REFUSED, UNAVAILABLE, GrantRecords, GrantState, grant_name
 from .oauth import OAuthClient
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ _SAVE_PATIENCE = 15.0  # seconds of such attempts
 
 
 class Refreshed(NamedTuple):
-    """The result of a refresh: tokens, and whether CameraManager gave them just now."""
+    """The result of a refresh: tokens, and True if CameraManager gave them just now."""
 
     tokens: Tokens
     is_new: bool
@@ -50,6 +51,9 @@ class Revalidation(Protocol):
 
     every: float
 
+    async def admits(self, session: Session) -> bool:
+        """Return True if the user of a session may come in."""
+
     def start_if_due(self, session: Session) -> None:
         """Read the user anew, beside the request, if that is due."""
 
@@ -61,7 +65,14 @@ class Revalidation(Protocol):
 
 
 class TokenRefresher:
-    """Keeps the access tokens of sessions fresh."""
+    """Keeps the access tokens of sessions fresh.
+
+    Attributes:
+        revalidation: reads users anew; set once, by the gate.
+        unsaved: new tokens that a store that failed could not take, by the old refresh token.
+    """
+
+    revalidation: Revalidation
 
     def __init__(
         self,
@@ -69,29 +80,18 @@ class TokenRefresher:
         sessions: SessionManager,
         grants: GrantRecords,
         oauth: OAuthClient,
-        on_refresh: Callable[[Session], Any] | None = None,
+        on_refresh: Callable[[Session], Any] | None,
     ) -> None:
         self.grants = grants
-        self.revalidation: Revalidation | None = None
-        self.admits: Callable[[Session], Awaitable[bool]] | None = None
-        self._runtime = runtime
+        self.runtime = runtime
+        self.store = sessions.store
         self._sessions = sessions
-        self._oauth = oauth
+        self.oauth = oauth
         self._on_refresh = on_refresh
-        self._breaker = CircuitBreaker(runtime.clock)
-        # New tokens that a store that failed could not take.
-        self._unsaved: BoundedCache[str, Tokens] = BoundedCache()
+        self.breaker = CircuitBreaker(runtime.clock)
+        self.unsaved: BoundedCache[str, Tokens] = BoundedCache()
 
     # -- for a session ---------------------------------------------------------------------
-
-    def is_due(self, session: Session) -> bool:
-        """True if `ensure_fresh` has something to do before a call."""
-        return (
-            session.ended
-            or session.is_detached
-            or self._runtime.clock() >= session.record.tokens.refresh_at
-            or self._sessions.is_stale(session)
-        )
 
     async def ensure_fresh(self, session: Session) -> None:
         """Refresh the access token if that is due: beside the request while the old one lives.
@@ -103,10 +103,8 @@ class TokenRefresher:
         Raises: as `replace`.
         """
         await self.look_up(session)
-        if self._runtime.clock() >= session.record.tokens.refresh_at:
+        if self.runtime.clock() >= session.record.tokens.refresh_at:
             await self._refresh_in_time(session)
-        if self.revalidation is None:
-            return
         if not session.is_detached:
             self.revalidation.start_if_due(session)
         # Not beside the call: a person waits for a page, but no person waits for a job.
@@ -128,23 +126,23 @@ class TokenRefresher:
             exists = await self._sessions.reload(session)
         except StoreError:
             # A short outage ends no session; a longer one may hide a logout.
-            if session.is_detached or self._runtime.clock() - session.checked_at >= _GRACE:
+            if session.is_detached or self.runtime.clock() - session.checked_at >= _GRACE:
                 raise
             return
         if not exists:
             session.ended = True
             raise SessionExpiredError
-        if session.is_detached and self.admits is not None and not await self.admits(session):
+        if session.is_detached and not await self.revalidation.admits(session):
             raise SessionExpiredError("this application does not admit the user of this session")
 
     async def _refresh_in_time(self, session: Session) -> None:
         tokens = session.record.tokens
-        if self._runtime.clock() >= tokens.expires_at:
+        if self.runtime.clock() >= tokens.expires_at:
             await self.replace(session, tokens.access_token)
             return
         held = tokens.refresh_token
-        if held is not None and not self._breaker.is_open(grant_name(held)):
-            self._runtime.single_flight.start(
+        if held is not None and not self.breaker.is_open(grant_name(held)):
+            self.runtime.single_flight.start(
                 f"soon {session.record_id}", partial(self._refresh_beside, session)
             )
 
@@ -168,14 +166,14 @@ class TokenRefresher:
         if session.record.tokens.access_token != refused:
             return False
         try:
-            refreshed: Refreshed = await self._runtime.single_flight.do(
+            refreshed: Refreshed = await self.runtime.single_flight.do(
                 f"session {session.record_id} {hash(refused)}",
                 partial(self._refresh, session.record_id, session.cookie_key, refused),
             )
         except SessionExpiredError:
             session.ended = True
             raise
-        session.record = session.record.with_tokens(refreshed.tokens)
+        session.record = replace(session.record, tokens=refreshed.tokens)
         return refreshed.is_new
 
     async def reload(self, session: Session, refused: str) -> bool:
@@ -192,7 +190,7 @@ class TokenRefresher:
         tokens = stored.record.tokens
         if tokens.access_token == refused and tokens.refresh_token is not None:
             tokens = await self.grants.newest(tokens.refresh_token) or tokens
-        session.record = session.record.with_tokens(tokens)
+        session.record = replace(session.record, tokens=tokens)
         return tokens.access_token != refused
 
     async def _refresh(self, record_id: str, cookie_key: bytes, refused: str) -> Refreshed:
@@ -230,21 +228,12 @@ class TokenRefresher:
         for _ in range(_ROUNDS):
             if held.refresh_token is None:
                 raise SessionExpiredError
-            refresh = GrantRefresh(
-                held,
-                held.refresh_token,
-                self._runtime,
-                self._sessions.store,
-                self.grants,
-                self._oauth,
-                self._breaker,
-                self._unsaved,
-            )
+            refresh = GrantRefresh(self, held, held.refresh_token)
             # By the access token, too: a request that joins must not get the one that it refuses.
-            refreshed: Refreshed = await self._runtime.single_flight.do(
+            refreshed: Refreshed = await self.runtime.single_flight.do(
                 f"{refresh.name} {hash(held.access_token)}", refresh.newer_than_held
             )
-            if refreshed.is_new or self._runtime.clock() < refreshed.tokens.expires_at:
+            if refreshed.is_new or self.runtime.clock() < refreshed.tokens.expires_at:
                 return refreshed
             held = refreshed.tokens
         raise UnavailableError("CameraManager gives only tokens that have expired")
@@ -256,19 +245,19 @@ class TokenRefresher:
         def change(record: Record) -> Record:
             nonlocal is_first
             is_first = record.tokens == held
-            return record.with_tokens(refreshed.tokens) if is_first else record
+            return replace(record, tokens=refreshed.tokens) if is_first else record
 
         if not await self._sessions.update(session, change):
             # A session that is gone may also have timed out, or been replaced by a login.
             if await self._sessions.was_ended(
                 session.record_id
             ) or await self.grants.was_logged_out(held):
-                await self._oauth.try_to_revoke(refreshed.tokens)
+                await self.oauth.try_to_revoke(refreshed.tokens)
             raise SessionExpiredError
         if not is_first:
             return Refreshed(session.record.tokens, is_new=False)
-        await self._runtime.run_hook("on_refresh", self._on_refresh, session)
-        if self.revalidation is not None and math.isinf(self.revalidation.every):
+        await self.runtime.run_hook("on_refresh", self._on_refresh, session)
+        if math.isinf(self.revalidation.every):
             self.revalidation.start(session)
         return refreshed
 
@@ -282,7 +271,7 @@ class TokenRefresher:
         except UnavailableError as error:
             log("revoke_failed", reason=error)
         else:
-            await self._oauth.revoke_newest(newest)
+            await self.oauth.revoke_newest(newest)
 
 
 class GrantRefresh:
@@ -290,29 +279,18 @@ class GrantRefresh:
 
     Args:
         held: tokens that are refused or have expired.
-        unsaved: tokens that could not be saved, by the refresh token that gave them.
     """
 
-    def __init__(
-        self,
-        held: Tokens,
-        refresh_token: str,
-        runtime: Runtime,
-        store: SessionStore,
-        grants: GrantRecords,
-        oauth: OAuthClient,
-        breaker: CircuitBreaker,
-        unsaved: BoundedCache[str, Tokens],
-    ) -> None:
+    def __init__(self, refresher: TokenRefresher, held: Tokens, refresh_token: str) -> None:
         self.name = grant_name(refresh_token)
         self._held = held
         self._refresh_token = refresh_token
-        self._runtime = runtime
-        self._grants = grants
-        self._oauth = oauth
-        self._breaker = breaker
-        self._unsaved = unsaved
-        self._lease = Lease(runtime, store, f"lease.{self.name}")
+        self._runtime = refresher.runtime
+        self._grants = refresher.grants
+        self._oauth = refresher.oauth
+        self._breaker = refresher.breaker
+        self._unsaved = refresher.unsaved
+        self._lease = Lease(refresher.runtime, refresher.store, f"lease.{self.name}")
         self._before: GrantState | None = None  # when this refresh began to wait for another one
 
     async def newer_than_held(self) -> Refreshed:
@@ -350,9 +328,9 @@ class GrantRefresh:
         if (found := self._newer_in(state)) is not None:
             return found
         before = self._before or state
-        if state.logged_out_since(before) or state.refused_since(before):
+        if state.logged_out_since(before) or state.failed_since(before, REFUSED):
             raise SessionExpiredError
-        if state.failed_since(before):
+        if state.failed_since(before, UNAVAILABLE):
             raise UnavailableError("another process has just failed to reach CameraManager")
         fresh = self._unsaved.pop(self._refresh_token, None)
         if fresh is None:
@@ -363,7 +341,7 @@ class GrantRefresh:
                 if (found := self._newer_in(now)) is not None:
                     return found
                 if not self._lease.may_be_over():
-                    await self._grants.mark_refused(self._refresh_token)
+                    await self._grants.mark_failed(self._refresh_token, REFUSED)
                 raise
         return await self._save(fresh, state)
 
@@ -394,7 +372,7 @@ class GrantRefresh:
         self._breaker.failed(self.name, retry_after)
         if not self._lease.may_be_over():
             with suppress(StoreError):  # then each process that waits finds out by itself
-                await self._grants.mark_unavailable(self._refresh_token)
+                await self._grants.mark_failed(self._refresh_token, UNAVAILABLE)
 
     async def _save(self, fresh: Tokens, before: GrantState) -> Refreshed:
         """Save new tokens. They exist nowhere else, so a store that fails is asked again."""

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
-from functools import cached_property
+from collections.abc import Mapping
 from importlib.resources import files
 from typing import NamedTuple
 
@@ -52,30 +51,17 @@ def negotiate(accept_language: str | None) -> str:
     return next((language for language in LANGUAGES if language not in refused), "en")
 
 
-class _Messages(Mapping[str, Mapping[str, Message]]):
-    """The texts of all pages. Their files are read at first use: most processes show no page."""
-
-    def __getitem__(self, kind: str) -> Mapping[str, Message]:
-        return self._by_kind[kind]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._by_kind)
-
-    def __len__(self) -> int:
-        return len(self._by_kind)
-
-    @cached_property
-    def _by_kind(self) -> dict[str, dict[str, Message]]:
-        folder = files(__package__) / "messages"
-        texts = {
-            language: tomllib.loads((folder / f"{language}.toml").read_text("utf-8"))
-            for language in LANGUAGES
-        }
-        return {
-            kind: {language: Message(**texts[language][kind]) for language in LANGUAGES}
-            for kind in texts["en"]
-        }
+def _read() -> dict[str, dict[str, Message]]:
+    folder = files(__package__) / "messages"
+    texts = {
+        language: tomllib.loads((folder / f"{language}.toml").read_text("utf-8"))
+        for language in LANGUAGES
+    }
+    return {
+        kind: {language: Message(**texts[language][kind]) for language in LANGUAGES}
+        for kind in texts["en"]
+    }
 
 
-MESSAGES: Mapping[str, Mapping[str, Message]] = _Messages()
+MESSAGES: Mapping[str, Mapping[str, Message]] = _read()
 """The texts by page and language, as in ``MESSAGES["denied"]["nl"]``."""

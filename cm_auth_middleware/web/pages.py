@@ -27,12 +27,7 @@ _CUSTOM_POLICY = "base-uri 'none'; frame-ancestors 'none'"
 
 
 class Pages:
-    """Makes the responses that explain something: a page for a person, a problem for a program.
-
-    Args:
-        error_handler: draws a page in place of this package; see the option.
-        runtime: calls it.
-    """
+    """Makes the responses that explain something: a page for a person, a problem for a program."""
 
     def __init__(self, error_handler: ErrorHandler | None, runtime: Runtime) -> None:
         self._handler = error_handler

@@ -33,11 +33,6 @@ def problem(status: int, title: str, *headers: tuple[str, str], **members: Any) 
     return json_response(status, body, *headers, content_type="application/problem+json")
 
 
-def not_allowed(allowed: str) -> Response:
-    """Refuse a method (RFC 9110 §15.5.6)."""
-    return problem(405, "Method not allowed", ("Allow", allowed))
-
-
 def json_response(
     status: int, content: Any, *headers: tuple[str, str], content_type: str = "application/json"
 ) -> Response:

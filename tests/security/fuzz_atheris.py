@@ -13,8 +13,8 @@ from collections.abc import Callable
 import atheris
 
 with atheris.instrument_imports(include=["cm_auth_middleware"]):
-    from cm_auth_middleware.auth.login_cookies import LoginCookie
-    from cm_auth_middleware.sessions.cookie import TicketSigner
+    from cm_auth_middleware.auth.login_cookies import LoginCookies
+    from cm_auth_middleware.sessions.cookie import SessionCookie, TicketSigner
 
     from ..support import SECRET_KEY
     from .fuzzing import Shells, check_cookie, check_exempt, check_handle, check_target
@@ -23,7 +23,7 @@ _MOUNTS = ["", "/sub", "/a/b"]
 _METHODS = ["GET", "HEAD", "POST", "OPTIONS"]
 _HEADERS = ["host", "origin", "accept", "sec-fetch-site", "sec-fetch-mode", "hx-request", "cookie"]
 _session = TicketSigner([SECRET_KEY])
-_login = LoginCookie([SECRET_KEY], "cm_auth")
+_login = LoginCookies(SessionCookie([SECRET_KEY], 3600, lambda: 1.8e9), [SECRET_KEY], lambda: 1.8e9)
 
 
 def paths(data: bytes) -> None:
@@ -45,7 +45,7 @@ def cookies(data: bytes) -> None:
     assert _session.load(value) is None
     assert _session.load(f"{value[:86]:A<86}.{value[86:129]:A<43}") is None
     assert _login.load(value) is None
-    assert _login.match(value, state, 1.8e9) is None
+    assert _login.match(value, state) is None
     check_handle(value)
 
 

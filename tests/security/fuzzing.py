@@ -120,7 +120,7 @@ class Shells:
         for side, run in ((self._engine.async_services, self._runner.run),
                           (self._engine.thread_services, run_sync)):  # fmt: skip
             try:
-                tokens: Any = run(side.refresher._oauth.exchange("code", f"{APP}/cb", "v" * 43))
+                tokens: Any = run(side.refresher.oauth.exchange("code", f"{APP}/cb", "v" * 43))
             except CMAuthError:
                 continue
             assert isinstance(tokens, Tokens)

@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from cm_auth_middleware.auth.exempt import ExemptPaths
-from cm_auth_middleware.auth.login_cookies import LoginCookie
-from cm_auth_middleware.sessions.cookie import Ticket, TicketSigner
+from cm_auth_middleware.auth.login_cookies import LoginCookies
+from cm_auth_middleware.sessions.cookie import SessionCookie, Ticket, TicketSigner
 from cm_auth_middleware.sessions.encryption import Sealer
 from cm_auth_middleware.sessions.record import Record
 from cm_auth_middleware.tokens.grant_records import decode_grant
@@ -151,11 +151,12 @@ def test_what_is_in_the_store_is_opened_or_not_and_never_a_crash(raw: bytes) -> 
 @given(value=lines, state=texts)
 def test_no_login_cookie_but_ours_matches(value: str, state: str) -> None:
     """1, 22: whatever its value and whatever the state."""
-    cookie = LoginCookie([SECRET_KEY], "cm_auth")
+    session_cookie = SessionCookie([SECRET_KEY], 3600, lambda: 1.8e9)
+    cookie = LoginCookies(session_cookie, [SECRET_KEY], lambda: 1.8e9)
     assert cookie.load(value) is None
-    assert cookie.match(value, state.encode("utf-8", "replace").decode(), 1.8e9) is None
-    login, signed = cookie.start(f"{APP}/auth/callback", "/", 1.8e9)
-    assert cookie.match(signed, login.state, 1.8e9) == login
+    assert cookie.match(value, state.encode("utf-8", "replace").decode()) is None
+    login, signed = cookie.start(f"{APP}/auth/callback", "/")
+    assert cookie.match(signed, login.state) == login
     assert TicketSigner([SECRET_KEY]).load(signed) is None
     assert cookie.load(TicketSigner([SECRET_KEY]).dump(Ticket.new())) is None
 
