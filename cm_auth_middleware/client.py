@@ -143,11 +143,10 @@ class BearerAuth(httpx2.Auth):
             is_new = False
             for _ in range(_TRIES):
                 token = session.record.tokens.access_token
-                request.headers["Authorization"] = bearer = f"Bearer {token}"
+                request.headers["Authorization"] = f"Bearer {token}"
                 response = yield request
                 response.stream = _Watched(response.stream, refresher, session)
-                sent = response.request.headers.get("Authorization")
-                if response.status_code != 401 or sent != bearer:  # dropped by a redirect
+                if not await self._is_refused(response, token):
                     return
                 await refresher.runtime.read(response)  # others may wait for its connection
                 if not is_new:
@@ -174,6 +173,18 @@ class BearerAuth(httpx2.Auth):
             return
         finally:
             run_sync(flow.aclose())
+
+    async def _is_refused(self, response: httpx2.Response, token: str) -> bool:
+        """Return True if a response says that this token is dead: by 401, or by 403."""
+        # A redirect to another origin drops the token.
+        if response.request.headers.get("Authorization") != f"Bearer {token}":
+            return False
+        if response.status_code != 403:
+            return response.status_code == 401
+        # RFC 6750 §3.1 wants 401, and some servers say 403, which the user may deserve, too.
+        if "invalid_token" in response.headers.get("WWW-Authenticate", ""):
+            return True
+        return await self._refresher.is_dead(self._session, token)
 
 
 class _Watched(httpx2.AsyncByteStream, httpx2.SyncByteStream):

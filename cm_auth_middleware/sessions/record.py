@@ -14,6 +14,10 @@ class Tokens:
     """The answer of the token endpoint (RFC 6749 §5.1). Times are epoch seconds.
 
     ``refresh_at`` lies before ``expires_at`` by the leeway, or by half of a very short lifetime.
+
+    Attributes:
+        former_refresh_token: the one that these tokens were exchanged for, if the server answered
+            with another one. Some servers answer with one that they do not know afterwards.
     """
 
     access_token: str
@@ -21,6 +25,7 @@ class Tokens:
     expires_at: float
     refresh_at: float
     scope: str
+    former_refresh_token: str | None = None
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -48,8 +53,10 @@ class Record:
 
     def encode(self) -> bytes:
         """Encode all fields but ``last_seen_at``, which is in the header of the stored value."""
-        head = [*astuple(self.tokens), self.logged_in_at, self.address]
+        *tokens, former = astuple(self.tokens)
+        head = [*tokens, self.logged_in_at, self.address]
         head += [self.client_id, self.scope, self.user_read_at]
+        head += [former] if former else []
         return f"{dumps(head)}\n{self.user}\n{self.data}".encode()
 
     @classmethod
@@ -59,8 +66,10 @@ class Record:
             head, user, data = raw.decode().split("\n")
             *tokens, logged_in_at, address = (values := json.loads(head))[:7]
             # Version 0.1 wrote seven values, without the application that opened the session.
-            owner = values[7:] or ("", "", logged_in_at)
-            return cls(Tokens(*tokens), user, logged_in_at, last_seen_at, data, address, *owner)
+            client_id, scope, user_read_at, *former = values[7:] or ("", "", logged_in_at)
+            owner = client_id, scope, user_read_at
+            tokens = Tokens(*tokens, *former)
+            return cls(tokens, user, logged_in_at, last_seen_at, data, address, *owner)
         except (ValueError, TypeError):
             return None
 
