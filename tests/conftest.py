@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from .support import World
+from tests.helpers.world import World
 
 MakeWorld = Callable[..., World]
 

@@ -18,8 +18,8 @@ from typing import Any
 
 import httpx2
 
-from tests.servers import RedisServer, free_port, redis_server
-from tests.support import HTML, SECRET_KEY
+from tests.helpers.servers import RedisServer, free_port, redis_server
+from tests.helpers.world import HTML, SECRET_KEY
 
 from .crowd import Ask, Crowd, Response
 from .site import SharedClock

@@ -19,7 +19,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from tests.support import SECRET_KEY
+from tests.helpers.world import SECRET_KEY
 
 ROOT = Path(__file__).parents[2]
 APPS = "tests.matrix.apps."

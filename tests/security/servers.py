@@ -20,7 +20,7 @@ import uvicorn
 import waitress
 from werkzeug.serving import WSGIRequestHandler, make_server
 
-from ..servers import free_port, serving
+from tests.helpers.servers import free_port, serving
 
 ASGI = ("h11", "httptools")
 WSGI = ("werkzeug", "waitress", "gunicorn")

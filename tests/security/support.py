@@ -11,7 +11,7 @@ import ada_url
 import anyio.to_thread
 import httpx2
 
-from ..support import APP, Browser, World
+from tests.helpers.world import APP, Browser, World
 
 NAME = "cm_auth"
 

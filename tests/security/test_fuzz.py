@@ -18,8 +18,8 @@ from cm_auth_middleware.sessions.encryption import Sealer
 from cm_auth_middleware.sessions.record import Record
 from cm_auth_middleware.tokens.grant_records import decode_grant
 from cm_auth_middleware.web.local_target import safe_target
+from tests.helpers.world import APP, SECRET_KEY
 
-from ..support import APP, SECRET_KEY
 from .fuzzing import EXEMPT, Shells, check_cookie, check_exempt, check_handle, check_target
 
 # How many inputs each property gets: few in the quick run, CM_AUTH_FUZZ for a night.

@@ -25,10 +25,10 @@ from werkzeug.middleware.dispatcher import DispatcherMiddleware
 from cm_auth_middleware import AuthEngine, CMAuthMiddleware
 from cm_auth_middleware.proxy import CMProxy, CMWSGIProxy
 from cm_auth_middleware.testing import AppServer, Simulator
+from tests.helpers.apps import make_app, make_wsgi_app
+from tests.helpers.world import APP, SECRET_KEY, World
+from tests.ways_in.test_proxy_streams import log_in
 
-from ..apps import make_app, make_wsgi_app
-from ..support import APP, SECRET_KEY, World
-from ..test_proxy_streams import log_in
 from .routed import RELAYED, relaying_wsgi
 from .servers import ASGI, WSGI, Answered, served
 from .support import NAME, session_of

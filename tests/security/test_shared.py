@@ -14,9 +14,9 @@ import anyio.to_thread
 import pytest
 
 from cm_auth_middleware import CMAuthWSGIMiddleware
+from tests.conftest import MakeWorld
+from tests.helpers.world import APP, SECRET_KEY, World
 
-from ..conftest import MakeWorld
-from ..support import APP, SECRET_KEY, World
 from .support import NAME, session_of
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]

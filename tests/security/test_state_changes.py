@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from ..support import World
+from tests.helpers.world import World
+
 from .support import NAME, is_logged_in, session_of, stored
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]

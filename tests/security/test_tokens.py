@@ -23,9 +23,9 @@ from cm_auth_middleware.sessions.encryption import MAX_RECORD, Sealer
 from cm_auth_middleware.sessions.record import Record, Tokens
 from cm_auth_middleware.stores import MemoryStore, RedisStore, SQLiteStore
 from cm_auth_middleware.testing import SimulatorServer
+from tests.helpers.servers import redis_server
+from tests.helpers.world import CM, SECRET_KEY, World
 
-from ..servers import redis_server
-from ..support import CM, SECRET_KEY, World
 from .servers import served
 from .support import NAME, session_of, stored, visit
 from .wired import Wired, certificate, clocked

@@ -18,9 +18,8 @@ from cryptography.x509.oid import NameOID
 
 from cm_auth_middleware import AuthEngine, CMAuthMiddleware, CMAuthWSGIMiddleware
 from cm_auth_middleware.testing import Simulator
-
-from ..apps import make_app, make_wsgi_app
-from ..support import APP, SECRET_KEY, Clock, Net, World
+from tests.helpers.apps import make_app, make_wsgi_app
+from tests.helpers.world import APP, SECRET_KEY, Clock, Net, World
 
 
 class Wired(World):
