@@ -25,7 +25,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from cm_auth_middleware import MemoryStore
 from cm_auth_middleware.runtime.run_sync import run_sync
 from cm_auth_middleware.testing import RecordedRequest
-from tests.counting import CountingStore
+from tests.helpers.stores import CountingStore
 from tests.helpers.world import HTML, JSON, World
 
 LIFETIME, LEEWAY, MINUTE, DAY = 43_199, 60, 60, 86_400

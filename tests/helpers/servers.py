@@ -151,6 +151,74 @@ def redis_server(
 
 
 @contextlib.contextmanager
+def pair() -> Iterator[tuple[RedisServer, RedisServer]]:
+    """A primary and its replica."""
+    at_once = ("--repl-diskless-sync-delay", "0")
+    with redis_server(*at_once) as primary, redis_server(*at_once) as replica:
+        replica.command("REPLICAOF", "127.0.0.1", str(primary.port))
+        until(lambda: b"master_link_status:up" in replica.command("INFO", "replication"))
+        yield primary, replica
+
+
+def exchange(old: RedisServer, new: RedisServer) -> None:
+    """Make the replica the primary, with all that it has, and the primary its replica."""
+    offset = old.command("INFO", "replication").split(b"master_repl_offset:")[1].split()[0]
+    until(lambda: b"slave_repl_offset:" + offset in new.command("INFO", "replication"))
+    new.command("REPLICAOF", "NO", "ONE")
+    old.command("REPLICAOF", "127.0.0.1", str(new.port))
+
+
+def clients_of(server: RedisServer) -> int:
+    """How many are connected, beside this question and replicas."""
+    return server.command("CLIENT", "LIST", "TYPE", "normal").count(b"id=") - 1
+
+
+def loading(server: RedisServer) -> Callable[[], None]:
+    """Start it again such that it loads its data for long; return what ends that."""
+    server.command("SAVE")
+    server.stop()
+    # Options for Redis's own tests: 50 ms for each key, and an ear for clients in between.
+    slow = ["--key-load-delay", "50000", "--loading-process-events-interval-bytes", "1024"]
+    server.options += slow
+    server.start(loaded=False)
+    until(lambda: is_loading(server))
+
+    def end() -> None:
+        server.stop()
+        del server.options[-4:]
+        server.start()
+
+    return end
+
+
+def is_loading(server: RedisServer) -> bool:
+    with contextlib.suppress(OSError):
+        return server.command("PING").startswith(b"-LOADING")
+    return False
+
+
+def lost(server: RedisServer) -> Callable[[], None]:
+    """Make it the replica of a primary that it cannot reach; return what ends that."""
+    server.command("CONFIG", "SET", "replica-serve-stale-data", "no")
+    server.command("REPLICAOF", "127.0.0.1", "1")
+    return lambda: server.command("REPLICAOF", "NO", "ONE") and None
+
+
+def lonely(server: RedisServer) -> Callable[[], None]:
+    """Let it insist on a replica that it has not; return what ends that."""
+    server.command("CONFIG", "SET", "min-replicas-to-write", "1")
+    return lambda: server.command("CONFIG", "SET", "min-replicas-to-write", "0") and None
+
+
+# Why a Redis takes no writes, by its code: what brings that about, and what we say of it.
+REFUSALS = {
+    "LOADING": (loading, "loading"),
+    "MASTERDOWN": (lost, "is a replica"),
+    "NOREPLICAS": (lonely, "fewer replicas than its min-replicas-to-write"),
+}
+
+
+@contextlib.contextmanager
 def serving(server: socketserver.BaseServer) -> Iterator[None]:
     """Let a server answer from a thread of its own for as long as the `with` lasts."""
     thread = threading.Thread(target=server.serve_forever, daemon=True)
@@ -244,3 +312,11 @@ class WSGIServer:
 
     def __exit__(self, *_: object) -> None:
         self._serving.__exit__(None, None, None)
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Wait for something that another process or thread does."""
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline, "it never came true"
+        time.sleep(0.02)

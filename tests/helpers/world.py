@@ -124,6 +124,9 @@ class World:
         return browser
 
 
+MakeWorld = Callable[..., World]
+
+
 class Browser(httpx2.AsyncClient):
     """Keeps cookies, follows redirects when asked, and can log in at the simulator."""
 

@@ -20,8 +20,8 @@ from cm_auth_middleware.cli import main
 from cm_auth_middleware.stores import open_store
 from tests.helpers.world import CM, SECRET_KEY
 
+from .profile import PROFILE
 from .support import started
-from .test_fuzz import PROFILE
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 

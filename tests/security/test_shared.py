@@ -14,8 +14,7 @@ import anyio.to_thread
 import pytest
 
 from cm_auth_middleware import CMAuthWSGIMiddleware
-from tests.conftest import MakeWorld
-from tests.helpers.world import APP, SECRET_KEY, World
+from tests.helpers.world import APP, SECRET_KEY, MakeWorld, World
 
 from .support import NAME, session_of
 

@@ -10,11 +10,9 @@ import anyio.to_thread
 import pytest
 
 from cm_auth_middleware import MemoryStore, SessionInfo, UnavailableError
-from tests.conftest import MakeWorld
-from tests.counting import CountingStore
 from tests.helpers.servers import RedisServer, redis_server
-from tests.helpers.world import JSON, World
-from tests.stores.test_stores import DictStore
+from tests.helpers.stores import CountingStore, DictStore
+from tests.helpers.world import JSON, MakeWorld, World
 
 pytestmark = pytest.mark.anyio
 

@@ -10,9 +10,8 @@ import pytest
 from cm_auth_middleware import MemoryStore
 from cm_auth_middleware.runtime.run_sync import run_sync
 from cm_auth_middleware.stores import SQLiteStore
-from tests.conftest import MakeWorld
-from tests.counting import CountingStore
-from tests.helpers.world import Browser, Clock, World
+from tests.helpers.stores import CountingStore
+from tests.helpers.world import Browser, Clock, MakeWorld, World
 
 pytestmark = pytest.mark.anyio
 

@@ -8,10 +8,16 @@ import time
 import anyio
 import pytest
 
-from tests.conftest import MakeWorld
-from tests.helpers.servers import Forwarder, redis_server
-from tests.helpers.world import JSON, Browser, World
-from tests.stores.test_redis import REFUSALS, clients_of, exchange, pair, until
+from tests.helpers.servers import (
+    REFUSALS,
+    Forwarder,
+    clients_of,
+    exchange,
+    pair,
+    redis_server,
+    until,
+)
+from tests.helpers.world import JSON, Browser, MakeWorld, World
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 

@@ -28,8 +28,18 @@ from redis.asyncio.connection import AbstractConnection
 from cm_auth_middleware import ConfigError, SessionStore, StoreError
 from cm_auth_middleware.stores import RedisStore, open_store, redis_clients
 from cm_auth_middleware.testing import StoreConformance
-from tests.helpers.servers import Forwarder, RedisServer, free_port, redis_server
-from tests.stores.test_sqlite import INCREMENTS, finish, run, start
+from tests.helpers.servers import (
+    REFUSALS,
+    Forwarder,
+    RedisServer,
+    clients_of,
+    exchange,
+    free_port,
+    pair,
+    redis_server,
+    until,
+)
+from tests.helpers.stores import INCREMENTS, finish, run, start
 
 pytestmark = pytest.mark.slow
 
@@ -231,13 +241,6 @@ def cluster() -> Iterator[str]:
         server.command("CLUSTER", "ADDSLOTSRANGE", "0", "16383")
         until(lambda: b"cluster_state:ok" in server.command("CLUSTER", "INFO"))
         yield f"redis+cluster://127.0.0.1:{server.port},127.0.0.1:1"
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline, "it never came true"
-        time.sleep(0.02)
 
 
 async def elapse(seconds: float) -> None:
@@ -863,29 +866,6 @@ def test_after_a_failover_the_new_primary_is_used(
 # Another primary, while connections to the old one stay open
 
 
-@contextlib.contextmanager
-def pair() -> Iterator[tuple[RedisServer, RedisServer]]:
-    """A primary and its replica."""
-    at_once = ("--repl-diskless-sync-delay", "0")
-    with redis_server(*at_once) as primary, redis_server(*at_once) as replica:
-        replica.command("REPLICAOF", "127.0.0.1", str(primary.port))
-        until(lambda: b"master_link_status:up" in replica.command("INFO", "replication"))
-        yield primary, replica
-
-
-def exchange(old: RedisServer, new: RedisServer) -> None:
-    """Make the replica the primary, with all that it has, and the primary its replica."""
-    offset = old.command("INFO", "replication").split(b"master_repl_offset:")[1].split()[0]
-    until(lambda: b"slave_repl_offset:" + offset in new.command("INFO", "replication"))
-    new.command("REPLICAOF", "NO", "ONE")
-    old.command("REPLICAOF", "127.0.0.1", str(new.port))
-
-
-def clients_of(server: RedisServer) -> int:
-    """How many are connected, beside this question and replicas."""
-    return server.command("CLIENT", "LIST", "TYPE", "normal").count(b"id=") - 1
-
-
 WRITES: dict[str, tuple[Callable[[SessionStore], Coroutine[Any, Any, Any]], Any]] = {
     "put": (lambda store: store.put("k", b"w", 60), None),
     "replace": (lambda store: store.replace("k", b"v", b"w", 60), True),
@@ -967,47 +947,6 @@ def test_the_new_primary_is_found_however_it_is_named(
             assert b"k" in new.command("KEYS", "*k")
 
         side(check, url)
-
-
-def loading(server: RedisServer) -> Callable[[], None]:
-    server.command("SAVE")
-    server.stop()
-    # Options for Redis's own tests: 50 ms for each key, and an ear for clients in between.
-    slow = ["--key-load-delay", "50000", "--loading-process-events-interval-bytes", "1024"]
-    server.options += slow
-    server.start(loaded=False)
-    until(lambda: is_loading(server))
-
-    def end() -> None:
-        server.stop()
-        del server.options[-4:]
-        server.start()
-
-    return end
-
-
-def is_loading(server: RedisServer) -> bool:
-    with contextlib.suppress(OSError):
-        return server.command("PING").startswith(b"-LOADING")
-    return False
-
-
-def lost(server: RedisServer) -> Callable[[], None]:
-    server.command("CONFIG", "SET", "replica-serve-stale-data", "no")
-    server.command("REPLICAOF", "127.0.0.1", "1")
-    return lambda: server.command("REPLICAOF", "NO", "ONE") and None
-
-
-def lonely(server: RedisServer) -> Callable[[], None]:
-    server.command("CONFIG", "SET", "min-replicas-to-write", "1")
-    return lambda: server.command("CONFIG", "SET", "min-replicas-to-write", "0") and None
-
-
-REFUSALS = {
-    "LOADING": (loading, "loading"),
-    "MASTERDOWN": (lost, "is a replica"),
-    "NOREPLICAS": (lonely, "fewer replicas than its min-replicas-to-write"),
-}
 
 
 @pytest.mark.parametrize("code", REFUSALS)

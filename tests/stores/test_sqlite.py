@@ -9,7 +9,6 @@ import sqlite3
 import stat
 import subprocess
 import sys
-import textwrap
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -21,46 +20,15 @@ import pytest
 
 from cm_auth_middleware import StoreError
 from cm_auth_middleware.stores import SQLiteStore, sqlite
-from tests.helpers.stores import run
+from tests.helpers.stores import INCREMENTS, finish, run, start
 from tests.helpers.world import Clock
 
 ROOT = Path(__file__).parents[2]
-PRELUDE = """
-import asyncio, os, signal, sys, threading, time
-from cm_auth_middleware import StoreError
-from cm_auth_middleware.stores import open_store
-from tests.helpers.stores import run
-
-store = open_store(sys.argv[1])
-"""
 
 
 async def each(call: Callable[[int], Awaitable[Any]]) -> None:
     for number in range(300):
         await call(number)
-
-
-def start(code: str, *arguments: object, **options: Any) -> subprocess.Popen[str]:
-    """Run a program that has a store on the URL of its first argument."""
-    program = PRELUDE + textwrap.dedent(code)
-    return subprocess.Popen(
-        [sys.executable, "-c", program, *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-        **options,
-    )
-
-
-def finish(process: subprocess.Popen[str]) -> int:
-    """Wait for a program and return its exit code; one that hangs is killed."""
-    try:
-        process.communicate(timeout=50)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.communicate()
-        raise
-    return process.returncode
 
 
 @pytest.fixture
@@ -395,22 +363,6 @@ def test_a_lock_of_another_process_fails_writes_of_threads_after_a_while(
     timer.start()
     assert run(store.delete("k")) == b"v", "it waited until the other was done"
     timer.join()
-
-
-INCREMENTS = """
-store = store.blocking()
-for number in range(int(sys.argv[2])):
-    while True:
-        value = run(store.get("compared"))
-        if run(store.replace("compared", value, b"%d" % (int(value) + 1), 600)):
-            break
-    owner = f"{os.getpid()}:{number}"
-    while not run(store.acquire("lease", owner, 600)):
-        time.sleep(0.001)
-    value = run(store.get("guarded"))
-    run(store.put("guarded", b"%d" % (int(value) + 1), 600))
-    run(store.release("lease", owner))
-"""
 
 
 @pytest.mark.slow

@@ -5,8 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 import textwrap
-import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -14,61 +12,8 @@ import pytest
 from cm_auth_middleware import ConfigError, MemoryStore, SessionStore
 from cm_auth_middleware.stores import SQLiteStore, open_store
 from cm_auth_middleware.testing import StoreConformance
+from tests.helpers.stores import DictStore
 from tests.helpers.world import Clock
-
-
-class DictStore:
-    """A store in a dictionary: the whole protocol, as short as it gets."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.records: dict[str, tuple[bytes, float]] = {}
-        self.leases: dict[str, tuple[str, float]] = {}
-
-    async def get(self, key: str) -> bytes | None:
-        value, expires = self.records.get(key, (None, 0))
-        return value if expires > time.monotonic() else None
-
-    async def put(self, key: str, value: bytes, ttl: float) -> None:
-        with self.lock:
-            self.records[key] = (value, time.monotonic() + ttl)
-
-    async def replace(self, key: str, old: bytes, new: bytes, ttl: float) -> bool:
-        with self.lock:
-            value, expires = self.records.get(key, (None, 0))
-            if value != old or expires <= time.monotonic():
-                return False
-            self.records[key] = (new, time.monotonic() + ttl)
-            return True
-
-    async def delete(self, key: str) -> bytes | None:
-        with self.lock:
-            value, expires = self.records.pop(key, (None, 0))
-            return value if expires > time.monotonic() else None
-
-    async def acquire(self, key: str, owner: str, ttl: float) -> bool:
-        with self.lock:
-            holder, expires = self.leases.get(key, (owner, 0))
-            if holder != owner and expires > time.monotonic():
-                return False
-            self.leases[key] = (owner, time.monotonic() + ttl)
-            return True
-
-    async def release(self, key: str, owner: str) -> None:
-        with self.lock:
-            if self.leases.get(key, ("",))[0] == owner:
-                del self.leases[key]
-
-    async def purge(self) -> int:
-        with self.lock:
-            over = [k for k, (_, expires) in self.records.items() if expires <= time.monotonic()]
-            for key in over:
-                del self.records[key]
-            return len(over)
-
-    async def ping(self) -> None: ...
-
-    async def close(self) -> None: ...
 
 
 class TestDictStore(StoreConformance):
@@ -215,7 +160,7 @@ BROKEN = {
 def test_the_check_finds_each_fault(tmp_path: Path) -> None:
     for number, (name, fault) in enumerate(BROKEN.items()):
         (tmp_path / f"test_{number}.py").write_text(
-            "import time\nimport anyio\nfrom tests.stores.test_stores import DictStore\n"
+            "import time\nimport anyio\nfrom tests.helpers.stores import DictStore\n"
             "from cm_auth_middleware.testing import StoreConformance\n"
             f"class Store(DictStore):\n    name = {name!r}\n"
             f"{textwrap.indent(textwrap.dedent(fault), '    ')}\n"
@@ -224,7 +169,7 @@ def test_the_check_finds_each_fault(tmp_path: Path) -> None:
             "    def make_store(self):\n        return Store()\n"
         )
     (tmp_path / "test_blocking.py").write_text(
-        "import anyio\nfrom tests.stores.test_stores import DictStore\n"
+        "import anyio\nfrom tests.helpers.stores import DictStore\n"
         "from cm_auth_middleware.testing import StoreConformance\n"
         "class Store(DictStore):\n"
         "    async def ping(self):\n        await anyio.sleep(0)\n"

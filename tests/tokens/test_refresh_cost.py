@@ -8,7 +8,7 @@ import pytest
 
 from cm_auth_middleware import MemoryStore
 from cm_auth_middleware.testing import Settings
-from tests.counting import CountingStore
+from tests.helpers.stores import CountingStore
 
 pytestmark = pytest.mark.anyio
 
