@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
 
 import anyio.to_thread
-import httpx2
 
 from cm_auth_middleware import AuthEngine, CMAuthMiddleware, CMAuthWSGIMiddleware
 from cm_auth_middleware.flask import CMAuth
 from cm_auth_middleware.testing import Network, Settings, Simulator
 from tests.helpers.apps import make_app, make_wsgi_app
+from tests.helpers.browser import Browser
 
 APP = "http://localhost:8000"
 CM = "http://127.0.0.1:9400"
@@ -115,7 +114,7 @@ class World:
         return await self.engine.client_for(handle)
 
     def browser(self, **headers: str) -> Browser:
-        return Browser(self, {**HTML, **headers})
+        return Browser(self, APP, {**HTML, **headers})
 
     async def login(self, email: str = "anna@example.com", path: str = "/") -> Browser:
         browser = self.browser()
@@ -125,31 +124,3 @@ class World:
 
 
 MakeWorld = Callable[..., World]
-
-
-class Browser(httpx2.AsyncClient):
-    """Keeps cookies, follows redirects when asked, and can log in at the simulator."""
-
-    def __init__(self, world: World, headers: dict[str, str]) -> None:
-        super().__init__(transport=world.net, base_url=APP, headers=headers)
-        self.world = world
-
-    async def login(self, path: str = "/", email: str = "anna@example.com") -> httpx2.Response:
-        """Ask for a page, walk through CameraManager's forms, and come back."""
-        response = await self.get(path)
-        assert response.status_code == 302, response.text
-        return await self.finish(response.headers["location"], email)
-
-    async def finish(self, authorize_url: str, email: str = "anna@example.com") -> httpx2.Response:
-        return await self.get(self.callback_url(authorize_url, email), follow_redirects=True)
-
-    def callback_url(self, authorize_url: str, email: str = "anna@example.com") -> str:
-        """Where CameraManager would send the browser, consent given."""
-        query = {k: v[0] for k, v in parse_qs(urlsplit(authorize_url).query).items()}
-        code = self.world.sim.issue_code(
-            email, query["redirect_uri"], query["code_challenge"], scope=query["scope"]
-        )
-        return f"{query['redirect_uri']}?code={code}&state={query['state']}"
-
-    def named(self, name: str) -> list[str]:
-        return [cookie.value or "" for cookie in self.cookies.jar if cookie.name == name]

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.browser import Visitor
+
 from .servers import APPS, ASGI, Simulated, environment, needs, needs_server, serve
-from .visitor import Visitor
 from .walk import walk
 
 SOCKETS = frozenset({"starlette", "fastapi", "litestar", "quart"})

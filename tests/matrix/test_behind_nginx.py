@@ -18,6 +18,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from tests.helpers.browser import NamedHost, Visitor
+
 from .servers import (
     APPS,
     ASGI,
@@ -31,7 +33,6 @@ from .servers import (
     running,
     serve,
 )
-from .visitor import NamedHost, Visitor
 from .walk import walk
 
 HOST = "cameras.example.test"

@@ -12,8 +12,9 @@ from pathlib import Path
 import httpx2
 import pytest
 
+from tests.helpers.browser import ANNA, BOB, CAMERAS, Visitor
+
 from .servers import ROOT, WSGI, Simulated, Site, environment, needs, serve
-from .visitor import ANNA, BOB, CAMERAS, Visitor
 
 EXAMPLES = ROOT / "examples"
 FLASK = ["flask", "--app", "flask_app.py", "run", "--port", "{port}"]

@@ -15,6 +15,8 @@ from typing import Any
 import httpx2
 import pytest
 
+from tests.helpers.browser import ANNA, BOB, Visitor
+
 from ..security.wired import certificate
 from .multiplexed import Multiplexed
 from .servers import (
@@ -30,7 +32,6 @@ from .servers import (
     needs_server,
     running,
 )
-from .visitor import ANNA, BOB, Visitor
 
 with contextlib.suppress(ModuleNotFoundError):  # the quick run collects this without its extra
     from websockets.sync.client import connect

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.browser import ANNA, BOB, CAMERAS, Visitor
+
 from .servers import APPS, WSGI, Simulated, Site, environment, needs, needs_server, serve
-from .visitor import ANNA, BOB, CAMERAS, Visitor
 
 THREADS = 16
 _PATIENT = {  # a client of the machine's own may be slow; its connection is not idle yet

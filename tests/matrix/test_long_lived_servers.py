@@ -14,6 +14,7 @@ import httpx2
 import pytest
 
 from cm_auth_middleware import AuthEngine
+from tests.helpers.browser import ANNA, BOB, Visitor
 from tests.helpers.world import SECRET_KEY
 
 from .lasting import Lasting
@@ -30,7 +31,6 @@ from .servers import (
     running,
     serve,
 )
-from .visitor import ANNA, BOB, Visitor
 
 Expected = Mapping[str, Set[Any]]  # by kind; None stands for nothing
 

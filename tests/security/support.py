@@ -11,7 +11,8 @@ import ada_url
 import anyio.to_thread
 import httpx2
 
-from tests.helpers.world import APP, Browser, World
+from tests.helpers.browser import Browser
+from tests.helpers.world import APP, World
 
 NAME = "cm_auth"
 

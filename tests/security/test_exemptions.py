@@ -19,8 +19,8 @@ from werkzeug.middleware.dispatcher import DispatcherMiddleware
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 from cm_auth_middleware import CMAuthMiddleware
+from tests.helpers.browser import Socket, ws_headers
 from tests.helpers.world import CM, World
-from tests.ways_in.test_asgi import Socket, ws_headers
 
 from .routed import METHODS, OPTIONS, asgi_app, guarded_asgi, guarded_wsgi, wsgi_app
 from .servers import ASGI, WSGI, Answered, ask, say, served

@@ -26,8 +26,8 @@ from cm_auth_middleware import AuthEngine, CMAuthMiddleware
 from cm_auth_middleware.proxy import CMProxy, CMWSGIProxy
 from cm_auth_middleware.testing import AppServer, Simulator
 from tests.helpers.apps import make_app, make_wsgi_app
+from tests.helpers.browser import log_in
 from tests.helpers.world import APP, SECRET_KEY, World
-from tests.ways_in.test_proxy_streams import log_in
 
 from .routed import RELAYED, relaying_wsgi
 from .servers import ASGI, WSGI, Answered, served

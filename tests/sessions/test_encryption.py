@@ -18,8 +18,9 @@ import pytest
 from cm_auth_middleware.sessions.cookie import Ticket, TicketSigner
 from cm_auth_middleware.sessions.encryption import Sealer
 from cm_auth_middleware.testing import Settings, SimulatedUser
+from tests.helpers.browser import Browser
 from tests.helpers.servers import RedisServer, redis_server
-from tests.helpers.world import SECRET_KEY, Browser, World
+from tests.helpers.world import SECRET_KEY, World
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 

@@ -10,8 +10,9 @@ import pytest
 from cm_auth_middleware import MemoryStore
 from cm_auth_middleware.runtime.run_sync import run_sync
 from cm_auth_middleware.stores import SQLiteStore
+from tests.helpers.browser import Browser
 from tests.helpers.stores import CountingStore
-from tests.helpers.world import Browser, Clock, MakeWorld, World
+from tests.helpers.world import Clock, MakeWorld, World
 
 pytestmark = pytest.mark.anyio
 

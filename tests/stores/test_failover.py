@@ -8,6 +8,7 @@ import time
 import anyio
 import pytest
 
+from tests.helpers.browser import Browser
 from tests.helpers.servers import (
     REFUSALS,
     Forwarder,
@@ -17,7 +18,7 @@ from tests.helpers.servers import (
     redis_server,
     until,
 )
-from tests.helpers.world import JSON, Browser, MakeWorld, World
+from tests.helpers.world import JSON, MakeWorld, World
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 

@@ -19,7 +19,8 @@ from starlette.responses import Response
 
 from cm_auth_middleware import CMAuthConfig, ConfigError
 from cm_auth_middleware.tokens.provider import CAMERAMANAGER, Provider
-from tests.helpers.world import CM, JSON, SECRET_KEY, Browser, World
+from tests.helpers.browser import Browser
+from tests.helpers.world import CM, JSON, SECRET_KEY, World
 
 pytestmark = pytest.mark.anyio
 

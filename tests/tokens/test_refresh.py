@@ -18,8 +18,9 @@ from cm_auth_middleware.sessions.cookie import TicketSigner
 from cm_auth_middleware.testing import Settings
 from cm_auth_middleware.tokens import refresh
 from cm_auth_middleware.tokens.circuit_breaker import CircuitBreaker
+from tests.helpers.browser import Browser
 from tests.helpers.stores import CountingStore, Hold
-from tests.helpers.world import JSON, SECRET_KEY, Browser, Clock, World
+from tests.helpers.world import JSON, SECRET_KEY, Clock, World
 
 pytestmark = pytest.mark.anyio
 

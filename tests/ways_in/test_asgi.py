@@ -16,6 +16,7 @@ from cm_auth_middleware import CMAuthMiddleware, ConfigError, UnavailableError
 from cm_auth_middleware.auth import connections
 from cm_auth_middleware.fastapi import CMClient, CMSession
 from tests.helpers.apps import make_app
+from tests.helpers.browser import Socket, ws_headers
 from tests.helpers.world import APP, HTML, World
 
 pytestmark = pytest.mark.anyio
@@ -24,40 +25,6 @@ pytestmark = pytest.mark.anyio
 @pytest.fixture
 def shell() -> str:
     return "asgi"
-
-
-class Socket:
-    """One WebSocket connection to an ASGI app, message by message."""
-
-    def __init__(self, world: World, headers: dict[str, str], *, denial: bool = True) -> None:
-        self.app = world.app
-        self.sent: list[dict] = []
-        self.scope = {
-            "type": "websocket",
-            "asgi": {"version": "3.0"},
-            "scheme": "ws",
-            "path": "/ws",
-            "root_path": "",
-            "query_string": b"",
-            "headers": [(k.lower().encode(), v.encode()) for k, v in headers.items()],
-            "extensions": {"websocket.http.response": {}} if denial else {},
-            "state": {},
-        }
-
-    async def run(self) -> list[dict]:
-        async def receive():
-            return {"type": "websocket.connect"}
-
-        async def send(message) -> None:
-            self.sent.append(message)
-
-        await self.app(self.scope, receive, send)
-        return self.sent
-
-
-async def ws_headers(world: World) -> dict[str, str]:
-    browser = await world.login()
-    return {"Host": "localhost:8000", "Cookie": f"cm_auth={browser.named('cm_auth')[0]}"}
 
 
 async def test_a_websocket_without_a_session_is_denied_before_accept(world: World) -> None:

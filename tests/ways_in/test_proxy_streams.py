@@ -18,6 +18,7 @@ from cm_auth_middleware import AuthEngine, CMAuthMiddleware, CMAuthWSGIMiddlewar
 from cm_auth_middleware.proxy import CMProxy, CMWSGIProxy
 from cm_auth_middleware.testing import AppServer, Simulator
 from tests.helpers.apps import make_app, make_wsgi_app
+from tests.helpers.browser import log_in
 from tests.helpers.servers import WSGIServer
 from tests.helpers.world import SECRET_KEY
 
@@ -112,14 +113,6 @@ def browser(shell: str, upstream: Upstream) -> Iterator[httpx2.Client]:
             log_in(client, upstream.simulator)
             yield client
         engine.close()
-
-
-def log_in(client: httpx2.Client, simulator: Simulator) -> None:
-    start = client.get("/auth/login", headers={"Accept": "text/html"})
-    query = httpx2.URL(start.headers["location"]).params
-    code = simulator.issue_code("anna@example.com", query["redirect_uri"], query["code_challenge"])
-    client.get(query["redirect_uri"], params={"code": code, "state": query["state"]})
-    assert client.get("/auth/session").json()["authenticated"]
 
 
 def test_a_recording_flows_as_it_comes(browser: httpx2.Client, upstream: Upstream) -> None:

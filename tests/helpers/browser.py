@@ -1,4 +1,8 @@
-"""A visitor's browser on real sockets: cookies, the headers that browsers send, real forms."""
+"""Browsers: `Browser` is in the process of the app, `Visitor` comes over real sockets.
+
+`cm_auth_middleware.testing` has one for the tests of users, which is what tests/testing is about.
+A crowd that asks at once is in tests/chaos, a real Chromium in tests/browser.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +10,15 @@ import html
 import itertools
 import re
 import ssl
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import parse_qs, urlsplit
 
 import httpx2
+
+from cm_auth_middleware.testing import Simulator
+
+if TYPE_CHECKING:
+    from tests.helpers.world import World
 
 ANNA, BOB = "anna@example.com", "bob@example.com"
 PASSWORD = "cameras"
@@ -26,6 +36,69 @@ _FETCH = {"Accept": "application/json", "Sec-Fetch-Mode": "cors", "Sec-Fetch-Des
 _HIDDEN = re.compile(r'<input type="hidden" name="(\w+)" value="([^"]*)"')
 
 
+class Browser(httpx2.AsyncClient):
+    """A browser in this process: it keeps cookies, follows redirects when asked, and can log in."""
+
+    def __init__(self, world: World, site: str, headers: dict[str, str]) -> None:
+        super().__init__(transport=world.net, base_url=site, headers=headers)
+        self.world = world
+
+    async def login(self, path: str = "/", email: str = "anna@example.com") -> httpx2.Response:
+        """Ask for a page, walk through CameraManager's forms, and come back."""
+        response = await self.get(path)
+        assert response.status_code == 302, response.text
+        return await self.finish(response.headers["location"], email)
+
+    async def finish(self, authorize_url: str, email: str = "anna@example.com") -> httpx2.Response:
+        return await self.get(self.callback_url(authorize_url, email), follow_redirects=True)
+
+    def callback_url(self, authorize_url: str, email: str = "anna@example.com") -> str:
+        """Where CameraManager would send the browser, consent given."""
+        query = {k: v[0] for k, v in parse_qs(urlsplit(authorize_url).query).items()}
+        code = self.world.sim.issue_code(
+            email, query["redirect_uri"], query["code_challenge"], scope=query["scope"]
+        )
+        return f"{query['redirect_uri']}?code={code}&state={query['state']}"
+
+    def named(self, name: str) -> list[str]:
+        return [cookie.value or "" for cookie in self.cookies.jar if cookie.name == name]
+
+
+class Socket:
+    """One WebSocket connection to an ASGI app, message by message."""
+
+    def __init__(self, world: World, headers: dict[str, str], *, denial: bool = True) -> None:
+        self.app = world.app
+        self.sent: list[dict] = []
+        self.scope = {
+            "type": "websocket",
+            "asgi": {"version": "3.0"},
+            "scheme": "ws",
+            "path": "/ws",
+            "root_path": "",
+            "query_string": b"",
+            "headers": [(k.lower().encode(), v.encode()) for k, v in headers.items()],
+            "extensions": {"websocket.http.response": {}} if denial else {},
+            "state": {},
+        }
+
+    async def run(self) -> list[dict]:
+        async def receive():
+            return {"type": "websocket.connect"}
+
+        async def send(message) -> None:
+            self.sent.append(message)
+
+        await self.app(self.scope, receive, send)
+        return self.sent
+
+
+async def ws_headers(world: World) -> dict[str, str]:
+    """The headers of a WebSocket of somebody who is logged in."""
+    browser = await world.login()
+    return {"Host": "localhost:8000", "Cookie": f"cm_auth={browser.named('cm_auth')[0]}"}
+
+
 class _Trip(NamedTuple):
     method: str
     status: int
@@ -33,7 +106,7 @@ class _Trip(NamedTuple):
 
 
 class Visitor:
-    """One browser at one site.
+    """A browser on real sockets, with the headers that browsers send, at one site.
 
     Args:
         origin: scheme, host and port of the site.
@@ -94,6 +167,11 @@ class Visitor:
         refused = self.navigate(path)
         assert refused.status_code == 302, f"{refused.status_code} {refused.text[:500]}"
         return self._follow(self.log_in(refused.headers["location"], email))
+
+    @property
+    def session_cookie(self) -> str:
+        """The value of the session cookie."""
+        return self._client.cookies["cm_auth"]
 
     @property
     def cookie_header(self) -> str:
@@ -157,3 +235,12 @@ class NamedHost(httpx2.HTTPTransport):
             extensions={**request.extensions, "sni_hostname": self._name},
         )
         return super().handle_request(travelling)
+
+
+def log_in(client: httpx2.Client, simulator: Simulator) -> None:
+    """Log a client in without the forms: the simulator gives out the code at once."""
+    start = client.get("/auth/login", headers={"Accept": "text/html"})
+    query = httpx2.URL(start.headers["location"]).params
+    code = simulator.issue_code("anna@example.com", query["redirect_uri"], query["code_challenge"])
+    client.get(query["redirect_uri"], params={"code": code, "state": query["state"]})
+    assert client.get("/auth/session").json()["authenticated"]
