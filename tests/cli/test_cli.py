@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import http.server
 import os
 import re
@@ -19,9 +18,6 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 from starlette.applications import Starlette
 
 from cm_auth_middleware import CMAuthMiddleware
@@ -31,6 +27,7 @@ from cm_auth_middleware.runtime.run_sync import run_sync
 from cm_auth_middleware.stores import SQLiteStore
 from cm_auth_middleware.testing import AppServer, SimulatorServer
 from tests.helpers.apps import make_app
+from tests.helpers.certificates import self_signed
 from tests.helpers.servers import free_port, redis_server, serving
 from tests.helpers.world import SECRET_KEY
 
@@ -276,7 +273,7 @@ def test_a_server_that_does_not_answer(run: Run, cm: SimulatorServer) -> None:
 
 def test_a_certificate_that_nobody_signed(run: Run, tmp_path: Path) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(self_signed(tmp_path))
+    context.load_cert_chain(*self_signed(tmp_path))
     with answering(context=context) as port:
         result = run("check", base_url=f"https://127.0.0.1:{port}")
     assert result.exit_code == 2
@@ -515,29 +512,3 @@ def answering(
         server.socket = context.wrap_socket(server.socket, server_side=True)
     with serving(server):
         yield server.server_port
-
-
-def self_signed(folder: Path) -> Path:
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
-    now = datetime.datetime.now(datetime.UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .sign(key, hashes.SHA256())
-    )
-    path = folder / "certificate.pem"
-    path.write_bytes(
-        certificate.public_bytes(serialization.Encoding.PEM)
-        + key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        )
-    )
-    return path

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
 import os
 import socket
 import ssl
@@ -13,12 +12,10 @@ from urllib.parse import parse_qs, urlsplit
 
 import httpx2
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from tests.helpers.browser import NamedHost, Visitor
+from tests.helpers.certificates import signed
+from tests.helpers.servers import free_port
 
 from .servers import (
     APPS,
@@ -27,7 +24,6 @@ from .servers import (
     Simulated,
     Site,
     environment,
-    free_port,
     needs,
     needs_server,
     running,
@@ -83,8 +79,8 @@ http {
   map $http_upgrade $hop { default upgrade; '' ''; }
   server {
     listen 127.0.0.1:PORT ssl;
-    ssl_certificate DIRECTORY/site.pem;
-    ssl_certificate_key DIRECTORY/site.key;
+    ssl_certificate DIRECTORY/server.pem;
+    ssl_certificate_key DIRECTORY/server.key;
     proxy_http_version 1.1;
     proxy_set_header Connection $hop;
     proxy_set_header Upgrade $http_upgrade;
@@ -102,40 +98,7 @@ http {
 def authority(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A certificate authority, and a certificate of the site's by it, in a directory."""
     directory = tmp_path_factory.mktemp("tls")
-    now = datetime.datetime.now(datetime.UTC)
-    root_key, site_key = (
-        ec.generate_private_key(ec.SECP256R1()),
-        ec.generate_private_key(ec.SECP256R1()),
-    )
-    root_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Matrix test authority")])
-
-    def builder(subject: x509.Name, key: ec.EllipticCurvePrivateKey) -> x509.CertificateBuilder:
-        return (
-            x509.CertificateBuilder()
-            .subject_name(subject)
-            .issuer_name(root_name)
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - datetime.timedelta(hours=1))
-            .not_valid_after(now + datetime.timedelta(days=1))
-        )
-
-    root = (
-        builder(root_name, root_key)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .sign(root_key, hashes.SHA256())
-    )
-    site = (
-        builder(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, HOST)]), site_key)
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName(HOST)]), critical=False)
-        .sign(root_key, hashes.SHA256())
-    )
-    pem = serialization.Encoding.PEM
-    (directory / "root.pem").write_bytes(root.public_bytes(pem))
-    (directory / "site.pem").write_bytes(site.public_bytes(pem))
-    (directory / "site.key").write_bytes(
-        site_key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
+    signed(directory, HOST)
     return directory
 
 
@@ -182,7 +145,7 @@ def test_behind_nginx_with_tls(
         as direct,
         nginx(direct, authority, "", False) as site,
     ):  # fmt: skip
-        tls = ssl.create_default_context(cafile=str(authority / "root.pem"))
+        tls = ssl.create_default_context(cafile=str(authority / "ca.pem"))
         walk(site, simulator, websockets=server == "uvicorn", transport=NamedHost(HOST, tls),
              tls=tls)  # fmt: skip
         refuse_forged_names(site, NamedHost(HOST, tls))
@@ -204,7 +167,7 @@ def test_behind_nginx_under_a_path(
               app=f"{APPS}{module}:app", mount=mount) as direct,
         nginx(direct, authority, "/ui", stripped) as site,
     ):  # fmt: skip
-        tls = ssl.create_default_context(cafile=str(authority / "root.pem"))
+        tls = ssl.create_default_context(cafile=str(authority / "ca.pem"))
         walk(site, simulator, websockets=server == "uvicorn", transport=NamedHost(HOST, tls),
              tls=tls)  # fmt: skip
 

@@ -16,8 +16,9 @@ import httpx2
 import pytest
 
 from tests.helpers.browser import ANNA, BOB, Visitor
+from tests.helpers.certificates import self_signed
+from tests.helpers.servers import free_port
 
-from ..security.wired import certificate
 from .multiplexed import Multiplexed
 from .servers import (
     APPS,
@@ -27,7 +28,6 @@ from .servers import (
     Simulated,
     Site,
     environment,
-    free_port,
     needs,
     needs_server,
     running,
@@ -97,7 +97,7 @@ def served(
         base = [sys.executable, "-c", _RUN_HYPERCORN, *base[1:]]
     tls, paths = None, {"certificate": "", "key": ""}
     if security == "tls":
-        paths["certificate"], paths["key"] = certificate(tmp_path)
+        paths["certificate"], paths["key"] = self_signed(tmp_path)
         tls = ssl.create_default_context(cafile=paths["certificate"])
     port = free_port()
     prefix = "wsgi:" if server == "hypercorn-wsgi" else ""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import datetime
-import ipaddress
 import logging
 import os
 import re
@@ -19,15 +17,12 @@ from typing import Any
 
 import anyio.to_thread
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 from redis.asyncio.connection import AbstractConnection
 
 from cm_auth_middleware import ConfigError, SessionStore, StoreError
 from cm_auth_middleware.stores import RedisStore, open_store, redis_clients
 from cm_auth_middleware.testing import StoreConformance
+from tests.helpers.certificates import signed
 from tests.helpers.servers import (
     REFUSALS,
     Forwarder,
@@ -174,46 +169,13 @@ class TestClusterForThreads(TestCluster):
 def tls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
     """The URL of a server with a certificate of an own authority, and that authority's file."""
     directory = tmp_path_factory.mktemp("tls")
-    certificate(directory)
+    signed(directory)
     port = free_port()
     options = ["--tls-port", str(port), "--tls-auth-clients", "no"]
     for option, name in (("cert", "server.pem"), ("key", "server.key"), ("ca-cert", "ca.pem")):
         options += [f"--tls-{option}-file", str(directory / name)]
     with redis_server(*options, port=0):
         yield f"rediss://127.0.0.1:{port}/0", str(directory / "ca.pem")
-
-
-def certificate(directory: Path) -> None:
-    now = datetime.datetime.now(datetime.UTC)
-    ca_key, key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
-    issuer = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "an own authority")])
-
-    def sign(name: x509.Name, public: Any, *extensions: Any) -> bytes:
-        builder = x509.CertificateBuilder(issuer, name, public, x509.random_serial_number())
-        builder = builder.not_valid_before(now - datetime.timedelta(days=1))
-        builder = builder.not_valid_after(now + datetime.timedelta(days=1))
-        for extension, critical in extensions:
-            builder = builder.add_extension(extension, critical)
-        return builder.sign(ca_key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
-
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "a server")])
-    address = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
-    issued_by = x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key())
-    key_id = x509.SubjectKeyIdentifier.from_public_key(ca_key.public_key())
-    ca = (x509.BasicConstraints(ca=True, path_length=0), True)
-    signs_certificates = x509.KeyUsage(*[False] * 5, True, *[False] * 3)
-    use = (signs_certificates, True)  # Python 3.13 insists on it
-    (directory / "ca.pem").write_bytes(sign(issuer, ca_key.public_key(), ca, use, (key_id, False)))
-    (directory / "server.pem").write_bytes(
-        sign(name, key.public_key(), (address, False), (issued_by, False))
-    )
-    (directory / "server.key").write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        )
-    )
 
 
 @pytest.fixture(scope="module")
