@@ -10,6 +10,7 @@ import signal
 import socket
 import socketserver
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -18,8 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from werkzeug.serving import make_server
+import uvicorn
+import waitress
+from werkzeug.serving import WSGIRequestHandler, make_server
 
+ROOT = Path(__file__).parents[2]
+ASGI_SERVERS = ("h11", "httptools")  # uvicorn, by its parser
+WSGI_SERVERS = ("werkzeug", "waitress", "gunicorn")
 _START_TIMEOUT = 20.0
 
 
@@ -302,8 +308,9 @@ class WSGIServer:
     """A WSGI application behind werkzeug's threaded server, for as long as a `with` lasts."""
 
     def __init__(self, app: Any) -> None:
-        server = make_server("127.0.0.1", 0, app, threaded=True)
-        self.url = f"http://127.0.0.1:{server.server_port}"
+        server = make_server("127.0.0.1", 0, app, threaded=True, request_handler=_Quiet)
+        self.port = server.server_port
+        self.url = f"http://127.0.0.1:{self.port}"
         self._serving = serving(server)
 
     def __enter__(self) -> WSGIServer:
@@ -314,9 +321,91 @@ class WSGIServer:
         self._serving.__exit__(None, None, None)
 
 
+class _Quiet(WSGIRequestHandler):
+    def log(self, *args: Any) -> None:
+        """Say nothing."""
+
+
+@contextlib.contextmanager
+def served(server: str, app: Any, **options: Any) -> Iterator[int]:
+    """Serve an application on a free port, and give the port.
+
+    Args:
+        server: of `ASGI_SERVERS` or `WSGI_SERVERS`; gunicorn's `app` is ``module:variable``.
+        options: of uvicorn or waitress, or the environment of gunicorn.
+    """
+    start = {"werkzeug": _werkzeug, "waitress": _waitress, "gunicorn": _gunicorn}.get(server)
+    with start(app, **options) if start else _uvicorn(app, server, **options) as port:
+        yield port
+
+
+@contextlib.contextmanager
+def _uvicorn(app: Any, http_parser: str, **options: Any) -> Iterator[int]:
+    listener = socket.create_server(("127.0.0.1", 0), backlog=256)
+    config: dict[str, Any] = {"lifespan": "off", "log_level": "critical", **options}
+    server = uvicorn.Server(uvicorn.Config(app, http=http_parser, **config))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    try:
+        until(lambda: server.started)
+        yield listener.getsockname()[1]
+    finally:
+        server.should_exit = True
+        thread.join()
+        listener.close()
+
+
+@contextlib.contextmanager
+def _werkzeug(app: Any) -> Iterator[int]:
+    with WSGIServer(app) as server:
+        yield server.port
+
+
+@contextlib.contextmanager
+def _waitress(app: Any, **options: Any) -> Iterator[int]:
+    server = waitress.create_server(app, host="127.0.0.1", port=0, threads=8, **options)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    try:
+        yield int(server.effective_port)
+    finally:
+        # In its own thread, between two polls: closing from here would pull the sockets away.
+        server.task_dispatcher.shutdown()
+        server.trigger.pull_trigger(server.close)
+        thread.join(2)
+
+
+@contextlib.contextmanager
+def _gunicorn(
+    app: str, *, worker: str = "gthread", log_level: str = "critical", **environment: str
+) -> Iterator[int]:
+    threads = ["--threads", "8"] if worker == "gthread" else []
+    port = free_port()
+    command = [
+        sys.executable, "-m", "gunicorn", "--no-control-socket", "-b", f"127.0.0.1:{port}",
+        "--log-level", log_level, "-k", worker, *threads, app,
+    ]  # fmt: skip
+    process = subprocess.Popen(
+        command, cwd=ROOT, env={**os.environ, **environment}, stdin=subprocess.DEVNULL
+    )
+    try:
+        until(lambda: process.poll() is not None or _listens(port))
+        assert process.poll() is None
+        yield port
+    finally:
+        process.terminate()
+        process.wait(_START_TIMEOUT)
+
+
+def _listens(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+        return True
+    return False
+
+
 def until(condition: Callable[[], bool]) -> None:
     """Wait for something that another process or thread does."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 40  # two cores and a cold cache
     while not condition():
         assert time.monotonic() < deadline, "it never came true"
         time.sleep(0.02)

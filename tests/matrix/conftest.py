@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from .servers import Simulated, simulated
+from .server_processes import Simulated, simulated
 
 _HERE = str(Path(__file__).parent)
 _results: dict[str, tuple[str, str]] = {}

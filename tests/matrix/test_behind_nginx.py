@@ -17,7 +17,7 @@ from tests.helpers.browser import NamedHost, Visitor
 from tests.helpers.certificates import signed
 from tests.helpers.servers import free_port
 
-from .servers import (
+from .server_processes import (
     APPS,
     ASGI,
     WSGI,

@@ -14,7 +14,7 @@ import pytest
 
 from tests.helpers.browser import ANNA, BOB, CAMERAS, Visitor
 
-from .servers import ROOT, WSGI, Simulated, Site, environment, needs, serve
+from .server_processes import ROOT, WSGI, Simulated, Site, environment, needs, serve
 
 EXAMPLES = ROOT / "examples"
 FLASK = ["flask", "--app", "flask_app.py", "run", "--port", "{port}"]

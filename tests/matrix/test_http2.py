@@ -20,7 +20,7 @@ from tests.helpers.certificates import self_signed
 from tests.helpers.servers import free_port
 
 from .multiplexed import Multiplexed
-from .servers import (
+from .server_processes import (
     APPS,
     ASGI,
     ROOT,

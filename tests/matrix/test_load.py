@@ -12,7 +12,7 @@ import pytest
 
 from tests.helpers.browser import ANNA, BOB, CAMERAS, Visitor
 
-from .servers import APPS, WSGI, Simulated, Site, environment, needs, needs_server, serve
+from .server_processes import APPS, WSGI, Simulated, Site, environment, needs, needs_server, serve
 
 THREADS = 16
 _PATIENT = {  # a client of the machine's own may be slow; its connection is not idle yet

@@ -15,10 +15,11 @@ import pytest
 
 from cm_auth_middleware import AuthEngine
 from tests.helpers.browser import ANNA, BOB, Visitor
+from tests.helpers.servers import free_port
 from tests.helpers.world import SECRET_KEY
 
 from .lasting import Lasting
-from .servers import (
+from .server_processes import (
     APPS,
     ASGI,
     ROOT,
@@ -26,7 +27,6 @@ from .servers import (
     Simulated,
     Site,
     environment,
-    free_port,
     needs,
     running,
     serve,

@@ -8,7 +8,7 @@ import pytest
 
 from tests.helpers.browser import Visitor
 
-from .servers import APPS, ASGI, WSGI, Simulated, environment, needs, needs_server, serve
+from .server_processes import APPS, ASGI, WSGI, Simulated, environment, needs, needs_server, serve
 from .walk import walk
 
 # server, what tells it, by which variables, framework, module

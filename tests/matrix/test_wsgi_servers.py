@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from .servers import APPS, WSGI, Simulated, environment, needs, needs_server, serve
+from .server_processes import APPS, WSGI, Simulated, environment, needs, needs_server, serve
 from .walk import walk
 
 MODULES = {"flask": "flask_app", "django": "django_wsgi", "bottle": "bottle_app",

@@ -11,7 +11,7 @@ import pytest
 
 from tests.helpers.browser import ANNA, BOB, CAMERAS, Visitor
 
-from .servers import CLOSES, DENIES_ITSELF, Simulated, Site
+from .server_processes import CLOSES, DENIES_ITSELF, Simulated, Site
 
 QUERY = "camera=front%20gate&back=%2Fa%2Fb&x=1+2"
 

@@ -16,7 +16,7 @@ from cm_auth_middleware import AuthEngine, CMAuthWSGIMiddleware
 from tests.helpers.apps import make_wsgi_app
 from tests.helpers.world import SECRET_KEY
 
-from .support import call_wsgi
+from .visits import call_wsgi
 
 _CHILDREN, _REQUESTS = 4, 5
 

@@ -22,7 +22,7 @@ from cm_auth_middleware.sessions.record import Tokens
 from cm_auth_middleware.web.local_target import safe_target
 from tests.helpers.world import APP, CM, SECRET_KEY, World
 
-from .support import call_asgi, call_wsgi, send_asgi, send_wsgi, session_of
+from .visits import call_asgi, call_wsgi, send_asgi, send_wsgi, session_of
 
 EXEMPT = ("/health", "/public/*")
 _exempt = ExemptPaths(EXEMPT)

@@ -15,7 +15,7 @@ from werkzeug.middleware.dispatcher import DispatcherMiddleware
 
 from tests.helpers.world import APP, SECRET_KEY, World
 
-from .support import NAME, cookies_of, is_logged_in, session_of, started, stored, visit
+from .visits import NAME, cookies_of, is_logged_in, session_of, started, stored, visit
 
 pytestmark = pytest.mark.anyio
 

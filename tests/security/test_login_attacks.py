@@ -13,7 +13,7 @@ import pytest
 
 from tests.helpers.world import APP, CM, HTML, JSON, World
 
-from .support import NAME, cookies_of, is_logged_in, query_of, session_of, started, stored
+from .visits import NAME, cookies_of, is_logged_in, query_of, session_of, started, stored
 
 pytestmark = pytest.mark.anyio
 

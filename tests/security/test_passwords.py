@@ -21,7 +21,7 @@ from cm_auth_middleware.stores import open_store
 from tests.helpers.world import CM, SECRET_KEY
 
 from .profile import PROFILE
-from .support import started
+from .visits import started
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 

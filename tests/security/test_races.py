@@ -28,7 +28,7 @@ from tests.helpers.browser import Browser
 from tests.helpers.servers import redis_server
 from tests.helpers.world import APP, CM, JSON, Clock, World
 
-from .support import (
+from .visits import (
     NAME,
     Response,
     call_asgi,

@@ -20,7 +20,7 @@ from cm_auth_middleware.stores import MemoryStore
 from cm_auth_middleware.testing import SimulatorServer
 from tests.helpers.world import APP, JSON, SECRET_KEY
 
-from .support import started, stored
+from .visits import started, stored
 from .wired import Wired, clocked
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]

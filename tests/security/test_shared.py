@@ -16,7 +16,7 @@ import pytest
 from cm_auth_middleware import CMAuthWSGIMiddleware
 from tests.helpers.world import APP, SECRET_KEY, MakeWorld, World
 
-from .support import NAME, session_of
+from .visits import NAME, session_of
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 

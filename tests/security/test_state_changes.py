@@ -6,7 +6,7 @@ import pytest
 
 from tests.helpers.world import World
 
-from .support import NAME, is_logged_in, session_of, stored
+from .visits import NAME, is_logged_in, session_of, stored
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 

@@ -25,7 +25,7 @@ from cm_auth_middleware.testing import Simulator
 from cm_auth_middleware.testing.simulator import SimulatedUser
 from tests.helpers.world import APP, CM, JSON, SECRET_KEY, World
 
-from .support import started
+from .visits import started
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 

@@ -24,11 +24,10 @@ from cm_auth_middleware.sessions.record import Record, Tokens
 from cm_auth_middleware.stores import MemoryStore, RedisStore, SQLiteStore
 from cm_auth_middleware.testing import SimulatorServer
 from tests.helpers.certificates import self_signed
-from tests.helpers.servers import redis_server
+from tests.helpers.servers import redis_server, served
 from tests.helpers.world import CM, SECRET_KEY, World
 
-from .servers import served
-from .support import NAME, session_of, stored, visit
+from .visits import NAME, session_of, stored, visit
 from .wired import Wired, clocked
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]

@@ -7,7 +7,6 @@ import importlib.util
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ from typing import Any
 import httpx2
 import pytest
 
+from tests.helpers.servers import free_port
 from tests.helpers.world import SECRET_KEY
 
 ROOT = Path(__file__).parents[2]
@@ -116,13 +116,6 @@ class Site:
     @property
     def port(self) -> int:
         return int(self.origin.rpartition(":")[2])
-
-
-def free_port() -> int:
-    """A port that nobody listens at."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextlib.contextmanager
