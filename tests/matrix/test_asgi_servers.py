@@ -11,6 +11,8 @@ from tests.helpers.browser import Visitor
 from .server_processes import APPS, ASGI, Simulated, environment, needs, needs_server, serve
 from .walk import walk
 
+pytestmark = [pytest.mark.matrix, pytest.mark.timeout(150)]
+
 SOCKETS = frozenset({"starlette", "fastapi", "litestar", "quart"})
 MODULES = {"starlette": "starlette_app", "fastapi": "fastapi_app", "litestar": "litestar_app",
            "quart": "quart_app", "django": "django_asgi"}  # fmt: skip

@@ -31,6 +31,8 @@ from .server_processes import (
 )
 from .walk import walk
 
+pytestmark = [pytest.mark.matrix, pytest.mark.timeout(150)]
+
 HOST = "cameras.example.test"
 TRUSTED = "127.0.0.1"  # where nginx calls from
 STRANGER = "127.0.0.2"  # this machine too, but not a proxy that anybody trusts

@@ -16,6 +16,8 @@ from tests.helpers.browser import ANNA, BOB, CAMERAS, Visitor
 
 from .server_processes import ROOT, WSGI, Simulated, Site, environment, needs, serve
 
+pytestmark = [pytest.mark.matrix, pytest.mark.timeout(150)]
+
 EXAMPLES = ROOT / "examples"
 FLASK = ["flask", "--app", "flask_app.py", "run", "--port", "{port}"]
 MORE_ROUTES = """

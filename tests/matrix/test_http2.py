@@ -36,6 +36,8 @@ from .server_processes import (
 with contextlib.suppress(ModuleNotFoundError):  # the quick run collects this without its extra
     from websockets.sync.client import connect
 
+pytestmark = [pytest.mark.matrix, pytest.mark.timeout(150)]
+
 ROUNDS = 6
 OLD = "0.17.3"  # hypercorn: one state for all streams of a connection, up to 0.18
 

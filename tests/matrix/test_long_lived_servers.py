@@ -32,6 +32,8 @@ from .server_processes import (
     serve,
 )
 
+pytestmark = [pytest.mark.matrix, pytest.mark.timeout(150)]
+
 Expected = Mapping[str, Set[Any]]  # by kind; None stands for nothing
 
 LOOK_EVERY = 2.0  # seconds; in production, such that everything here happens within a minute

@@ -11,6 +11,8 @@ from tests.helpers.browser import Visitor
 from .server_processes import APPS, ASGI, WSGI, Simulated, environment, needs, needs_server, serve
 from .walk import walk
 
+pytestmark = [pytest.mark.matrix, pytest.mark.timeout(150)]
+
 # server, what tells it, by which variables, framework, module
 CELLS = [
     (ASGI, "hypercorn", ["--root-path", "/ui"], {}, "starlette", "starlette_app"),

@@ -9,6 +9,8 @@ import pytest
 from .server_processes import APPS, WSGI, Simulated, environment, needs, needs_server, serve
 from .walk import walk
 
+pytestmark = [pytest.mark.matrix, pytest.mark.timeout(150)]
+
 MODULES = {"flask": "flask_app", "django": "django_wsgi", "bottle": "bottle_app",
            "falcon": "falcon_app"}  # fmt: skip
 CELLS = [
