@@ -14,7 +14,7 @@ from typing import Any
 
 import anyio.lowlevel
 
-from cm_auth_middleware import MemoryStore, StoreError
+from cm_auth_middleware import MemoryStore, SessionStore, StoreError
 
 ROOT = Path(__file__).parents[2]
 PRELUDE = """
@@ -49,6 +49,16 @@ def run(coroutine: Coroutine[Any, Any, Any]) -> Any:
     except StopIteration as stop:
         return stop.value
     raise AssertionError("a blocking store suspended")
+
+
+async def increment(store: SessionStore, key: str, times: int) -> None:
+    """Add to a number by `replace`, which fails when somebody else was faster."""
+    for _ in range(times):
+        while True:
+            value = await store.get(key)
+            assert value is not None
+            if await store.replace(key, value, b"%d" % (int(value) + 1), 600):
+                break
 
 
 class BrokenStore(MemoryStore):

@@ -21,7 +21,7 @@ import pytest
 from cm_auth_middleware import MemoryStore
 from cm_auth_middleware.stores import workers
 from tests.helpers.servers import free_port
-from tests.helpers.stores import run
+from tests.helpers.stores import increment, run
 from tests.helpers.world import Clock
 
 
@@ -97,14 +97,7 @@ def test_threads_lose_no_increment() -> None:
     store = MemoryStore()
     run(store.put("k", b"0", 60))
 
-    def increment() -> None:
-        for _ in range(200):
-            while True:
-                value = run(store.get("k"))
-                if run(store.replace("k", value, b"%d" % (int(value) + 1), 60)):
-                    break
-
-    threads = [threading.Thread(target=increment) for _ in range(8)]
+    threads = [threading.Thread(target=lambda: run(increment(store, "k", 200))) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:

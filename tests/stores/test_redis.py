@@ -34,7 +34,7 @@ from tests.helpers.servers import (
     redis_server,
     until,
 )
-from tests.helpers.stores import INCREMENTS, finish, run, start
+from tests.helpers.stores import INCREMENTS, finish, increment, run, start
 
 pytestmark = pytest.mark.slow
 
@@ -650,14 +650,7 @@ def test_threads_wait_their_turn_too(shared: RedisServer) -> None:
     store = RedisStore(f"{shared.url}?max_connections=2").blocking()
     run(store.put("k", b"0", 60))
 
-    def increment() -> None:
-        for _ in range(10):
-            while True:
-                value = run(store.get("k"))
-                if run(store.replace("k", value, b"%d" % (int(value) + 1), 60)):
-                    break
-
-    threads = [threading.Thread(target=increment) for _ in range(12)]
+    threads = [threading.Thread(target=lambda: run(increment(store, "k", 10))) for _ in range(12)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -706,18 +699,13 @@ def test_who_waits_for_a_connection_for_too_long_is_told(
 def test_several_event_loops_and_threads_share_one_store(shared: RedisServer) -> None:
     store = RedisStore(shared.url, prefix="{loops}:")
 
-    async def increment() -> None:
-        for _ in range(20):
-            while True:
-                value = await store.get("k")
-                assert value is not None
-                if await store.replace("k", value, b"%d" % (int(value) + 1), 60):
-                    break
+    async def on_a_loop() -> None:
+        await increment(store, "k", 20)
         await store.close()
 
     run(store.blocking().put("k", b"0", 60))
-    threads = [threading.Thread(target=lambda: asyncio.run(increment())) for _ in range(4)]
-    threads.append(threading.Thread(target=lambda: anyio.run(increment, backend="trio")))
+    threads = [threading.Thread(target=lambda: asyncio.run(on_a_loop())) for _ in range(4)]
+    threads.append(threading.Thread(target=lambda: anyio.run(on_a_loop, backend="trio")))
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -20,7 +20,7 @@ import pytest
 
 from cm_auth_middleware import StoreError
 from cm_auth_middleware.stores import SQLiteStore, sqlite
-from tests.helpers.stores import INCREMENTS, finish, run, start
+from tests.helpers.stores import INCREMENTS, finish, increment, run, start
 from tests.helpers.world import Clock
 
 ROOT = Path(__file__).parents[2]
@@ -473,25 +473,12 @@ def test_several_event_loops_and_threads_share_one_store(path: Path) -> None:
     store = SQLiteStore(path)
     asyncio.run(store.put("k", b"0", 600))
 
-    async def increment() -> None:
-        for _ in range(20):
-            while True:
-                value = await store.get("k")
-                assert value is not None
-                if await store.replace("k", value, b"%d" % (int(value) + 1), 600):
-                    break
-
     twin = store.blocking()
-
-    def increment_blocking() -> None:
-        for _ in range(20):
-            while True:
-                value = run(twin.get("k"))
-                if run(twin.replace("k", value, b"%d" % (int(value) + 1), 600)):
-                    break
-
-    threads = [threading.Thread(target=lambda: asyncio.run(increment())) for _ in range(3)]
-    threads += [threading.Thread(target=increment_blocking) for _ in range(3)]
+    deeds = [
+        lambda: asyncio.run(increment(store, "k", 20)),
+        lambda: run(increment(twin, "k", 20)),
+    ]
+    threads = [threading.Thread(target=deed) for deed in deeds * 3]
     for thread in threads:
         thread.start()
     for thread in threads:
