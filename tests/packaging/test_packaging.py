@@ -91,7 +91,7 @@ def venv(wheel: Path, tmp_path: Path) -> MakeVenv:
 def test_the_distributions_hold_what_they_should(built: Path, wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     wanted = {"py.typed", "testing/plugin.py", "cli/check.py", "_demo/templates/base.html"}
-    wanted |= {f"messages/{language}.toml" for language in ("en", "nl", "de", "fr", "es")}
+    wanted |= {f"web/messages/{language}.toml" for language in ("en", "nl", "de", "fr", "es")}
     wanted |= {"web/page.html", "web/page.css"}
     assert {f"cm_auth_middleware/{name}" for name in wanted} <= set(names)
     tops = {name.partition("/")[0] for name in names}
