@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
-from .support import World
-
-MakeWorld = Callable[..., World]
+from tests.helpers.world import MakeWorld, World
 
 
 @pytest.fixture

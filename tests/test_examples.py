@@ -13,9 +13,8 @@ import httpx2
 import pytest
 
 from cm_auth_middleware.testing import SimulatorServer
-
-from .servers import free_port
-from .support import SECRET_KEY
+from tests.helpers.servers import free_port
+from tests.helpers.world import SECRET_KEY
 
 REPOSITORY = Path(__file__).parents[1]
 WAIT = 30.0  # seconds until a test gives up

@@ -12,7 +12,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
 from cm_auth_middleware.testing import AppServer, SimulatorServer
-from tests.support import SECRET_KEY
+from tests.helpers.world import SECRET_KEY
 
 pytestmark = pytest.mark.browser
 

@@ -16,8 +16,8 @@ from starlette.routing import Route
 
 from cm_auth_middleware import AuthEngine, CMAuthMiddleware, CMAuthWSGIMiddleware
 from cm_auth_middleware.testing import AppServer, SimulatorServer
-from tests.servers import WSGIServer
-from tests.support import SECRET_KEY, Clock
+from tests.helpers.servers import WSGIServer
+from tests.helpers.world import SECRET_KEY, Clock
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 

@@ -18,8 +18,9 @@ from typing import Any
 
 import httpx2
 
-from tests.servers import RedisServer, free_port, redis_server
-from tests.support import HTML, SECRET_KEY
+from tests.helpers.browser import Visitor
+from tests.helpers.servers import RedisServer, free_port, redis_server
+from tests.helpers.world import SECRET_KEY
 
 from .crowd import Ask, Crowd, Response
 from .site import SharedClock
@@ -223,19 +224,10 @@ class Rig:
 
     def login(self, number: int = 0, email: str = "anna@example.com") -> str:
         """Walk through CameraManager's forms; return the value of the session cookie."""
-        url = f"http://127.0.0.1:{self.ports[number]}/"
-        with httpx2.Client(headers=HTML, follow_redirects=True, timeout=30) as browser:
-            page = browser.get(url)
-            for step in ({"email": email, "password": "cameras"}, {"decision": "allow"}):
-                hidden = dict(
-                    re.findall(r'<input type="hidden" name="(\w+)" value="([^"]*)"', page.text)
-                )
-                if page.url.path != "/oauth/authorize":
-                    break
-                hidden = {name: value.replace("&amp;", "&") for name, value in hidden.items()}
-                page = browser.post(page.url, data={**hidden, **step})
+        with Visitor(f"http://127.0.0.1:{self.ports[number]}") as visitor:
+            page = visitor.enter("/", email)
             assert page.status_code == 200, page.text
-            return str(browser.cookies["cm_auth"])
+            return visitor.session_cookie
 
     def asks(self, cookies: Sequence[str], count: int, path: str = "/cameras") -> list[Ask]:
         """So many requests, of all browsers at all workers in turn."""

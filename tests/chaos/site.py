@@ -22,7 +22,7 @@ from starlette.routing import Route
 from cm_auth_middleware import AuthEngine, CMAuthMiddleware
 from cm_auth_middleware.flask import CMAuth
 from cm_auth_middleware.tokens import refresh
-from tests.apps import make_app, make_wsgi_app
+from tests.helpers.apps import make_app, make_wsgi_app
 
 _OFFSET = struct.Struct("d")
 

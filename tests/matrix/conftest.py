@@ -3,22 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from .servers import Simulated, simulated
+from .server_processes import Simulated, simulated
 
-_HERE = str(Path(__file__).parent)
 _results: dict[str, tuple[str, str]] = {}
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if str(item.path).startswith(_HERE):
-            item.add_marker("matrix")
-            item.add_marker(pytest.mark.timeout(150))
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

@@ -8,7 +8,7 @@ import socket
 import threading
 from typing import Any
 
-from .servers import Site
+from .server_processes import Site
 
 with contextlib.suppress(ModuleNotFoundError):  # the quick run collects this without its extra
     from websockets.exceptions import ConnectionClosed

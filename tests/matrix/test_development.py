@@ -12,8 +12,11 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from .servers import ROOT, WSGI, Simulated, Site, environment, needs, serve
-from .visitor import ANNA, BOB, CAMERAS, Visitor
+from tests.helpers.browser import ANNA, BOB, CAMERAS, Visitor
+
+from .server_processes import ROOT, WSGI, Simulated, Site, environment, needs, serve
+
+pytestmark = [pytest.mark.matrix, pytest.mark.timeout(150)]
 
 EXAMPLES = ROOT / "examples"
 FLASK = ["flask", "--app", "flask_app.py", "run", "--port", "{port}"]

@@ -15,9 +15,12 @@ from typing import Any
 import httpx2
 import pytest
 
-from ..security.wired import certificate
+from tests.helpers.browser import ANNA, BOB, Visitor
+from tests.helpers.certificates import self_signed
+from tests.helpers.servers import free_port
+
 from .multiplexed import Multiplexed
-from .servers import (
+from .server_processes import (
     APPS,
     ASGI,
     ROOT,
@@ -25,15 +28,15 @@ from .servers import (
     Simulated,
     Site,
     environment,
-    free_port,
     needs,
     needs_server,
     running,
 )
-from .visitor import ANNA, BOB, Visitor
 
 with contextlib.suppress(ModuleNotFoundError):  # the quick run collects this without its extra
     from websockets.sync.client import connect
+
+pytestmark = [pytest.mark.matrix, pytest.mark.timeout(150)]
 
 ROUNDS = 6
 OLD = "0.17.3"  # hypercorn: one state for all streams of a connection, up to 0.18
@@ -96,7 +99,7 @@ def served(
         base = [sys.executable, "-c", _RUN_HYPERCORN, *base[1:]]
     tls, paths = None, {"certificate": "", "key": ""}
     if security == "tls":
-        paths["certificate"], paths["key"] = certificate(tmp_path)
+        paths["certificate"], paths["key"] = self_signed(tmp_path)
         tls = ssl.create_default_context(cafile=paths["certificate"])
     port = free_port()
     prefix = "wsgi:" if server == "hypercorn-wsgi" else ""

@@ -10,8 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from .servers import APPS, WSGI, Simulated, Site, environment, needs, needs_server, serve
-from .visitor import ANNA, BOB, CAMERAS, Visitor
+from tests.helpers.browser import ANNA, BOB, CAMERAS, Visitor
+
+from .server_processes import APPS, WSGI, Simulated, Site, environment, needs, needs_server, serve
+
+pytestmark = [pytest.mark.matrix, pytest.mark.timeout(150)]
 
 THREADS = 16
 _PATIENT = {  # a client of the machine's own may be slow; its connection is not idle yet

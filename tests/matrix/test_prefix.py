@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from .servers import APPS, ASGI, WSGI, Simulated, environment, needs, needs_server, serve
-from .visitor import Visitor
+from tests.helpers.browser import Visitor
+
+from .server_processes import APPS, ASGI, WSGI, Simulated, environment, needs, needs_server, serve
 from .walk import walk
+
+pytestmark = [pytest.mark.matrix, pytest.mark.timeout(150)]
 
 # server, what tells it, by which variables, framework, module
 CELLS = [

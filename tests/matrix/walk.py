@@ -9,8 +9,9 @@ from urllib.parse import parse_qs, quote, urlsplit
 import httpx2
 import pytest
 
-from .servers import CLOSES, DENIES_ITSELF, Simulated, Site
-from .visitor import ANNA, BOB, CAMERAS, Visitor
+from tests.helpers.browser import ANNA, BOB, CAMERAS, Visitor
+
+from .server_processes import CLOSES, DENIES_ITSELF, Simulated, Site
 
 QUERY = "camera=front%20gate&back=%2Fa%2Fb&x=1+2"
 

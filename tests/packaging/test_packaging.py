@@ -100,7 +100,7 @@ def test_the_distributions_hold_what_they_should(built: Path, wheel: Path) -> No
     with tarfile.open(next(built.glob("*.tar.gz"))) as source:
         paths = {name.partition("/")[2] for name in source.getnames()}
     assert {"README.md", "LICENSE", "CHANGELOG.md", "docs/index.md", "mkdocs.yml"} <= paths
-    assert "tests/support.py" in paths
+    assert "tests/helpers/world.py" in paths
     assert not [path for path in paths if path.startswith((".ci", "site/", "dist/"))]
 
 

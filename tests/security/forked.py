@@ -13,10 +13,10 @@ import threading
 from typing import Any
 
 from cm_auth_middleware import AuthEngine, CMAuthWSGIMiddleware
+from tests.helpers.apps import make_wsgi_app
+from tests.helpers.world import SECRET_KEY
 
-from ..apps import make_wsgi_app
-from ..support import SECRET_KEY
-from .support import call_wsgi
+from .visits import call_wsgi
 
 _CHILDREN, _REQUESTS = 4, 5
 

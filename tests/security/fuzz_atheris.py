@@ -15,8 +15,8 @@ import atheris
 with atheris.instrument_imports(include=["cm_auth_middleware"]):
     from cm_auth_middleware.auth.login_cookies import LoginCookies
     from cm_auth_middleware.sessions.cookie import SessionCookie, TicketSigner
+    from tests.helpers.world import SECRET_KEY
 
-    from ..support import SECRET_KEY
     from .fuzzing import Shells, check_cookie, check_exempt, check_handle, check_target
 
 _MOUNTS = ["", "/sub", "/a/b"]

@@ -20,9 +20,9 @@ from cm_auth_middleware.runtime.run_sync import run_sync
 from cm_auth_middleware.sessions.encryption import Sealer
 from cm_auth_middleware.sessions.record import Tokens
 from cm_auth_middleware.web.local_target import safe_target
+from tests.helpers.world import APP, CM, SECRET_KEY, World
 
-from ..support import APP, CM, SECRET_KEY, World
-from .support import call_asgi, call_wsgi, send_asgi, send_wsgi, session_of
+from .visits import call_asgi, call_wsgi, send_asgi, send_wsgi, session_of
 
 EXEMPT = ("/health", "/public/*")
 _exempt = ExemptPaths(EXEMPT)

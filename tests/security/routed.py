@@ -13,8 +13,7 @@ from werkzeug.middleware.dispatcher import DispatcherMiddleware
 
 from cm_auth_middleware import CMAuthMiddleware, CMAuthWSGIMiddleware
 from cm_auth_middleware.proxy import CMWSGIProxy
-
-from ..support import SECRET_KEY
+from tests.helpers.world import SECRET_KEY
 
 EXEMPT = ("/health", "/public/*")
 METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND", "EVIL"]

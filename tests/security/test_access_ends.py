@@ -17,9 +17,8 @@ from starlette.routing import Route
 from cm_auth_middleware import SessionExpiredError
 from cm_auth_middleware.auth import connections
 from cm_auth_middleware.cli.sessions import sessions as command
-
-from ..apps import make_app
-from ..support import SECRET_KEY, World
+from tests.helpers.apps import make_app
+from tests.helpers.world import SECRET_KEY, World
 
 pytestmark = pytest.mark.anyio
 

@@ -13,8 +13,9 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Mount, Router
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
 
-from ..support import APP, SECRET_KEY, World
-from .support import NAME, cookies_of, is_logged_in, session_of, started, stored, visit
+from tests.helpers.world import APP, SECRET_KEY, World
+
+from .visits import NAME, cookies_of, is_logged_in, session_of, started, stored, visit
 
 pytestmark = pytest.mark.anyio
 

@@ -19,12 +19,13 @@ from werkzeug.middleware.dispatcher import DispatcherMiddleware
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 from cm_auth_middleware import CMAuthMiddleware
+from tests.helpers.browser import Socket, ws_headers
+from tests.helpers.servers import ASGI_SERVERS, WSGI_SERVERS, served
+from tests.helpers.world import CM, World
 
-from ..support import CM, World
-from ..test_asgi import Socket, ws_headers
+from .raw_requests import Answered, ask, say
 from .routed import METHODS, OPTIONS, asgi_app, guarded_asgi, guarded_wsgi, wsgi_app
-from .servers import ASGI, WSGI, Answered, ask, say, served
-from .support import NAME, session_of
+from .visits import NAME, session_of
 
 pytestmark = pytest.mark.slow
 
@@ -58,11 +59,11 @@ TRICKS = [
 ]  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=[*ASGI, *WSGI])
+@pytest.fixture(scope="module", params=[*ASGI_SERVERS, *WSGI_SERVERS])
 def ports(request: pytest.FixtureRequest) -> Iterator[tuple[int, int]]:
     """One server with the bare application, and one with the middleware before it."""
     name = request.param
-    if name in ASGI:
+    if name in ASGI_SERVERS:
         pair = asgi_app(), guarded_asgi()
     elif name == "gunicorn":
         module = "tests.security.routed"
@@ -321,7 +322,7 @@ def test_a_server_that_hands_on_what_is_outside_its_mount_opens_nothing(path: st
         assert ask(port, path).status == 401
         assert ask(port, f"http://localhost{path}").status == 401
         assert ask(port, f"//ui{path}").body != b"open"
-    for parser in ASGI:
+    for parser in ASGI_SERVERS:
         with served(parser, guarded_asgi(), root_path="/ui") as port:
             assert ask(port, path).body == b"open"  # as behind a proxy that takes /ui off
             assert ask(port, f"/ui{path}").status == 401
@@ -529,8 +530,8 @@ async def test_no_request_for_an_exempt_path_asks_camera_manager(make_world) -> 
 
 def test_a_server_in_a_thread_is_gone_after_its_test() -> None:
     """The helper that these tests stand on frees its port."""
-    for name in (*ASGI, "werkzeug", "waitress"):
-        with served(name, asgi_app() if name in ASGI else wsgi_app()) as port:
+    for name in (*ASGI_SERVERS, "werkzeug", "waitress"):
+        with served(name, asgi_app() if name in ASGI_SERVERS else wsgi_app()) as port:
             assert ask(port, "/health").body == b"open"
         with pytest.raises(OSError), socket.create_connection(("127.0.0.1", port), timeout=2):
             pass

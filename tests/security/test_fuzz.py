@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from typing import Any
 from urllib.parse import quote, unquote
 
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cm_auth_middleware.auth.exempt import ExemptPaths
@@ -18,19 +17,10 @@ from cm_auth_middleware.sessions.encryption import Sealer
 from cm_auth_middleware.sessions.record import Record
 from cm_auth_middleware.tokens.grant_records import decode_grant
 from cm_auth_middleware.web.local_target import safe_target
+from tests.helpers.world import APP, SECRET_KEY
 
-from ..support import APP, SECRET_KEY
 from .fuzzing import EXEMPT, Shells, check_cookie, check_exempt, check_handle, check_target
-
-# How many inputs each property gets: few in the quick run, CM_AUTH_FUZZ for a night.
-EXAMPLES = int(os.environ.get("CM_AUTH_FUZZ", "50"))
-PROFILE = settings(
-    max_examples=EXAMPLES,
-    deadline=None,
-    database=None,
-    phases=[Phase.explicit, Phase.generate, Phase.shrink],
-    suppress_health_check=list(HealthCheck),
-)
+from .profile import PROFILE
 
 pieces = st.sampled_from(
     ["/", "//", "\\", "..", ".", "%2e", "%2f", "%5c", "%09", "%00", "%0d%0a", "%25", "?", "#", ";",

@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 from cm_auth_middleware import AuthEngine, CMAuthConfig, CMAuthMiddleware, CMAuthWSGIMiddleware
 from cm_auth_middleware.cli import main
 from cm_auth_middleware.stores import open_store
+from tests.helpers.world import CM, SECRET_KEY
 
-from ..support import CM, SECRET_KEY
-from .support import started
-from .test_fuzz import PROFILE
+from .profile import PROFILE
+from .visits import started
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 

@@ -24,10 +24,11 @@ import pytest
 
 from cm_auth_middleware.stores import MemoryStore, SQLiteStore
 from cm_auth_middleware.testing import Settings, SimulatorServer
+from tests.helpers.browser import Browser
+from tests.helpers.servers import redis_server
+from tests.helpers.world import APP, CM, JSON, Clock, World
 
-from ..servers import redis_server
-from ..support import APP, CM, JSON, Browser, Clock, World
-from .support import (
+from .visits import (
     NAME,
     Response,
     call_asgi,

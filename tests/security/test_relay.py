@@ -25,13 +25,14 @@ from werkzeug.middleware.dispatcher import DispatcherMiddleware
 from cm_auth_middleware import AuthEngine, CMAuthMiddleware
 from cm_auth_middleware.proxy import CMProxy, CMWSGIProxy
 from cm_auth_middleware.testing import AppServer, Simulator
+from tests.helpers.apps import make_app, make_wsgi_app
+from tests.helpers.browser import log_in
+from tests.helpers.servers import ASGI_SERVERS, WSGI_SERVERS, served
+from tests.helpers.world import APP, SECRET_KEY, World
 
-from ..apps import make_app, make_wsgi_app
-from ..support import APP, SECRET_KEY, World
-from ..test_proxy_streams import log_in
+from .raw_requests import Answered
 from .routed import RELAYED, relaying_wsgi
-from .servers import ASGI, WSGI, Answered, served
-from .support import NAME, session_of
+from .visits import NAME, session_of
 
 pytestmark = pytest.mark.slow
 
@@ -348,7 +349,7 @@ def cut(port: int, request: bytes, leaves: str) -> Answered:
     return Answered(status, [], received)
 
 
-SERVERS = (*ASGI, *WSGI, "gunicorn-sync")
+SERVERS = (*ASGI_SERVERS, *WSGI_SERVERS, "gunicorn-sync")
 
 
 @pytest.fixture(scope="module", params=SERVERS)
@@ -363,7 +364,7 @@ def site(request: pytest.FixtureRequest) -> Iterator[Site]:
             "secret_key": SECRET_KEY,
             "base_url": cm.url,
         }
-        if name in ASGI:
+        if name in ASGI_SERVERS:
             inner = make_app([Mount("/cm", CMProxy(allow=RELAYED))])
             app: Any = CMAuthMiddleware(inner, **options)
             port = stack.enter_context(served(name, app, log_level="error", lifespan="on"))
@@ -410,7 +411,7 @@ def test_a_chunked_body_that_breaks_off_is_a_400(
     site.upstream.whole.clear()
     answer = site.upload(CHUNKED, body, leaves=leaves)
     assert answer.status in (0, 400), answer.body
-    if site.name in WSGI and leaves == "half" and body and site.name != "waitress":
+    if site.name in WSGI_SERVERS and leaves == "half" and body and site.name != "waitress":
         assert answer.status == 400
     goes_on(site)
     assert site.upstream.whole == [b"{}"]

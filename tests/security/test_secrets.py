@@ -18,9 +18,9 @@ from cm_auth_middleware import CMAuthError
 from cm_auth_middleware.errors import StoreError
 from cm_auth_middleware.stores import MemoryStore
 from cm_auth_middleware.testing import SimulatorServer
+from tests.helpers.world import APP, JSON, SECRET_KEY
 
-from ..support import APP, JSON, SECRET_KEY
-from .support import started, stored
+from .visits import started, stored
 from .wired import Wired, clocked
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]

@@ -14,10 +14,9 @@ import anyio.to_thread
 import pytest
 
 from cm_auth_middleware import CMAuthWSGIMiddleware
+from tests.helpers.world import APP, SECRET_KEY, MakeWorld, World
 
-from ..conftest import MakeWorld
-from ..support import APP, SECRET_KEY, World
-from .support import NAME, session_of
+from .visits import NAME, session_of
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from ..support import World
-from .support import NAME, is_logged_in, session_of, stored
+from tests.helpers.world import World
+
+from .visits import NAME, is_logged_in, session_of, stored
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 

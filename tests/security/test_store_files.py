@@ -17,10 +17,8 @@ from click.testing import CliRunner
 from cm_auth_middleware import CMAuthMiddleware, CMAuthWSGIMiddleware, StoreError
 from cm_auth_middleware.cli import main
 from cm_auth_middleware.stores import SQLiteStore, sqlite_file
-
-from ..conftest import MakeWorld
-from ..support import SECRET_KEY
-from ..test_stores_sqlite import run
+from tests.helpers.stores import run
+from tests.helpers.world import SECRET_KEY, MakeWorld
 
 PARTS = ("", "-wal", "-shm", "-journal")
 Check = Callable[[SQLiteStore], Coroutine[Any, Any, None]]

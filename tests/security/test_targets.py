@@ -12,9 +12,9 @@ from starlette.routing import Mount
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
 
 from cm_auth_middleware.web.local_target import safe_target
+from tests.helpers.world import APP, CM, HTML, World
 
-from ..support import APP, CM, HTML, World
-from .support import NAME, is_ours, lands_on, query_of, session_of, started
+from .visits import NAME, is_ours, lands_on, query_of, session_of, started
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 

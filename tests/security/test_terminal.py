@@ -23,9 +23,9 @@ from cm_auth_middleware.sessions.record import Record, Tokens
 from cm_auth_middleware.stores import SQLiteStore
 from cm_auth_middleware.testing import Simulator
 from cm_auth_middleware.testing.simulator import SimulatedUser
+from tests.helpers.world import APP, CM, JSON, SECRET_KEY, World
 
-from ..support import APP, CM, JSON, SECRET_KEY, World
-from .support import started
+from .visits import started
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 

@@ -17,9 +17,9 @@ import pytest
 from starlette.responses import PlainTextResponse, Response
 
 from cm_auth_middleware.testing import Settings
+from tests.helpers.world import CM, JSON, World
 
-from ..support import CM, JSON, World
-from .support import NAME, is_logged_in, session_of, started, stored
+from .visits import NAME, is_logged_in, session_of, started, stored
 from .wired import Wired, clocked, dripping
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]

@@ -23,12 +23,12 @@ from cm_auth_middleware.sessions.encryption import MAX_RECORD, Sealer
 from cm_auth_middleware.sessions.record import Record, Tokens
 from cm_auth_middleware.stores import MemoryStore, RedisStore, SQLiteStore
 from cm_auth_middleware.testing import SimulatorServer
+from tests.helpers.certificates import self_signed
+from tests.helpers.servers import redis_server, served
+from tests.helpers.world import CM, SECRET_KEY, World
 
-from ..servers import redis_server
-from ..support import CM, SECRET_KEY, World
-from .servers import served
-from .support import NAME, session_of, stored, visit
-from .wired import Wired, certificate, clocked
+from .visits import NAME, session_of, stored, visit
+from .wired import Wired, clocked
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
@@ -436,7 +436,7 @@ async def test_tls_verification_cannot_be_switched_off(
     """
     for name, value in OFF.items():
         monkeypatch.setenv(name, value)
-    public, private = certificate(tmp_path)
+    public, private = self_signed(tmp_path)
     if trusted:
         monkeypatch.setenv("SSL_CERT_FILE", public)
     sim = clocked()

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ..support import HTML, World
+from tests.helpers.world import HTML, World
 
 pytestmark = pytest.mark.anyio
 

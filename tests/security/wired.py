@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-import datetime
-import ipaddress
 import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Any
-
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from cm_auth_middleware import AuthEngine, CMAuthMiddleware, CMAuthWSGIMiddleware
 from cm_auth_middleware.testing import Simulator
-
-from ..apps import make_app, make_wsgi_app
-from ..support import APP, SECRET_KEY, Clock, Net, World
+from tests.helpers.apps import make_app, make_wsgi_app
+from tests.helpers.world import APP, SECRET_KEY, Clock, Net, World
 
 
 class Wired(World):
@@ -49,38 +40,6 @@ class Wired(World):
 def clocked() -> Simulator:
     """A simulator whose clock a test moves, and with it the world's."""
     return Simulator(clock=Clock())
-
-
-def certificate(directory: Path) -> tuple[str, str]:
-    """A certificate for 127.0.0.1 that nobody trusts; the paths of it and of its key."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "simulator")])
-    now = datetime.datetime.now(datetime.UTC)
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(
-            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]),
-            critical=False,
-        )
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    paths = directory / "certificate.pem", directory / "key.pem"
-    paths[0].write_bytes(made.public_bytes(serialization.Encoding.PEM))
-    paths[1].write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        )
-    )
-    return str(paths[0]), str(paths[1])
 
 
 class Dripper:

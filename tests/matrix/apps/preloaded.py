@@ -6,7 +6,8 @@ import sys
 
 import httpx2
 
-from ..visitor import BOB, CAMERAS, Visitor
+from tests.helpers.browser import BOB, CAMERAS, Visitor
+
 from .flask_app import app
 
 __all__ = ["app"]

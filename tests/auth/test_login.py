@@ -1,0 +1,355 @@
+"""Logging in: who is sent where, and what comes back."""
+
+from __future__ import annotations
+
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+
+from tests.helpers.world import APP, CM, HTML, JSON, World
+
+pytestmark = pytest.mark.anyio
+
+
+def location(response) -> dict[str, str]:
+    parts = urlsplit(response.headers["location"])
+    return {k: v[0] for k, v in parse_qs(parts.query, strict_parsing=True).items()}
+
+
+async def test_a_browser_is_sent_to_authorize_and_back_to_the_very_url(world: World) -> None:
+    browser = world.browser()
+    response = await browser.get("/deep/a%20b/c?q=1&x=%2F&y=")
+    assert response.status_code == 302
+    assert response.headers["location"].startswith(f"{CM}/oauth/authorize?")
+    query = location(response)
+    assert query["response_type"] == "code"
+    assert query["client_id"] == world.sim.client_id
+    assert query["scope"] == "write"
+    assert query["redirect_uri"] == f"{APP}/auth/callback"
+    assert query["code_challenge_method"] == "S256"
+    page = await browser.finish(response.headers["location"])
+    assert page.status_code == 200
+    assert str(page.url) == f"{APP}/deep/a%20b/c?q=1&x=%2F&y="
+    assert page.text.endswith("anna@example.com")
+
+
+async def test_one_login_makes_one_token_call_and_reads_the_user_once(world: World) -> None:
+    await world.login()
+    calls = [(call.method, call.path) for call in world.sim.requests]
+    assert calls == [("POST", "/oauth/token"), ("GET", "/rest/v2.3/users/self")]
+    token = world.sim.requests[0]
+    assert token.headers["authorization"].startswith("Basic ")
+    assert token.headers["accept"] == "application/json"
+    assert token.form["redirect_uri"] == f"{APP}/auth/callback"
+    assert len(token.form["code_verifier"]) == 43
+    assert token.query == {}
+
+
+async def test_every_grant_says_the_scope_which_the_server_may_require(make_world) -> None:
+    world = make_world(scope="read")
+    assert world.sim.settings.scope_required
+    browser = await world.login()
+    world.clock.tick(43300)
+    assert (await browser.get("/cameras")).status_code == 200
+    sent = [(call.form["grant_type"], call.form["scope"]) for call in world.sim.token_calls()]
+    assert sent == [("authorization_code", "read"), ("refresh_token", "read")]
+
+
+async def test_a_server_that_knows_pkce_accepts_the_verifier(make_world) -> None:
+    world = make_world()
+    world.sim.settings.pkce = True
+    await world.login()
+
+
+async def test_a_program_gets_a_problem_with_the_login_url(world: World) -> None:
+    client = world.browser(Accept="application/json")
+    response = await client.get("/cameras")
+    assert response.status_code == 401
+    assert response.headers["content-type"] == "application/problem+json"
+    assert response.json()["login_url"] == "/auth/login"
+    assert "set-cookie" not in response.headers
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS", "PROPFIND"])
+async def test_other_methods_get_401_even_from_a_browser(world: World, method: str) -> None:
+    response = await world.browser().request(method, "/")
+    assert response.status_code == 401
+
+
+async def test_head_of_a_browser_is_a_navigation(world: World) -> None:
+    response = await world.browser().head("/")
+    assert response.status_code == 302
+    assert response.content == b""
+
+
+async def test_fetch_metadata_decides_before_the_accept_header(world: World) -> None:
+    browser = world.browser()
+    assert (await browser.get("/", headers={"Sec-Fetch-Mode": "cors"})).status_code == 401
+    navigating = {"Sec-Fetch-Mode": "navigate", "Accept": "*/*"}
+    assert (await browser.get("/", headers=navigating)).status_code == 302
+
+
+async def test_htmx_is_told_where_to_log_in(world: World) -> None:
+    response = await world.browser().get("/", headers={"HX-Request": "true"})
+    assert response.status_code == 401
+    assert response.headers["hx-redirect"] == "/auth/login"
+
+
+async def test_exempt_paths_need_no_login_but_see_a_session(make_world) -> None:
+    world = make_world(exempt=["/health", "/static/*"])
+    browser = world.browser()
+    assert (await browser.get("/health")).text == "nobody"
+    assert (await browser.get("/static/a/b.css")).text == "nobody"
+    for path in ("/health/", "/healthx", "/HEALTH", "/static", "/static/../", "/static/%2e%2e/x"):
+        assert (await browser.get(path)).status_code == 302, path
+    await browser.login()
+    assert (await browser.get("/health")).text == "anna@example.com"
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "//evil", "///evil", "/\\evil", "\\\\evil", "/%5cevil", "/%09/evil", "/\t/evil",
+        "https:evil", "https:/evil", "https://evil/", "http://localhost:8000@evil/",
+        "javascript:alert(1)",
+        "data:text/html,x", "/\x00", "/／evil", "/..//evil", "/.//evil", "/" + "a" * 9000, "evil",
+        "/%2f/evil", "/%252f%252fevil", "/auth/login", "/auth/logout",
+    ],
+)  # fmt: skip
+async def test_a_target_elsewhere_becomes_the_root(world: World, target: str) -> None:
+    browser = world.browser()
+    response = await browser.get("/auth/login", params={"next": target})
+    page = await browser.get(browser.callback_url(response.headers["location"]))
+    assert page.headers["location"] == "/"
+
+
+async def test_the_login_route_goes_to_its_target(world: World) -> None:
+    browser = world.browser()
+    response = await browser.get("/auth/login?next=/cameras%3Fa%3D1")
+    page = await browser.finish(response.headers["location"])
+    assert str(page.url) == f"{APP}/cameras?a=1"
+
+
+async def test_ten_tabs_at_once_each_arrive_at_their_own_page(world: World) -> None:
+    browser = world.browser()
+    tabs = [await browser.get(f"/deep/{n}") for n in range(10)]
+    for n, tab in enumerate(tabs):
+        page = await browser.finish(tab.headers["location"])
+        assert page.url.path == f"/deep/{n}"
+
+
+async def test_abandoned_logins_do_not_pile_up(world: World) -> None:
+    browser = world.browser()
+    for n in range(60):
+        await browser.get(f"/deep/{n}?{'x' * 100}")
+        cookies = [c for c in browser.cookies.jar if "_login_" in c.name]
+        assert len(cookies) <= 12
+        assert sum(len(c.value or "") for c in cookies) < 6500
+    page = await browser.login("/deep/last")
+    assert page.url.path == "/deep/last"
+
+
+async def test_logging_in_again_ends_the_old_session(world: World) -> None:
+    browser = await world.login()
+    old = browser.named("cm_auth")[0]
+    response = await browser.get("/auth/login")
+    await browser.finish(response.headers["location"])
+    assert browser.named("cm_auth")[0] != old
+    thief = world.browser(Cookie=f"cm_auth={old}")
+    assert (await thief.get("/")).status_code == 302
+
+
+@pytest.mark.parametrize("query", ["", "code=abcdef", "code=abcdef&state=", "code=abcdef&state=x"])
+async def test_a_callback_without_its_state_makes_no_token_call(world: World, query: str) -> None:
+    response = await world.browser().get(f"/auth/callback?{query}")
+    assert response.status_code == 400
+    assert "Start again" in response.text
+    assert world.sim.requests == []
+
+
+async def test_a_callback_works_only_in_the_browser_that_began(world: World) -> None:
+    mine, other = world.browser(), world.browser()
+    start = await mine.get("/cameras")
+    url = mine.callback_url(start.headers["location"])
+    assert (await other.get(url)).status_code == 400
+    assert world.sim.requests == []
+    assert (await mine.get(url, follow_redirects=True)).status_code == 200
+
+
+async def test_a_login_may_take_ten_minutes_and_no_longer(world: World) -> None:
+    browser = world.browser()
+    start = await browser.get("/")
+    url = browser.callback_url(start.headers["location"])
+    world.clock.tick(601)
+    assert (await browser.get(url)).status_code == 400
+    assert world.sim.requests == []
+
+
+async def test_the_same_callback_twice_makes_one_token_call(world: World) -> None:
+    browser = world.browser()
+    start = await browser.get("/cameras")
+    cookies = [(c.name, c.value) for c in browser.cookies.jar]
+    url = browser.callback_url(start.headers["location"])
+    await browser.get(url)
+    for name, value in cookies:  # a browser that sent both at once
+        browser.cookies.set(name, value, "localhost.local")
+    again = await browser.get(url)
+    assert again.status_code == 302
+    assert again.headers["location"] == "/cameras"
+    stranger = world.browser(Cookie="; ".join(f"{n}={v}" for n, v in cookies))
+    assert "Start again" in (await stranger.get(url)).text
+    assert len(world.sim.token_calls()) == 1
+
+
+@pytest.mark.parametrize(
+    "query",
+    ["code=", "code=a&code=b", "code=" + "a" * 9000, "code=a%00b", "code=%ff%fe", "x=1"],
+)
+async def test_a_malformed_code_makes_no_token_call(world: World, query: str) -> None:
+    browser = world.browser()
+    start = await browser.get("/")
+    state = location(start)["state"]
+    response = await browser.get(f"/auth/callback?{query}&state={state}")
+    assert response.status_code == 400
+    assert world.sim.requests == []
+
+
+@pytest.mark.parametrize("headers", [HTML, JSON])
+async def test_a_refused_login_is_a_page_of_ours(world: World, headers: dict[str, str]) -> None:
+    browser = world.browser(**headers)
+    state = location(await browser.get("/auth/login"))["state"]
+    evil = "%3Cscript%3Ealert(1)%3C/script%3E%0d%0aSet-Cookie:x=1"
+    response = await browser.get(
+        f"/auth/callback?error=access_denied&error_description={evil}&state={state}"
+    )
+    assert response.status_code == 403
+    assert "script" not in response.text
+    assert "alert" not in str(response.headers)
+    assert "/auth/login" in response.text
+    assert world.sim.requests == []
+
+
+@pytest.mark.parametrize(
+    "what",
+    [500, 503, 429, "html", "xml", "truncated", "drop", {"error": "invalid_client"}, {"a": 1},
+     (200, {"access_token": ""}), (200, {"access_token": "a", "token_type": "mac"}),
+     (400, {"error": "invalid_grant", "error_description": "Invalid code: SECRET"})],
+)  # fmt: skip
+async def test_a_failing_token_endpoint_is_a_page_with_a_way_out(world: World, what) -> None:
+    browser = world.browser()
+    start = await browser.get("/cameras")
+    world.sim.fail_token(what)
+    url = browser.callback_url(start.headers["location"])
+    response = await browser.get(url)
+    assert response.status_code in (400, 502)
+    assert "Try again" in response.text
+    assert "SECRET" not in response.text
+    assert browser.named("cm_auth") == []
+    again = await browser.get(url)
+    assert again.status_code == 400
+    assert len(world.sim.token_calls()) == 1
+    page = await browser.login("/cameras")
+    assert page.status_code == 200
+
+
+async def test_a_dead_camera_manager_is_a_page_and_not_a_crash(world: World) -> None:
+    browser = world.browser()
+    start = await browser.get("/")
+    url = browser.callback_url(start.headers["location"])
+    del world.net.apps[CM]
+    response = await browser.get(url)
+    assert response.status_code == 502
+    assert "Try again" in response.text
+
+
+async def test_allow_decides_and_a_refused_user_leaves_no_tokens(make_world) -> None:
+    world = make_world(allow=lambda user: user["email"] == "bob@example.com")
+    browser = world.browser()
+    response = await browser.login(email="anna@example.com")
+    assert response.status_code == 403
+    assert browser.named("cm_auth") == []
+    assert len(world.sim.calls("/rest/*/tokens/current", "DELETE")) == 1
+    assert (await browser.login(email="bob@example.com")).status_code == 200
+
+
+async def test_allow_may_be_async(make_world) -> None:
+    async def nobody(user) -> bool:
+        return False
+
+    assert (await make_world(allow=nobody).browser().login()).status_code == 403
+
+
+async def test_a_host_that_is_not_configured_is_refused(world: World) -> None:
+    browser = world.browser()
+    response = await browser.get("/", headers={"Host": "evil.example"})
+    assert response.status_code == 400
+    assert "allowed_hosts" in response.text
+
+
+async def test_redirect_uri_is_taken_as_given(make_world) -> None:
+    world = make_world(redirect_uri=f"{APP}/auth/callback", allowed_hosts=[])
+    response = await world.browser().get("/", headers={"Host": "evil.example"})
+    assert location(response)["redirect_uri"] == f"{APP}/auth/callback"
+
+
+async def test_a_session_that_ends_soon_after_its_login_is_no_loop(world: World) -> None:
+    browser = await world.login()
+    world.sim.revoke_user("anna@example.com")
+    assert (await browser.get("/cameras")).status_code == 302
+
+
+async def test_a_login_that_does_not_stick_stops_after_one_round(world: World) -> None:
+    browser = world.browser()
+    start = await browser.get("/")
+    await browser.get(browser.callback_url(start.headers["location"]))
+    browser.cookies.delete("cm_auth")
+    response = await browser.get("/")
+    assert response.status_code == 400
+    assert "Cookies" in response.text
+    assert (await browser.get("/")).status_code == 302
+
+
+async def test_the_on_login_hook_gets_the_session_and_may_write_data(make_world) -> None:
+    seen = []
+
+    async def hook(session) -> None:
+        seen.append(session.user["email"])
+        session.data["greeted"] = True
+
+    world = make_world(on_login=hook)
+    browser = await world.login()
+    assert seen == ["anna@example.com"]
+    assert (await browser.get("/data")).json() == {"greeted": True}
+
+
+async def test_a_callback_that_goes_astray_is_told_and_not_sent_out_again(world: World) -> None:
+    browser = world.browser()
+    start = await browser.get("/")
+    astray = browser.callback_url(start.headers["location"]).replace("/auth/callback", "/a/b")
+    response = await browser.get(astray)
+    assert response.status_code == 400
+    assert "code=" not in response.text
+
+
+async def test_htmx_comes_back_to_the_page_that_asked(world: World) -> None:
+    htmx = {"HX-Request": "true", "HX-Current-URL": f"{APP}/deep/page?a=1"}
+    response = await world.browser().get("/cameras", headers=htmx)
+    assert response.headers["hx-redirect"] == "/auth/login?next=/deep/page%3Fa%3D1"
+    for elsewhere in ("https://evil.example/x", "http://[", "nonsense"):
+        answer = await world.browser().get(
+            "/cameras", headers={"HX-Request": "true", "HX-Current-URL": elsewhere}
+        )
+        assert answer.headers["hx-redirect"] == "/auth/login"
+
+
+async def test_head_comes_back_to_the_very_url_too(world: World) -> None:
+    browser = world.browser()
+    response = await browser.head("/deep/x?a=1")
+    landed = await browser.finish(response.headers["location"])
+    assert str(landed.url) == f"{APP}/deep/x?a=1"
+
+
+async def test_nobody_gets_in_while_the_allow_rule_fails(make_world) -> None:
+    world = make_world(allow=lambda user: user["no such field"])
+    response = await world.browser().login()
+    assert response.status_code == 403

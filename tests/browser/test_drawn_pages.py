@@ -1,0 +1,140 @@
+"""The pages in a real Chromium: nothing that a screen reader trips over, nothing that CSP stops."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, Page, expect
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from cm_auth_middleware import AuthEngine, CMAuthMiddleware, CMAuthWSGIMiddleware
+from cm_auth_middleware.asgi import ASGIRequest
+from cm_auth_middleware.testing import AppServer, SimulatorServer
+from cm_auth_middleware.web.messages import LANGUAGES, MESSAGES
+from cm_auth_middleware.web.pages import Pages
+from tests.helpers.apps import make_app, make_wsgi_app
+from tests.helpers.servers import WSGIServer
+from tests.helpers.world import SECRET_KEY
+
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
+
+
+def gallery(engine: AuthEngine) -> Starlette:
+    """Every page, drawn and headed as the flow does it."""
+    pages = Pages(engine.config.error_handler, engine.async_services.runtime)
+
+    async def show(request: Request) -> Response:
+        kind = request.path_params["kind"]
+        method = "post" if kind == "log_out" else "get"
+        asked = ASGIRequest(request.scope)
+        answer = await pages.show(asked, 200, kind, "/next", method=method)
+        return Response(answer.body, 200, dict(answer.headers))
+
+    return Starlette(routes=[Route("/{kind}", show)])
+
+
+@pytest.fixture(scope="module")
+def shown() -> Iterator[AppServer]:
+    engine = AuthEngine(client_id="a", client_secret="b", secret_key=SECRET_KEY)
+    with AppServer(gallery(engine)) as server:
+        yield server
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_no_page_has_a_barrier(browser: Browser, shown: AppServer, scheme: str) -> None:
+    context = browser.new_context(color_scheme=scheme)
+    page = context.new_page()
+    complaints: list[str] = []
+    page.on("console", lambda message: complaints.append(message.text))
+    for kind in MESSAGES:
+        page.goto(f"{shown.url}/{kind}")
+        results = Axe().run(page)
+        assert results.violations_count == 0, results.generate_report()
+    assert [text for text in complaints if "Content Security Policy" in text] == []
+    context.close()
+
+
+@pytest.mark.parametrize("language", LANGUAGES[1:])
+def test_a_browser_is_spoken_to_in_its_language(browser: Browser, shown, language: str) -> None:
+    context = browser.new_context(locale=language)
+    page = context.new_page()
+    for kind, messages in MESSAGES.items():
+        page.goto(f"{shown.url}/{kind}")
+        expect(page).to_have_title(messages[language].title)
+    results = Axe().run(page)
+    assert results.violations_count == 0, results.generate_report()
+    context.close()
+
+
+def test_pages_fit_a_telephone(browser: Browser, shown: AppServer) -> None:
+    context = browser.new_context(viewport={"width": 320, "height": 568}, locale="de")
+    page = context.new_page()
+    for kind in MESSAGES:
+        page.goto(f"{shown.url}/{kind}")
+        assert page.evaluate("document.documentElement.scrollWidth") <= 320, kind
+    context.close()
+
+
+def test_a_style_that_somebody_slips_in_is_stopped(browser: Browser, shown: AppServer) -> None:
+    page = browser.new_page()
+    page.goto(f"{shown.url}/denied")
+    page.evaluate(
+        "document.head.append(Object.assign(document.createElement('style'),"
+        "{textContent: 'h1{display:none}'}))"
+    )
+    expect(page.get_by_role("heading")).to_be_visible()
+    page.context.close()
+
+
+@pytest.fixture(params=["asgi", "wsgi"])
+def site(request, cm: SimulatorServer) -> Iterator[AppServer | WSGIServer]:
+    engine = AuthEngine(
+        client_id=cm.client_id,
+        client_secret=cm.client_secret,
+        secret_key=SECRET_KEY,
+        base_url=cm.url,
+        auto_login=False,
+    )
+    if request.param == "asgi":
+        server = AppServer(CMAuthMiddleware(make_app(), engine=engine))
+    else:
+        server = WSGIServer(CMAuthWSGIMiddleware(make_wsgi_app(), engine=engine))
+    with server:
+        yield server
+
+
+@pytest.fixture
+def page(browser: Browser, site) -> Iterator[Page]:
+    context = browser.new_context(base_url=site.url, locale="nl-NL")
+    context.set_default_timeout(15_000)
+    yield context.new_page()
+    context.close()
+
+
+def test_a_person_walks_from_page_to_page(page: Page, site) -> None:
+    page.goto("/deep/x?q=1")
+    page.get_by_role("link", name="Inloggen met CameraManager").click()
+    page.get_by_label("E-mail").fill("anna@example.com")
+    page.get_by_label("Password").fill("cameras")
+    page.get_by_role("button", name="Log in").click()
+    page.get_by_role("button", name="Allow").click()
+    expect(page).to_have_url(f"{site.url}/deep/x?q=1")
+    page.goto("/auth/logout?next=/auth/signed-out")
+    page.get_by_role("button", name="Uitloggen").click()
+    expect(page.get_by_role("heading", name="U bent uitgelogd")).to_be_visible()
+    page.get_by_role("link", name="Opnieuw inloggen").click()
+    expect(page).to_have_url(f"{site.url}/")  # CameraManager remembers the person
+    page.goto("/auth/signed-out")
+    expect(page).to_have_url(f"{site.url}/")
+
+
+def test_a_logout_whose_redirects_lead_to_another_origin_is_not_stopped(page, cm) -> None:
+    page.goto("/auth/logout?next=/auth/login")
+    page.get_by_role("button", name="Uitloggen").click()
+    expect(page.get_by_label("E-mail")).to_be_visible()
+    assert page.url.startswith(cm.url)

@@ -1,0 +1,514 @@
+"""The ``cm-auth`` command: a good configuration, and everything broken, one by one."""
+
+from __future__ import annotations
+
+import http.server
+import os
+import re
+import ssl
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from email.utils import formatdate
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from starlette.applications import Starlette
+
+from cm_auth_middleware import CMAuthMiddleware
+from cm_auth_middleware.cli import main
+from cm_auth_middleware.config import FUNCTIONS, CMAuthConfig
+from cm_auth_middleware.runtime.run_sync import run_sync
+from cm_auth_middleware.stores import SQLiteStore
+from cm_auth_middleware.testing import AppServer, SimulatorServer
+from tests.helpers.apps import make_app
+from tests.helpers.certificates import self_signed
+from tests.helpers.servers import free_port, redis_server, serving
+from tests.helpers.world import SECRET_KEY
+
+SECRETS = ("demo-key-secret", SECRET_KEY, "hunter2")
+Run = Callable[..., Result]
+
+
+@pytest.fixture(scope="module")
+def cm() -> Iterator[SimulatorServer]:
+    with SimulatorServer() as server:
+        yield server
+
+
+@pytest.fixture
+def env(cm: SimulatorServer, tmp_path: Path) -> dict[str, str | None]:
+    """A configuration with which all is well, but that the application is not running."""
+    cm.simulator.reset()
+    store = tmp_path / "sessions.db"
+    return {
+        "CM_AUTH_CLIENT_ID": cm.client_id,
+        "CM_AUTH_CLIENT_SECRET": cm.client_secret,
+        "CM_AUTH_SECRET_KEY": SECRET_KEY,
+        "CM_AUTH_BASE_URL": cm.url,
+        "CM_AUTH_STORE": f"sqlite:///{store}",
+        "CM_AUTH_ALLOWED_HOSTS": "cams.example.com",
+        "CM_AUTH_TIMEOUT": "5",
+        "CM_AUTH_ALLOW_EMAILS": "*@example.com",
+    }
+
+
+@pytest.fixture
+def run(env: dict[str, str | None], monkeypatch: pytest.MonkeyPatch) -> Run:
+    for name in [name for name in os.environ if name.startswith("CM_AUTH_")]:
+        monkeypatch.delenv(name)
+
+    def run(*arguments: str, **changes: str | None) -> Result:
+        changed = {f"CM_AUTH_{name.upper()}": value for name, value in changes.items()}
+        result = CliRunner().invoke(main, arguments, env={**env, **changed})
+        for secret in SECRETS:
+            assert secret not in result.output
+        return result
+
+    return run
+
+
+def lines(result: Result, level: str) -> list[str]:
+    return [line for line in result.output.splitlines() if line.startswith(f"{level} ")]
+
+
+# -- secret --------------------------------------------------------------------------------
+
+
+def test_a_secret_is_good_and_another_each_time(run: Run) -> None:
+    one, two = run("secret").output.strip(), run("secret").output.strip()
+    assert one != two
+    assert run("check", "--offline", secret_key=one).exit_code == 0
+
+
+# -- check: all is well --------------------------------------------------------------------
+
+
+def test_a_good_configuration_is_status_0_with_every_option_and_its_source(run, cm) -> None:
+    result = run("check")
+    assert result.exit_code == 0, result.output
+    assert re.search(r"^client_id +demo-key-id +CM_AUTH_CLIENT_ID$", result.output, re.M)
+    assert re.search(r"^client_secret +hidden \(15 characters\) +CM_AUTH_", result.output, re.M)
+    assert re.search(r"^secret_key +hidden \(\d+ characters\) ", result.output, re.M)
+    assert re.search(r"^scope +write +default$", result.output, re.M)
+    topics = [line.split()[1] for line in lines(result, "ok")]
+    assert topics == ["options", "store", "redirect_uri", "base_url", "clock", "client_id"]
+    assert not list(Path(cm.url).parent.glob("*.db"))
+
+
+def test_quiet_says_nothing_when_all_is_well(run: Run) -> None:
+    assert run("check", "--quiet").output == ""
+
+
+def test_the_application_is_found_where_it_lives(run: Run, cm: SimulatorServer) -> None:
+    port = free_port()
+    uri = f"http://127.0.0.1:{port}/auth/callback"
+    options = {"client_id": "x", "client_secret": "y", "secret_key": SECRET_KEY}
+    app = CMAuthMiddleware(make_app(), redirect_uri=uri, base_url=cm.url, **options)
+    with AppServer(app, port):
+        result = run("check", redirect_uri=uri)
+    assert result.exit_code == 0, result.output
+    assert "the middleware answers at redirect_uri" in result.output
+
+
+def test_offline_asks_nobody(run: Run, cm: SimulatorServer) -> None:
+    assert run("check", "--offline", base_url="https://127.0.0.1:9").exit_code == 0
+    assert not cm.simulator.requests
+
+
+def test_nothing_is_left_behind(run: Run, env: dict[str, str], cm: SimulatorServer) -> None:
+    path = Path(env["CM_AUTH_STORE"].removeprefix("sqlite:///"))
+    assert "will be made" in run("check").output
+    assert not path.exists()
+    run_sync(SQLiteStore(path).blocking().ping())  # which makes it
+    assert "written, read and emptied" in run("check").output
+    assert run("sessions", "count").output == "0\n"
+
+
+# -- check: broken, one by one -------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"client_id": None}, "client_id is missing"),
+        ({"client_secret": ""}, "client_secret is missing"),
+        ({"secret_key": "hunter2"}, "secret_key is too weak"),
+        ({"scope": "admin"}, "scope is 'read' or 'write'"),
+        ({"timeout": "soon"}, "timeout is a number"),
+        ({"prefix": "auth"}, "prefix is a path"),
+        ({"cookie_secure": "perhaps"}, "CM_AUTH_COOKIE_SECURE is true or false"),
+        ({"redirect_uri": "/auth/callback"}, "redirect_uri is not absolute"),
+        ({"redirect_uri": "https://a.example/callback"}, "has to end in /auth/callback"),
+        ({"base_url": "rest.cameramanager.com"}, "base_url needs a scheme"),
+        ({"base_url": "https://me:hunter2@cm.example"}, "no user, query"),
+        ({"store": "mysql://me:hunter2@db/x"}, "store has an unknown scheme"),
+    ],
+)
+def test_a_wrong_option_is_named_with_the_way_out(run: Run, changes: Any, says: str) -> None:
+    result = run("check", **changes)
+    assert result.exit_code == 2
+    assert says in lines(result, "error")[0]
+    assert "Traceback" not in result.output
+
+
+def test_a_misspelt_option_is_noticed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CM_AUTH_REDIRECT_URL", "https://a.example/auth/callback")
+    monkeypatch.setenv("CM_AUTH_ALLOW", "anna")
+    result = run("check")
+    assert result.exit_code == 1
+    assert "did you mean CM_AUTH_REDIRECT_URI?" in result.output
+    assert "CM_AUTH_ALLOW is not an option that can be set in the environment" in result.output
+
+
+def test_http_outside_loopback_is_a_warning(run: Run) -> None:
+    result = run("check", "--offline", base_url="http://cm.example")
+    assert result.exit_code == 1
+    assert "travel in the clear" in lines(result, "warning")[0]
+
+
+def test_a_door_that_is_open_to_everybody_is_a_warning(run: Run) -> None:
+    result = run("check", "--offline", allow_emails=None)
+    assert result.exit_code == 1
+    assert "everybody with a CameraManager account may come in" in lines(result, "warning")[0]
+    assert "CM_AUTH_ALLOW_EMAILS=*@example.com or CM_AUTH_ALLOW_ACCOUNTS=" in result.output
+    result = run("check", "--offline", allow_emails=None, allow_accounts="501")
+    assert result.exit_code == 0
+    assert "everybody" not in result.output
+
+
+GOOD = {
+    "client_id": "demo-key-id", "provider": "cameramanager",
+    "base_url": "https://cm.example:8443", "scope": "read",
+    "redirect_uri": "https://127.0.0.1/mount/auth/callback", "prefix": "/auth",
+    "exempt": "/health,/static/*", "store": "sqlite:///no-such-folder/x.db", "idle_timeout": "60",
+    "absolute_timeout": "86400.5", "refresh_leeway": "0", "timeout": "2.5",
+    "cookie_name": "__Host-x", "cookie_secure": "true", "allowed_hosts": "a.example, [::1]",
+    "revalidate": "none",
+    "allow_emails": "*@example.com,anna+cm@example.org", "allow_accounts": "501,502",
+    "cross_site_check": "off", "auto_login": "No",
+}  # fmt: skip
+
+
+def test_every_option_is_shown_if_its_value_is_good(run: Run) -> None:
+    hidden = {"client_secret", "secret_key"}
+    assert GOOD.keys() == {f.name for f in fields(CMAuthConfig)} - set(FUNCTIONS) - hidden
+    output = run("check", "--offline", **GOOD).output
+    for name, value in GOOD.items():
+        assert re.search(rf"^{name} +{re.escape(value)} +CM_AUTH_", output, re.M), name
+    output = run("check", "--offline", **dict.fromkeys(GOOD, "redis://u:x,/Q7/x@h,a@b:c.de")).output
+    assert "Q7" not in output
+    assert len(re.findall(r"CM_AUTH_[A-Z_]+$", output, re.M)) == len(GOOD) + 2
+
+
+def test_what_may_be_the_secret_is_shown_as_no_id(run: Run) -> None:
+    for changes in (
+        {"client_id": "demo-key-secret", "client_secret": "demo-key-id"},
+        {"client_id": "demo-key-secret"},
+        {"client_id": "demo-key-secret", "client_secret": None},
+    ):
+        shown = run("check", "--offline", **changes).output
+        assert re.search(r"^client_id +dem… \(15 characters\) ", shown, re.M)
+
+
+@pytest.mark.parametrize(
+    ("store", "level", "says"),
+    [
+        ("memory://", 1, "serves one process"),
+        ("sqlite:////nowhere/at/all/sessions.db", 2, "there is no folder /nowhere/at/all"),
+        ("sqlite://sessions.db", 2, "needs the path of a file"),
+        ("redis://:hunter2@127.0.0.1:9/0", 2, "127.0.0.1:9"),
+    ],
+)
+def test_a_store_that_does_not_serve(run: Run, store: str, level: int, says: str) -> None:
+    result = run("check", store=store)
+    assert result.exit_code == level
+    assert says in lines(result, ("ok", "warning", "error")[level])[0]
+
+
+def test_a_folder_in_which_nobody_may_write(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write everywhere
+    result = run("check", "--offline")
+    assert result.exit_code == 2
+    assert "may not write in the folder /" in lines(result, "error")[0]
+
+
+def test_a_file_that_is_no_store(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "other.db").write_bytes(b"this is no database, whatever its name says" * 100)
+    result = run("check", store=f"sqlite:///{tmp_path / 'other.db'}")
+    assert result.exit_code == 2
+    assert "other.db" in lines(result, "error")[0]
+
+
+def test_nobody_at_base_url(run: Run) -> None:
+    result = run("check", base_url=f"http://127.0.0.1:{free_port()}")
+    assert result.exit_code == 2
+    assert "nothing listens there" in lines(result, "error")[0]
+
+
+def test_a_name_that_does_not_exist(run: Run) -> None:
+    result = run("check", base_url="https://cameramanager.invalid")
+    assert result.exit_code == 2
+    assert "does not know the name" in lines(result, "error")[0]
+
+
+def test_somebody_else_at_base_url(run: Run) -> None:
+    with AppServer(Starlette()) as other:
+        result = run("check", base_url=other.url)
+    assert result.exit_code == 2
+    assert "answered 404 where CameraManager says 401" in lines(result, "error")[0]
+
+
+def test_a_server_that_does_not_answer(run: Run, cm: SimulatorServer) -> None:
+    cm.simulator.fail_api("hang")
+    result = run("check", timeout="0.3")
+    assert result.exit_code == 2
+    assert "no answer in time" in lines(result, "error")[0]
+
+
+def test_a_certificate_that_nobody_signed(run: Run, tmp_path: Path) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*self_signed(tmp_path))
+    with answering(context=context) as port:
+        result = run("check", base_url=f"https://127.0.0.1:{port}")
+    assert result.exit_code == 2
+    assert "TLS certificate is not trusted: self" in lines(result, "error")[0]
+
+
+def test_tls_to_a_server_without_it(run: Run) -> None:
+    with answering() as port:
+        result = run("check", base_url=f"https://127.0.0.1:{port}")
+    assert result.exit_code == 2
+    assert "TLS failed" in lines(result, "error")[0]
+
+
+@pytest.mark.parametrize(("off", "level"), [(0, 1), (120, 1), (4000, 2), (-4000, 2)])
+def test_a_clock_that_is_wrong(run: Run, off: int, level: int) -> None:
+    with answering(date=formatdate(time.time() + off, usegmt=True)) as port:
+        result = run("check", base_url=f"http://127.0.0.1:{port}")
+    assert result.exit_code == level  # 1 at least: this server knows no API keys
+    assert any("agrees with" in line for line in lines(result, "ok")) is (off == 0)
+    assert ("seconds off" in result.output) is (off != 0)
+
+
+def test_a_server_that_does_not_tell_the_time(run: Run) -> None:
+    with answering(date="yesterday") as port:
+        result = run("check", base_url=f"http://127.0.0.1:{port}")
+    assert "did not say what time it is" in result.output
+
+
+def test_an_api_key_that_is_refused(run: Run) -> None:
+    result = run("check", client_secret="hunter2")
+    assert result.exit_code == 2
+    assert "refuses the API key (invalid_client)" in lines(result, "error")[0]
+
+
+def test_an_api_key_that_cannot_be_tried(run: Run, cm: SimulatorServer) -> None:
+    cm.simulator.fail_token(503)
+    result = run("check")
+    assert result.exit_code == 1
+    assert "could not be tried" in lines(result, "warning")[0]
+
+
+def test_a_redirect_uri_that_cameramanager_does_not_know(run: Run, cm: SimulatorServer) -> None:
+    cm.simulator.settings.redirect_uris = ["https://localhost/auth/callback"]
+    result = run("check", redirect_uri="https://127.0.0.1/auth/callback")
+    assert result.exit_code == 2
+    assert "login page answers 400" in lines(result, "error")[0]
+
+
+def test_a_login_page_that_cannot_be_seen(run: Run) -> None:
+    with answering(drops="/oauth/authorize") as port:
+        uri = f"http://127.0.0.1:{port}/auth/callback"
+        result = run("check", redirect_uri=uri, base_url=f"http://localhost:{port}")
+    assert result.exit_code == 1
+    assert "the login page could not be tried" in result.output
+
+
+@pytest.mark.parametrize(
+    ("changes", "level", "says"),
+    [
+        ({"allowed_hosts": None}, 1, "logins work on localhost only"),
+        ({"redirect_uri": "https://nobody.invalid/auth/callback"}, 1, "does not know nobody.inv"),
+        (
+            {"redirect_uri": "https://127.0.0.1/auth/callback", "cookie_secure": "no"},
+            1,
+            "is off although",
+        ),
+        (
+            {"redirect_uri": "http://127.0.0.1/auth/callback", "cookie_secure": "yes"},
+            2,
+            "browsers drop the session cookie",
+        ),
+        (
+            {"redirect_uri": "http://127.0.0.1/auth/callback", "cookie_name": "__Host-x"},
+            2,
+            "browsers refuse the session cookie",
+        ),
+        (
+            {"redirect_uri": "https://127.0.0.1/auth/callback", "cookie_name": "__Secure-x"},
+            1,
+            "a neighbouring host may set a cookie of this name",
+        ),
+        (
+            {
+                "redirect_uri": "https://cm.example/auth/callback",
+                "base_url": "https://cm.example",
+            },
+            2,
+            "points at CameraManager itself",
+        ),
+    ],
+)
+def test_a_redirect_uri_that_makes_no_sense(run, changes: Any, level: int, says: str) -> None:
+    result = run("check", "--offline", **changes)
+    assert result.exit_code == level
+    assert says in lines(result, ("ok", "warning", "error")[level])[0]
+
+
+def test_an_application_that_is_not_running_yet_is_no_fault(run: Run) -> None:
+    result = run("check", redirect_uri=f"http://127.0.0.1:{free_port()}/auth/callback")
+    assert [line for line in lines(result, "ok") if "nothing answers at redirect_uri" in line]
+    assert not [line for line in lines(result, "warning") if "redirect_uri" in line]
+
+
+@pytest.mark.parametrize("command", [("count",), ("purge",), ("list", "--user", "1")])
+def test_a_file_that_is_not_there_is_told_and_not_made(run: Run, tmp_path: Path, command) -> None:
+    path = tmp_path / "typo.db"
+    result = run("sessions", *command, "--store", f"sqlite:///{path}")
+    assert result.exit_code == 1
+    assert "there is no file" in result.output
+    assert not path.exists()
+
+
+def test_another_application_at_redirect_uri_is_a_warning(run: Run) -> None:
+    with AppServer(Starlette()) as other:
+        result = run("check", redirect_uri=f"{other.url}/auth/callback")
+    assert result.exit_code == 1
+    assert "answers 404, not as the middleware does" in lines(result, "warning")[0]
+
+
+def test_a_script_sees_the_status(env: dict[str, str]) -> None:
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("CM_AUTH_")}
+    command = [sys.executable, "-m", "cm_auth_middleware.cli", "check", "--quiet"]
+    for changes, status in (
+        ({}, 0),
+        ({"CM_AUTH_STORE": "memory://"}, 1),
+        ({"CM_AUTH_SCOPE": "x"}, 2),
+    ):
+        done = subprocess.run(
+            command, env={**clean, **env, **changes}, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == status, done.stdout + done.stderr
+        assert not done.stderr
+
+
+# -- sessions ------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["sqlite", "redis"])
+def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path / 'sessions.db'}"
+        return
+    with redis_server() as server:
+        yield server.url
+
+
+def test_sessions_are_counted_listed_and_ended(
+    run, store_url, cm_server, cm_login, cm_time
+) -> None:
+    from cm_auth_middleware import CMAuthWSGIMiddleware
+    from tests.helpers.apps import make_wsgi_app
+
+    options = {"store": store_url, "secret_key": SECRET_KEY, "idle_timeout": 3600}
+    app = CMAuthWSGIMiddleware(make_wsgi_app(), **options)
+    anna, again, bob = cm_login(app), cm_login(app), cm_login(app, "bob@example.com")
+    changes = {"store": store_url, "client_id": None, "client_secret": None}
+
+    assert run("sessions", "count", **changes).output == "3\n"
+    listed = run("sessions", "list", "--user", "10003", **changes)
+    assert len(listed.output.splitlines()) == 2
+    assert "from 127.0.0.1" in listed.output
+    assert run("sessions", "revoke", "--user", "10003", **changes).output == "2\n"
+    assert [b.get("/").status_code for b in (anna, again, bob)] == [302, 302, 200]
+    assert run("sessions", "revoke", "--user", "10003", **changes).output == "0\n"
+    app.engine.close()
+
+
+def test_expired_sessions_are_purged(run, tmp_path: Path) -> None:
+
+    path = tmp_path / "sessions.db"
+    store = SQLiteStore(path, clock=lambda: time.time() - 3600).blocking()
+    run_sync(store.put("old", b"\x01 a session", 60))
+    run_sync(store.put("new", b"\x01 a session", 7200))
+    run_sync(store.put("grant", b"\x02 what sessions share", 7200))
+    run_sync(store.close())
+    assert run("sessions", "purge", "--store", f"sqlite:///{path}").output == "1\n"
+    assert run("sessions", "count", "--store", f"sqlite:///{path}").output == "1\n"
+
+
+@pytest.mark.parametrize("command", [("count",), ("purge",), ("list", "--user", "1")])
+def test_a_store_that_fails_is_one_sentence_and_status_1(run: Run, command: Any) -> None:
+    url = "redis://:hunter2@127.0.0.1:9/0"
+    result = run("sessions", *command, store=url)
+    assert result.exit_code == 1
+    assert result.output.startswith("Error: ")
+    assert "Traceback" not in result.output
+
+
+def test_the_memory_store_cannot_be_looked_into(run: Run) -> None:
+    result = run("sessions", "count", store="memory://")
+    assert result.exit_code == 2
+    assert "inside your application's process" in result.output
+
+
+def test_revoking_needs_the_secret_key(run: Run) -> None:
+    result = run("sessions", "revoke", "--user", "1", secret_key=None)
+    assert result.exit_code == 1
+    assert "secret_key is missing" in result.output
+
+
+# -- help ----------------------------------------------------------------------------------
+
+
+class _Answer(http.server.BaseHTTPRequestHandler):
+    date: str | None = None
+
+    drops = ""
+
+    def do_GET(self) -> None:
+        if self.drops and self.path.startswith(self.drops):
+            self.close_connection = True
+            return
+        self.send_response(401)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_POST = do_GET  # noqa: N815
+
+    def date_time_string(self, timestamp: float | None = None) -> str:  # noqa: ARG002
+        return self.date or super().date_time_string()  # type: ignore[arg-type]
+
+    def log_message(self, *arguments: Any) -> None:
+        pass
+
+
+@contextmanager
+def answering(
+    *, date: str | None = None, context: ssl.SSLContext | None = None, drops: str = ""
+) -> Iterator[int]:
+    """A server that says 401 to everything, and what time it is."""
+    server = http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), type("Response", (_Answer,), {"date": date, "drops": drops})
+    )
+    server.handle_error = lambda *_: None  # type: ignore[method-assign]
+    if context is not None:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+    with serving(server):
+        yield server.server_port

@@ -1,0 +1,108 @@
+"""The demo: one command, a real process, a login through the forms, and a clean end."""
+
+from __future__ import annotations
+
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import httpx2
+import pytest
+
+from cm_auth_middleware.cli.demo import _dashboard
+from tests.helpers.world import HTML
+
+COMMAND = [sys.executable, "-m", "cm_auth_middleware.cli", "demo"]
+
+
+@pytest.fixture
+def demo() -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        [*COMMAND, "--port", "0"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def told(process: subprocess.Popen[str]) -> dict[str, str]:
+    assert process.stdout is not None
+    words: dict[str, str] = {}
+    while "Password" not in words:
+        line = process.stdout.readline()
+        assert line, process.stderr.read() if process.stderr else ""
+        name, _, value = line.strip().partition(" ")
+        words[name] = value.strip()
+    return words
+
+
+def test_the_dashboard_shows_no_character_that_nobody_sees(cm_simulator, cm_login) -> None:
+    user = cm_simulator.add_user("eve\x1b[2J@example.com", ["Door\u202e\x9b"])
+    user.first_name = "Eve\u202e\0"
+    page = cm_login(_dashboard().create_app(), user).get("/").text
+    assert "eve[2J@example.com" in page
+    assert "Door" in page
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", page)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_demo_serves_a_login_and_cameras_and_ends_cleanly(demo, number) -> None:
+    words = told(demo)
+    with httpx2.Client(base_url=words["Open"], headers=HTML, follow_redirects=True) as browser:
+        page = browser.get("/")
+        for fields in (
+            {"email": words["E-mail"], "password": words["Password"]},
+            {"decision": "allow"},
+        ):
+            hidden = re.findall(r'<input type="hidden" name="(\w+)" value="([^"]*)"', page.text)
+            inputs = {name: value.replace("&amp;", "&") for name, value in hidden}
+            page = browser.post(page.url, data={**inputs, **fields})
+        assert "Your cameras" in page.text
+        assert "Front gate" in page.text
+        picture = browser.get("/cameras/2001/snapshot")
+        assert picture.headers["content-type"] == "image/jpeg"
+        assert picture.content.startswith(b"\xff\xd8")
+        assert browser.get("/cameras/3001").status_code == 404  # another account's camera
+        assert "No picture while" in browser.get("/cameras/2004").text
+    demo.send_signal(number)
+    out, err = demo.communicate(timeout=20)
+    assert demo.returncode == 0
+    assert "Traceback" not in out + err
+    assert out.rstrip().endswith("Stopped.")
+
+
+def test_a_port_in_use_is_one_clear_sentence() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        result = subprocess.run(
+            [*COMMAND, "--port", str(port)], capture_output=True, text=True, timeout=30, check=False
+        )
+    assert result.returncode == 1
+    assert str(port) in result.stderr
+    assert "in use" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--port", "99999"], "port 99999 is none"),
+        (["--port", "-1"], "port -1 is none"),
+        (["--host", "no-such-host.invalid"], "cannot be listened on"),
+        (["--host", "192.0.2.1"], "cannot be listened on"),
+        (["--host", "0.0.0.0"], "--host is one address"),
+    ],
+)
+def test_an_address_that_cannot_be_is_one_clear_sentence(options: list[str], words: str) -> None:
+    result = subprocess.run(
+        [*COMMAND, *options], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert result.returncode in (1, 2)
+    assert words in result.stderr
+    assert "Traceback" not in result.stderr

@@ -1,0 +1,126 @@
+"""What the tests share: an app behind the middleware, the simulator, and a browser on both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import anyio.to_thread
+
+from cm_auth_middleware import AuthEngine, CMAuthMiddleware, CMAuthWSGIMiddleware
+from cm_auth_middleware.flask import CMAuth
+from cm_auth_middleware.testing import Network, Settings, Simulator
+from tests.helpers.apps import make_app, make_wsgi_app
+from tests.helpers.browser import Browser
+
+APP = "http://localhost:8000"
+CM = "http://127.0.0.1:9400"
+SECRET_KEY = "kW9cK2mZ4vB7nQ1xT5yR8uE3oP6aS0dF-gHjL_zXc"
+HTML = {"Accept": "text/html,application/xhtml+xml"}
+JSON = {"Accept": "application/json"}
+
+
+class Clock:
+    """Time that a test moves; with a `step`, it also passes from one look to the next."""
+
+    def __init__(self) -> None:
+        self.now = 1_800_000_000.0
+        self.step = 0.0
+
+    def __call__(self) -> float:
+        self.now += self.step
+        return self.now
+
+    def tick(self, seconds: float) -> None:
+        self.now += seconds
+
+
+class Net(Network):
+    """The network, for tests that say which kind of app they add."""
+
+    def add_wsgi(self, origin: str, app: Any) -> None:
+        self.add(origin, app, "wsgi")
+
+
+class World:
+    """One simulator, one app behind the middleware, one clock.
+
+    Args:
+        beside: a world of which this one is another process: same simulator, clock and store.
+        skew: seconds that this process's clock is ahead.
+    """
+
+    def __init__(
+        self,
+        *,
+        shell: str = "asgi",
+        app: Any = None,
+        settings: Settings | None = None,
+        beside: World | None = None,
+        skew: float = 0.0,
+        **options: Any,
+    ) -> None:
+        self.net = Net()
+        if beside is None:
+            self.clock = Clock()
+            self.sim = Simulator(settings or Settings(), clock=self.clock)
+        else:
+            self.clock, self.sim = beside.clock, beside.sim
+            options = {"store": beside.engine.store, **options}
+        self.net.add(CM, self.sim)
+        options = {
+            "client_id": self.sim.client_id,
+            "client_secret": self.sim.client_secret,
+            "secret_key": SECRET_KEY,
+            "base_url": CM,
+            **options,
+        }
+        self.shell = shell
+        self.engine = AuthEngine(transport=self.net, clock=lambda: self.clock() + skew, **options)
+        if shell == "asgi":
+            self.app: Any = CMAuthMiddleware(app or make_app(), engine=self.engine)
+        else:
+            self.app = self._wsgi(app)
+        self.net.add(APP, self.app)
+
+    def _wsgi(self, app: Any) -> CMAuthWSGIMiddleware:
+        """The tests' own app gets the middleware as a Flask user gives it, by the extension."""
+        if app is not None:
+            return CMAuthWSGIMiddleware(app, engine=self.engine)
+        flask_app = make_wsgi_app()
+        CMAuth(flask_app, engine=self.engine)
+        shell = flask_app.wsgi_app
+        assert isinstance(shell, CMAuthWSGIMiddleware)
+        return shell
+
+    async def close(self) -> None:
+        """Let refreshes that go on beside requests come home."""
+        if self.shell == "asgi":
+            await self.engine.close()
+        else:
+            await anyio.to_thread.run_sync(self.engine.close)
+        self.net.shut_down()
+
+    async def on_its_side(self, call: Callable[[], Any]) -> Any:
+        """Call an engine or a client as a handler would: on the event loop, or in a thread."""
+        if self.shell == "wsgi":
+            return await anyio.to_thread.run_sync(call)
+        return await call()
+
+    async def client_for(self, handle: str) -> Any:
+        """The ready client of a handle, for this side."""
+        if self.shell == "wsgi":
+            return await anyio.to_thread.run_sync(self.engine.sync_client_for, handle)
+        return await self.engine.client_for(handle)
+
+    def browser(self, **headers: str) -> Browser:
+        return Browser(self, APP, {**HTML, **headers})
+
+    async def login(self, email: str = "anna@example.com", path: str = "/") -> Browser:
+        browser = self.browser()
+        response = await browser.login(path, email)
+        assert response.status_code == 200, response.text
+        return browser
+
+
+MakeWorld = Callable[..., World]

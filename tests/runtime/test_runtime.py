@@ -1,0 +1,103 @@
+"""The runtimes: the middleware's own calls, and code that runs at the edge of an event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from typing import Any
+
+import anyio
+import httpx2
+import pytest
+
+from cm_auth_middleware import AuthEngine
+from cm_auth_middleware.runtime import bounded_cache
+from cm_auth_middleware.runtime.base import Runtime
+from cm_auth_middleware.runtime.bounded_cache import BoundedCache
+from cm_auth_middleware.runtime.event_loops import EventLoopRuntime
+from cm_auth_middleware.runtime.run_sync import run_sync
+from cm_auth_middleware.runtime.threads import ThreadRuntime
+from tests.helpers.world import SECRET_KEY
+
+URL = "http://cm.example"
+
+
+@pytest.fixture(params=["asyncio", "trio", "threads"])
+def side(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+def run(side: str, answer: Any, **call: Any) -> httpx2.Response:
+    """Make one call of a runtime, on one of its sides."""
+    transport, runtime = httpx2.MockTransport(answer), ThreadRuntime
+    if side != "threads":
+        runtime = EventLoopRuntime
+    made: Runtime = runtime(5.0, URL, transport)
+
+    async def one() -> httpx2.Response:
+        return await made.call("POST", f"{URL}/token", headers={"X-Own": "1"}, **call)
+
+    return run_sync(one()) if side == "threads" else anyio.run(one, backend=side)
+
+
+def test_a_call_sends_its_headers_and_body_and_wants_no_compression(side: str) -> None:
+    def echo(request: httpx2.Request) -> httpx2.Response:
+        asked = [request.headers["X-Own"], request.headers["Accept-Encoding"]]
+        return httpx2.Response(200, json=[*asked, request.content.decode()])
+
+    assert run(side, echo, content=b"code=c").json() == ["1", "identity", "code=c"]
+    assert run(side, echo).json() == ["1", "identity", ""]
+
+
+def test_a_call_follows_no_redirect(side: str) -> None:
+    def redirect(request: httpx2.Request) -> httpx2.Response:
+        return httpx2.Response(307, headers={"Location": "https://elsewhere.example/"})
+
+    assert run(side, redirect, content=b"secret").status_code == 307
+
+
+def test_in_a_callback_of_an_event_loop_an_engine_is_awaited() -> None:
+    engine = AuthEngine(client_id="i", client_secret="s", secret_key=SECRET_KEY)
+
+    async def main() -> Any:
+        given: asyncio.Future[Any] = asyncio.Future()
+        loop = asyncio.get_running_loop()
+        loop.call_soon(lambda: given.set_result(engine.sessions("10001")))
+        return await (await given)
+
+    assert asyncio.run(main()) == []
+
+
+def test_an_async_hook_runs_though_the_process_is_about_to_exit() -> None:
+    code = """
+import threading
+from cm_auth_middleware.runtime.threads import ThreadRuntime
+from cm_auth_middleware.runtime.run_sync import run_sync
+runtime = ThreadRuntime(5.0, "http://cm.example")
+async def hook(session):
+    print("called with", session)
+async def refresh():
+    threading.main_thread().join()
+    await runtime.run_hook("on_refresh", hook, "session")
+runtime.single_flight.start("key", refresh)
+"""
+    program = [sys.executable, "-c", code]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=30, check=True)
+    assert (done.stdout, done.stderr) == ("called with session\n", "")
+
+
+def test_a_cache_drops_its_oldest_values_and_those_that_are_over(monkeypatch) -> None:
+    monkeypatch.setattr(bounded_cache, "_MOST", 3)
+    cache: BoundedCache[str, int] = BoundedCache(is_over=lambda value: value < 0)
+    for key in "abc":
+        cache[key] = 1
+    cache["a"] = 2  # is the newest now
+    cache["d"] = 1
+    assert cache == {"c": 1, "a": 2, "d": 1}
+    cache["c"] = -1
+    cache["a"] = cache["d"] = 1
+    cache["e"] = 1
+    assert cache == {"a": 1, "d": 1, "e": 1}
+    assert cache.pop("a") == 1
+    assert cache.pop("a", None) is None

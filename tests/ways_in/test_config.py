@@ -1,0 +1,172 @@
+"""The options: one clear error each, at construction."""
+
+from __future__ import annotations
+
+import warnings
+from datetime import timedelta
+
+import pytest
+
+from cm_auth_middleware import (
+    AuthEngine,
+    CMAuthConfig,
+    CMAuthMiddleware,
+    CMAuthOptions,
+    ConfigError,
+)
+from tests.helpers.apps import make_app
+from tests.helpers.world import SECRET_KEY
+
+GOOD = {"client_id": "id", "client_secret": "secret", "secret_key": SECRET_KEY}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"client_id": ""}, "client_id is missing: .*CM_AUTH_CLIENT_ID"),
+        ({"client_secret": None}, "client_secret is missing"),
+        ({"secret_key": ""}, "secret_key is missing"),
+        ({"secret_key": "short"}, "secret_key is too weak"),
+        ({"secret_key": "a" * 40}, "secret_key is too weak"),
+        ({"secret_key": [SECRET_KEY, "short"]}, "secret_key is too weak"),
+        ({"client_secret": SECRET_KEY}, "secret_key equals client_secret"),
+        ({"store": "mongodb://x"}, "store has an unknown scheme"),
+        ({"base_url": "rest.cameramanager.com"}, "base_url needs a scheme"),
+        ({"base_url": "https://user:pw@host"}, "base_url is scheme, host and port"),
+        ({"base_url": "https://host:x"}, "base_url is not a URL"),
+        ({"redirect_uri": "/auth/callback"}, "redirect_uri is not absolute"),
+        ({"redirect_uri": "https://host/elsewhere"}, "redirect_uri has to end in /auth/callback"),
+        ({"redirect_uri": "https://host/auth/callback#x"}, "redirect_uri has a fragment"),
+        ({"scope": "admin"}, "scope is 'read' or 'write'"),
+        ({"prefix": "auth/"}, "prefix is a path"),
+        ({"exempt": ["/ok", "health"]}, "exempt has no path in place 2"),
+        ({"exempt": ["/a*b/*"]}, "exempt has no path"),
+        ({"timeout": "soon"}, "timeout is a number of seconds"),
+        ({"idle_timeout": -1}, "idle_timeout has to be a positive"),
+        ({"cookie_name": "a b"}, "cookie_name is a token"),
+        ({"cookie_name": "__Host-x", "cookie_secure": False}, "needs a secure cookie"),
+        ({"cookie_name": "__secure-x", "cookie_secure": False}, "needs a secure cookie"),
+        ({"colour": "blue"}, "unknown option colour; the options are"),
+        ({"store": object()}, "store is a URL or an object"),
+        ({"client_secret": "…"}, "client_secret has characters that no API key has"),
+        ({"allow": "anna"}, "allow is a function"),
+        ({"on_login": 3}, "on_login is a function"),
+        ({"cookie_secure": "false"}, "cookie_secure is True, False or None"),
+        ({"allowed_hosts": ["*"]}, "allowed_hosts has no host name in place 1: give names alone"),
+        ({"allowed_hosts": ["app.example:8000"]}, "give names alone"),
+        ({"allowed_hosts": ["https://app.example"]}, "give names alone"),
+        ({"redirect_uri": "https://me:x@host/auth/callback"}, "redirect_uri has a user or an @"),
+        ({"base_url": "https://me:12/34@host"}, "base_url is scheme, host and port"),
+        ({"allowed_hosts": None}, "allowed_hosts is a string or several"),
+        ({"prefix": None}, "prefix is a string"),
+        ({"redirect_uri": 7}, "redirect_uri is a string"),
+        ({"secret_key": 12345}, "secret_key is a string or several"),
+    ],
+)
+def test_a_wrong_option_is_one_clear_sentence(options, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        CMAuthMiddleware(make_app(), **{**GOOD, **options})
+
+
+def test_http_outside_loopback_is_a_warning() -> None:
+    with pytest.warns(UserWarning, match="base_url is http:// outside loopback"):
+        CMAuthMiddleware(make_app(), **GOOD, base_url="http://cm.example")
+    with pytest.warns(UserWarning, match="redirect_uri is http:// outside loopback"):
+        CMAuthMiddleware(make_app(), **GOOD, redirect_uri="http://app.example/auth/callback")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        CMAuthMiddleware(make_app(), **GOOD, base_url="http://127.0.0.1:9400")
+
+
+HTTP_HERE = "http://localhost/auth/callback"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"cookie_name": "__Host-x", "redirect_uri": HTTP_HERE}, "cookie_name needs https"),
+        ({"cookie_name": "__host-x", "redirect_uri": HTTP_HERE}, "cookie_name needs https"),
+        ({"cookie_name": "__Secure-x", "redirect_uri": HTTP_HERE}, "cookie_name needs https"),
+        ({"cookie_name": "__Secure-x"}, "a neighbouring host may set a cookie of this name"),
+    ],
+)
+def test_a_cookie_name_that_does_not_keep_its_promise_is_a_warning(options, message: str) -> None:
+    with pytest.warns(UserWarning, match=message):
+        CMAuthMiddleware(make_app(), **GOOD, **options)
+
+
+def test_other_cookie_names_are_no_reason_to_warn() -> None:
+    for options in (
+        {"cookie_name": "mine"},
+        {"cookie_name": "mine", "redirect_uri": HTTP_HERE},
+        {"cookie_name": "__Host-x"},
+        {"cookie_name": "__Host-x", "redirect_uri": HTTP_HERE, "cookie_secure": True},
+    ):
+        CMAuthMiddleware(make_app(), **GOOD, **options)  # a warning is an error in these tests
+
+
+def test_options_come_from_the_environment_and_keywords_override(monkeypatch) -> None:
+    monkeypatch.setenv("CM_AUTH_CLIENT_ID", "from-env")
+    monkeypatch.setenv("CM_AUTH_CLIENT_SECRET", "secret")
+    monkeypatch.setenv("CM_AUTH_SECRET_KEY", f"{SECRET_KEY}old,{SECRET_KEY}new")
+    monkeypatch.setenv("CM_AUTH_EXEMPT", "/health, /static/*")
+    monkeypatch.setenv("CM_AUTH_COOKIE_SECURE", "true")
+    monkeypatch.setenv("CM_AUTH_TIMEOUT", "2.5")
+    config = CMAuthConfig.from_env()
+    assert config.client_id == "from-env"
+    assert config.secret_key == (f"{SECRET_KEY}old", f"{SECRET_KEY}new")
+    assert config.exempt == ("/health", "/static/*")
+    assert config.cookie_secure is True
+    assert config.timeout == 2.5
+    assert CMAuthMiddleware(make_app()).engine.config.client_id == "from-env"
+    engine = CMAuthMiddleware(make_app(), config=config, client_id="keyword").engine
+    assert engine.config.client_id == "keyword"
+    assert engine.config.timeout == 2.5
+    monkeypatch.setenv("CM_AUTH_COOKIE_SECURE", "perhaps")
+    with pytest.raises(ConfigError, match="CM_AUTH_COOKIE_SECURE is true or false"):
+        CMAuthConfig.from_env()
+
+
+def test_times_may_be_timedeltas() -> None:
+    assert CMAuthConfig(**GOOD, idle_timeout=timedelta(hours=1)).idle_timeout == 3600
+
+
+def test_secrets_are_not_in_the_repr() -> None:
+    config = CMAuthConfig(**GOOD, store="memory://")
+    for text in (repr(config), str(config), repr(AuthEngine(config))):
+        assert SECRET_KEY not in text
+        assert "secret'" not in text.replace("'client_secret'", "")
+
+
+def test_an_engine_is_shared_and_takes_no_other_options() -> None:
+    engine = AuthEngine(**GOOD)
+    assert CMAuthMiddleware(make_app(), engine=engine).engine is engine
+    with pytest.raises(ConfigError, match="engine is given"):
+        CMAuthMiddleware(make_app(), engine=engine, client_id="x")
+
+
+def test_the_options_for_type_checkers_are_those_of_the_configuration() -> None:
+    becomes = CMAuthConfig.__annotations__
+    given = {
+        name: str(kind.__forward_arg__) for name, kind in CMAuthOptions.__annotations__.items()
+    }
+    assert list(given) == list(becomes)
+    converted = {name for name, kind in given.items() if becomes[name] != kind}
+    assert converted == {
+        "secret_key", "exempt", "allowed_hosts", "allow_emails", "allow_accounts",
+        "idle_timeout", "absolute_timeout", "refresh_leeway", "timeout", "revalidate",
+    }  # fmt: skip
+    config = CMAuthConfig(
+        client_id="id", client_secret="secret", secret_key=SECRET_KEY, exempt=["/health"],
+        allowed_hosts=["app.example"], allow_emails="*@example.com", allow_accounts=[7],
+        idle_timeout=timedelta(hours=1), absolute_timeout=timedelta(days=1),
+        refresh_leeway=timedelta(0), timeout=timedelta(seconds=5), revalidate=timedelta(minutes=1),
+    )  # fmt: skip
+    kinds = {name: type(getattr(config, name)) for name in converted}
+    assert kinds == {name: tuple if "tuple" in becomes[name] else float for name in converted}
+
+
+def test_a_store_url_is_judged_with_the_other_options() -> None:
+    for store in ("sqlite://", "memory://here", "redis-x://host", "redis:host"):
+        with pytest.raises(ConfigError, match=r"^store "):
+            CMAuthConfig(**GOOD, store=store)

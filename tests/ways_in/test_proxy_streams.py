@@ -1,0 +1,161 @@
+"""The proxy on real sockets: bodies flow both ways as they come, and stop when somebody leaves."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import anyio
+import anyio.to_thread
+import httpx2
+import pytest
+from starlette.routing import Mount
+from starlette.types import Receive, Scope, Send
+from werkzeug.middleware.dispatcher import DispatcherMiddleware
+
+from cm_auth_middleware import AuthEngine, CMAuthMiddleware, CMAuthWSGIMiddleware
+from cm_auth_middleware.proxy import CMProxy, CMWSGIProxy
+from cm_auth_middleware.testing import AppServer, Simulator
+from tests.helpers.apps import make_app, make_wsgi_app
+from tests.helpers.browser import log_in
+from tests.helpers.servers import WSGIServer
+from tests.helpers.world import SECRET_KEY
+
+pytestmark = pytest.mark.slow
+
+RULES = ["GET /rest/v2.4/live", "POST /rest/v2.4/live"]
+NAMED = 'attachment; filename="Caf\xe9 \u2192.mp4"'.encode()  # not allowed, and widespread
+WAIT = 20.0  # seconds until a test gives up
+
+
+class Upstream:
+    """The simulator, and a recording that goes on when the test says so."""
+
+    def __init__(self) -> None:
+        self.simulator = Simulator()
+        self.go_on = threading.Event()
+        self.arrived = threading.Event()
+        self.left = threading.Event()
+        self.received = b""
+        self.asked: list[tuple[bytes, bytes]] = []
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] != "/rest/v2.4/live":
+            await self.simulator(scope, receive, send)
+        elif scope["method"] == "POST":
+            await self._upload(receive, send)
+        else:
+            await self._download(scope, receive, send)
+
+    async def _upload(self, receive: Receive, send: Send) -> None:
+        while True:
+            message = await receive()
+            self.received += message.get("body", b"")
+            if self.received:
+                self.arrived.set()
+            if not message.get("more_body"):
+                break
+        await send({"type": "http.response.start", "status": 201, "headers": []})
+        await send({"type": "http.response.body", "body": b"thanks"})
+
+    async def _download(self, scope: Scope, receive: Receive, send: Send) -> None:
+        endless = b"endless" in scope["query_string"]
+        broken = b"broken" in scope["query_string"]
+        self.asked = scope["headers"]
+        headers = [(b"content-type", b"video/mp4"), (b"content-disposition", NAMED)]
+        if not endless:
+            headers.append((b"content-length", b"10"))
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b"first", "more_body": True})
+        if endless:
+            async with anyio.create_task_group() as group:
+
+                async def watch() -> None:
+                    while (await receive())["type"] != "http.disconnect":
+                        pass
+                    self.left.set()
+                    group.cancel_scope.cancel()
+
+                group.start_soon(watch)
+                while True:
+                    await send({"type": "http.response.body", "body": b"x" * 9, "more_body": True})
+                    await anyio.sleep(0.01)
+        await anyio.to_thread.run_sync(self.go_on.wait, WAIT)
+        if broken:
+            raise ConnectionError("the recording ends here")
+        await send({"type": "http.response.body", "body": b" last"})
+
+
+@pytest.fixture
+def upstream() -> Upstream:
+    return Upstream()
+
+
+@pytest.fixture
+def browser(shell: str, upstream: Upstream) -> Iterator[httpx2.Client]:
+    """A browser that is logged in to an app with the proxy, each on a server of its own."""
+    with AppServer(upstream, log_level="critical") as cm:
+        options: dict[str, Any] = {
+            "client_id": upstream.simulator.client_id,
+            "client_secret": upstream.simulator.client_secret,
+            "secret_key": SECRET_KEY,
+            "base_url": cm.url,
+        }
+        engine = AuthEngine(**options)
+        if shell == "asgi":
+            app: Any = make_app([Mount("/cm", CMProxy(allow=RULES))])
+            server: Any = AppServer(CMAuthMiddleware(app, engine=engine), log_level="critical")
+        else:
+            app = DispatcherMiddleware(make_wsgi_app(), {"/cm": CMWSGIProxy(allow=RULES)})
+            server = WSGIServer(CMAuthWSGIMiddleware(app, engine=engine))
+        with server, httpx2.Client(base_url=server.url, timeout=WAIT) as client:
+            log_in(client, upstream.simulator)
+            yield client
+        engine.close()
+
+
+def test_a_recording_flows_as_it_comes(browser: httpx2.Client, upstream: Upstream) -> None:
+    with browser.stream("GET", "/cm/rest/v2.4/live") as answer:
+        assert answer.headers["content-length"] == "10"
+        parts = answer.iter_raw()
+        assert next(parts) == b"first"
+        upstream.go_on.set()
+        assert b"".join(parts) == b" last"
+
+
+def test_an_upload_flows_as_it_comes(browser: httpx2.Client, upstream: Upstream) -> None:
+    def parts() -> Iterator[bytes]:
+        yield b"a" * 70_000
+        assert upstream.arrived.wait(WAIT), "the first part waited for the last"
+        yield b"b" * 70_000
+
+    headers = {"Content-Length": "140000"}
+    answer = browser.post("/cm/rest/v2.4/live", content=parts(), headers=headers)
+    assert (answer.status_code, answer.content) == (201, b"thanks")
+    assert upstream.received == b"a" * 70_000 + b"b" * 70_000
+
+
+def test_a_browser_that_leaves_ends_the_recording(browser, upstream: Upstream) -> None:
+    with browser.stream("GET", "/cm/rest/v2.4/live?endless") as answer:
+        assert next(answer.iter_raw()).startswith(b"first")
+    assert upstream.left.wait(WAIT)
+
+
+def test_a_recording_that_breaks_off_does_not_look_whole(browser, upstream: Upstream) -> None:
+    upstream.go_on.set()
+    with (
+        pytest.raises(httpx2.RemoteProtocolError),
+        browser.stream("GET", "/cm/rest/v2.4/live?broken") as answer,
+    ):
+        answer.read()
+
+
+def test_headers_that_are_no_ascii_pass_as_they_are(browser, upstream: Upstream) -> None:
+    upstream.go_on.set()
+    answer = browser.get("/cm/rest/v2.4/live", headers=[(b"if-none-match", b'"\xe9"')])
+    assert (answer.status_code, answer.content) == (200, b"first last")
+    assert {name.lower(): value for name, value in answer.headers.raw}[
+        b"content-disposition"
+    ] == NAMED
+    assert dict(upstream.asked)[b"if-none-match"] == b'"\xe9"'

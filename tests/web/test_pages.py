@@ -1,0 +1,231 @@
+"""The pages that a person may see, behind both shells: what each says, and who may replace it."""
+
+from __future__ import annotations
+
+import logging
+import re
+
+import pytest
+
+from cm_auth_middleware import ErrorPage
+from cm_auth_middleware.web.messages import LANGUAGES, MESSAGES
+from tests.helpers.stores import BrokenStore
+from tests.helpers.world import APP, CM, JSON, World
+
+pytestmark = pytest.mark.anyio
+
+NAVIGATING = {"Sec-Fetch-Mode": "navigate"}
+
+
+async def cause(kind: str, make_world, language: str = "en", **options):
+    """Bring a page about as a person would, and return the answer."""
+    store = BrokenStore()
+    if kind == "log_in":
+        options["auto_login"] = False
+    if kind == "denied":
+        options["allow"] = lambda _: False
+    if kind == "unknown_host":
+        options["allowed_hosts"] = ["app.example"]
+    world: World = make_world(store=store, **options)
+    browser = world.browser(**{"Accept-Language": language})
+    if kind in ("log_in", "unknown_host"):
+        return await browser.get("/cameras?a=1")
+    if kind in ("log_out", "signed_out"):
+        return await browser.get(f"/auth/{kind.replace('log_', 'log').replace('_', '-')}")
+    if kind == "login_stale":
+        return await browser.get("/auth/callback?code=abcdef&state=x")
+    if kind == "denied":
+        return await browser.login("/cameras?a=1")
+    if kind in ("unavailable", "store_unavailable"):
+        await browser.login("/")
+        if kind == "unavailable":
+            world.clock.tick(43300)
+            world.sim.fail_token(503, times=9)
+        store.broken = kind == "store_unavailable"
+        return await browser.get("/cameras?a=1")
+    start = await browser.get("/cameras?a=1")
+    url = browser.callback_url(start.headers["location"])
+    if kind == "login_lost":
+        await browser.get(url)
+        browser.cookies.delete("cm_auth")
+        return await browser.get("/cameras?a=1")
+    if kind == "login_cancelled":
+        return await browser.get(re.sub(r"code=\w+", "error=access_denied", url))
+    if kind == "login_invalid":
+        return await browser.get(re.sub(r"code=\w+", "code=", url))
+    if kind == "login_unavailable":
+        del world.net.apps[CM]
+    store.broken = kind == "login_not_kept"
+    return await browser.get(url)
+
+
+STATUS = {
+    "denied": 403,
+    "log_in": 401,
+    "log_out": 200,
+    "login_cancelled": 403,
+    "login_invalid": 400,
+    "login_lost": 400,
+    "login_not_kept": 503,
+    "login_stale": 400,
+    "login_unavailable": 502,
+    "signed_out": 200,
+    "store_unavailable": 503,
+    "unavailable": 503,
+    "unknown_host": 400,
+}
+
+
+@pytest.mark.parametrize("kind", sorted(MESSAGES))
+async def test_each_page_says_what_happened_and_what_to_do(kind: str, make_world) -> None:
+    response = await cause(kind, make_world)
+    title, text, action = MESSAGES[kind]["en"]
+    assert response.status_code == STATUS[kind]
+    assert response.headers["content-type"] == "text/html; charset=utf-8"
+    assert response.headers["cache-control"] == "no-store"
+    assert response.headers["x-content-type-options"] == "nosniff"
+    policy = response.headers["content-security-policy"]
+    assert policy.startswith("default-src 'none'; style-src 'sha256-")
+    assert "frame-ancestors 'none'" in policy
+    assert "unsafe" not in policy
+    assert f"<h1>{title}</h1>" in response.text
+    assert text.partition("'")[0] in response.text
+    assert f">{action}</" in response.text
+    assert "<script" not in response.text
+    assert not re.search(r"(src|href|url)\W+https?:", response.text)
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize("kind", sorted(MESSAGES))
+async def test_each_page_speaks_the_persons_language(kind: str, language: str, make_world) -> None:
+    response = await cause(kind, make_world, f"xx, {language}-XX;q=0.9, en;q=0.1")
+    assert f'<html lang="{language}">' in response.text
+    assert response.headers["content-language"] == language
+    assert MESSAGES[kind][language].action in response.text
+
+
+async def test_a_program_gets_a_problem_and_no_page(make_world) -> None:
+    world = make_world(allow=lambda _: False)
+    browser = world.browser(**JSON)
+    start = await browser.get("/auth/login", headers=NAVIGATING)
+    response = await browser.get(browser.callback_url(start.headers["location"]))
+    assert response.status_code == 403
+    assert response.headers["content-type"] == "application/problem+json"
+    assert response.json()["title"] == "You have no access"
+    assert response.json()["login_url"] == "/auth/login?next=/"
+
+
+# -- the landing page --------------------------------------------------------------------------
+
+
+async def test_the_landing_pages_button_leads_through_the_login_to_the_very_url(make_world) -> None:
+    world = make_world(auto_login=False)
+    browser = world.browser()
+    page = await browser.get("/deep/a%20b?q=1&x=%2F%22%3E")
+    assert page.status_code == 401
+    assert "set-cookie" not in page.headers
+    link = re.search(r'<a class="go" href="([^"]+)"', page.text)[1].replace("&amp;", "&")
+    assert link.startswith("/auth/login?next=")
+    start = await browser.get(link)
+    assert start.status_code == 302
+    arrived = await browser.finish(start.headers["location"])
+    assert str(arrived.url) == f"{APP}/deep/a%20b?q=1&x=%2F%22%3E"
+
+
+async def test_the_landing_page_is_for_people_only(make_world) -> None:
+    world = make_world(auto_login=False)
+    assert (await world.browser(**JSON).get("/")).json()["login_url"] == "/auth/login"
+    hx = await world.browser().get("/", headers={"HX-Request": "true"})
+    assert hx.headers["hx-redirect"] == "/auth/login"
+    head = await world.browser().head("/")
+    assert head.status_code == 401
+    assert head.content == b""
+
+
+async def test_a_session_that_ended_under_a_handler_leads_to_the_landing_page(make_world) -> None:
+    world = make_world(auto_login=False)
+    browser = world.browser()
+    start = await browser.get("/auth/login")
+    await browser.finish(start.headers["location"])
+    world.sim.revoke_user("anna@example.com")
+    world.clock.tick(61)  # past the minute in which a lost session means lost cookies
+    response = await browser.get("/cameras")
+    assert response.status_code == 401
+    assert "Log in with CameraManager" in response.text
+
+
+# -- signed out --------------------------------------------------------------------------------
+
+
+async def test_a_logout_can_end_at_the_signed_out_page(world: World) -> None:
+    browser = await world.login()
+    response = await browser.post("/auth/logout?next=/auth/signed-out", follow_redirects=True)
+    assert response.status_code == 200
+    assert "You are logged out" in response.text
+    assert 'href="/auth/login"' in response.text
+
+
+async def test_the_signed_out_page_is_not_shown_to_who_is_logged_in(world: World) -> None:
+    browser = await world.login()
+    response = await browser.get("/auth/signed-out")
+    assert response.status_code == 302
+    assert response.headers["location"] == "/"
+    assert (await browser.post("/auth/signed-out")).status_code == 405
+
+
+# -- pages of the application's own ------------------------------------------------------------
+
+
+async def test_the_application_may_draw_the_pages(make_world) -> None:
+    drawn: list[ErrorPage] = []
+
+    def draw(page: ErrorPage) -> str:
+        drawn.append(page)
+        return f"<h1>Ours: {page.title}</h1>"
+
+    response = await cause("denied", make_world, "nl", error_handler=draw)
+    assert response.status_code == 403
+    assert response.text == "<h1>Ours: U hebt geen toegang</h1>"
+    assert response.headers["content-type"] == "text/html; charset=utf-8"
+    assert response.headers["content-security-policy"] == (
+        "base-uri 'none'; frame-ancestors 'none'"
+    )
+    assert drawn == [
+        ErrorPage(
+            status=403,
+            kind="denied",
+            title="U hebt geen toegang",
+            text=MESSAGES["denied"]["nl"].text,
+            link="/auth/login?next=/cameras%3Fa%3D1",
+            label="Opnieuw inloggen",
+            method="get",
+            language="nl",
+        )
+    ]
+
+
+async def test_an_async_error_handler_may_leave_pages_to_us(make_world) -> None:
+    async def draw(page: ErrorPage) -> bytes | None:
+        return b"<p>bytes</p>" if page.kind == "signed_out" else None
+
+    world = make_world(error_handler=draw)
+    browser = world.browser()
+    assert (await browser.get("/auth/signed-out")).text == "<p>bytes</p>"
+    confirmation = await browser.get("/auth/logout")
+    assert '<form method="post" action="/auth/logout?next=/"' in confirmation.text
+
+
+async def test_an_error_handler_that_fails_does_not_hide_what_was_to_be_told(
+    make_world, caplog
+) -> None:
+    def raises(page: ErrorPage) -> str:
+        raise RuntimeError("template not found")
+
+    response = await cause("login_stale", make_world, error_handler=raises)
+    assert "This login is no longer valid" in response.text
+    assert "template not found" in caplog.text
+    caplog.clear()
+    response = await cause("login_stale", make_world, error_handler=lambda _: 42)
+    assert "This login is no longer valid" in response.text
+    errors = [r for r in caplog.records if r.levelno == logging.ERROR]
+    assert [r.name for r in errors] == ["cm_auth_middleware"]
