@@ -14,7 +14,7 @@ import httpx2
 from ..errors import UnavailableError
 from ..events import log
 from .defaults import DEFAULTS
-from .http import redact_logged_headers, tls_context
+from .http import redact_logged_headers
 
 Work = Callable[[], Coroutine[Any, Any, Any]]
 
@@ -126,7 +126,8 @@ class Runtime(ABC):
         return self._transport or DEFAULTS.transport(self._base_url)
 
     def _tls(self) -> ssl.SSLContext:
-        self._tls_context = self._tls_context or tls_context()
+        """Return the settings that verify certificates; to make them takes 20 ms."""
+        self._tls_context = self._tls_context or httpx2.create_ssl_context()
         return self._tls_context
 
     # -- HTTP ------------------------------------------------------------------------------

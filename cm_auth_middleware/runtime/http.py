@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-import ssl
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -17,6 +16,9 @@ MAX_BODY = 1_000_000  # bytes of a response to the middleware's own calls; a tok
 # A live view keeps its connection for as long as it is open. With httpx2's default of 100, a
 # hundred viewers would leave no connection to other users.
 LIMITS = httpx2.Limits(max_connections=1000, max_keepalive_connections=20)
+
+UNCOMPRESSED = {"Accept-Encoding": "identity"}
+"""The header that asks for a body whose size is that of its bytes on the wire."""
 
 _HTTPCORE_LOGGERS = [logging.getLogger(name) for name in ("httpcore2.http11", "httpcore2.http2")]
 _SECRET_HEADER = re.compile(
@@ -46,17 +48,18 @@ def redact_logged_headers() -> None:
         logger.addFilter(_REDACT_HEADERS)
 
 
-def tls_context() -> ssl.SSLContext:
-    """Return the TLS settings of a pool: certificates are verified. Takes 20 ms, so keep it."""
-    return httpx2.create_ssl_context()
+def bound(response: httpx2.Response) -> None:
+    """Limit the body of a response that is not read yet to `MAX_BODY`.
+
+    Raises:
+        UnavailableError: the body is compressed, and may be much larger than its bytes on the wire.
+    """
+    if response.headers.get("Content-Encoding", "identity") != "identity":
+        raise UnavailableError("CameraManager compressed an answer unasked")
+    response.stream = _BoundedStream(response.stream)
 
 
-def is_compressed(response: httpx2.Response) -> bool:
-    """Return True if a body is compressed, and may be much larger than its bytes on the wire."""
-    return response.headers.get("Content-Encoding", "identity") != "identity"
-
-
-class BoundedStream(httpx2.AsyncByteStream, httpx2.SyncByteStream):
+class _BoundedStream(httpx2.AsyncByteStream, httpx2.SyncByteStream):
     """A response's body, read up to `MAX_BODY`; raises `UnavailableError` beyond it."""
 
     def __init__(self, stream: Any) -> None:

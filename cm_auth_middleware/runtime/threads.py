@@ -6,8 +6,8 @@ import inspect
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any, Self, TypeVar
 
 import httpx2
@@ -45,29 +45,29 @@ class ThreadRuntime(Runtime):
                     self._pool = _pool(self._tls())
         return self._pool
 
-    @contextmanager
-    def _one_call(self) -> Iterator[BoundedTransport]:
-        """Give the transport of one call, which has `timeout` seconds in total.
-
-        Its connection is its own: the deadline may cut it, and no other call suffers.
-        """
-        given = self._given_transport()
-        transport = given or _pool(self._tls())
-        try:
-            with Deadline(self.timeout) as deadline:
-                yield BoundedTransport(transport, deadline)
-        finally:
-            if transport is not given:
-                transport.close()
-
     async def call(
         self, method: str, url: str, *, headers: dict[str, str], content: bytes | None = None
     ) -> httpx2.Response:
-        with (
-            self._one_call() as transport,
-            httpx2.Client(transport=transport, timeout=self.timeout) as client,
-        ):
-            return client.request(method, url, headers=headers, content=content)
+        given = self._given_transport()
+        # A connection of its own: the deadline may cut it, and no other call suffers.
+        transport = given or _pool(self._tls())
+        client = httpx2.Client(transport=transport, timeout=self.timeout)
+        headers = {**headers, **http.UNCOMPRESSED}
+        deadline = Deadline(self.timeout)
+        traced = {"trace": deadline.trace}
+        try:
+            with (
+                deadline,
+                client.stream(
+                    method, url, headers=headers, content=content, extensions=traced
+                ) as response,
+            ):
+                http.bound(response)
+                response.read()
+        finally:
+            if transport is not given:
+                transport.close()
+        return response
 
     async def read(self, response: httpx2.Response) -> None:
         response.read()
@@ -171,32 +171,6 @@ class SingleFlight:
 
 def _pool(tls: Any) -> httpx2.BaseTransport:
     return httpx2.HTTPTransport(verify=tls, limits=http.LIMITS)
-
-
-class BoundedTransport(httpx2.BaseTransport):
-    """Sends one of the middleware's own calls; its response is small or refused.
-
-    Args:
-        transport: sends the request; closed by its owner.
-        deadline: cuts the sockets that the call opens.
-    """
-
-    def __init__(self, transport: httpx2.BaseTransport, deadline: Deadline) -> None:
-        self._transport = transport
-        self._deadline = deadline
-
-    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
-        request.headers["Accept-Encoding"] = "identity"
-        request.extensions = {**request.extensions, "trace": self._deadline.trace}
-        response = self._transport.handle_request(request)
-        if http.is_compressed(response):
-            response.close()
-            raise UnavailableError("CameraManager compressed an answer unasked")
-        response.stream = http.BoundedStream(response.stream)
-        return response
-
-    def close(self) -> None:
-        """Leave the transport open: it may be shared."""
 
 
 class Deadline:
