@@ -19,7 +19,7 @@ import anyio.to_thread
 from redis import exceptions
 
 from ..errors import StoreError
-from ..runtime.run_sync import running_loop
+from ..runtime.run_sync import run_sync, running_loop
 from .redis_target import Target
 
 Call = Callable[[Any], Any]  # a client -> an answer, or something to await for it
@@ -149,7 +149,7 @@ class _Clients(ABC, Generic[G]):
             if now < link.renewed_at + _RENEW_EVERY:  # as long as it lasts, not at each request
                 return None
             links[key] = heir = _Link(self._connect(), link.gate, now)
-        link.is_over = True
+        self._retire(link)
         return heir
 
     def _connect(self) -> tuple[Any, ...]:
@@ -197,6 +197,12 @@ class _Clients(ABC, Generic[G]):
         finally:
             self._leave(link, user)
 
+    def _retire(self, link: _Link[G] | None) -> None:
+        """Let no further call use a link; close it when the last one has left it."""
+        if link is not None:
+            link.is_over = True
+            self._leave(link, None)
+
     def _leave(self, link: _Link[G], user: object) -> None:
         link.users.discard(user)
         if link.is_over and not link.users:
@@ -229,11 +235,7 @@ class BlockingClients(_Clients["SimpleQueue[None]"]):
 
     async def close(self) -> None:
         """Close the connections of this process; those in use, when they come back."""
-        link = self._links.pop(os.getpid(), None)
-        if link is not None:
-            link.is_over = True
-            if not link.users:
-                self._abandon(link)
+        self._retire(self._links.pop(os.getpid(), None))
 
     def _places(self) -> tuple[dict[int, _Link[SimpleQueue[None]]], int]:
         return self._links, os.getpid()
@@ -246,7 +248,7 @@ class BlockingClients(_Clients["SimpleQueue[None]"]):
         return gate
 
     def _abandon(self, link: _Link[SimpleQueue[None]]) -> None:
-        _drive(link.close())
+        run_sync(link.close())
 
 
 class AsyncClients(_Clients[asyncio.Semaphore]):
@@ -269,9 +271,8 @@ class AsyncClients(_Clients[asyncio.Semaphore]):
 
         If the server is no primary, the call is repeated with a client that looked for it anew.
         """
-        if _asyncio_loop() is None:
-            blocking = self._blocking.run
-            return await self._in_a_thread(lambda: _drive(blocking(call, again)))
+        if not isinstance(running_loop(), asyncio.AbstractEventLoop):
+            return await self._in_a_thread(lambda: run_sync(self._blocking.run(call, again)))
         link = self._link()
         if link.gate.locked():
             try:
@@ -288,15 +289,12 @@ class AsyncClients(_Clients[asyncio.Semaphore]):
 
     async def close(self) -> None:
         """Close the connections of this event loop; those in use, when they come back."""
-        loop = _asyncio_loop()
-        if loop is None:
-            await self._in_a_thread(lambda: _drive(self._blocking.close()))
+        loop = running_loop()
+        if not isinstance(loop, asyncio.AbstractEventLoop):
+            await self._in_a_thread(lambda: run_sync(self._blocking.close()))
             return
-        link = self._links.pop(loop, None) if os.getpid() == self._pid else None
-        if link is not None:
-            link.is_over = True
-            if not link.users:
-                self._abandon(link)
+        if os.getpid() == self._pid:
+            self._retire(self._links.pop(loop, None))
         ours = [task for task in list(self._closing) if task.get_loop() is loop]
         await asyncio.gather(*ours, return_exceptions=True)
 
@@ -370,19 +368,3 @@ def _system_reason(error: BaseException | None) -> str:
 
 def _queued(target: Target) -> StoreError:
     return StoreError(f"{target} is too slow: requests wait for a connection")
-
-
-def _asyncio_loop() -> asyncio.AbstractEventLoop | None:
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        return None
-
-
-def _drive(coroutine: Any) -> Any:
-    """Run a coroutine of the blocking services, which never suspends."""
-    try:
-        coroutine.send(None)
-    except StopIteration as stop:
-        return stop.value
-    raise RuntimeError("a blocking client suspended")

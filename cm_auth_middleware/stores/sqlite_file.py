@@ -9,7 +9,7 @@ import threading
 import time
 import weakref
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..display import shown_file
 from ..errors import ConfigError, StoreError
@@ -59,6 +59,13 @@ _opening = threading.Lock()  # one for all files, so that two forks cannot wait 
 _inherited: list[Any] = []  # connections of a parent process; closing them would disturb it
 
 
+class Result(NamedTuple):
+    """What a statement read, and how many rows it changed."""
+
+    rows: list[Any]
+    changed: int
+
+
 class SQLiteFile:
     """Runs statements on one file, each a transaction of its own, with connections kept open.
 
@@ -93,31 +100,17 @@ class SQLiteFile:
         self._pid = os.getpid()
         _files.add(self)
 
-    def fetch(self, statement: str, parameters: tuple[Any, ...]) -> list[Any]:
-        """Run a query and return its rows."""
+    def run(self, statement: str, parameters: tuple[Any, ...] = ()) -> Result:
+        """Run a statement."""
         connection = self._take()
         try:
-            rows = connection.execute(statement, parameters).fetchall()
+            cursor = connection.execute(statement, parameters)
+            result = Result(cursor.fetchall(), cursor.rowcount)
         except BaseException as error:
             self._failed(connection, error)
             raise
         self._give(connection)
-        return rows
-
-    def change(self, statement: str, parameters: tuple[Any, ...]) -> int:
-        """Run a statement that writes and return the number of rows that it changed."""
-        connection = self._take()
-        try:
-            count = connection.execute(statement, parameters).rowcount
-        except BaseException as error:
-            self._failed(connection, error)
-            raise
-        self._give(connection)
-        return count
-
-    def checkpoint(self) -> None:
-        """Move the write-ahead log into the file, as far as no reader prevents it."""
-        self.fetch("PRAGMA wal_checkpoint(PASSIVE)", ())
+        return result
 
     def close(self) -> None:
         """Close the idle connections now, and those in use when they are given back."""
