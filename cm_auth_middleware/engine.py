@@ -194,7 +194,7 @@ class AuthEngine:
                 self.config.timeout, self.config.base_url, given, self._clock
             )
             self._async = Services(self.config, runtime, self.store)
-            telemetry.watch(self)
+            telemetry.watched_engines.add(self)
         return self._async
 
     @property
@@ -206,7 +206,7 @@ class AuthEngine:
                 raise ConfigError("transport is for ASGI; WSGI needs an httpx2.BaseTransport")
             runtime = ThreadRuntime(self.config.timeout, self.config.base_url, given, self._clock)
             self._threads = Services(self.config, runtime, _for_threads(self.store))
-            telemetry.watch(self)
+            telemetry.watched_engines.add(self)
         return self._threads
 
     def _run(self, step: Callable[[Services], Coroutine[Any, Any, Any]]) -> Any:
@@ -290,7 +290,7 @@ class AuthEngine:
     def close(self) -> Any:
         """Wait for refreshes under way and close connections; sessions stay in the store."""
 
-        telemetry.unwatch(self)
+        telemetry.watched_engines.discard(self)
 
         async def step(services: Services) -> None:
             await services.runtime.close()
