@@ -100,7 +100,7 @@ EVENTS = {
     "allow_failed": Event(
         logging.ERROR,
         "the application's `allow` raised an error",
-        "nobody gets in while it fails",
+        "no new user gets in while it fails",
     ),
     "error_handler_failed": Event(
         logging.ERROR,

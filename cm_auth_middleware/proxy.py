@@ -117,7 +117,7 @@ class _Relay:
         """Refuse a body that is a form, or that a server may take for one."""
         kind = (request.header("content-type") or "").strip(" \t")
         if kind and (not _MEDIA_TYPE.fullmatch(kind) or _FORM.search(kind)):
-            detail = "Forms are not, nor types that may be taken for one: send JSON."
+            detail = "Forms, and types that may be taken for one, are not: send JSON."
             raise _RefusedError(415, "This kind of body is not relayed", detail=detail)
 
 
@@ -266,7 +266,7 @@ def _wsgi_body(
 
 
 def _tells_the_end(environ: WSGIEnvironment) -> bool:
-    """True if the server tells a body without a length that broke off from one that ended."""
+    """True if the server reports when a body without a length breaks off."""
     # PEP 3333 only knows lengths; granian reports both as ended.
     is_told = environ.get("wsgi.input_terminated", False)
     return bool(is_told) and environ.get("SERVER_SOFTWARE") != "Granian"
@@ -347,7 +347,7 @@ def _relayed_headers(answer: httpx2.Response) -> list[tuple[str, str]]:
     if answer.status_code == 401:  # even with the newest token: not the user's fault
         raise _RefusedError(502, "CameraManager refused the access token", detail="Try again.")
     if answer.is_redirect and answer.status_code != 304:
-        detail = "None is relayed."
+        detail = "Redirects are not relayed."
         raise _RefusedError(502, "CameraManager answered with a redirect", detail=detail)
     answer.headers.encoding = "latin-1"  # byte for byte, as ASGI and WSGI require
     dropped = _named_in_connection(answer.headers.get("connection"))

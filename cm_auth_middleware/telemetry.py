@@ -174,7 +174,7 @@ class Telemetry:
 
 
 def _drops_all(provider: Any) -> bool:
-    """True if a provider is that of the API without an SDK, which keeps nothing."""
+    """True if a provider is the one of the API itself, which records nothing: no SDK is set up."""
     return type(provider).__module__.startswith(("opentelemetry.metrics", "opentelemetry.trace"))
 
 

@@ -76,7 +76,7 @@ class Repetition:
     """Work that is repeated until it is stopped.
 
     Attributes:
-        stopper: stops it: a cancel scope on an event loop, an event between threads.
+        stopper: a cancel scope on an event loop, an event between threads; each stops the work.
         is_over: True when it has ended.
     """
 
@@ -89,14 +89,14 @@ class Runtime(ABC):
     """The clock, HTTP, waiting and the application's functions, for one side of an engine.
 
     Args:
-        timeout: seconds that one of the middleware's own calls may take in total.
+        timeout: seconds that each of the middleware's own calls may take in total.
         base_url: of CameraManager, for `DEFAULTS`, which may replace connections to it.
         transport: sends requests instead of a connection pool of the runtime's own.
         clock: returns epoch seconds.
 
     Attributes:
         monotonic: a clock for waiting, which does not jump when the system's time is set.
-        single_flight: runs work once for all who need it.
+        single_flight: runs work once for all callers that need its result.
     """
 
     single_flight: SingleFlight
@@ -119,7 +119,7 @@ class Runtime(ABC):
 
     @abstractmethod
     def _start(self) -> None:
-        """Begin, without connections and with no work under way."""
+        """Set up the parts that differ by side: no connections yet, and no work under way."""
 
     def _given_transport(self) -> Any:
         """Return the transport that an application or a test gave; None for the runtime's own."""

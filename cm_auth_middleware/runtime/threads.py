@@ -183,7 +183,7 @@ class Deadline:
         timeout: seconds that the call may take in total.
 
     Raises:
-        UnavailableError: at the end of the ``with`` block, if the call failed by it.
+        UnavailableError: at the end of the ``with`` block, if the call failed because of the cut.
     """
 
     def __init__(self, timeout: float) -> None:
@@ -194,7 +194,7 @@ class Deadline:
         self._is_over = False
 
     def trace(self, event: str, info: dict[str, Any]) -> None:
-        """Learn of each socket as it connects (httpx2's ``trace`` extension)."""
+        """Note each socket when it is connected (httpx2's ``trace`` extension)."""
         if event in ("connection.connect_tcp.complete", "connection.start_tls.complete"):
             with self._lock:
                 self._sockets.append(info["return_value"].get_extra_info("socket"))

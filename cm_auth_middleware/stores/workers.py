@@ -1,7 +1,7 @@
-"""Find out how many processes serve this application, as far as one of them can tell.
+"""Find out how many worker processes the server was told to run.
 
-A process cannot tell it from its parent: gunicorn, hypercorn and granian start a worker below a
-parent even if it is the only one, and uvicorn's reloader does, too. The options count.
+The process tree does not show it: gunicorn, hypercorn and granian start a worker as a child process
+even if it is the only one, and so does uvicorn's reloader. So the server's options are read.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import PurePath
 
 from ..events import log
 
-# The environment variables that each server reads the number from if its command line has none.
+# The environment variables from which each server takes the number if no option gives it.
 _SERVERS = {
     "uvicorn": ("UVICORN_WORKERS", "WEB_CONCURRENCY"),
     "gunicorn": ("WEB_CONCURRENCY",),
@@ -51,7 +51,7 @@ def server_workers() -> int:
         return 1  # the two processes are one worker and its watcher
     stated = next(_stated(arguments), None)
     if stated is None and server == "gunicorn":
-        # Its configuration file is a Python program, so read the number that it came to.
+        # Its configuration file is a Python program, so look at the result.
         stated = _gunicorn_siblings() or next(
             _stated(shlex.split(os.environ.get("GUNICORN_CMD_ARGS", ""))), None
         )
@@ -79,10 +79,10 @@ def _stated(arguments: Sequence[str]) -> Iterator[int]:
 
 
 def _gunicorn_siblings() -> int | None:
-    """Return the number of workers that the configuration of gunicorn came to.
+    """Return the number of workers in gunicorn's final configuration.
 
-    A forked worker finds it with the workers that were forked before it, so the first one does
-    not.
+    A worker finds it in the list of the workers that were forked before it. For the first worker
+    the list is empty, and the result is None.
     """
     arbiter = getattr(sys.modules.get("gunicorn.arbiter"), "Arbiter", None)
     siblings = list(getattr(arbiter, "WORKERS", {}).values())
