@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, MutableMapping
 from contextlib import suppress
 from queue import Empty, SimpleQueue
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 import anyio.to_thread
 from redis import exceptions
@@ -71,11 +71,10 @@ _UVLOOP_CLOSED = "the handler is closed"
 
 _inherited: list[Any] = []  # clients of the parent process; closing them would disturb it
 
-S = TypeVar("S")
 T = TypeVar("T")
 
 
-class _Link(Generic[S]):
+class _Link:
     """A client, others to close with it, and slots that bound how many calls use it at a time.
 
     Attributes:
@@ -87,7 +86,7 @@ class _Link(Generic[S]):
     """
 
     def __init__(
-        self, clients: tuple[Any, ...], slots: S, renewed_at: float = float("-inf")
+        self, clients: tuple[Any, ...], slots: Any, renewed_at: float = float("-inf")
     ) -> None:
         self.client = clients[0]
         self.clients = clients
@@ -105,7 +104,7 @@ class _Link(Generic[S]):
                 await outcome(close())
 
 
-class _Clients(ABC, Generic[S]):
+class _Clients(ABC):
     """Runs calls, and replaces a client whose server is no primary.
 
     An open connection stays with its server, even if the host name leads to another one by now. So
@@ -120,15 +119,15 @@ class _Clients(ABC, Generic[S]):
         self._target = target
 
     @abstractmethod
-    def _registry(self) -> tuple[MutableMapping[Any, _Link[S]], Any]:
+    def _registry(self) -> tuple[MutableMapping[Any, _Link], Any]:
         """Return the links of this process and the key of the one to use here."""
 
     @abstractmethod
-    def _slots(self) -> S:
-        """Make the slots of a link."""
+    def _slots(self) -> Any:
+        """Make slots: a semaphore on event loops, a queue of tokens between threads."""
 
     @abstractmethod
-    def _abandon(self, link: _Link[S]) -> None:
+    def _abandon(self, link: _Link) -> None:
         """Close a link that no call uses any more, without waiting for the servers."""
 
     @abstractmethod
@@ -143,7 +142,7 @@ class _Clients(ABC, Generic[S]):
     async def close(self) -> None:
         """Close the connections made here; those in use are closed after their call."""
 
-    def _link(self) -> _Link[S]:
+    def _link(self) -> _Link:
         links, key = self._registry()
         link = links.get(key)
         if link is None:
@@ -151,7 +150,7 @@ class _Clients(ABC, Generic[S]):
             link = links.setdefault(key, _Link(self._connect(), self._slots()))
         return link
 
-    def _renew(self, link: _Link[S]) -> _Link[S] | None:
+    def _renew(self, link: _Link) -> _Link | None:
         """Replace a link and return the new one; None if the last replacement was just now."""
         with link.renewing:
             links, key = self._registry()
@@ -171,7 +170,7 @@ class _Clients(ABC, Generic[S]):
             failure = StoreError(f"{self._target} {_sentence(error)}")
         raise failure
 
-    async def _attempt(self, link: _Link[S], call: Call, again: Call | None) -> Any:
+    async def _attempt(self, link: _Link, call: Call, again: Call | None) -> Any:
         """Run a call with the client of a link; see `run`."""
         if link.is_over:  # since this call began to wait for its turn
             link = self._link()
@@ -209,26 +208,26 @@ class _Clients(ABC, Generic[S]):
         finally:
             self._leave(link, user)
 
-    def _retire(self, link: _Link[S] | None) -> None:
+    def _retire(self, link: _Link | None) -> None:
         """Let no further call use a link; close it when the last one has left it."""
         if link is not None:
             link.is_over = True
             self._leave(link, None)
 
-    def _leave(self, link: _Link[S], user: object) -> None:
+    def _leave(self, link: _Link, user: object) -> None:
         link.users.discard(user)
         if link.is_over and not link.users:
             self._abandon(link)
 
 
-class BlockingClients(_Clients["SimpleQueue[None]"]):
+class BlockingClients(_Clients):
     """The client of this process for threads."""
 
     _package = "redis"
 
     def __init__(self, target: Target) -> None:
         super().__init__(target)
-        self._links: dict[int, _Link[SimpleQueue[None]]] = {}
+        self._links: dict[int, _Link] = {}
 
     async def run(self, call: Call, again: Call | None) -> Any:
         link = self._link()
@@ -244,7 +243,7 @@ class BlockingClients(_Clients["SimpleQueue[None]"]):
     async def close(self) -> None:
         self._retire(self._links.pop(os.getpid(), None))
 
-    def _registry(self) -> tuple[dict[int, _Link[SimpleQueue[None]]], int]:
+    def _registry(self) -> tuple[dict[int, _Link], int]:
         return self._links, os.getpid()
 
     def _slots(self) -> SimpleQueue[None]:
@@ -254,11 +253,11 @@ class BlockingClients(_Clients["SimpleQueue[None]"]):
             gate.put(None)
         return gate
 
-    def _abandon(self, link: _Link[SimpleQueue[None]]) -> None:
+    def _abandon(self, link: _Link) -> None:
         run_sync(link.close())
 
 
-class AsyncClients(_Clients[asyncio.Semaphore]):
+class AsyncClients(_Clients):
     """The clients of this process for event loops: asyncio's own, threads under trio."""
 
     _package = "redis.asyncio"
@@ -267,8 +266,7 @@ class AsyncClients(_Clients[asyncio.Semaphore]):
         super().__init__(target)
         self._blocking = blocking
         self._pid = os.getpid()
-        self._links: weakref.WeakKeyDictionary[Any, _Link[asyncio.Semaphore]]
-        self._links = weakref.WeakKeyDictionary()
+        self._links: weakref.WeakKeyDictionary[Any, _Link] = weakref.WeakKeyDictionary()
         self._threads: weakref.WeakKeyDictionary[Any, anyio.CapacityLimiter]
         self._threads = weakref.WeakKeyDictionary()
         self._closing: set[asyncio.Task[None]] = set()
@@ -305,7 +303,7 @@ class AsyncClients(_Clients[asyncio.Semaphore]):
         limiter = self._threads.setdefault(running_loop(), anyio.CapacityLimiter(_THREADS))
         return await anyio.to_thread.run_sync(work, limiter=limiter)
 
-    def _registry(self) -> tuple[MutableMapping[Any, _Link[asyncio.Semaphore]], Any]:
+    def _registry(self) -> tuple[MutableMapping[Any, _Link], Any]:
         if os.getpid() != self._pid:
             _inherited.append((self._links, self._closing))
             self._links = weakref.WeakKeyDictionary()
@@ -321,7 +319,7 @@ class AsyncClients(_Clients[asyncio.Semaphore]):
     def _slots(self) -> asyncio.Semaphore:
         return asyncio.Semaphore(self._target.connections)
 
-    def _abandon(self, link: _Link[asyncio.Semaphore]) -> None:
+    def _abandon(self, link: _Link) -> None:
         # In a task: a server that is down would keep the request waiting, and a request that is
         # cancelled would leave connections open.
         task = asyncio.get_running_loop().create_task(link.close())
