@@ -43,8 +43,8 @@ def check(config: CMAuthConfig) -> Iterator[Finding]:
     try:
         if path is not None:
             path = path.absolute()
-            for place, reason in check_access(path):
-                yield Finding(WARNING, "store", f"{place}: {reason}")
+            for entry, reason in check_access(path):
+                yield Finding(WARNING, "store", f"{entry}: {reason}")
         if path is not None and not path.exists():
             yield _new_file(path)
             return

@@ -60,7 +60,7 @@ def _copy(error: Exception) -> Exception:
 
 
 class SingleFlight(Protocol):
-    """Runs work once for all callers that ask for the same key meanwhile."""
+    """Runs work once for all callers that ask for its key while it is under way."""
 
     async def do(self, key: str, work: Work) -> Any:
         """Run `work`, or join its run under way for `key`; return or raise its outcome."""
@@ -164,7 +164,7 @@ class Runtime(ABC):
 
     @abstractmethod
     def repeat(self, every: float, work: Callable[[], Awaitable[bool]]) -> Repetition:
-        """Run `work` every so many seconds, beside everything else.
+        """Start to run `work` every so many seconds, in the background.
 
         It goes on until `work` returns False, or `close` is called. `close` does not wait for it.
         """

@@ -119,8 +119,8 @@ class EventLoopRuntime(Runtime):
 class SingleFlight:
     """Runs work once for each key on an event loop; see `base.SingleFlight`.
 
-    The work runs beside the request that started it: a client that hangs up cannot cancel a refresh
-    halfway, when the new token exists at CameraManager and nowhere else.
+    The work is not part of the request that started it: a client that hangs up cannot cancel a
+    refresh halfway, when the new token exists at CameraManager and nowhere else.
     """
 
     def __init__(self) -> None:
@@ -157,7 +157,7 @@ class SingleFlight:
             call.done.set()
 
     def spawn(self, function: Work) -> None:
-        """Run a function beside everything else on this event loop."""
+        """Run a function in the background, on this event loop."""
         loop = running_loop()
         if isinstance(loop, asyncio.AbstractEventLoop):
             task = loop.create_task(function())

@@ -29,7 +29,7 @@ class ThreadRuntime(Runtime):
         after_fork(self)
 
     def after_fork(self) -> None:
-        """Start anew: a fork shares the parent's sockets, and a lock may be held for ever."""
+        """Make new locks and pools: a fork shares sockets, and a lock may be held for ever."""
         self.single_flight = SingleFlight()
         self._lock = threading.Lock()
         self._pool: httpx2.BaseTransport | None = None

@@ -232,7 +232,7 @@ def machine_time() -> tuple[str, Callable[[], float]]:
 
 
 async def _in_a_thread(work: Callable[[], Any]) -> None:
-    # A thread of its own: routes that wait for this very write may hold all the shared ones.
+    # A thread of its own: routes that wait for this very write may use all the shared ones.
     await anyio.to_thread.run_sync(work, limiter=anyio.CapacityLimiter(1))
 
 

@@ -177,10 +177,10 @@ class SQLiteFile:
         return status.st_dev, status.st_ino, status.st_mode, status.st_uid
 
     def _connect(self) -> _Connection:
-        for place, reason in check_access(self.path):
-            if (place, reason) not in self._warned:
-                self._warned.add((place, reason))
-                log("store_permissions", path=place, reason=reason)
+        for entry, reason in check_access(self.path):
+            if (entry, reason) not in self._warned:
+                self._warned.add((entry, reason))
+                log("store_permissions", path=entry, reason=reason)
         with _opening:
             self._create()
             generation = self._generation
@@ -274,27 +274,27 @@ def check_access(path: Path) -> list[tuple[Path, str]]:
         return []
     folder = Path(os.path.realpath(path.parent))  # links among the folders are allowed
     shared = []
-    for place in (folder, *(Path(f"{path}{part}") for part in _PARTS)):
+    for entry in (folder, *(Path(f"{path}{part}") for part in _PARTS)):
         try:
-            status = place.lstat()
+            status = entry.lstat()
         except OSError:  # it does not exist yet; other problems show when it is opened
             continue
         if stat.S_ISLNK(status.st_mode):
-            raise StoreError(f"{place} is a link: name the file that it leads to, or remove it")
+            raise StoreError(f"{entry} is a link: name the file that it leads to, or remove it")
         if status.st_mode & stat.S_IWOTH:
-            mend = f"chmod o-w {place}"
-            if place == folder:
+            mend = f"chmod o-w {entry}"
+            if entry == folder:
                 own_folder = "put the file in a folder of its own with mode 0700"
                 is_sticky = status.st_mode & stat.S_ISVTX  # as /tmp is, and has to be
                 mend = own_folder if is_sticky else f"{mend}, or {own_folder}"
-            raise StoreError(f"{place} can be written by everybody: {mend}")
+            raise StoreError(f"{entry} can be written by everybody: {mend}")
         if status.st_uid not in (0, os.geteuid()):
             raise StoreError(
-                f"{place} belongs to another user ({status.st_uid}): run as that user, or chown "
+                f"{entry} belongs to another user ({status.st_uid}): run as that user, or chown "
                 f"it to this one ({os.geteuid()})"
             )
         if status.st_mode & stat.S_IWGRP:
-            shared.append((place, f"its group may write it: chmod g-w {place}"))
+            shared.append((entry, f"its group may write it: chmod g-w {entry}"))
     return shared
 
 
