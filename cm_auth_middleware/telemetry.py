@@ -75,10 +75,12 @@ class HasStore(Protocol):
     store: SessionStore
 
 
-# Engines, not stores: several may share a store, and each is closed by itself. Weakly: a store may
-# refer to its engine, for example by its clock.
 watched_engines: weakref.WeakSet[HasStore] = weakref.WeakSet()
-"""The engines whose sessions are counted, if their stores can count without an event loop."""
+"""The engines whose sessions are counted, if their stores can count without an event loop.
+
+It has engines, not stores: several may share a store, and each is closed by itself. A store may
+refer to its engine, for example by its clock, so the set is weak.
+"""
 
 
 class Telemetry:
@@ -98,17 +100,14 @@ class Telemetry:
                 ("sessions_ended", "Sessions that CameraManager ended"),
             )
         }
-        self.store_time = meter.create_histogram(
-            "cm_auth.store.duration",
-            unit="s",
-            description="Time in the session store",
-            explicit_bucket_boundaries_advisory=_BUCKETS,
+        histogram = functools.partial(
+            meter.create_histogram, unit="s", explicit_bucket_boundaries_advisory=_BUCKETS
         )
-        self._server_time = meter.create_histogram(
-            "cm_auth.cameramanager.duration",
-            unit="s",
-            description="Time at CameraManager",
-            explicit_bucket_boundaries_advisory=_BUCKETS,
+        self.store_time = histogram(
+            "cm_auth.store.duration", description="Time in the session store"
+        )
+        self._server_time = histogram(
+            "cm_auth.cameramanager.duration", description="Time at CameraManager"
         )
         meter.create_observable_gauge(
             "cm_auth.sessions.active",
