@@ -17,7 +17,7 @@ import anyio
 import anyio.to_thread
 
 from ..errors import StoreError
-from .sqlite_file import Result, SQLiteFile, check_access, explain, is_busy
+from .sqlite_file import SQLiteFile, check_access, explain, is_busy
 
 _PATIENCE = 2.0  # seconds that a write waits for another process's lock
 _BACKOFF = (0.001, 0.02)  # seconds between two attempts: from, to
@@ -123,7 +123,8 @@ class SQLiteStore:
             if not rows:
                 return None
             value, expires = rows[0]
-            if (await self._run(_DELETE, (key, value))).changed:
+            _, deleted = await self._run(_DELETE, (key, value))
+            if deleted:
                 return bytes(value) if expires > self._clock() else None
 
     async def acquire(self, key: str, owner: str, ttl: float) -> bool:
@@ -181,9 +182,10 @@ class SQLiteStore:
         if above:
             parameters += (above[:-1] + bytes([above[-1] + 1]),)
             query = query_below
-        return (await self._run(query, parameters)).rows
+        rows, _ = await self._run(query, parameters)
+        return rows
 
-    async def _run(self, statement: str, parameters: tuple[Any, ...]) -> Result:
+    async def _run(self, statement: str, parameters: tuple[Any, ...]) -> tuple[list[Any], int]:
         """Run a statement, and retry it while another process holds the lock."""
         deadline = time.monotonic() + _PATIENCE
         while True:

@@ -9,7 +9,7 @@ import threading
 import time
 import weakref
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from ..display import shown_file
 from ..errors import ConfigError, StoreError
@@ -59,13 +59,6 @@ _opening = threading.Lock()  # one for all files, so that two forks cannot wait 
 _inherited: list[Any] = []  # connections of a parent process; closing them would disturb it
 
 
-class Result(NamedTuple):
-    """The rows that a statement read, and the number of rows that it changed."""
-
-    rows: list[Any]
-    changed: int
-
-
 class SQLiteFile:
     """Runs statements on one file, each a transaction of its own, with connections kept open.
 
@@ -100,12 +93,12 @@ class SQLiteFile:
         self._pid = os.getpid()
         _files.add(self)
 
-    def run(self, statement: str, parameters: tuple[Any, ...] = ()) -> Result:
-        """Run a statement."""
+    def run(self, statement: str, parameters: tuple[Any, ...] = ()) -> tuple[list[Any], int]:
+        """Run a statement; return the rows that it read and the number of rows that it changed."""
         connection = self._take()
         try:
             cursor = connection.execute(statement, parameters)
-            result = Result(cursor.fetchall(), cursor.rowcount)
+            result = cursor.fetchall(), cursor.rowcount
         except BaseException as error:
             self._failed(connection, error)
             raise
