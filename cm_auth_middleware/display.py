@@ -89,7 +89,7 @@ def shown_location(url: str) -> str:
 
 
 def shown_file(path: str) -> str:
-    """Return the path of a store's file; none of it if it may contain a piece of a URL."""
+    """Return the path of a store's file; `…` instead if it may contain a piece of a URL."""
     return path if _FILE.fullmatch(path) else f"sqlite:///{HIDDEN}"
 
 
@@ -119,7 +119,7 @@ def _read(url: str) -> tuple[str, str, str]:
 
 
 def _location(scheme: str, hosts: str, path: str) -> str | None:
-    """Return hosts and path as they may be shown; None if they do not look as they should."""
+    """Return hosts and path as they may be shown; None if they have another form."""
     if scheme in ("sqlite", "unix"):
         return path if not hosts and _FILE.fullmatch(path) else None
     many = scheme.endswith(("+cluster", "+sentinel"))
@@ -137,7 +137,7 @@ def _location(scheme: str, hosts: str, path: str) -> str | None:
 
 
 def _harmless(query: str) -> str:
-    """Return the options before the first one that is not harmless: it may be a password with &."""
+    """Return the options before the first unknown one, which may be a piece of a password."""
     shown: list[str] = []
     for option in query.split("&"):
         name, _, value = option.partition("=")

@@ -193,7 +193,7 @@ class AuthEngine:
         config = self.config
         runtime = kind(config.timeout, config.base_url, self._transport, self._clock)
         services = Services(config, runtime, store)
-        telemetry.watch(self)
+        telemetry.watched_engines.add(self)
         return services
 
     def _run(self, step: Callable[[Services], Coroutine[Any, Any, Any]]) -> Any:
@@ -277,7 +277,7 @@ class AuthEngine:
     def close(self) -> Any:
         """Wait for refreshes under way and close connections; sessions stay in the store."""
 
-        telemetry.unwatch(self)
+        telemetry.watched_engines.discard(self)
 
         async def step(services: Services) -> None:
             await services.runtime.close()

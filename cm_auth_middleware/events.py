@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import traceback
 from collections.abc import Callable
+from logging import CRITICAL, ERROR, INFO, WARNING
 from typing import NamedTuple
 
 from .display import printable
@@ -33,90 +34,75 @@ class Event(NamedTuple):
 
 
 EVENTS = {
-    "login": Event(logging.INFO, "a session began: `session`"),
-    "login_cancelled": Event(logging.INFO, "the person declined at CameraManager: `error`"),
-    "login_denied": Event(logging.INFO, "`allow` refused the user"),
-    "login_stale": Event(logging.INFO, "a callback came twice, too late, or from another browser"),
-    "login_failed": Event(
-        logging.WARNING,
-        "CameraManager or the store failed during a login: `reason`",
-    ),
-    "logout": Event(logging.INFO, "a session was logged out: `session`"),
-    "session_ended": Event(logging.INFO, "CameraManager ended a session: `session`"),
+    "login": Event(INFO, "a session began: `session`"),
+    "login_cancelled": Event(INFO, "the person declined at CameraManager: `error`"),
+    "login_denied": Event(INFO, "`allow` refused the user"),
+    "login_stale": Event(INFO, "a callback came twice, too late, or from another browser"),
+    "login_failed": Event(WARNING, "CameraManager or the store failed during a login: `reason`"),
+    "logout": Event(INFO, "a session was logged out: `session`"),
+    "session_ended": Event(INFO, "CameraManager ended a session: `session`"),
     "session_denied": Event(
-        logging.INFO,
-        "a session ended because `allow` no longer admits its user: `session`",
+        INFO, "a session ended because `allow` no longer admits its user: `session`"
     ),
     "revalidation_failed": Event(
-        logging.INFO,
-        "a user could not be read again; it will be retried: `session`, `reason`",
+        INFO, "a user could not be read again; it will be retried: `session`, `reason`"
     ),
     "session_unreadable": Event(
-        logging.WARNING,
-        "a record cannot be decrypted, for its key or for damage: `session`",
+        WARNING, "a record cannot be decrypted, for its key or for damage: `session`"
     ),
-    "refreshed": Event(logging.INFO, "CameraManager gave new tokens: `expires_in`, seconds"),
-    "refresh_refused": Event(logging.INFO, "CameraManager ended a grant: `error`"),
-    "refresh_failed": Event(logging.WARNING, "a refresh failed; it will be retried: `reason`"),
-    "revoke_failed": Event(logging.WARNING, "tokens may still be valid at CameraManager: `reason`"),
+    "refreshed": Event(INFO, "CameraManager gave new tokens: `expires_in`, seconds"),
+    "refresh_refused": Event(INFO, "CameraManager ended a grant: `error`"),
+    "refresh_failed": Event(WARNING, "a refresh failed; it will be retried: `reason`"),
+    "revoke_failed": Event(WARNING, "tokens may still be valid at CameraManager: `reason`"),
     "touch_failed": Event(
-        logging.WARNING,
-        "the store did not save the time of last use: `session`, `reason`",
+        WARNING, "the store did not save the time of last use: `session`, `reason`"
     ),
     "data_lost": Event(
-        logging.WARNING,
-        "the store did not save `session.data` after the response: `session`, `reason`",
+        WARNING, "the store did not save `session.data` after the response: `session`, `reason`"
     ),
-    "watch_failed": Event(logging.ERROR, "the check of open connections' sessions raised an error"),
-    "unavailable": Event(logging.INFO, "a request was answered with 503: `reason`"),
+    "watch_failed": Event(ERROR, "the check of open connections' sessions raised an error"),
+    "unavailable": Event(INFO, "a request was answered with 503: `reason`"),
     "host_not_allowed": Event(
-        logging.WARNING,
-        "a login was asked for under an unknown host: `host`",
-        "add it to allowed_hosts",
+        WARNING, "a login was asked for under an unknown host: `host`", "add it to allowed_hosts"
     ),
     "scheme_mismatch": Event(
-        logging.WARNING,
+        WARNING,
         "a request has another scheme than `redirect_uri`; logged once: `request`, `redirect_uri`",
         "let the server trust the proxy's X-Forwarded-Proto, and the proxy send it; cookies "
         "follow redirect_uri where it is https",
     ),
     "cookie_prefix_on_http": Event(
-        logging.WARNING,
+        WARNING,
         "browsers refuse the cookies; logged once: `cookie_name`",
         "a name that begins with __Host- or __Secure- needs https; on https a plain name gets "
         "__Host- by itself",
     ),
     "callback_not_routed": Event(
-        logging.ERROR,
+        ERROR,
         "the callback did not reach the middleware: `path`",
         "check prefix, and where the app is mounted",
     ),
     "api_key_refused": Event(
-        logging.ERROR,
-        "CameraManager refuses the API key: `error`",
-        "check client_id and client_secret",
+        ERROR, "CameraManager refuses the API key: `error`", "check client_id and client_secret"
     ),
-    "hook_failed": Event(logging.ERROR, "a hook of the application raised an error: `hook`"),
+    "hook_failed": Event(ERROR, "a hook of the application raised an error: `hook`"),
     "allow_failed": Event(
-        logging.ERROR,
-        "the application's `allow` raised an error",
-        "nobody gets in while it fails",
+        ERROR, "the application's `allow` raised an error", "no new user gets in while it fails"
     ),
     "error_handler_failed": Event(
-        logging.ERROR,
-        "`error_handler` raised an error, or returned no page: `kind`",
+        ERROR, "`error_handler` raised an error, or returned no page: `kind`"
     ),
     "memory_store_multiprocess": Event(
-        logging.WARNING,
+        WARNING,
         "several workers have a memory store each: `workers`",
         "each worker has sessions of its own, so users are logged out at random; set store to "
         "sqlite:///path or redis://host, or run one worker",
     ),
     "store_permissions": Event(
-        logging.WARNING, "a group may write the store's file or folder: `path`, `reason`"
+        WARNING, "a group may write the store's file or folder: `path`, `reason`"
     ),
-    "store_unusable": Event(logging.WARNING, "at the start the store cannot be used: `reason`"),
-    "config_error": Event(logging.CRITICAL, "an option is missing or wrong: `reason`"),
+    "store_unusable": Event(WARNING, "at the start the store cannot be used: `reason`"),
+    "config_error": Event(CRITICAL, "an option is missing or wrong: `reason`"),
 }
 
 observers: list[Callable[[str], None]] = []

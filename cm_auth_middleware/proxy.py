@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import AsyncIterator, Iterable, Iterator
-from http import HTTPStatus
+from http.client import responses
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
@@ -23,7 +23,7 @@ from .asgi import ASGIRequest
 from .asgi import _send as send_asgi_response
 from .errors import CMAuthError, ConfigError, SessionExpiredError
 from .web.request import Request
-from .web.response import Response, problem
+from .web.response import problem
 from .wsgi import WSGIRequest
 from .wsgi import _send as send_wsgi_response
 
@@ -78,43 +78,47 @@ class _Relay:
             raise ConfigError("allow is empty: give rules such as 'GET /rest/v2.4/cameras'")
         self._rules = [_rule(rule) for rule in rules]
 
-    def judge(self, request: Request, own_origin: str) -> Response | str:
-        """Return the path and query to ask the API for, or the refusal."""
+    def judge(self, request: Request, own_origin: str) -> str:
+        """Return the path and query of the request to the API, or raise `_RefusedError`."""
         if request.is_cross_site(own_origin, including_reads=True):
-            return problem(403, "Cross-site request refused")
+            raise _RefusedError(403, "Cross-site request refused")
         path, query = request.path, request.query
         segments = path.split("/")[1:]
         if not path.startswith("/") or not all(map(_is_plain, segments)):
-            return problem(400, "This path is not relayed", detail="It could be read in two ways.")
-        if not _QUERY.fullmatch(query) or not _FORBIDDEN.isdisjoint(_names(query)):
-            return problem(400, "This query is not relayed")
+            detail = "It could be read in two ways."
+            raise _RefusedError(400, "This path is not relayed", detail=detail)
+        names = {name.lower() for name, _ in parse_qsl(query, keep_blank_values=True)}
+        if not _QUERY.fullmatch(query) or names & _FORBIDDEN:
+            raise _RefusedError(400, "This query is not relayed")
         methods = {method for method, pattern in self._rules if pattern.fullmatch(path)}
         if not methods or any(map(_is_about_tokens, segments)):
-            return problem(404, "This path is not relayed", detail="No rule of allow names it.")
+            detail = "No rule of allow names it."
+            raise _RefusedError(404, "This path is not relayed", detail=detail)
         if "GET" in methods:
             methods.add("HEAD")
         if request.method not in methods:
             allowed = ", ".join(sorted(methods))
-            return problem(405, "This method is not relayed", ("Allow", allowed))
+            raise _RefusedError(405, "This method is not relayed", ("Allow", allowed))
         return f"{path}?{query}" if query else path
 
-    def judge_length(self, request: Request) -> Response | int | None:
-        """Return the given length of the body, None if none is given, or the refusal."""
+    def judge_length(self, request: Request) -> int | None:
+        """Return the length that the request states for its body; None if it states no length."""
         length = request.header("content-length") or ""
         coding = request.header("transfer-encoding") or ""
         if coding and (length or coding.strip(" \t").lower() != "chunked"):  # RFC 9112 §6.1
-            return problem(400, "This body is not relayed", detail="Its end is ambiguous.")
+            detail = "Its end is ambiguous."
+            raise _RefusedError(400, "This body is not relayed", detail=detail)
         if length and not _LENGTH.fullmatch(length):
-            return problem(400, "This body is not relayed", detail="Its length is not a number.")
+            detail = "Its length is not a number."
+            raise _RefusedError(400, "This body is not relayed", detail=detail)
         return int(length) if length else None
 
-    def judge_kind(self, request: Request) -> Response | None:
-        """Return the refusal of a body that is a form, or that a server may take for one."""
+    def judge_kind(self, request: Request) -> None:
+        """Refuse a body that is a form, or that a server may take for one."""
         kind = (request.header("content-type") or "").strip(" \t")
-        if not kind or (_MEDIA_TYPE.fullmatch(kind) and not _FORM.search(kind)):
-            return None
-        detail = "Forms are not, nor types that may be taken for one: send JSON."
-        return problem(415, "This kind of body is not relayed", detail=detail)
+        if kind and (not _MEDIA_TYPE.fullmatch(kind) or _FORM.search(kind)):
+            detail = "Forms, and types that may be taken for one, are not: send JSON."
+            raise _RefusedError(415, "This kind of body is not relayed", detail=detail)
 
 
 class CMProxy(_Relay):
@@ -141,45 +145,32 @@ class CMProxy(_Relay):
             await send({"type": "websocket.close", "code": 1008})  # policy (RFC 6455 §7.4.1)
             return
         request = ASGIRequest(scope)
-        is_head = request.method == "HEAD"
         cm = _ready_client(scope.get("state", {}), "cm")
         engine = scope["state"]["cm_auth"]
-        target = self.judge(request, engine.async_services.gate.own_origin)
-        if isinstance(target, Response):
-            await send_asgi_response(target, send, head=is_head)
-            return
-        length = self.judge_length(request)
-        if isinstance(length, Response):
-            await send_asgi_response(length, send, head=is_head)
-            return
         try:
+            target = self.judge(request, engine.async_services.gate.own_origin)
+            length = self.judge_length(request)
             body = await _body(request, receive, length, scope.get("http_version", ""))
-            refused = None if body is None else self.judge_kind(request)
-            if refused is not None:
-                await send_asgi_response(refused, send, head=is_head)
-                return
-            answer = await cm.send(_outgoing(cm, request, target, body), stream=True)
-        except httpx2.HTTPError as error:
-            await send_asgi_response(_unreachable(error), send, head=is_head)
-            return
-        except _BrokenBodyError:
-            await send_asgi_response(_BROKEN, send, head=is_head)
-            return
+            if body is not None:
+                self.judge_kind(request)
+            try:
+                answer = await cm.send(_outgoing(cm, request, target, body), stream=True)
+            except httpx2.HTTPError as error:
+                raise _unreachable(error) from None
+            try:
+                response = StreamingResponse(answer.aiter_raw(), answer.status_code)
+                response.raw_headers = [
+                    (name.lower().encode(), value.encode("latin-1"))
+                    for name, value in _relayed_headers(answer)
+                ]
+                await response(scope, receive, send)
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await answer.aclose()
+        except _RefusedError as refused:
+            await send_asgi_response(refused.response, send, head=request.method == "HEAD")
         except _HungUpError:
             return
-        try:
-            refusal = _refusal(answer)
-            if refusal is not None:
-                await send_asgi_response(refusal, send, head=is_head)
-                return
-            response = StreamingResponse(answer.aiter_raw(), answer.status_code)
-            response.raw_headers = [
-                (name.lower().encode(), value.encode("latin-1")) for name, value in _passing(answer)
-            ]
-            await response(scope, receive, send)
-        finally:
-            with anyio.CancelScope(shield=True):
-                await answer.aclose()
 
 
 class CMWSGIProxy(_Relay):
@@ -194,29 +185,27 @@ class CMWSGIProxy(_Relay):
         request = WSGIRequest(environ)
         cm = _ready_client(environ, "cm_auth.client")
         engine = environ["cm_auth.engine"]
-        target = self.judge(request, engine.thread_services.gate.own_origin)
-        if isinstance(target, Response):
-            return send_wsgi_response(target, request, start_response)
-        length = self.judge_length(request)
-        if isinstance(length, Response):
-            return send_wsgi_response(length, request, start_response)
         try:
+            target = self.judge(request, engine.thread_services.gate.own_origin)
+            length = self.judge_length(request)
             body = _wsgi_body(request, environ, length)
-            if body is not None and length is None and not _tells_the_end(environ):
-                return send_wsgi_response(problem(411, "Length required"), request, start_response)
-            refused = None if body is None else self.judge_kind(request)
-            if refused is not None:
-                return send_wsgi_response(refused, request, start_response)
-            answer = cm.send(_outgoing(cm, request, target, body), stream=True)
-        except httpx2.HTTPError as error:
-            return send_wsgi_response(_unreachable(error), request, start_response)
-        except _BrokenBodyError:
-            return send_wsgi_response(_BROKEN, request, start_response)
-        refusal = _refusal(answer)
-        if refusal is not None:
-            answer.close()
-            return send_wsgi_response(refusal, request, start_response)
-        start_response(_status_line(answer.status_code), _passing(answer))
+            if body is not None:
+                if length is None and not _tells_the_end(environ):
+                    raise _RefusedError(411, "Length required")
+                self.judge_kind(request)
+            try:
+                answer = cm.send(_outgoing(cm, request, target, body), stream=True)
+            except httpx2.HTTPError as error:
+                raise _unreachable(error) from None
+            try:
+                headers = _relayed_headers(answer)
+            except _RefusedError:
+                answer.close()
+                raise
+        except _RefusedError as refused:
+            return send_wsgi_response(refused.response, request, start_response)
+        status = answer.status_code
+        start_response(f"{status} {responses.get(status, 'Unknown')}", headers)
         return _StreamedBody(answer)
 
 
@@ -224,11 +213,17 @@ class _HungUpError(Exception):
     """The browser disconnected before its request had arrived."""
 
 
-class _BrokenBodyError(Exception):
-    """The request's body is shorter than announced, or could not be read."""
+class _RefusedError(Exception):
+    """A request, or the API's answer to it, is not relayed; the browser gets `response` instead."""
+
+    def __init__(self, status: int, title: str, *headers: tuple[str, str], **members: str) -> None:
+        super().__init__(title)
+        self.response = problem(status, title, *headers, **members)
 
 
-_BROKEN = problem(400, "The body broke off", detail="Nothing was done with it.")
+def _broken() -> _RefusedError:
+    """Return the error for a body that is shorter than announced, or could not be read."""
+    return _RefusedError(400, "The body broke off", detail="Nothing was done with it.")
 
 
 class _StreamedBody:
@@ -271,7 +266,7 @@ def _wsgi_body(
 
 
 def _tells_the_end(environ: WSGIEnvironment) -> bool:
-    """True if the server tells a body without a length that broke off from one that ended."""
+    """True if the server reports when a body without a length breaks off."""
     # PEP 3333 only knows lengths; granian reports both as ended.
     is_told = environ.get("wsgi.input_terminated", False)
     return bool(is_told) and environ.get("SERVER_SOFTWARE") != "Granian"
@@ -286,7 +281,7 @@ async def _arriving(receive: Receive, length: int | None) -> AsyncIterator[bytes
         part, is_more = message.get("body", b""), message.get("more_body", False)
         arrived += len(part)
         if length is not None and (arrived > length or (arrived < length and not is_more)):
-            raise _BrokenBodyError  # before the last part, so that the API gets no whole body
+            raise _broken()  # before the last part, so that the API gets no whole body
         if part:
             yield part
 
@@ -309,11 +304,11 @@ def _incoming(stream: Any, length: int | None) -> Iterator[bytes]:
             part = read(_CHUNK if left is None else min(_CHUNK, left))
         except Exception:
             # Each server raises other errors here, and may report the end after one.
-            raise _BrokenBodyError from None
+            raise _broken() from None
         if not part:
             if left is None:
                 return
-            raise _BrokenBodyError
+            raise _broken()
         left = None if left is None else left - len(part)
         yield part
 
@@ -347,7 +342,13 @@ def _outgoing(
     return cm.build_request(request.method, target, headers=headers, content=body)
 
 
-def _passing(answer: httpx2.Response) -> list[tuple[str, str]]:
+def _relayed_headers(answer: httpx2.Response) -> list[tuple[str, str]]:
+    """Return the headers that the browser gets; raise `_RefusedError` if it gets no answer."""
+    if answer.status_code == 401:  # even with the newest token: not the user's fault
+        raise _RefusedError(502, "CameraManager refused the access token", detail="Try again.")
+    if answer.is_redirect and answer.status_code != 304:
+        detail = "Redirects are not relayed."
+        raise _RefusedError(502, "CameraManager answered with a redirect", detail=detail)
     answer.headers.encoding = "latin-1"  # byte for byte, as ASGI and WSGI require
     dropped = _named_in_connection(answer.headers.get("connection"))
     headers = [
@@ -365,18 +366,10 @@ def _passing(answer: httpx2.Response) -> list[tuple[str, str]]:
     return [*headers, *_GUARDS]
 
 
-def _refusal(answer: httpx2.Response) -> Response | None:
-    if answer.status_code == 401:  # even with the newest token: not the user's fault
-        return problem(502, "CameraManager refused the access token", detail="Try again.")
-    if answer.is_redirect and answer.status_code != 304:
-        return problem(502, "CameraManager answered with a redirect", detail="None is relayed.")
-    return None
-
-
-def _unreachable(error: httpx2.HTTPError) -> Response:
+def _unreachable(error: httpx2.HTTPError) -> _RefusedError:
     if isinstance(error, httpx2.TimeoutException):
-        return problem(504, "CameraManager did not answer in time")
-    return problem(502, "CameraManager cannot be reached")
+        return _RefusedError(504, "CameraManager did not answer in time")
+    return _RefusedError(502, "CameraManager cannot be reached")
 
 
 def _named_in_connection(value: str | None) -> set[str]:
@@ -389,10 +382,6 @@ def _is_plain(segment: str) -> bool:
 
 def _is_about_tokens(segment: str) -> bool:
     return segment.lower().partition(".")[0] == "tokens"  # Spring may route "tokens.json" alike
-
-
-def _names(query: str) -> list[str]:
-    return [name.lower() for name, _ in parse_qsl(query, keep_blank_values=True)]
 
 
 def _rule(text: str) -> tuple[str, re.Pattern[str]]:
@@ -412,10 +401,3 @@ def _rule(text: str) -> tuple[str, re.Pattern[str]]:
     if segments[-1] == "*":
         parts[-1] = ".+"
     return method, re.compile("/" + "/".join(parts))
-
-
-def _status_line(status: int) -> str:
-    try:
-        return f"{status} {HTTPStatus(status).phrase}"
-    except ValueError:
-        return f"{status} Unknown"

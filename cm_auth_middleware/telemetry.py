@@ -70,23 +70,17 @@ def find() -> Telemetry | None:
 
 
 class HasStore(Protocol):
-    """An engine: several may share one store, and each is closed by itself."""
+    """An engine, as far as the count of its sessions needs it."""
 
     store: SessionStore
 
 
-# Weakly, and not the stores: a store may refer to its engine, by the clock for example.
-_watched: weakref.WeakSet[HasStore] = weakref.WeakSet()
+watched_engines: weakref.WeakSet[HasStore] = weakref.WeakSet()
+"""The engines whose sessions are counted, if their stores can count without an event loop.
 
-
-def watch(owner: HasStore) -> None:
-    """Count the sessions in the store of an owner that lives, if that needs no event loop."""
-    _watched.add(owner)
-
-
-def unwatch(owner: HasStore) -> None:
-    """Stop counting the sessions in the store of this owner."""
-    _watched.discard(owner)
+It has engines, not stores: several may share a store, and each is closed by itself. A store may
+refer to its engine, for example by its clock, so the set is weak.
+"""
 
 
 class Telemetry:
@@ -106,17 +100,14 @@ class Telemetry:
                 ("sessions_ended", "Sessions that CameraManager ended"),
             )
         }
-        self._store_time = meter.create_histogram(
-            "cm_auth.store.duration",
-            unit="s",
-            description="Time in the session store",
-            explicit_bucket_boundaries_advisory=_BUCKETS,
+        histogram = functools.partial(
+            meter.create_histogram, unit="s", explicit_bucket_boundaries_advisory=_BUCKETS
         )
-        self._server_time = meter.create_histogram(
-            "cm_auth.cameramanager.duration",
-            unit="s",
-            description="Time at CameraManager",
-            explicit_bucket_boundaries_advisory=_BUCKETS,
+        self.store_time = histogram(
+            "cm_auth.store.duration", description="Time in the session store"
+        )
+        self._server_time = histogram(
+            "cm_auth.cameramanager.duration", description="Time at CameraManager"
         )
         meter.create_observable_gauge(
             "cm_auth.sessions.active",
@@ -134,13 +125,6 @@ class Telemetry:
             providers = self._metrics.get_meter_provider(), self._trace.get_tracer_provider()
             self._active = not all(map(_drops_all, providers))
         return self._active
-
-    def stored(self, operation: str, start: float, error: BaseException | None = None) -> None:
-        """Record a call of the store that began at `start`."""
-        attributes = {"operation": operation}
-        if error is not None:
-            attributes["error.type"] = type(error).__name__
-        self._store_time.record(perf_counter() - start, attributes)
 
     @contextmanager
     def call(self, operation: str, host: str) -> Iterator[dict[str, Any]]:
@@ -175,7 +159,7 @@ class Telemetry:
 
     def _count_sessions(self, _: Any) -> Iterable[Any]:
         totals: dict[str, int] = {}
-        stores = {id(owner.store): owner.store for owner in list(_watched)}
+        stores = {id(owner.store): owner.store for owner in list(watched_engines)}
         for store in stores.values():
             if not isinstance(store, CountsRecords) or not isinstance(store, HasBlockingTwin):
                 continue
@@ -189,7 +173,7 @@ class Telemetry:
 
 
 def _drops_all(provider: Any) -> bool:
-    """True if a provider is that of the API without an SDK, which keeps nothing."""
+    """True if a provider is the one of the API itself, which records nothing: no SDK is set up."""
     return type(provider).__module__.startswith(("opentelemetry.metrics", "opentelemetry.trace"))
 
 
@@ -213,16 +197,18 @@ class TimedStore:
 
     def _timed(self, operation: str) -> Callable[..., Any]:
         method = getattr(self._store, operation)
+        record = self._telemetry.store_time.record
 
         async def call(*arguments: Any) -> Any:
+            attributes = {"operation": operation}
             start = perf_counter()
             try:
-                result = await method(*arguments)
+                return await method(*arguments)
             except BaseException as error:
-                self._telemetry.stored(operation, start, error)
+                attributes["error.type"] = type(error).__name__
                 raise
-            self._telemetry.stored(operation, start)
-            return result
+            finally:
+                record(perf_counter() - start, attributes)
 
         return call
 

@@ -39,7 +39,7 @@ def demo(port: int, host: str, cm_port: int, token_lifetime: int, open_browser: 
         ) from None
     if host in ("0.0.0.0", "::"):  # noqa: S104 - refused here
         raise Refusal(
-            "--host is one address of this machine, under which its browsers reach both servers"
+            "--host needs one address of this machine, at which browsers can reach both servers"
         )
     simulator = Simulator(
         Settings(access_token_lifetime=token_lifetime),

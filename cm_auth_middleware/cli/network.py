@@ -52,7 +52,7 @@ def check_redirect_uri(config: CMAuthConfig) -> Iterator[Finding]:
             ERROR,
             "redirect_uri",
             "points at CameraManager itself",
-            "It is your application's own address, where CameraManager sends the browser back to.",
+            "It has to be the address of your application, to which browsers come back.",
         )
     elif not _resolves(parts.hostname or ""):
         host = parts.hostname if is_certain(uri) else "its host"
@@ -146,7 +146,7 @@ def _check_authorize(uri: str, oauth: OAuthClient, runtime: ThreadRuntime) -> It
             "redirect_uri",
             f"CameraManager's login page answers {answer.status_code} to this client_id and "
             "redirect_uri",
-            f"Let exactly {shown_url(uri)} be registered with the API key.",
+            f"Register exactly {shown_url(uri)} with the API key.",
         )
 
 
@@ -156,7 +156,9 @@ def _check_callback(uri: str, runtime: ThreadRuntime) -> Iterator[Finding]:
         answer = _ask(runtime.call("GET", uri, headers={"Accept": "application/problem+json"}))
     except OSError as error:
         yield Finding(
-            OK, "application", f"nothing answers at redirect_uri, as before its start: {error}"
+            OK,
+            "application",
+            f"nothing answers at redirect_uri, as before the start of the application: {error}",
         )
         return
     kind = answer.headers.get("Content-Type", "")
@@ -173,11 +175,11 @@ def _check_callback(uri: str, runtime: ThreadRuntime) -> Iterator[Finding]:
 
 def _check_clock(date: str | None) -> Iterator[Finding]:
     try:
-        theirs = parsedate_to_datetime(date or "").timestamp()
+        server_time = parsedate_to_datetime(date or "").timestamp()
     except ValueError:
         yield Finding(WARNING, "clock", "CameraManager did not say what time it is")
         return
-    off = round(abs(time.time() - theirs))
+    off = round(abs(time.time() - server_time))
     level = OK if off < _SKEW else WARNING if off < _TOO_MUCH_SKEW else ERROR
     word = "agrees with" if off < _SKEW else f"is {off} seconds off"
     advice = "" if level == OK else "Synchronise it (NTP): logins and sessions expire by it."

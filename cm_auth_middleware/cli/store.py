@@ -43,8 +43,8 @@ def check(config: CMAuthConfig) -> Iterator[Finding]:
     try:
         if path is not None:
             path = path.absolute()
-            for place, reason in check_access(path):
-                yield Finding(WARNING, "store", f"{place}: {reason}")
+            for entry, reason in check_access(path):
+                yield Finding(WARNING, "store", f"{entry}: {reason}")
         if path is not None and not path.exists():
             yield _new_file(path)
             return
@@ -65,7 +65,7 @@ async def _try(store: SessionStore) -> None:
     await store.put(key, value, 60)
     found = await store.get(key)
     await store.delete(key)
-    if found != value:  # pragma: no cover - none of this package's stores does
+    if found != value:  # pragma: no cover - no store of this package does
         raise StoreError("the store returned another value than the one written")
 
 
@@ -77,4 +77,4 @@ def _new_file(path: Path) -> Finding:
         return Finding(ERROR, "store", f"there is no folder {where}", "Create it.")
     if not os.access(folder, os.W_OK | os.X_OK):
         return Finding(ERROR, "store", f"this user may not write in the folder {where}")
-    return Finding(OK, "store", f"{shown} will be made with the first session")
+    return Finding(OK, "store", f"{shown} will be created with the first session")

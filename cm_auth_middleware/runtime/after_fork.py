@@ -1,4 +1,4 @@
-"""One register of all that has to start anew in a process that was forked."""
+"""A register of the objects that have to start afresh in a process that was forked."""
 
 from __future__ import annotations
 

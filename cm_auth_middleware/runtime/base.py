@@ -14,7 +14,7 @@ import httpx2
 from ..errors import UnavailableError
 from ..events import log
 from .defaults import DEFAULTS
-from .http import redact_logged_headers, tls_context
+from .http import redact_logged_headers
 
 Work = Callable[[], Coroutine[Any, Any, Any]]
 
@@ -60,7 +60,7 @@ def _copy(error: Exception) -> Exception:
 
 
 class SingleFlight(Protocol):
-    """Runs work once for all callers that ask for the same key meanwhile."""
+    """Runs work once for all callers that ask for its key while it is under way."""
 
     async def do(self, key: str, work: Work) -> Any:
         """Run `work`, or join its run under way for `key`; return or raise its outcome."""
@@ -76,7 +76,7 @@ class Repetition:
     """Work that is repeated until it is stopped.
 
     Attributes:
-        stopper: stops it: a cancel scope on an event loop, an event between threads.
+        stopper: a cancel scope on an event loop, an event between threads; each stops the work.
         is_over: True when it has ended.
     """
 
@@ -89,14 +89,14 @@ class Runtime(ABC):
     """The clock, HTTP, waiting and the application's functions, for one side of an engine.
 
     Args:
-        timeout: seconds that one of the middleware's own calls may take in total.
+        timeout: seconds that each of the middleware's own calls may take in total.
         base_url: of CameraManager, for `DEFAULTS`, which may replace connections to it.
         transport: sends requests instead of a connection pool of the runtime's own.
         clock: returns epoch seconds.
 
     Attributes:
         monotonic: a clock for waiting, which does not jump when the system's time is set.
-        single_flight: runs work once for all who need it.
+        single_flight: runs work once for all callers that need its result.
     """
 
     single_flight: SingleFlight
@@ -119,14 +119,15 @@ class Runtime(ABC):
 
     @abstractmethod
     def _start(self) -> None:
-        """Begin, without connections and with no work under way."""
+        """Set up the parts that differ by side: no connections yet, and no work under way."""
 
     def _given_transport(self) -> Any:
         """Return the transport that an application or a test gave; None for the runtime's own."""
         return self._transport or DEFAULTS.transport(self._base_url)
 
     def _tls(self) -> ssl.SSLContext:
-        self._tls_context = self._tls_context or tls_context()
+        """Return the settings that verify certificates; to make them takes 20 ms."""
+        self._tls_context = self._tls_context or httpx2.create_ssl_context()
         return self._tls_context
 
     # -- HTTP ------------------------------------------------------------------------------
@@ -163,7 +164,7 @@ class Runtime(ABC):
 
     @abstractmethod
     def repeat(self, every: float, work: Callable[[], Awaitable[bool]]) -> Repetition:
-        """Run `work` every so many seconds, beside everything else.
+        """Start to run `work` every so many seconds, in the background.
 
         It goes on until `work` returns False, or `close` is called. `close` does not wait for it.
         """

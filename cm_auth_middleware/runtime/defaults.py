@@ -12,7 +12,7 @@ from typing import Any
 
 
 class Defaults:
-    """The clock and the transport of every engine that was given none.
+    """The clock and the transport of each engine that was not given its own.
 
     Attributes:
         time_offset: seconds that the clock is ahead of the real one.

@@ -42,24 +42,21 @@ class EventLoopRuntime(Runtime):
             pools = self._pools[loop] = _Pools(os.getpid(), _pool(self._tls()), _pool(self._tls()))
         return pools
 
-    @asynccontextmanager
-    async def _one_call(self) -> AsyncIterator[BoundedTransport]:
-        """Give the transport of one call, which has `timeout` seconds in total."""
-        transport = self._given_transport() or self._own_pools().calls
-        try:
-            with anyio.fail_after(self.timeout):
-                yield BoundedTransport(transport)
-        except TimeoutError:
-            raise UnavailableError("CameraManager did not answer in time") from None
-
     async def call(
         self, method: str, url: str, *, headers: dict[str, str], content: bytes | None = None
     ) -> httpx2.Response:
-        async with (
-            self._one_call() as transport,
-            httpx2.AsyncClient(transport=transport, timeout=self.timeout) as client,
-        ):
-            return await client.request(method, url, headers=headers, content=content)
+        transport = self._given_transport() or self._own_pools().calls
+        # Not closed: that would close the transport, which other calls use too.
+        client = httpx2.AsyncClient(transport=transport, timeout=self.timeout)
+        headers = {**headers, **http.UNCOMPRESSED}
+        try:
+            with anyio.fail_after(self.timeout):
+                async with client.stream(method, url, headers=headers, content=content) as response:
+                    http.bound(response)
+                    await response.aread()
+        except TimeoutError:
+            raise UnavailableError("CameraManager did not answer in time") from None
+        return response
 
     async def read(self, response: httpx2.Response) -> None:
         await response.aread()
@@ -122,8 +119,8 @@ class EventLoopRuntime(Runtime):
 class SingleFlight:
     """Runs work once for each key on an event loop; see `base.SingleFlight`.
 
-    The work runs beside the request that started it: a client that hangs up cannot cancel a refresh
-    halfway, when the new token exists at CameraManager and nowhere else.
+    The work is not part of the request that started it: a client that hangs up cannot cancel a
+    refresh halfway, when the new token exists at CameraManager and nowhere else.
     """
 
     def __init__(self) -> None:
@@ -160,7 +157,7 @@ class SingleFlight:
             call.done.set()
 
     def spawn(self, function: Work) -> None:
-        """Run a function beside everything else on this event loop."""
+        """Run a function in the background, on this event loop."""
         loop = running_loop()
         if isinstance(loop, asyncio.AbstractEventLoop):
             task = loop.create_task(function())
@@ -186,21 +183,3 @@ class _Pools(NamedTuple):
 
 def _pool(tls: Any) -> httpx2.AsyncBaseTransport:
     return httpx2.AsyncHTTPTransport(verify=tls, limits=http.LIMITS)
-
-
-class BoundedTransport(httpx2.AsyncBaseTransport):
-    """Sends the middleware's own calls by a shared pool; responses are small or refused."""
-
-    def __init__(self, transport: httpx2.AsyncBaseTransport) -> None:
-        self._transport = transport
-
-    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        request.headers["Accept-Encoding"] = "identity"
-        response = await self._transport.handle_async_request(request)
-        if not http.bound(response):
-            await response.aclose()
-            raise UnavailableError("CameraManager's answer has an unknown Content-Encoding")
-        return response
-
-    async def aclose(self) -> None:
-        """Leave the pool open: other calls use it too."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-import ssl
 import zlib
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -18,6 +17,9 @@ MAX_BODY = 1_000_000  # bytes of a response to the middleware's own calls; a tok
 # A live view keeps its connection for as long as it is open. With httpx2's default of 100, a
 # hundred viewers would leave no connection to other users.
 LIMITS = httpx2.Limits(max_connections=1000, max_keepalive_connections=20)
+
+UNCOMPRESSED = {"Accept-Encoding": "identity"}
+"""The header that asks for a body whose size is that of its bytes on the wire."""
 
 _HTTPCORE_LOGGERS = [logging.getLogger(name) for name in ("httpcore2.http11", "httpcore2.http2")]
 _SECRET_HEADER = re.compile(
@@ -47,27 +49,21 @@ def redact_logged_headers() -> None:
         logger.addFilter(_REDACT_HEADERS)
 
 
-def tls_context() -> ssl.SSLContext:
-    """Return the TLS settings of a pool: certificates are verified. Takes 20 ms, so keep it."""
-    return httpx2.create_ssl_context()
-
-
-def bound(response: httpx2.Response) -> bool:
-    """Limit the body of a response to `MAX_BODY`, also once it is decoded.
+def bound(response: httpx2.Response) -> None:
+    """Limit the body of a response that is not read yet to `MAX_BODY`, also once it is decoded.
 
     The middleware asks for no compression, but some servers and proxies compress all the same.
 
-    Returns:
-        False if the body has an encoding that is neither gzip nor deflate.
+    Raises:
+        UnavailableError: the body has an encoding that is neither gzip nor deflate.
     """
     encoding = response.headers.pop("Content-Encoding", "identity").strip().lower()
     if encoding not in ("identity", "gzip", "x-gzip", "deflate"):
-        return False
-    response.stream = BoundedStream(response.stream, is_compressed=encoding != "identity")
-    return True
+        raise UnavailableError("CameraManager's answer has an unknown Content-Encoding")
+    response.stream = _BoundedStream(response.stream, is_compressed=encoding != "identity")
 
 
-class BoundedStream(httpx2.AsyncByteStream, httpx2.SyncByteStream):
+class _BoundedStream(httpx2.AsyncByteStream, httpx2.SyncByteStream):
     """A response's body, decoded and up to `MAX_BODY`; raises `UnavailableError` beyond it."""
 
     def __init__(self, stream: Any, *, is_compressed: bool) -> None:

@@ -6,8 +6,8 @@ import inspect
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any, Self, TypeVar
 
 import httpx2
@@ -29,7 +29,7 @@ class ThreadRuntime(Runtime):
         after_fork(self)
 
     def after_fork(self) -> None:
-        """Start anew: a fork shares the parent's sockets, and a lock may be held for ever."""
+        """Make new locks and pools: a fork shares sockets, and a lock may be held for ever."""
         self.single_flight = SingleFlight()
         self._lock = threading.Lock()
         self._pool: httpx2.BaseTransport | None = None
@@ -45,29 +45,29 @@ class ThreadRuntime(Runtime):
                     self._pool = _pool(self._tls())
         return self._pool
 
-    @contextmanager
-    def _one_call(self) -> Iterator[BoundedTransport]:
-        """Give the transport of one call, which has `timeout` seconds in total.
-
-        Its connection is its own: the deadline may cut it, and no other call suffers.
-        """
-        given = self._given_transport()
-        transport = given or _pool(self._tls())
-        try:
-            with Deadline(self.timeout) as deadline:
-                yield BoundedTransport(transport, deadline)
-        finally:
-            if transport is not given:
-                transport.close()
-
     async def call(
         self, method: str, url: str, *, headers: dict[str, str], content: bytes | None = None
     ) -> httpx2.Response:
-        with (
-            self._one_call() as transport,
-            httpx2.Client(transport=transport, timeout=self.timeout) as client,
-        ):
-            return client.request(method, url, headers=headers, content=content)
+        given = self._given_transport()
+        # A connection of its own: the deadline may cut it, and no other call suffers.
+        transport = given or _pool(self._tls())
+        client = httpx2.Client(transport=transport, timeout=self.timeout)
+        headers = {**headers, **http.UNCOMPRESSED}
+        deadline = Deadline(self.timeout)
+        traced = {"trace": deadline.trace}
+        try:
+            with (
+                deadline,
+                client.stream(
+                    method, url, headers=headers, content=content, extensions=traced
+                ) as response,
+            ):
+                http.bound(response)
+                response.read()
+        finally:
+            if transport is not given:
+                transport.close()
+        return response
 
     async def read(self, response: httpx2.Response) -> None:
         response.read()
@@ -173,31 +173,6 @@ def _pool(tls: Any) -> httpx2.BaseTransport:
     return httpx2.HTTPTransport(verify=tls, limits=http.LIMITS)
 
 
-class BoundedTransport(httpx2.BaseTransport):
-    """Sends one of the middleware's own calls; its response is small or refused.
-
-    Args:
-        transport: sends the request; closed by its owner.
-        deadline: cuts the sockets that the call opens.
-    """
-
-    def __init__(self, transport: httpx2.BaseTransport, deadline: Deadline) -> None:
-        self._transport = transport
-        self._deadline = deadline
-
-    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
-        request.headers["Accept-Encoding"] = "identity"
-        request.extensions = {**request.extensions, "trace": self._deadline.trace}
-        response = self._transport.handle_request(request)
-        if not http.bound(response):
-            response.close()
-            raise UnavailableError("CameraManager's answer has an unknown Content-Encoding")
-        return response
-
-    def close(self) -> None:
-        """Leave the transport open: it may be shared."""
-
-
 class Deadline:
     """Cuts the connections of one call in a thread when its time is over.
 
@@ -208,7 +183,7 @@ class Deadline:
         timeout: seconds that the call may take in total.
 
     Raises:
-        UnavailableError: at the end of the ``with`` block, if the call failed by it.
+        UnavailableError: at the end of the ``with`` block, if the call failed because of the cut.
     """
 
     def __init__(self, timeout: float) -> None:
@@ -219,7 +194,7 @@ class Deadline:
         self._is_over = False
 
     def trace(self, event: str, info: dict[str, Any]) -> None:
-        """Learn of each socket as it connects (httpx2's ``trace`` extension)."""
+        """Note each socket when it is connected (httpx2's ``trace`` extension)."""
         if event in ("connection.connect_tcp.complete", "connection.start_tls.complete"):
             with self._lock:
                 self._sockets.append(info["return_value"].get_extra_info("socket"))

@@ -51,7 +51,7 @@ class SessionStore(Protocol):
         """Return the value, or None if there is none or it has expired."""
 
     async def put(self, key: str, value: bytes, ttl: float) -> None:
-        """Set the value, whatever was there."""
+        """Set the value; replace any old one."""
 
     async def replace(self, key: str, old: bytes, new: bytes, ttl: float) -> bool:
         """Set `new` only if the value is `old` right now, atomically; return True if it was.
@@ -64,7 +64,7 @@ class SessionStore(Protocol):
         """Delete the value and return it, atomically: only one of two callers gets it."""
 
     async def acquire(self, key: str, owner: str, ttl: float) -> bool:
-        """Take the lease `key` for `owner`, or extend it if `owner` holds it; True if it does."""
+        """Take the lease `key` for `owner`, or extend it if `owner` holds it; True if so."""
 
     async def release(self, key: str, owner: str) -> None:
         """Give the lease back; nothing happens if another owner holds it now."""
@@ -104,7 +104,7 @@ class HasBlockingTwin(Protocol):
 
 
 class StoreURL(NamedTuple):
-    """The parts of a store's URL that tell where the store is.
+    """The kind of a store, and the file of a SQLite store.
 
     Attributes:
         kind: ``memory``, ``sqlite`` or ``redis``.
@@ -116,7 +116,7 @@ class StoreURL(NamedTuple):
 
 
 def parse(url: str) -> StoreURL:
-    """Read the URL of a store. What only redis-py can judge is left to `RedisStore`.
+    """Read the URL of a store. `RedisStore` checks the rest of a Redis URL.
 
     Raises:
         ConfigError: the URL names no store.

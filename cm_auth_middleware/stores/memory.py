@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
-import weakref
 from collections.abc import Callable
 
+from ..runtime.after_fork import after_fork
 from .workers import warn_if_several_workers
 
 _SHARDS = 512  # at most; with 10^6 records each has 2 000, which takes 0.1 ms to sweep or to grow
 _SHARD_RECORDS = 1_000  # a smaller store has fewer shards
 _SWEEP_EVERY = 10.0  # seconds from the start of one round through the shards to the next
 _LEASES = 1_024  # leases kept before those that have expired are swept
-
-_stores: weakref.WeakSet[MemoryStore] = weakref.WeakSet()
 
 
 class MemoryStore:
@@ -46,8 +43,8 @@ class MemoryStore:
         self._leases: dict[str, tuple[str, float]] = {}
         self._sweep_leases_at = _LEASES
         self._lock = threading.Lock()
-        self._workers_checked = True
-        _stores.add(self)
+        self._is_forked = False
+        after_fork(self)
         warn_if_several_workers()
 
     async def get(self, key: str) -> bytes | None:
@@ -61,8 +58,8 @@ class MemoryStore:
 
     async def put(self, key: str, value: bytes, ttl: float) -> None:
         """Set the value."""
-        if not self._workers_checked:  # built before a fork, as gunicorn --preload does
-            self._workers_checked = True
+        if self._is_forked:  # as with gunicorn --preload
+            self._is_forked = False
             warn_if_several_workers()
         with self._lock:
             self._set(key, value, ttl)
@@ -166,16 +163,7 @@ class MemoryStore:
             del shard[key]
         return len(expired)
 
-    def _after_fork(self) -> None:
-        # A thread of the parent may have held the lock, and that thread does not exist here.
+    def after_fork(self) -> None:
+        """Take a new lock: another thread may have held the old one at the fork."""
         self._lock = threading.Lock()
-        self._workers_checked = False
-
-
-def _after_fork() -> None:
-    for store in list(_stores):
-        store._after_fork()
-
-
-if hasattr(os, "register_at_fork"):  # not on Windows
-    os.register_at_fork(after_in_child=_after_fork)
+        self._is_forked = True

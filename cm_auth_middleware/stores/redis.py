@@ -136,7 +136,7 @@ class RedisStore:
 
     async def replace(self, key: str, old: bytes, new: bytes, ttl: float) -> bool:
         """Set `new` if the value is `old`."""
-        # A connection that breaks leaves open whether the script ran. If the second try finds
+        # When a connection breaks, the script may have run or not. If the second try finds
         # `new`, it did: the value is encrypted with a nonce, so no other caller wrote it.
         arguments = (new, _milliseconds(ttl), old)
         again = (*arguments, new)
@@ -146,8 +146,8 @@ class RedisStore:
         """Delete the value and return it.
 
         Raises:
-            StoreError: also when a connection breaks before the reply: a second try could report
-                as missing what the first one deleted.
+            StoreError: also when a connection breaks before the reply: a second try would not find
+                a value that the first try deleted.
         """
         value: bytes | None = await self._run(_DELETE, self._records + key, (), None)
         return value
@@ -210,7 +210,8 @@ class RedisStore:
         """Run a script.
 
         Args:
-            again: its arguments for a second try after the connection broke; None for no try.
+            again: its arguments for a second try after the connection broke; None if there must be
+                no second try.
         """
         return await self._clients.run(
             self._call(script, key, arguments),

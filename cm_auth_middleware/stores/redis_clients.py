@@ -13,35 +13,35 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, MutableMapping
 from contextlib import suppress
 from queue import Empty, SimpleQueue
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 import anyio.to_thread
 from redis import exceptions
 
 from ..errors import StoreError
-from ..runtime.run_sync import running_loop
+from ..runtime.run_sync import run_sync, running_loop
 from .redis_target import Target
 
 Call = Callable[[Any], Any]  # a client -> an answer, or something to await for it
 
-_THREADS = 40  # that wait for Redis at once under trio
+_THREADS = 40  # threads that may wait for Redis at once under trio
 _QUEUE = 5.0  # seconds that a request waits for one of the connections
 _RENEW_EVERY = 0.5  # seconds, at least, between two new clients for a server that is no primary
 _ERRORS = (exceptions.RedisError, exceptions.RedisClusterException, OSError, EOFError)
-# Connection errors after which nothing is gained by asking again at once.
+# Connection errors after which a second try is useless.
 _FINAL = (
     exceptions.AuthenticationError,
     exceptions.AuthorizationError,
     exceptions.MaxConnectionsError,
 )
-# What a server answers that is no primary, or none that takes writes: instead of doing anything
-# (`processCommand` in redis/src/server.c). So any command may be repeated.
+# The answers of a server that is no primary, or accepts no writes now. It gives them instead of
+# running the command (`processCommand` in redis/src/server.c), so any command may be repeated.
 _REFUSALS = (
     exceptions.ReadOnlyError,
     exceptions.BusyLoadingError,
     exceptions.MasterDownError,
 )
-# Redis 6 and older put the answer to a script's command, and ours write once, into a sentence:
+# Redis 6 and older put the error of a command in a script into a sentence:
 # "ERR Error running script (call to f_…): @user_script:3: @user_script: 3: -READONLY You can't …".
 _REFUSAL = re.compile(r"(?:^-?|: -)(READONLY|NOREPLICAS|LOADING|MASTERDOWN)\b")
 _REPLICA = "is a replica that cannot be written: name the primary"
@@ -66,52 +66,51 @@ _CODES = {
     "NOREPLICAS": "has fewer replicas than its min-replicas-to-write asks for",
 }
 
-# What uvloop raises, and redis-py hands on, where a connection closed just before a write to it.
+# uvloop raises this if a connection was closed just before a write; redis-py passes it on.
 _UVLOOP_CLOSED = "the handler is closed"
 
-_inherited: list[Any] = []  # clients of a parent process, which closing would disturb
+_inherited: list[Any] = []  # clients of the parent process; closing them would disturb it
 
-G = TypeVar("G")
 T = TypeVar("T")
 
 
-class _Link(Generic[G]):
-    """A client, others to close with it, and the gate that bounds how many use it at a time.
+class _Link:
+    """A client, others to close with it, and slots that bound how many calls use it at a time.
 
     Attributes:
         users: one object for each call that is using the client.
-        is_over: nobody else is to use it; who is the last to do so closes it.
-        renewed_at: when it took the place of another, by the monotonic clock.
-        renewing: is held while another is made for its place. Forks do not matter to it: a link is
-            used in one process.
+        is_over: True if no further call may use it; its last call closes it.
+        renewed_at: when it replaced another link, by the monotonic clock.
+        renewing: a lock that is held while another link is made to replace this one. A fork cannot
+            leave it locked, because a link is used in one process.
     """
 
     def __init__(
-        self, clients: tuple[Any, ...], gate: G, renewed_at: float = float("-inf")
+        self, clients: tuple[Any, ...], slots: Any, renewed_at: float = float("-inf")
     ) -> None:
         self.client = clients[0]
         self.clients = clients
-        self.gate = gate
+        self.slots = slots
         self.users: set[object] = set()
         self.is_over = False
         self.renewed_at = renewed_at
         self.renewing = threading.Lock()
 
     async def close(self) -> None:
-        """Close the connections, as far as they can still be closed."""
+        """Close the connections, and ignore those that are broken."""
         for client in self.clients:
             close = client.aclose if hasattr(client, "aclose") else client.close
             with suppress(*_ERRORS, RuntimeError):
                 await outcome(close())
 
 
-class _Clients(ABC, Generic[G]):
-    """What both sides share: calls, and a new client where the old one's server is no primary.
+class _Clients(ABC):
+    """Runs calls, and replaces a client whose server is no primary.
 
-    A connection stays with the server that it was made to when the name by which it was made leads
-    to another one. So when a server says that it takes no writes, a new client takes the place of
-    the one at hand: it looks the name up, or asks the sentinels or the cluster. Calls under way
-    keep the old one and its connections, which the last of them closes.
+    An open connection stays with its server, even if the host name leads to another one by now. So
+    when a server says that it accepts no writes, a new client replaces the old one: it looks the
+    name up again, or asks the sentinels or the cluster. Calls under way keep the old client, and
+    the last of them closes it.
     """
 
     _package: str
@@ -120,37 +119,49 @@ class _Clients(ABC, Generic[G]):
         self._target = target
 
     @abstractmethod
-    def _places(self) -> tuple[MutableMapping[Any, _Link[G]], Any]:
+    def _registry(self) -> tuple[MutableMapping[Any, _Link], Any]:
         """Return the links of this process and the key of the one to use here."""
 
     @abstractmethod
-    def _gate(self) -> G:
-        """Make a gate."""
+    def _slots(self) -> Any:
+        """Make slots: a semaphore on event loops, a queue of tokens between threads."""
 
     @abstractmethod
-    def _abandon(self, link: _Link[G]) -> None:
-        """Close a link that has no user any more, without waiting for the servers."""
+    def _abandon(self, link: _Link) -> None:
+        """Close a link that no call uses any more, without waiting for the servers."""
 
-    def _link(self) -> _Link[G]:
-        links, key = self._places()
+    @abstractmethod
+    async def run(self, call: Call, again: Call | None) -> Any:
+        """Run `call` with a client, and `again` if the connection breaks.
+
+        If the server is no primary, the call is repeated with a client that has looked for the
+        primary again.
+        """
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Close the connections made here; those in use are closed after their call."""
+
+    def _link(self) -> _Link:
+        links, key = self._registry()
         link = links.get(key)
         if link is None:
-            # Without a lock, which a fork could leave locked: of two threads one client is kept.
-            link = links.setdefault(key, _Link(self._connect(), self._gate()))
+            # Without a lock, which a fork could leave locked: of two threads, one client stays.
+            link = links.setdefault(key, _Link(self._connect(), self._slots()))
         return link
 
-    def _renew(self, link: _Link[G]) -> _Link[G] | None:
-        """Return the link that is in the place of `link`, or None if it is too early for one."""
+    def _renew(self, link: _Link) -> _Link | None:
+        """Replace a link and return the new one; None if the last replacement was just now."""
         with link.renewing:
-            links, key = self._places()
+            links, key = self._registry()
             if links.get(key) is not link:  # another call did it, or the store was closed
                 return self._link()
             now = time.monotonic()
-            if now < link.renewed_at + _RENEW_EVERY:  # as long as it lasts, not at each request
+            if now < link.renewed_at + _RENEW_EVERY:  # during an outage, not at each request
                 return None
-            links[key] = heir = _Link(self._connect(), link.gate, now)
-        link.is_over = True
-        return heir
+            links[key] = successor = _Link(self._connect(), link.slots, now)
+        self._retire(link)
+        return successor
 
     def _connect(self) -> tuple[Any, ...]:
         try:
@@ -159,8 +170,8 @@ class _Clients(ABC, Generic[G]):
             failure = StoreError(f"{self._target} {_sentence(error)}")
         raise failure
 
-    async def _attempt(self, link: _Link[G], call: Call, again: Call | None) -> Any:
-        """Call with the client; see `run`."""
+    async def _attempt(self, link: _Link, call: Call, again: Call | None) -> Any:
+        """Run a call with the client of a link; see `run`."""
         if link.is_over:  # since this call began to wait for its turn
             link = self._link()
         user = object()
@@ -182,13 +193,13 @@ class _Clients(ABC, Generic[G]):
                         raise
                     failure = StoreError(f"{self._target} {_UNREACHABLE}")
                     is_refused, is_broken = False, True
-                # Out of the clauses above: what redis-py raised may quote keys and values.
+                # Not raised in a clause above: it would be chained to an error that may quote keys.
                 if is_refused:
-                    heir = None if is_renewed else self._renew(link)
-                    if heir is None:
+                    successor = None if is_renewed else self._renew(link)
+                    if successor is None:
                         raise failure
                     self._leave(link, user)
-                    link, is_renewed = heir, True
+                    link, is_renewed = successor, True
                     link.users.add(user)
                 elif is_broken and again is not None:
                     call, again = again, None
@@ -197,59 +208,56 @@ class _Clients(ABC, Generic[G]):
         finally:
             self._leave(link, user)
 
-    def _leave(self, link: _Link[G], user: object) -> None:
+    def _retire(self, link: _Link | None) -> None:
+        """Let no further call use a link; close it when the last one has left it."""
+        if link is not None:
+            link.is_over = True
+            self._leave(link, None)
+
+    def _leave(self, link: _Link, user: object) -> None:
         link.users.discard(user)
         if link.is_over and not link.users:
             self._abandon(link)
 
 
-class BlockingClients(_Clients["SimpleQueue[None]"]):
+class BlockingClients(_Clients):
     """The client of this process for threads."""
 
     _package = "redis"
 
     def __init__(self, target: Target) -> None:
         super().__init__(target)
-        self._links: dict[int, _Link[SimpleQueue[None]]] = {}
+        self._links: dict[int, _Link] = {}
 
     async def run(self, call: Call, again: Call | None) -> Any:
-        """Call with a client, and once more with `again` if the connection breaks.
-
-        If the server is no primary, the call is repeated with a client that looked for it anew.
-        """
         link = self._link()
         try:
-            link.gate.get(timeout=_QUEUE)
+            link.slots.get(timeout=_QUEUE)
         except Empty:
             raise _queued(self._target) from None
         try:
             return await self._attempt(link, call, again)
         finally:
-            link.gate.put(None)
+            link.slots.put(None)
 
     async def close(self) -> None:
-        """Close the connections of this process; those in use, when they come back."""
-        link = self._links.pop(os.getpid(), None)
-        if link is not None:
-            link.is_over = True
-            if not link.users:
-                self._abandon(link)
+        self._retire(self._links.pop(os.getpid(), None))
 
-    def _places(self) -> tuple[dict[int, _Link[SimpleQueue[None]]], int]:
+    def _registry(self) -> tuple[dict[int, _Link], int]:
         return self._links, os.getpid()
 
-    def _gate(self) -> SimpleQueue[None]:
+    def _slots(self) -> SimpleQueue[None]:
         # A queue of tokens: threading.Semaphore, being Python, costs a tenth of a GET.
         gate: SimpleQueue[None] = SimpleQueue()
         for _ in range(self._target.connections):
             gate.put(None)
         return gate
 
-    def _abandon(self, link: _Link[SimpleQueue[None]]) -> None:
-        _drive(link.close())
+    def _abandon(self, link: _Link) -> None:
+        run_sync(link.close())
 
 
-class AsyncClients(_Clients[asyncio.Semaphore]):
+class AsyncClients(_Clients):
     """The clients of this process for event loops: asyncio's own, threads under trio."""
 
     _package = "redis.asyncio"
@@ -258,55 +266,44 @@ class AsyncClients(_Clients[asyncio.Semaphore]):
         super().__init__(target)
         self._blocking = blocking
         self._pid = os.getpid()
-        self._links: weakref.WeakKeyDictionary[Any, _Link[asyncio.Semaphore]]
-        self._links = weakref.WeakKeyDictionary()
+        self._links: weakref.WeakKeyDictionary[Any, _Link] = weakref.WeakKeyDictionary()
         self._threads: weakref.WeakKeyDictionary[Any, anyio.CapacityLimiter]
         self._threads = weakref.WeakKeyDictionary()
         self._closing: set[asyncio.Task[None]] = set()
 
     async def run(self, call: Call, again: Call | None) -> Any:
-        """Call with a client, and once more with `again` if the connection breaks.
-
-        If the server is no primary, the call is repeated with a client that looked for it anew.
-        """
-        if _asyncio_loop() is None:
-            blocking = self._blocking.run
-            return await self._in_a_thread(lambda: _drive(blocking(call, again)))
+        if not isinstance(running_loop(), asyncio.AbstractEventLoop):
+            return await self._in_a_thread(lambda: run_sync(self._blocking.run(call, again)))
         link = self._link()
-        if link.gate.locked():
+        if link.slots.locked():
             try:
                 async with asyncio.timeout(_QUEUE):
-                    await link.gate.acquire()
+                    await link.slots.acquire()
             except TimeoutError:
                 raise _queued(self._target) from None
         else:
-            await link.gate.acquire()
+            await link.slots.acquire()
         try:
             return await self._attempt(link, call, again)
         finally:
-            link.gate.release()
+            link.slots.release()
 
     async def close(self) -> None:
-        """Close the connections of this event loop; those in use, when they come back."""
-        loop = _asyncio_loop()
-        if loop is None:
-            await self._in_a_thread(lambda: _drive(self._blocking.close()))
+        loop = running_loop()
+        if not isinstance(loop, asyncio.AbstractEventLoop):
+            await self._in_a_thread(lambda: run_sync(self._blocking.close()))
             return
-        link = self._links.pop(loop, None) if os.getpid() == self._pid else None
-        if link is not None:
-            link.is_over = True
-            if not link.users:
-                self._abandon(link)
-        ours = [task for task in list(self._closing) if task.get_loop() is loop]
-        await asyncio.gather(*ours, return_exceptions=True)
+        if os.getpid() == self._pid:
+            self._retire(self._links.pop(loop, None))
+        closing = [task for task in list(self._closing) if task.get_loop() is loop]
+        await asyncio.gather(*closing, return_exceptions=True)
 
     async def _in_a_thread(self, work: Callable[[], T]) -> T:
-        # Not one of those that everybody shares: routes that wait for what this brings may have
-        # taken them all.
+        # Not one of anyio's shared threads: routes that wait for this result may use all of them.
         limiter = self._threads.setdefault(running_loop(), anyio.CapacityLimiter(_THREADS))
         return await anyio.to_thread.run_sync(work, limiter=limiter)
 
-    def _places(self) -> tuple[MutableMapping[Any, _Link[asyncio.Semaphore]], Any]:
+    def _registry(self) -> tuple[MutableMapping[Any, _Link], Any]:
         if os.getpid() != self._pid:
             _inherited.append((self._links, self._closing))
             self._links = weakref.WeakKeyDictionary()
@@ -316,14 +313,14 @@ class AsyncClients(_Clients[asyncio.Semaphore]):
 
     def _connect(self) -> tuple[Any, ...]:
         for other in [other for other in self._links if other.is_closed()]:
-            del self._links[other]  # its client refers to it, so it would stay for ever
+            del self._links[other]  # its client refers to the loop, so it would stay for ever
         return super()._connect()
 
-    def _gate(self) -> asyncio.Semaphore:
+    def _slots(self) -> asyncio.Semaphore:
         return asyncio.Semaphore(self._target.connections)
 
-    def _abandon(self, link: _Link[asyncio.Semaphore]) -> None:
-        # In a task: a server that is gone would keep the request waiting, and a request that is
+    def _abandon(self, link: _Link) -> None:
+        # In a task: a server that is down would keep the request waiting, and a request that is
         # cancelled would leave connections open.
         task = asyncio.get_running_loop().create_task(link.close())
         self._closing.add(task)
@@ -331,16 +328,16 @@ class AsyncClients(_Clients[asyncio.Semaphore]):
 
 
 async def outcome(answer: Any) -> Any:
-    """Return what redis-py answers, now (`redis`) or when awaited (`redis.asyncio`)."""
+    """Return the answer of redis-py, which has to be awaited if it is from `redis.asyncio`."""
     return await answer if hasattr(answer, "__await__") else answer
 
 
 def _is_refusal(error: Exception) -> bool:
-    """True if the server says that it is no primary, or none that takes writes now."""
+    """True if the server says that it is no primary, or accepts no writes now."""
     if isinstance(error, _REFUSALS):
         return True
     if isinstance(error, exceptions.ConnectionError):
-        # What redis-py makes of READONLY from a server that a sentinel named.
+        # redis-py turns READONLY from a server that a sentinel named into this error.
         return isinstance(error.__context__, exceptions.ReadOnlyError)
     return isinstance(error, exceptions.ResponseError) and bool(_REFUSAL.search(str(error)))
 
@@ -358,7 +355,7 @@ def _sentence(error: Exception) -> str:
 
 
 def _system_reason(error: BaseException | None) -> str:
-    """Return what the system says: "Connection refused", "certificate has expired" …"""
+    """Return the system's reason, such as "Connection refused"; empty if there is none."""
     while error is not None:
         if isinstance(error, ssl.SSLCertVerificationError):
             return error.verify_message
@@ -370,19 +367,3 @@ def _system_reason(error: BaseException | None) -> str:
 
 def _queued(target: Target) -> StoreError:
     return StoreError(f"{target} is too slow: requests wait for a connection")
-
-
-def _asyncio_loop() -> asyncio.AbstractEventLoop | None:
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        return None
-
-
-def _drive(coroutine: Any) -> Any:
-    """Run a coroutine of the blocking services, which never suspends."""
-    try:
-        coroutine.send(None)
-    except StopIteration as stop:
-        return stop.value
-    raise RuntimeError("a blocking client suspended")

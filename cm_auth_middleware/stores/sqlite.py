@@ -11,15 +11,13 @@ import time
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import anyio
 import anyio.to_thread
 
 from ..errors import StoreError
 from .sqlite_file import SQLiteFile, check_access, explain, is_busy
-
-T = TypeVar("T")
 
 _PATIENCE = 2.0  # seconds that a write waits for another process's lock
 _BACKOFF = (0.001, 0.02)  # seconds between two attempts: from, to
@@ -85,7 +83,7 @@ class SQLiteStore:
         self._clock = clock
         self._era, self._lease_clock = ("", lease_clock) if lease_clock else machine_time()
         self._sleep: Callable[[float], Awaitable[None]] = anyio.sleep
-        self._apart: Callable[[Callable[[], None]], Awaitable[None]] = _in_a_thread
+        self._apart: Callable[[Callable[[], Any]], Awaitable[None]] = _in_a_thread
         self._purge_at = 0.0
         self._changed = 0
 
@@ -99,19 +97,20 @@ class SQLiteStore:
         """Return the value, or None."""
         parameters = (key, self._clock())
         try:
-            rows = self._file.fetch(_GET, parameters)  # the hot path, without a second coroutine
+            rows, _ = self._file.run(_GET, parameters)  # the hot path, without a second coroutine
         except sqlite3.Error:
-            rows = await self._fetch(_GET, parameters)
+            rows, _ = await self._run(_GET, parameters)
         return rows[0][0] if rows else None
 
     async def put(self, key: str, value: bytes, ttl: float) -> None:
         """Set the value."""
-        await self._tidy(await self._change(_PUT, (key, value, self._clock() + ttl)))
+        _, changed = await self._run(_PUT, (key, value, self._clock() + ttl))
+        await self._tidy(changed)
 
     async def replace(self, key: str, old: bytes, new: bytes, ttl: float) -> bool:
         """Set `new` if the value is `old`."""
         now = self._clock()
-        replaced = await self._change(_REPLACE, (new, now + ttl, key, old, now))
+        _, replaced = await self._run(_REPLACE, (new, now + ttl, key, old, now))
         await self._tidy(replaced)
         return replaced == 1
 
@@ -120,29 +119,30 @@ class SQLiteStore:
         # Not DELETE … RETURNING: SQLite 3.34 of RHEL 9 lacks it. Of two callers who read the same
         # value, only one deletes it.
         while True:
-            rows = await self._fetch(_READ, (key,))
+            rows, _ = await self._run(_READ, (key,))
             if not rows:
                 return None
             value, expires = rows[0]
-            if await self._change(_DELETE, (key, value)):
+            _, deleted = await self._run(_DELETE, (key, value))
+            if deleted:
                 return bytes(value) if expires > self._clock() else None
 
     async def acquire(self, key: str, owner: str, ttl: float) -> bool:
         """Take or extend a lease."""
         now = self._lease_clock()
-        is_ours = await self._change(_ACQUIRE, (self._era + key, owner, now + ttl, now)) == 1
+        _, taken = await self._run(_ACQUIRE, (self._era + key, owner, now + ttl, now))
         await self._tidy(0)  # visitors can cause writes of leases and of nothing else
-        return is_ours
+        return taken == 1
 
     async def release(self, key: str, owner: str) -> None:
         """Give a lease back."""
-        await self._change(_RELEASE, (self._era + key, owner))
+        await self._run(_RELEASE, (self._era + key, owner))
 
     async def purge(self) -> int:
         """Delete everything that has expired, batch by batch."""
         removed = 0
         while True:
-            batch = await self._change(_PURGE, (self._clock(), _PURGE_BATCH))
+            _, batch = await self._run(_PURGE, (self._clock(), _PURGE_BATCH))
             removed += batch
             if batch < _PURGE_BATCH:
                 return removed
@@ -157,7 +157,7 @@ class SQLiteStore:
         if prefix:
             rows = await self._with_prefix(_COUNT_FROM, _COUNT_BELOW, prefix)
         else:
-            rows = await self._fetch(_COUNT, (self._clock(),))
+            rows, _ = await self._run(_COUNT, (self._clock(),))
         return int(rows[0][0])
 
     def check(self) -> None:
@@ -166,7 +166,7 @@ class SQLiteStore:
 
     async def ping(self) -> None:
         """Run a write that changes nothing: it fails as other writes do, except on a full disk."""
-        await self._change(_RELEASE, ("", ""))
+        await self._run(_RELEASE, ("", ""))
 
     async def close(self) -> None:
         """Close the connections that are not in use, also those of the twin."""
@@ -182,20 +182,15 @@ class SQLiteStore:
         if above:
             parameters += (above[:-1] + bytes([above[-1] + 1]),)
             query = query_below
-        return await self._fetch(query, parameters)
+        rows, _ = await self._run(query, parameters)
+        return rows
 
-    async def _fetch(self, query: str, parameters: tuple[Any, ...]) -> list[Any]:
-        return await self._patiently(lambda: self._file.fetch(query, parameters))
-
-    async def _change(self, statement: str, parameters: tuple[Any, ...]) -> int:
-        return await self._patiently(lambda: self._file.change(statement, parameters))
-
-    async def _patiently(self, work: Callable[[], T]) -> T:
-        """Do `work`, and retry it while another process holds the lock."""
+    async def _run(self, statement: str, parameters: tuple[Any, ...]) -> tuple[list[Any], int]:
+        """Run a statement, and retry it while another process holds the lock."""
         deadline = time.monotonic() + _PATIENCE
         while True:
             try:
-                return work()
+                return self._file.run(statement, parameters)
             except sqlite3.Error as error:
                 if not is_busy(error) or time.monotonic() > deadline:
                     raise StoreError(explain(self._file.label, error)) from error
@@ -211,15 +206,16 @@ class SQLiteStore:
             self._changed += changed + self._purge_some()
             if self._changed >= _CHECKPOINT_EVERY:
                 self._changed = 0
-                await self._apart(self._file.checkpoint)
+                # Into the file, as far as no reader prevents it.
+                await self._apart(partial(self._file.run, "PRAGMA wal_checkpoint(PASSIVE)"))
 
     def _purge_some(self) -> int:
         now = self._clock()
         if now < self._purge_at:
             return 0
         self._purge_at = now + _PURGE_EVERY
-        records = self._file.change(_PURGE, (now, _PURGE_BATCH))
-        leases = self._file.change(_PURGE_LEASES, (self._lease_clock(), _PURGE_BATCH))
+        _, records = self._file.run(_PURGE, (now, _PURGE_BATCH))
+        _, leases = self._file.run(_PURGE_LEASES, (self._lease_clock(), _PURGE_BATCH))
         if _PURGE_BATCH in (records, leases):
             self._purge_at = now  # there are more: go on at the next write
         return records + leases
@@ -237,8 +233,8 @@ def machine_time() -> tuple[str, Callable[[], float]]:
         return "", time.time
 
 
-async def _in_a_thread(work: Callable[[], None]) -> None:
-    # A thread of its own: routes that wait for this very write may hold all the shared ones.
+async def _in_a_thread(work: Callable[[], Any]) -> None:
+    # A thread of its own: routes that wait for this very write may use all the shared ones.
     await anyio.to_thread.run_sync(work, limiter=anyio.CapacityLimiter(1))
 
 
@@ -246,5 +242,5 @@ async def _block(seconds: float) -> None:
     time.sleep(seconds)  # noqa: ASYNC251 - only threads run it
 
 
-async def _here(work: Callable[[], None]) -> None:
+async def _here(work: Callable[[], Any]) -> None:
     work()

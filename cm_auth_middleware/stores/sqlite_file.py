@@ -27,14 +27,14 @@ _SCHEMA = (
     f"PRAGMA application_id = {_APPLICATION}",
     f"PRAGMA user_version = {_VERSION}",
 )
-# What the file consists of, beside its name, while it is in use.
+# The file and its journals: the endings of their names.
 _PARTS = ("", "-wal", "-shm", "-journal")
-# What runs when a record is read or written. A virtual table has no page in the file.
+# Objects that run code when a record is read or written. A virtual table has no page in the file.
 _FOREIGN = (
     "SELECT type, name FROM sqlite_master "
     "WHERE type NOT IN ('table', 'index') OR coalesce(rootpage, 0) < 1 LIMIT 1"
 )
-_LOG_PAGES = 4000  # of the write-ahead log, at which SQLite itself moves it during a write
+_LOG_PAGES = 4000  # of the write-ahead log; then SQLite itself moves it, during a write
 _LOOK_EVERY = 1.0  # seconds between checks that the file is still the one that was opened
 _FORK_PATIENCE = 1.0  # seconds that a fork waits for other threads' statements
 
@@ -50,7 +50,7 @@ _SENTENCES = {
     sqlite3.SQLITE_PERM: "cannot be opened: its permissions forbid it",
     sqlite3.SQLITE_CORRUPT: "is damaged: put a backup in its place, or remove it",
     sqlite3.SQLITE_NOTADB: "is not a SQLite database: name another file, or remove it",
-    sqlite3.SQLITE_AUTH: "has a trigger or a view that is not ours: drop it",
+    sqlite3.SQLITE_AUTH: "has a trigger or a view that this package did not make: drop it",
     sqlite3.SQLITE_IOERR: "cannot be read or written: is its disk full, or broken",
 }
 
@@ -67,9 +67,9 @@ class SQLiteFile:
     memory, and a child that inherits the record without the locks loses writes
     (https://www.sqlite.org/howtocorrupt.html#_carrying_an_open_database_connection_across_a_fork_).
 
-    Others than this process's user and root must not be able to write it: see `check_access`. That
-    and whether it holds triggers is looked at whenever a connection is made; a trigger that comes
-    later ends the connections that meet it.
+    Only this process's user and root may be able to write it: see `check_access`. Each new
+    connection checks this, and that the file has no triggers. A trigger that is added later ends
+    the connections that meet it.
 
     Args:
         path: the file; it and its journal are created with mode 0600.
@@ -93,31 +93,17 @@ class SQLiteFile:
         self._pid = os.getpid()
         _files.add(self)
 
-    def fetch(self, statement: str, parameters: tuple[Any, ...]) -> list[Any]:
-        """Run a query and return its rows."""
+    def run(self, statement: str, parameters: tuple[Any, ...] = ()) -> tuple[list[Any], int]:
+        """Run a statement; return the rows that it read and the number of rows that it changed."""
         connection = self._take()
         try:
-            rows = connection.execute(statement, parameters).fetchall()
+            cursor = connection.execute(statement, parameters)
+            result = cursor.fetchall(), cursor.rowcount
         except BaseException as error:
             self._failed(connection, error)
             raise
         self._give(connection)
-        return rows
-
-    def change(self, statement: str, parameters: tuple[Any, ...]) -> int:
-        """Run a statement that writes and return the number of rows that it changed."""
-        connection = self._take()
-        try:
-            count = connection.execute(statement, parameters).rowcount
-        except BaseException as error:
-            self._failed(connection, error)
-            raise
-        self._give(connection)
-        return count
-
-    def checkpoint(self) -> None:
-        """Move the write-ahead log into the file, as far as no reader prevents it."""
-        self.fetch("PRAGMA wal_checkpoint(PASSIVE)", ())
+        return result
 
     def close(self) -> None:
         """Close the idle connections now, and those in use when they are given back."""
@@ -184,10 +170,10 @@ class SQLiteFile:
         return status.st_dev, status.st_ino, status.st_mode, status.st_uid
 
     def _connect(self) -> _Connection:
-        for place, reason in check_access(self.path):
-            if (place, reason) not in self._warned:
-                self._warned.add((place, reason))
-                log("store_permissions", path=place, reason=reason)
+        for entry, reason in check_access(self.path):
+            if (entry, reason) not in self._warned:
+                self._warned.add((entry, reason))
+                log("store_permissions", path=entry, reason=reason)
         with _opening:
             self._create()
             generation = self._generation
@@ -232,7 +218,7 @@ class SQLiteFile:
         # SQLite advises both for files that others may have written
         # (https://www.sqlite.org/security.html).
         connection.execute("PRAGMA trusted_schema = OFF")
-        connection.set_authorizer(_nothing_by_itself)
+        connection.set_authorizer(_deny_triggers)
         # Keep this order: another process may commit the whole schema between two of these.
         tables = number("SELECT count(*) FROM sqlite_master")
         version = number("PRAGMA user_version")
@@ -247,8 +233,8 @@ class SQLiteFile:
         if foreign:
             kind = foreign[0] if foreign[0] in ("trigger", "view") else "virtual table"
             raise StoreError(
-                f"{self.path} has a {kind} that is not ours, {str(foreign[1])!r:.60}: drop it, or "
-                "remove the file"
+                f"{self.path} has a {kind} that this package did not make, "
+                f"{str(foreign[1])!r:.60}: drop it, or remove the file"
             )
         connection.execute("PRAGMA synchronous = NORMAL")
         connection.execute(f"PRAGMA wal_autocheckpoint = {_LOG_PAGES}")
@@ -269,49 +255,49 @@ class _Connection(sqlite3.Connection):
 def check_access(path: Path) -> list[tuple[Path, str]]:
     """Return which of the file, its journals and its folder a group may write, and the remedy.
 
-    Whoever may write there can put back old sessions, or a file of their own. The folder counts
-    as much as the file, and the sticky bit does not help: it lets others make what is not there
-    yet. On Windows nothing is looked at.
+    A user who may write there can put back old sessions, or another file. The folder counts as much
+    as the file, and the sticky bit does not help: it still lets users add files. On Windows nothing
+    is checked.
 
     Raises:
-        StoreError: everybody may write one of them, it belongs to neither this process's user
-            nor root, or it is a link; the message says how to mend it.
+        StoreError: every user may write one of them, it belongs to neither this process's user
+            nor root, or it is a link; the message has the remedy.
     """
     if os.name != "posix":  # pragma: no cover - Windows
         return []
-    folder = Path(os.path.realpath(path.parent))  # links among the folders are the system's affair
+    folder = Path(os.path.realpath(path.parent))  # links among the folders are allowed
     shared = []
-    for place in (folder, *(Path(f"{path}{part}") for part in _PARTS)):
+    for entry in (folder, *(Path(f"{path}{part}") for part in _PARTS)):
         try:
-            status = place.lstat()
-        except OSError:  # it is not there yet; opening it says what else may be the matter
+            status = entry.lstat()
+        except OSError:  # it does not exist yet; other problems show when it is opened
             continue
         if stat.S_ISLNK(status.st_mode):
-            raise StoreError(f"{place} is a link: name the file that it leads to, or remove it")
+            raise StoreError(f"{entry} is a link: name the file that it leads to, or remove it")
         if status.st_mode & stat.S_IWOTH:
-            mend = f"chmod o-w {place}"
-            if place == folder:
-                its_own = "put the file in a folder of its own with mode 0700"
-                is_everybodys = status.st_mode & stat.S_ISVTX  # as /tmp is, and has to be
-                mend = its_own if is_everybodys else f"{mend}, or {its_own}"
-            raise StoreError(f"{place} can be written by everybody: {mend}")
+            mend = f"chmod o-w {entry}"
+            if entry == folder:
+                own_folder = "put the file in a folder of its own with mode 0700"
+                is_sticky = status.st_mode & stat.S_ISVTX  # as /tmp is, and has to be
+                mend = own_folder if is_sticky else f"{mend}, or {own_folder}"
+            raise StoreError(f"{entry} can be written by everybody: {mend}")
         if status.st_uid not in (0, os.geteuid()):
             raise StoreError(
-                f"{place} belongs to another user ({status.st_uid}): run as that user, or chown "
+                f"{entry} belongs to another user ({status.st_uid}): run as that user, or chown "
                 f"it to this one ({os.geteuid()})"
             )
         if status.st_mode & stat.S_IWGRP:
-            shared.append((place, f"its group may write it: chmod g-w {place}"))
+            shared.append((entry, f"its group may write it: chmod g-w {entry}"))
     return shared
 
 
-def _nothing_by_itself(*asked: object) -> int:
-    """Deny what a trigger or a view does, and nothing else.
+def _deny_triggers(*action: object) -> int:
+    """Deny the actions of triggers and views, and no others.
 
-    SQLite asks when it compiles a statement, for each thing that the statement would do. The last
-    of what it says is the trigger or view that does it (https://www.sqlite.org/c3ref/set_authorizer.html).
+    SQLite asks for each action of a statement when it compiles it. The last argument is the name of
+    the trigger or view that contains the action (https://www.sqlite.org/c3ref/set_authorizer.html).
     """
-    return sqlite3.SQLITE_OK if asked[-1] is None else sqlite3.SQLITE_DENY
+    return sqlite3.SQLITE_OK if action[-1] is None else sqlite3.SQLITE_DENY
 
 
 def is_busy(error: sqlite3.Error) -> bool:

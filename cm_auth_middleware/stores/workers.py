@@ -1,7 +1,7 @@
-"""Find out how many processes serve this application, as far as one of them can tell.
+"""Find out how many worker processes the server was told to run.
 
-A process cannot tell it from its parent: gunicorn, hypercorn and granian start a worker below a
-parent even if it is the only one, and uvicorn's reloader does, too. The options count.
+The process tree does not show it: gunicorn, hypercorn and granian start a worker as a child process
+even if it is the only one, and so does uvicorn's reloader. So the server's options are read.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import PurePath
 
 from ..events import log
 
-# The environment variables that each server reads the number from if its command line has none.
+# The environment variables from which each server takes the number if no option gives it.
 _SERVERS = {
     "uvicorn": ("UVICORN_WORKERS", "WEB_CONCURRENCY"),
     "gunicorn": ("WEB_CONCURRENCY",),
@@ -32,33 +32,32 @@ _warned = False
 def warn_if_several_workers() -> None:
     """Log a warning, once in a process, if the server was told to run several workers."""
     global _warned
-    workers = server_workers()
+    workers = _workers()
     if workers > 1 and not _warned:
         _warned = True
         log("memory_store_multiprocess", workers=workers)
 
 
-def server_workers() -> int:
+def _workers() -> int:
     """Return the number of workers that the server was told to run; 1 if nothing is known.
 
     Spawned workers have the server's ``sys.argv`` by multiprocessing, forked ones by the fork.
     """
-    server = _server_name()
-    if server is None:
-        return 1
-    arguments = sys.argv[1:]
+    server, arguments = _server_name(), sys.argv[1:]
     if "--reload" in arguments or (server == "fastapi" and "dev" in arguments[:1]):
         return 1  # the two processes are one worker and its watcher
-    stated = next(_stated(arguments), None)
-    if stated is None and server == "gunicorn":
-        # Its configuration file is a Python program, so read the number that it came to.
-        stated = _gunicorn_siblings() or next(
-            _stated(shlex.split(os.environ.get("GUNICORN_CMD_ARGS", ""))), None
-        )
-    if stated is None:
-        values = [os.environ.get(name, "") for name in _SERVERS[server]]
-        stated = next((int(value) for value in values if value.isdecimal()), None)
-    return stated or 1
+    return next(_stated(server, arguments), 1) if server else 1
+
+
+def _stated(server: str, arguments: Sequence[str]) -> Iterator[int]:
+    """Yield each number of workers that a server was told, the one that counts first."""
+    yield from _options(arguments)
+    if server == "gunicorn":
+        # Its configuration file is a Python program, so look at the result.
+        yield from _gunicorn_siblings()
+        yield from _options(shlex.split(os.environ.get("GUNICORN_CMD_ARGS", "")))
+    values = [os.environ.get(name, "") for name in _SERVERS[server]]
+    yield from (int(value) for value in values if value.isdecimal())
 
 
 def _server_name() -> str | None:
@@ -68,7 +67,7 @@ def _server_name() -> str | None:
     return name if name in _SERVERS else None
 
 
-def _stated(arguments: Sequence[str]) -> Iterator[int]:
+def _options(arguments: Sequence[str]) -> Iterator[int]:
     """Yield each number that ``--workers N``, ``--workers=N``, ``-w N`` or ``-wN`` gives."""
     for argument, following in pairwise([*arguments, ""]):
         match = _OPTION.match(argument)
@@ -78,12 +77,12 @@ def _stated(arguments: Sequence[str]) -> Iterator[int]:
                 yield int(value)
 
 
-def _gunicorn_siblings() -> int | None:
-    """Return the number of workers that the configuration of gunicorn came to.
+def _gunicorn_siblings() -> Iterator[int]:
+    """Yield the number of workers in gunicorn's final configuration.
 
-    A forked worker finds it with the workers that were forked before it, so the first one does
-    not.
+    A worker finds it in the list of the workers that were forked before it; for the first worker
+    the list is empty.
     """
     arbiter = getattr(sys.modules.get("gunicorn.arbiter"), "Arbiter", None)
-    siblings = list(getattr(arbiter, "WORKERS", {}).values())
-    return max((worker.cfg.workers for worker in siblings), default=None)
+    workers = list(getattr(arbiter, "WORKERS", {}).values())
+    yield from sorted((worker.cfg.workers for worker in workers), reverse=True)

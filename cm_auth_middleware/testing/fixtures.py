@@ -239,7 +239,7 @@ class CMLogin:
         return client
 
     def seconds_left(self) -> float:
-        """Return the seconds after which all sessions have expired if none is used."""
+        """Return the seconds after which all sessions have expired if they are not used."""
         left = [browser.get(session).json()["expires_in"] for browser, session in self._logins]
         return float(max(left, default=0))
 

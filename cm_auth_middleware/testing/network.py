@@ -66,7 +66,7 @@ class Network(httpx2.AsyncBaseTransport, httpx2.BaseTransport):
         self.seen.append(request)
         origin = origin_of(request.url)
         if origin not in self.apps:
-            raise httpx2.ConnectError(f"nobody listens at {origin}")
+            raise httpx2.ConnectError(f"no application listens at {origin}")
         return self.apps[origin]
 
 

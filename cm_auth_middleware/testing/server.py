@@ -158,7 +158,7 @@ class SimulatorServer(AppServer):
 
 def _listen(host: str, port: int) -> socket.socket:
     if not 0 <= port <= 65_535:
-        raise RuntimeError(f"port {port} is none of the ports 1 to 65535; 0 chooses a free one")
+        raise RuntimeError(f"port {port} is not between 1 and 65535; 0 chooses a free one")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

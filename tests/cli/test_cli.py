@@ -123,7 +123,7 @@ def test_offline_asks_nobody(run: Run, cm: SimulatorServer) -> None:
 
 def test_nothing_is_left_behind(run: Run, env: dict[str, str], cm: SimulatorServer) -> None:
     path = Path(env["CM_AUTH_STORE"].removeprefix("sqlite:///"))
-    assert "will be made" in run("check").output
+    assert "will be created" in run("check").output
     assert not path.exists()
     run_sync(SQLiteStore(path).blocking().ping())  # which makes it
     assert "written, read and emptied" in run("check").output

@@ -278,7 +278,7 @@ def test_what_would_run_by_itself_is_refused(
     change(folder / "s.db", OBJECTS[kind])
 
     async def check(store: SQLiteStore) -> None:
-        await refused(store, f"has a {kind} that is not ours, 'theirs", "drop it")
+        await refused(store, f"has a {kind} that this package did not make, 'theirs", "drop it")
         change(folder / "s.db", f"DROP {kind.split()[-1]} theirs")
         assert await store.get("k") == b"v"
 
@@ -296,7 +296,7 @@ def test_a_trigger_that_claims_to_be_an_index_is_refused(
         database.execute("INSERT INTO sqlite_master VALUES (?, ?, ?, ?, ?)", row)
 
     async def check(store: SQLiteStore) -> None:
-        with pytest.raises(StoreError, match=r"not ours|damaged"):
+        with pytest.raises(StoreError, match=r"did not make|damaged"):
             await store.put("new", b"w", 60)
 
     side(check)
@@ -306,7 +306,7 @@ def test_the_name_of_a_trigger_is_not_told_raw(folder: Path) -> None:
     """66: a terminal would obey it."""
     make(folder / "s.db")
     change(folder / "s.db", TRIGGER.replace("theirs", '"\x1b[31m\nFAKE line%s"' % ("x" * 1000)))
-    with pytest.raises(StoreError, match=r"not ours, '\\x1b\[31m\\nFAKE") as caught:
+    with pytest.raises(StoreError, match=r"did not make, '\\x1b\[31m\\nFAKE") as caught:
         run(SQLiteStore(folder / "s.db").blocking().ping())
     assert len(str(caught.value)) < 400
 
@@ -331,7 +331,7 @@ def test_a_trigger_that_comes_while_the_file_is_open_never_runs(
         }
         with pytest.raises(StoreError, match="trigger"):
             await calls[event]()
-        await refused(store, "has a trigger that is not ours, 'theirs'")
+        await refused(store, "has a trigger that this package did not make, 'theirs'")
         change(folder / "s.db", "DROP TRIGGER theirs")
         assert await store.get("k") == await store.get("other") == b"v"
         await calls[event]()
@@ -404,7 +404,7 @@ SPOILT = {
     "folder": (spoil_mode, "put the file in a folder of its own with mode 0700"),
     "file": (spoil_file, "chmod o-w"),
     "link": (spoil_link, "is a link: name the file that it leads to"),
-    "trigger": (spoil_schema, "has a trigger that is not ours"),
+    "trigger": (spoil_schema, "has a trigger that this package did not make"),
 }
 
 

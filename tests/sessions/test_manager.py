@@ -144,7 +144,7 @@ async def records(store: MemoryStore | SQLiteStore) -> int:
     """How many records it holds, the expired included."""
     if isinstance(store, MemoryStore):
         return sum(len(shard) for shard in store._shards)
-    rows = store._file.fetch("SELECT count(*) FROM records", ())
+    rows = store._file.run("SELECT count(*) FROM records")[0]
     return int(rows[0][0])
 
 
@@ -155,4 +155,4 @@ def test_the_purge_of_the_file_is_the_same_for_threads(tmp_path: Path) -> None:
         run_sync(store.put(f"key{n}", b"value", 10))
     clock.tick(60)
     run_sync(store.put("new", b"value", 10))
-    assert store._file.fetch("SELECT count(*) FROM records", ()) == [(1,)]
+    assert store._file.run("SELECT count(*) FROM records")[0] == [(1,)]

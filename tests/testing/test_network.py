@@ -90,7 +90,7 @@ def test_a_head_request_has_no_body(network: Network) -> None:
 def test_nobody_listens_elsewhere(app: Any, network: Network) -> None:
     with (
         httpx2.Client(transport=network) as client,
-        pytest.raises(httpx2.ConnectError, match=r"nobody listens at http://site:81"),
+        pytest.raises(httpx2.ConnectError, match=r"no application listens at http://site:81"),
     ):
         client.get("http://site:81/")
 

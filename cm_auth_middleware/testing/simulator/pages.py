@@ -139,7 +139,7 @@ def message_page(title: str, text: str, status: int = 400) -> HTMLResponse:
 
 
 def _escape(text: str) -> str:
-    """Return a text for HTML; what is no visible character is written as Python writes it."""
+    """Return a text for HTML; invisible characters are written as Python escapes."""
     return escape(printable(text))
 
 

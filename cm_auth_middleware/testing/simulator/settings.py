@@ -136,7 +136,7 @@ def recorded(request: Request) -> RecordedRequest:
 
 
 def default_users() -> list[SimulatedUser]:
-    """Make the users of a simulator that was given none."""
+    """Make the users that a simulator has by default."""
     return [
         SimulatedUser(
             email="anna@example.com",
