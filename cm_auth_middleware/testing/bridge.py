@@ -37,7 +37,10 @@ class ASGIBridge(httpx2.BaseTransport):
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
         """Send one request, and return when its response has begun."""
         exchange = _Exchange(self._app, _scope(request, self.state), request.read())
-        done = self._loop.start(exchange.run)
+        try:
+            done = self._loop.start(exchange.run)
+        except RuntimeError as error:  # the loop has just been closed: a test's thread goes on
+            raise httpx2.ConnectError("the application is shut down") from error
         body = _Body(self._loop, exchange, done, _read_timeout(request), self._raises)
         status, headers = body.start()
         return httpx2.Response(status, headers=headers, stream=body)

@@ -361,6 +361,18 @@ async def test_time_and_the_operator_end_tokens(sim: Simulator, http: httpx2.Asy
         sim.revoke_user("nobody@example.com")
 
 
+async def test_who_is_left_of_an_earlier_test_is_refused_and_not_recorded(
+    sim: Simulator, http: httpx2.AsyncClient
+) -> None:
+    tokens = await log_in(sim, http)
+    sim.reset()
+    assert (await get(http, "/rest/v2.4/users/self", tokens)).status_code == 401
+    assert (await refresh(http, tokens)).json()["error"] == "invalid_grant"
+    assert sim.requests == []
+    await refresh(http, await log_in(sim, http))
+    assert len(sim.token_calls("refresh_token")) == 1
+
+
 async def test_a_logout_ends_access_and_refresh_token(
     sim: Simulator, http: httpx2.AsyncClient
 ) -> None:

@@ -145,6 +145,7 @@ class Simulator:
         """Forget tokens, logins, consents, failures and requests; restore settings and users.
 
         Codes, tokens and cookies issued before stay invalid, because new ones always differ.
+        Requests with such a token are answered, and not recorded.
         """
         for knob in fields(Settings):
             setattr(self.settings, knob.name, getattr(self._initial_settings, knob.name))
@@ -231,8 +232,6 @@ class Simulator:
             status=None,
             time=self._clock(),
         )
-        with self._lock:
-            self._requests.append(record)
 
         async def counting_receive() -> Message:
             message = await receive()
@@ -249,11 +248,23 @@ class Simulator:
             body = await _read(counting_receive)
             record.form = dict(parse_qsl(body.decode("latin-1"), keep_blank_values=True))
             body_receive = _replay(body, receive)
+        if not self._is_outdated(record):
+            with self._lock:
+                self._requests.append(record)
         scope["cm.record"] = record
         try:
             await self._answer(record, scope, body_receive, noting_send)
         except Dropped:
             await _close_connection(receive, send)
+
+    def _is_outdated(self, record: RecordedRequest) -> bool:
+        """True if a request has a token of before the last reset: an earlier test left it behind.
+
+        An application's thread may go on after its test.
+        """
+        tokens = {record.headers.get("authorization", "")[len("Bearer ") :]}
+        tokens.add(record.form.get("refresh_token", ""))
+        return not self._tokens.outdated.isdisjoint(tokens)
 
     async def _answer(
         self, record: RecordedRequest, scope: Scope, receive: Receive, send: Send

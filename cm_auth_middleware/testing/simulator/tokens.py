@@ -74,10 +74,13 @@ class Tokens:
         self.settings = settings
         self.rng = rng
         self.clock = clock
+        self.issued: set[str] = set()
+        self.outdated: set[str] = set()
         self.clear()
 
     def clear(self) -> None:
-        """Forget all codes and tokens."""
+        """Forget all codes and tokens; `outdated` are all that were issued before."""
+        self.outdated |= self.issued
         self.codes: dict[str, Code] = {}
         self.access: dict[str, AccessToken] = {}
         self.refresh: dict[str, RefreshToken] = {}
@@ -202,6 +205,7 @@ class Tokens:
             expires_at=None if lifetime is None else self.clock() + lifetime,
         )
         self.refresh[token.value] = token
+        self.issued.add(token.value)
         return token
 
     def _new_access(self, user: SimulatedUser, parent: RefreshToken) -> AccessToken:
@@ -214,6 +218,7 @@ class Tokens:
             expires_at=self.clock() + self.settings.access_token_lifetime,
         )
         self.access[token.value] = token
+        self.issued.add(token.value)
         self.shared[(token.email, token.client_id, token.scope)] = token.value
         return token
 
