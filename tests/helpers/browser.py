@@ -202,10 +202,21 @@ class Visitor:
     ) -> httpx2.Response:
         url = self.origin + url if url.startswith("/") else url
         request = self._client.build_request(method, url, headers=headers, **options)
-        response = self._client.send(request, stream=True)
+        is_repeated = False
+        try:
+            response = self._client.send(request, stream=True)
+        except httpx2.RemoteProtocolError:
+            # A server may close an idle connection just as a request goes out on it, and browsers
+            # then repeat what is safe to repeat (RFC 9110 §9.2.2).
+            if method not in ("GET", "HEAD"):
+                raise
+            is_repeated = True
+            response = self._client.send(request, stream=True)
         if url.startswith(self.origin):
             stream = response.extensions.get("network_stream")
             address = stream and stream.get_extra_info("client_addr")
+            if is_repeated and self._trips:  # the server was idle, not offended
+                self._trips[-1] = self._trips[-1]._replace(address=address)
             self._trips.append(_Trip(method, response.status_code, address))
             self.cookies_set += response.headers.get_list("set-cookie")
         response.read()
