@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+from contextlib import suppress
 from typing import Any
 from urllib.parse import parse_qs, quote, urlsplit
 
@@ -99,7 +100,7 @@ def use(visitor: Visitor, site: Site) -> None:
 
 
 def talk(visitor: Visitor, site: Site, tls: ssl.SSLContext | None) -> None:
-    from websockets.exceptions import InvalidMessage, InvalidStatus
+    from websockets.exceptions import ConnectionClosed, InvalidMessage, InvalidStatus
     from websockets.sync.client import connect
 
     url = f"ws{site.origin.removeprefix('http')}{site.mount}/ws"
@@ -109,12 +110,12 @@ def talk(visitor: Visitor, site: Site, tls: ssl.SSLContext | None) -> None:
         assert socket.recv(10) == ANNA
 
     def ask(**options: Any) -> None:
-        try:
-            connect(url, **options, **there)
-        except InvalidMessage:
+        for _ in range(3):
             # hypercorn on trio now and then hangs up before its refusal is written; what counts
             # is that nobody gets in.
-            connect(url, **options, **there)
+            with suppress(ConnectionClosed, InvalidMessage):
+                connect(url, **options, **there)
+                return
 
     for headers, origin, status in (
         ({}, site.origin, 401),
