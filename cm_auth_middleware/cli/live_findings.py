@@ -275,7 +275,10 @@ def _errors(report: Report, is_grant_over: Callable[[int, str], bool]) -> Iterat
         yield Finding(OK, "dead bearer", text)
     elif bearer is not None:
         yield Finding(
-            WARNING, "dead bearer", f"is refused ({_short(bearer)}), where 401 was expected"
+            WARNING,
+            "dead bearer",
+            f"is refused ({_short(bearer)}), where 401 was expected: the application asks for the "
+            "user, which tells a dead token from a page that is forbidden",
         )
     if bearer is not None:
         yield Finding(OK, "error headers", ", ".join(bearer.headers))
@@ -300,16 +303,24 @@ def _errors(report: Report, is_grant_over: Callable[[int, str], bool]) -> Iterat
 
 
 def _burdens(report: Report) -> Iterator[Finding]:
-    if report.compression:
+    if report.compression == "another":
         yield Finding(
-            WARNING, "compression", f"answers are compressed ({report.compression}) without asking"
+            ERROR,
+            "compression",
+            "answers have an encoding that was not asked for, and the application cannot read them",
+        )
+    elif report.compression:
+        yield Finding(
+            WARNING,
+            "compression",
+            f"answers are compressed ({report.compression}) unasked: the application reads them",
         )
     if report.rate_limit is not None:
         yield Finding(
             WARNING,
             "rate limit",
-            f"calls are answered 429 after {report.rate_limit} in a minute: a refresh is tried again "
-            "later, and the application itself gets the 429 of its own calls",
+            f"a call is answered 429 after {report.rate_limit} in a minute: a refresh is tried "
+            "again later, and the application itself gets the 429 of its own calls",
         )
 
 
@@ -329,4 +340,5 @@ def _short(refused: Refused) -> str:
 
 def _duration(seconds: int) -> str:
     hours = round(seconds / 3600)
-    return f"{seconds} s ({hours} h)" if abs(seconds - hours * 3600) <= 2 else f"{seconds} s"
+    is_whole = hours > 0 and abs(seconds - hours * 3600) <= 2
+    return f"{seconds} s ({hours} h)" if is_whole else f"{seconds} s"

@@ -112,6 +112,7 @@ class Logins:
         state, verifier = secrets.token_urlsafe(32), secrets.token_urlsafe(32)
         self._secrets.add(verifier)
         url = self.url(state, verifier)
+        say()
         if self._opens_browser and webbrowser.open(url):
             say("Log in, in the browser that opens. If none does, open this address:")
         else:
@@ -278,9 +279,10 @@ class Paste:
     def wait(self, state: str) -> Parameters:
         """Wait for the address."""
         say(
-            "The browser ends at your redirect_uri. The page there does not matter: your "
-            "application\ndoes not know this login. Copy the whole address and paste it here; an "
-            "empty line cancels."
+            "The browser ends at your redirect_uri. The page there does not matter: your application"
+        )
+        say(
+            "does not know this login. Copy the whole address and paste it here; an empty line cancels."
         )
         for _ in range(_ATTEMPTS):
             line = read_line("Address: ")

@@ -183,8 +183,7 @@ class LiveCheck:
             self._refresh_without_scope(grant)
             self._tell()
         if self._wants(
-            "Log in a second time? It shows whether both logins get the same tokens, and whether "
-            "a wrong PKCE verifier is refused."
+            "Log in a second time, to compare its tokens and to try a wrong PKCE verifier?"
         ):
             with suppress(Cancelled):
                 self._second_login(grant)
@@ -287,7 +286,7 @@ class LiveCheck:
         is wrong in most ways comes first: if it is accepted, all is known.
         """
         report = self._report
-        before = first.access_token, first.refresh_token
+        before = first.access_token, {first.refresh_token, *first.others}
         omits = report.scope_needed_by_refresh is False  # else it is known to be needed
         callback = self._log_in()
         answer = self._exchange(callback, is_wrong=True, with_scope=not omits)
@@ -326,7 +325,7 @@ class LiveCheck:
             report.pkce_verified = True  # as the wrong verifier was all that was wrong before
         return answer
 
-    def _compare(self, before: tuple[str, str | None], answer: Answer) -> None:
+    def _compare(self, before: tuple[str, set[str | None]], answer: Answer) -> None:
         """Compare the tokens of the second login with those of the first before it."""
         report = self._report
         if answer.access_token is None:
@@ -334,9 +333,9 @@ class LiveCheck:
         user = self._server.user(answer.access_token)
         if user.members.get(self._server.provider.user_id_field) != self._user_id:
             return  # of another account, which says nothing
-        access_token, refresh_token = before
+        access_token, refresh_tokens = before
         report.second_login_access = "same" if answer.access_token == access_token else "other"
-        report.second_login_refresh = "same" if answer.refresh_token == refresh_token else "other"
+        report.second_login_refresh = "same" if answer.refresh_token in refresh_tokens else "other"
         if answer.access_token != access_token:
             alive = self._server.user(access_token).status == 200
             report.first_bearer_after_second_login = "alive" if alive else "dead"

@@ -14,6 +14,7 @@ import httpx2
 
 from cm_auth_middleware.cli.live_report import Refused, Report, challenge, known_error, names
 from cm_auth_middleware.cli.network import reason
+from cm_auth_middleware.cli.output import say
 from cm_auth_middleware.config import CMAuthConfig
 from cm_auth_middleware.tokens.provider import find_provider
 
@@ -145,7 +146,7 @@ class Server:
 
     def page_status(self, url: str) -> int:
         """Return the status of a page that a browser is going to see."""
-        return self._call("GET", url, {"Accept": "text/html"}).status
+        return self._call_once("GET", url, {"Accept": "text/html"}, None).status
 
     def skew(self, answer: Answer) -> int | None:
         """Return the seconds that the server's clock is ahead, by ``Date``; None without one."""
@@ -165,12 +166,14 @@ class Server:
     ) -> Answer:
         """Make a call; wait and repeat it while the answer is 429."""
         while True:
+            self._count()
             answer = self._call_once(method, url, headers, content)
             if answer.status != 429:
                 self._learn(answer, sent or [])
                 return answer
             if self._report.rate_limit is None:
                 self._report.rate_limit = len(self._calls) - 1
+                say("The server answers 429, too many requests; this waits as it asks.")
             wait = answer.headers.get("Retry-After", "")
             seconds = min(float(wait) if wait.isdecimal() else 1.0, _LONGEST_WAIT)
             if seconds > self._patience:
@@ -178,13 +181,15 @@ class Server:
             self._patience -= seconds
             time.sleep(seconds)
 
-    def _call_once(
-        self, method: str, url: str, headers: dict[str, str], content: bytes | None
-    ) -> Answer:
+    def _count(self) -> None:
         now = time.monotonic()
         while self._calls and self._calls[0] <= now - 60:
             self._calls.popleft()
         self._calls.append(now)
+
+    def _call_once(
+        self, method: str, url: str, headers: dict[str, str], content: bytes | None
+    ) -> Answer:
         headers = {"Accept": "application/json", "Accept-Encoding": "identity", **headers}
         try:
             with self._client.stream(method, url, headers=headers, content=content) as response:

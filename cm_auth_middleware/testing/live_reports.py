@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,35 +37,24 @@ def settings_like(report: Mapping[str, Any]) -> Settings:
     What the report does not know stays at its default.
     """
     settings = Settings()
-    is_rotated = report.get("refresh_gives") == "rotated"
     bearer = report.get("dead_bearer") or {}
-    known: dict[str, Any] = {
-        "access_token_lifetime": _lifetime(report, settings.access_token_lifetime),
-        "rotate_refresh_tokens": is_rotated,
-        "phantom_refresh_tokens": report.get("refresh_gives") == "phantom",
-        "revoke_family_on_reuse": report.get("replaced_refresh") == "ends the grant",
-        "repeat_tokens_in_errors": report.get("repeats_values") is True,
-        "fail_simultaneous_logins": report.get("is_quick_login_refused") is True,
-        "dead_bearer_status": 403 if bearer.get("status") == 403 else 401,
-        "content_encoding": report.get("compression") or "",
-        "rate_limit": report.get("rate_limit"),
-    }
-    for name, found in (
-        ("shared_access_token", _is(report.get("second_login_access"), "same", "other")),
-        ("echo_state", report.get("state_echoed")),
-        ("pkce", report.get("pkce_verified")),
-        ("scope_required", report.get("scope_needed_by_refresh")),
-    ):
-        if found is not None:
-            known[name] = found
-    for knob in fields(Settings):
-        if knob.name in known:
-            setattr(settings, knob.name, known[knob.name])
-    return settings
-
-
-def _is(value: Any, yes: str, no: str) -> bool | None:
-    return {yes: True, no: False}.get(value)
+    encoding, limit = report.get("compression"), report.get("rate_limit")
+    return replace(
+        settings,
+        access_token_lifetime=_lifetime(report, settings.access_token_lifetime),
+        rotate_refresh_tokens=report.get("refresh_gives") == "rotated",
+        phantom_refresh_tokens=report.get("refresh_gives") == "phantom",
+        revoke_family_on_reuse=report.get("replaced_refresh") == "ends the grant",
+        repeat_tokens_in_errors=report.get("repeats_values") is True,
+        fail_simultaneous_logins=report.get("is_quick_login_refused") is True,
+        dead_bearer_status=403 if bearer.get("status") == 403 else 401,
+        content_encoding=encoding if encoding in ("gzip", "deflate") else "",
+        rate_limit=limit if isinstance(limit, int) else None,
+        shared_access_token=report.get("second_login_access") != "other",
+        echo_state=report.get("state_echoed") is not False,
+        pkce=report.get("pkce_verified") is True,
+        scope_required=report.get("scope_needed_by_refresh") is not False,
+    )
 
 
 def _lifetime(report: Mapping[str, Any], default: float) -> float:

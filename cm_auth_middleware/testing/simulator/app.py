@@ -397,8 +397,15 @@ def _replay(body: bytes, receive: Receive) -> Receive:
 def _compressing(send: Send, encoding: str) -> Send:
     """Compress a response on its way out, whatever the client accepts."""
     compress = zlib.compressobj(wbits=31 if encoding == "gzip" else 15)
+    has_body = True
 
     async def compressing(message: Message) -> None:
+        nonlocal has_body
+        if message["type"] == "http.response.start":
+            has_body = message["status"] not in (204, 304)  # RFC 9110 §6.4.1
+        if not has_body:
+            await send(message)
+            return
         if message["type"] == "http.response.start":
             kept = [h for h in message["headers"] if h[0].lower() != b"content-length"]
             headers = [*kept, (b"content-encoding", encoding.encode())]
