@@ -45,6 +45,7 @@ _MARKS = {OK: ("✓", "ok", "green"), WARNING: ("!", "!", "yellow"), ERROR: ("�
 _MARKS[SKIPPED] = ("–", "-", "white")
 _WORDS = {OK: "as expected", WARNING: "differs", ERROR: "broken", SKIPPED: "not tried"}
 _CANNOT_RUN = 2  # the exit status
+_LEAST = 4  # characters; a shorter secret would also match inside words
 _NEEDS = {"allow_emails": "email", "allow_accounts": "accountId"}
 
 
@@ -174,7 +175,9 @@ def _announce(config: CMAuthConfig) -> None:
 
 def _conclude(report: Report, choices: Choices) -> None:
     say()
-    if choices.report is not None:
+    if choices.report is not None and report.outcome != "complete":
+        say("The report is written, with what was found out until then.")
+    elif choices.report is not None:
         say("The report is written. Please attach it to an issue of cm_auth_middleware, also if")
         say("all is as expected: it has no secret, and no name or address of yours.")
     elif report.outcome == "complete":
@@ -296,5 +299,6 @@ class _Printer:
     def _hide(self, text: str) -> str:
         """Return a text without secrets: none should be in it, and none ever gets out."""
         for secret in sorted(self._secrets, key=len, reverse=True):
-            text = text.replace(secret, HIDDEN)
+            if len(secret) >= _LEAST:
+                text = text.replace(secret, HIDDEN)
         return text

@@ -279,11 +279,10 @@ class Paste:
     def wait(self, state: str) -> Parameters:
         """Wait for the address."""
         say(
-            "The browser ends at your redirect_uri. The page there does not matter: your application"
+            "The browser ends at your redirect_uri. The page there does not matter: the application"
         )
-        say(
-            "does not know this login. Copy the whole address and paste it here; an empty line cancels."
-        )
+        say("does not know this login. Copy the whole address and paste it here. An empty line")
+        say("cancels.")
         for _ in range(_ATTEMPTS):
             line = read_line("Address: ")
             if not line:
@@ -303,7 +302,10 @@ def read_line(prompt: str) -> str:
     """Ask for a line; return it without spaces around it. It is empty at the end of the input."""
     sys.stdout.write(prompt)
     sys.stdout.flush()
-    return sys.stdin.readline(_MOST_ADDRESS).strip()
+    line = sys.stdin.readline(_MOST_ADDRESS)
+    if not line or not sys.stdin.isatty():  # no terminal that shows the end of the line
+        say()
+    return line.strip()
 
 
 def _parameters(query: str) -> Parameters | None:

@@ -7,13 +7,14 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from cm_auth_middleware.cli.live_login import Callback, Cancelled, Logins
 from cm_auth_middleware.cli.live_report import Report, known_error, names, shape
-from cm_auth_middleware.cli.live_server import Answer, Server, Unreachable
+from cm_auth_middleware.cli.live_server import Answer, Server, Unreachable, clock_skew
+from cm_auth_middleware.cli.output import say
 
 _PAUSE = 1.5  # seconds, after which two logins are no longer at once
 _SIGNALS = [
@@ -46,12 +47,14 @@ class Grant:
         refresh_token: the one that works, as far as it is known.
         others: refresh tokens that may still be valid.
         is_over: True if the server has ended it.
+        is_endless: True if the server ends it by no logout.
     """
 
     access_token: str
     refresh_token: str | None
     others: list[str] = field(default_factory=list)
     is_over: bool = False
+    is_endless: bool = False
 
     def note(self, answer: Answer) -> None:
         """Learn of newer tokens."""
@@ -75,7 +78,9 @@ class Interruptions:
     def __enter__(self) -> Interruptions:
         if threading.current_thread() is threading.main_thread():
             for number in _SIGNALS:
-                self._before[number] = signal.signal(number, self._interrupt)
+                before = signal.getsignal(number)
+                if before not in (None, signal.SIG_IGN):  # nohup ignores SIGHUP
+                    self._before[number] = signal.signal(number, self._interrupt)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -141,7 +146,7 @@ class LiveCheck:
         report, server = self._report, self._server
         answer = server.user()
         report.status_without_bearer = answer.status
-        report.clock_skew = server.skew(answer)
+        report.clock_skew = clock_skew(answer.headers.get("Date", ""))
         if answer.status not in (401, 403):
             raise CannotRun(
                 "base_url",
@@ -185,9 +190,7 @@ class LiveCheck:
         if self._wants(
             "Log in a second time, to compare its tokens and to try a wrong PKCE verifier?"
         ):
-            with suppress(Cancelled):
-                self._second_login(grant)
-            self._tell()
+            self._try_more(lambda: self._second_login(grant))
         if self._report.refresh_gives == "rotated":
             self._reuse(grant)
             self._tell()
@@ -198,7 +201,7 @@ class LiveCheck:
         """End what is not over yet. The report counts what could not be ended."""
         with self._interruptions.postponed():
             for grant in self._grants:
-                if not grant.is_over and not self._end(grant):
+                if grant.is_endless or not (grant.is_over or self._end(grant)):
                     self._report.not_revoked += 1
 
     @property
@@ -207,6 +210,14 @@ class LiveCheck:
         return bool(self._grants)
 
     # -- steps -----------------------------------------------------------------------------
+
+    def _try_more(self, logins: Callable[[], object]) -> None:
+        """Log in again; go on if the person does not."""
+        try:
+            logins()
+        except Cancelled as error:
+            say(f"{str(error).capitalize()}.")
+        self._tell()
 
     def _first_login(self) -> Grant:
         report = self._report
@@ -356,8 +367,7 @@ class LiveCheck:
         if all(grant.is_over for grant in self._grants) and self._wants(
             "No token is left to try the logout with. Log in once more?"
         ):
-            with suppress(Cancelled):
-                self._exchange(self._log_in())
+            self._try_more(lambda: self._exchange(self._log_in()))
 
     def _log_out(self) -> None:
         """End a grant as the middleware does, and find out what became of its tokens."""
@@ -378,6 +388,7 @@ class LiveCheck:
         if report.dead_bearer is None and dead.status != 200:
             report.dead_bearer = dead.refused(self._server.secrets)
         if grant.refresh_token is None:
+            grant.is_endless = dead.status == 200
             return
         refused = self._use(grant, grant.refresh_token)
         report.refresh_after_logout = "dead" if refused.access_token is None else "alive"
@@ -385,7 +396,7 @@ class LiveCheck:
             report.dead_refresh_token = refused.refused(self._server.secrets)
         else:
             self._delete(grant)
-            grant.is_over = self._use(grant, grant.refresh_token).access_token is None
+            grant.is_endless = self._use(grant, grant.refresh_token).access_token is not None
 
     # -- calls -----------------------------------------------------------------------------
 
@@ -394,7 +405,7 @@ class LiveCheck:
         if not callback.parameters.get("code"):
             error = known_error(callback.parameters.get("error")) or "no code"
             if error == "access_denied":
-                raise Cancelled("the login was cancelled at CameraManager")
+                raise Cancelled("the login was cancelled at the server")
             raise CannotRun("login", f"the login was refused ({error}): is scope right?")
         self._report.logins += 1
         return callback

@@ -148,14 +148,6 @@ class Server:
         """Return the status of a page that a browser is going to see."""
         return self._call_once("GET", url, {"Accept": "text/html"}, None).status
 
-    def skew(self, answer: Answer) -> int | None:
-        """Return the seconds that the server's clock is ahead, by ``Date``; None without one."""
-        try:
-            theirs = parsedate_to_datetime(answer.headers.get("Date", "")).timestamp()
-        except ValueError:
-            return None
-        return round(theirs + 0.5 - time.time())  # it is told in whole seconds
-
     def _call(
         self,
         method: str,
@@ -199,9 +191,11 @@ class Server:
                     if len(body) > _MOST_BODY:
                         raise Unreachable("its answer has more than a megabyte")
                 return Answer(response, bytes(body))
+        except (httpx2.RemoteProtocolError, httpx2.DecodingError):
+            why = "it closed the connection, or its answer is broken"
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:
             why = reason(error)
-        raise Unreachable(why)  # out here, because httpx2's error may repeat the URL
+        raise Unreachable(why)  # out here, because httpx2's error may repeat URL and answer
 
     def _learn(self, answer: Answer, sent: list[str]) -> None:
         self.secrets |= {token for token in (answer.access_token, answer.refresh_token) if token}
@@ -212,3 +206,12 @@ class Server:
         said += answer.headers.get("WWW-Authenticate", "")
         if answer.status >= 400 and any(value in said for value in sent):
             self._report.repeats_values = True
+
+
+def clock_skew(date: str) -> int | None:
+    """Return the seconds that a server's clock is ahead, by its header ``Date``; None without."""
+    try:
+        theirs = parsedate_to_datetime(date).timestamp()
+    except ValueError:
+        return None
+    return round(theirs + 0.5 - time.time())  # it is told in whole seconds
