@@ -72,8 +72,11 @@ class Source(Protocol):
 
     name: str
 
-    def wait(self, state: str) -> Parameters:
-        """Return the parameters of the callback that has this state, or none.
+    def expect(self, state: str) -> None:
+        """Accept a callback with this state, or with none, from now on."""
+
+    def wait(self) -> Parameters:
+        """Return the parameters of the callback that is expected.
 
         Raises:
             Cancelled: nobody logged in.
@@ -112,6 +115,7 @@ class Logins:
         state, verifier = secrets.token_urlsafe(32), secrets.token_urlsafe(32)
         self._secrets.add(verifier)
         url = self.url(state, verifier)
+        self.source.expect(state)  # before a fast browser comes back
         say()
         if self._opens_browser and webbrowser.open(url):
             say("Log in, in the browser that opens. If none does, open this address:")
@@ -120,7 +124,7 @@ class Logins:
         say()
         say(f"  {url}")
         say()
-        parameters = self.source.wait(state)
+        parameters = self.source.wait()
         self._secrets.add(parameters.get("code", ""))
         self._secrets.discard("")
         return Callback(parameters, verifier, parameters.get("state") == state)
@@ -156,9 +160,12 @@ class Listener:
         self._state: str | None = None  # of the login that is waited for
         self._arrived: queue.Queue[Parameters] = queue.Queue()
 
-    def wait(self, state: str) -> Parameters:
-        """Wait for the browser."""
+    def expect(self, state: str) -> None:
+        """Accept a callback with this state, or with none, from now on."""
         self._state = state
+
+    def wait(self) -> Parameters:
+        """Wait for the browser."""
         end = time.monotonic() + _PATIENCE
         while time.monotonic() < end:
             try:
@@ -275,8 +282,13 @@ class Paste:
 
     def __init__(self, redirect_uri: str) -> None:
         self._redirect_uri = redirect_uri
+        self._state = ""
 
-    def wait(self, state: str) -> Parameters:
+    def expect(self, state: str) -> None:
+        """Accept an address with this state, or with none, from now on."""
+        self._state = state
+
+    def wait(self) -> Parameters:
         """Wait for the address."""
         say(
             "The browser ends at your redirect_uri. The page there does not matter: the application"
@@ -291,7 +303,7 @@ class Paste:
             parameters = _parameters(query.partition("#")[0])
             if url != self._redirect_uri.partition("?")[0] or parameters is None:
                 say("This is not the redirect_uri with what CameraManager adds to it.")
-            elif parameters.get("state", state) != state:
+            elif parameters.get("state", self._state) != self._state:
                 say("This address is of another login.")
             else:
                 return parameters

@@ -44,6 +44,7 @@ class Grant:
 
     Attributes:
         access_token: the newest.
+        former: access tokens before it.
         refresh_token: the one that works, as far as it is known.
         others: refresh tokens that may still be valid.
         is_over: True if the server has ended it.
@@ -53,12 +54,15 @@ class Grant:
     access_token: str
     refresh_token: str | None
     others: list[str] = field(default_factory=list)
+    former: list[str] = field(default_factory=list)
     is_over: bool = False
     is_endless: bool = False
 
     def note(self, answer: Answer) -> None:
         """Learn of newer tokens."""
-        self.access_token = answer.access_token or self.access_token
+        if answer.access_token is not None and answer.access_token != self.access_token:
+            self.former.append(self.access_token)
+            self.access_token = answer.access_token
         new = answer.refresh_token
         if new is not None and new != self.refresh_token and new not in self.others:
             self.others.append(new)
@@ -201,6 +205,8 @@ class LiveCheck:
         """End what is not over yet. The report counts what could not be ended."""
         with self._interruptions.postponed():
             for grant in self._grants:
+                if grant.is_endless:
+                    self._end_each(grant)
                 if grant.is_endless or not (grant.is_over or self._end(grant)):
                     self._report.not_revoked += 1
 
@@ -488,6 +494,14 @@ class LiveCheck:
             return status < 300
         except Unreachable:
             return False
+
+    def _end_each(self, grant: Grant) -> None:
+        """End each access token of a grant, of which the refresh token cannot be ended."""
+        try:
+            for token in (*grant.former, grant.access_token):
+                self._server.log_out(token, grant.refresh_token)
+        except Unreachable:
+            return
 
     def _delete(self, grant: Grant) -> Answer:
         return self._server.log_out(grant.access_token, grant.refresh_token)
