@@ -12,13 +12,14 @@ import subprocess
 import sys
 import threading
 import time
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
 from email.utils import formatdate
 from pathlib import Path
 from typing import Any, TextIO
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, quote, urlsplit
 
 import httpx2
 import pytest
@@ -29,9 +30,11 @@ from starlette.routing import Route
 
 from cm_auth_middleware.cli import main
 from cm_auth_middleware.cli.findings import ERROR, OK, WARNING
+from cm_auth_middleware.cli.live_check import Choices, new_report, run
 from cm_auth_middleware.cli.live_findings import findings
 from cm_auth_middleware.cli.live_report import Report, challenge, known_error, names, shape
 from cm_auth_middleware.cli.live_server import clock_skew
+from cm_auth_middleware.config import CMAuthConfig
 from cm_auth_middleware.testing import (
     AppServer,
     Settings,
@@ -67,12 +70,18 @@ def log_in(browser: httpx2.Client, url: str, email: str = ANNA, decision: str = 
 class Person(io.StringIO):
     """Reads what the command prints, and logs in at each URL."""
 
-    def __init__(self, log_in: Callable[[str], None], *, is_fast: bool) -> None:
+    def __init__(
+        self, log_in: Callable[[str], None], *, is_fast: bool = False, is_terminal: bool = False
+    ) -> None:
         super().__init__()
         self._log_in = log_in
+        self._is_terminal = is_terminal
         self._is_fast = is_fast  # is back before the command goes on
         self._seen = 0
         self.threads: list[threading.Thread] = []
+
+    def isatty(self) -> bool:
+        return self._is_terminal
 
     def write(self, text: str) -> int:
         written = super().write(text)
@@ -127,7 +136,9 @@ def check(
         typed: str | TextIO = "",
         encoding: str = "utf-8",
         no_browser: bool = True,
+        writes: bool = True,
         is_fast: bool = False,
+        is_terminal: bool = False,
         **changes: str | None,
     ) -> Run:
         changed = {f"CM_AUTH_{name.upper()}": value for name, value in changes.items()}
@@ -140,9 +151,13 @@ def check(
         path.unlink(missing_ok=True)
         monkeypatch.setattr("sys.stdin", io.StringIO(typed) if isinstance(typed, str) else typed)
         with httpx2.Client(follow_redirects=True) as browser:
-            stdout = Person(person or (lambda url: log_in(browser, url)), is_fast=is_fast)
+            stdout = Person(
+                person or (lambda url: log_in(browser, url)),
+                is_fast=is_fast,
+                is_terminal=is_terminal,
+            )
             monkeypatch.setattr(Person, "encoding", encoding, raising=False)
-            command = ["check", "--login", "--report", str(path), *arguments]
+            command = ["check", "--login", *(["--report", str(path)] if writes else []), *arguments]
             command += ["--no-browser"] if no_browser else []
             with redirect_stdout(stdout), pytest.raises(SystemExit) as ended:
                 main(command, standalone_mode=False)
@@ -369,10 +384,25 @@ class Odd:
         token: the members of its token answers.
         refreshes: answer to refreshes; else they are refused.
         logout: the status of a logout, which ends nothing.
+        refusal: the error of a refused refresh.
+        in_query: read the parameters of the token endpoint from the query only.
+        rotates: give a new refresh token each time; the old ones still work.
     """
 
-    def __init__(self, token: dict[str, Any], *, refreshes: bool = True, logout: int = 200) -> None:
+    def __init__(
+        self,
+        token: dict[str, Any],
+        *,
+        refreshes: bool = True,
+        logout: int = 200,
+        refusal: str = "invalid_grant",
+        in_query: bool = False,
+        rotates: bool = False,
+    ) -> None:
         self.given, self.refreshes, self.logout_status = token, refreshes, logout
+        self.refusal, self.in_query = refusal, in_query
+        self.rotates, self.count = rotates, 0
+        self.revoked = False
         self.user = {"userId": 7, "email": "e@example.com"}
         self.app = Starlette(
             routes=[
@@ -380,6 +410,7 @@ class Odd:
                 Route("/oauth/token", self.token, methods=["POST"]),
                 Route("/rest/v2.3/users/self", self.self),
                 Route("/rest/v2.0/users/self/tokens/current", self.logout, methods=["DELETE"]),
+                Route("/oauth/revoke", self.revoke, methods=["POST"]),
             ]
         )
 
@@ -388,15 +419,28 @@ class Odd:
         return RedirectResponse(f"{query['redirect_uri']}?code=odd&state={query['state']}")
 
     async def token(self, request: Request) -> Response:
-        form = parse_qs((await request.body()).decode())
-        if form.get("code") == ["odd"] or ("refresh_token" in form and self.refreshes):
-            return JSONResponse(self.given)
-        return JSONResponse({"error": "invalid_grant"}, 400)
+        body = (await request.body()).decode()
+        form = parse_qs(request.url.query if self.in_query else body)
+        if "refresh_token" in form and (self.revoked or not self.refreshes):
+            return JSONResponse({"error": self.refusal}, 400)
+        if form.get("code") == ["odd"] or "refresh_token" in form:
+            self.count += 1
+            new = {"refresh_token": f"token-{self.count}"} if self.rotates else {}
+            return JSONResponse({**self.given, **new})
+        error = "invalid_grant" if "code" in form else "invalid_request"
+        return JSONResponse({"error": error}, 400)
 
     async def self(self, request: Request) -> Response:
-        if "authorization" not in request.headers:
+        if "authorization" not in request.headers or self.revoked:
             return JSONResponse({"code": 403}, 403)
         return JSONResponse(self.user)
+
+    async def revoke(self, request: Request) -> Response:
+        form = parse_qs((await request.body()).decode())
+        key = f"an-id:{quote('a/secret', safe='')}"
+        assert request.headers["authorization"].split()[1] == b64encode(key.encode()).decode()
+        self.revoked = form["token"] == [self.given["refresh_token"]]
+        return Response(status_code=200)
 
     async def logout(self, _: Request) -> Response:
         return Response(status_code=self.logout_status)
@@ -418,6 +462,9 @@ FULL = {**OPAQUE, "refresh_token": "YmFyZm9v"}
         (Odd({**FULL, "scope": "read"}), {"scope granted": "!"}),
         (Odd({**FULL, "scope": 7}), {"scope granted": "!"}),
         (Odd(FULL, refreshes=False), {"refresh": "✗", "logout": "✗"}),
+        (Odd(FULL, refreshes=False, refusal="invalid_request"), {"dead refresh": "✗"}),
+        (Odd({**FULL, "refresh_token": ""}), {"refresh token": "✗"}),
+        (Odd(FULL, rotates=True), {"refresh": "!", "spent token": "!"}),
         (Odd(FULL, logout=405), {"logout": "✗", "revocation": "✗"}),
         (Odd(FULL), {"old token": "!", "logout": "✗", "revocation": "✗", "scope": "!"}),
     ],
@@ -430,6 +477,9 @@ FULL = {**OPAQUE, "refresh_token": "YmFyZm9v"}
         "scope",
         "no scope",
         "no refresh",
+        "no known refusal",
+        "an empty refresh token",
+        "old refresh tokens",
         "no logout",
         "no end",
     ],
@@ -457,6 +507,185 @@ def test_a_user_without_what_the_options_need_is_said(
     with AppServer(server.app, lifespan="off") as served:
         run = check(served.url, **options)
     assert says in next(line for line in run.lines("✗") if "user " in line)
+
+
+Judge = Callable[[dict[str, str]], bool]
+
+
+def judged(sim: Simulator, is_refused: Judge, status: int = 400) -> Any:
+    """The simulator, but for the token calls that are refused before it sees them."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http" or scope["path"] != "/oauth/token":
+            await sim(scope, receive, send)
+            return
+        request = Request(scope, receive)
+        body = await request.body()
+        sent = False
+
+        async def again() -> Any:
+            nonlocal sent
+            if sent:
+                return await receive()
+            sent = True
+            return {"type": "http.request", "body": body}
+
+        form = {name: values[0] for name, values in parse_qs(body.decode()).items()}
+        if is_refused(form):
+            await JSONResponse({"error": "invalid_request"}, status)(scope, again, send)
+        else:
+            await sim(scope, again, send)
+
+    return app
+
+
+def lacks_scope(form: dict[str, str]) -> bool:
+    return form.get("grant_type") == "authorization_code" and "scope" not in form
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pkce", [False, True])
+def test_a_scope_that_only_the_exchange_needs_is_found_out(check: Any, pkce: bool) -> None:
+    """With PKCE, the refused attempts spend the code, and the third login shows the scope only."""
+    sim = Simulator(Settings(scope_required=False, pkce=pkce))
+    with AppServer(judged(sim, lacks_scope), lifespan="off") as server:
+        run = check(server.url, "--yes")
+    assert (sim.access_tokens, sim.refresh_tokens) == (0, 0)
+    assert run.topics("!") == ["scope"]
+    assert run.report["scope_needed_by_exchange"] is True
+    assert run.report["pkce_verified"] is (None if pkce else False)
+    assert run.report["second_login_access"] == "same"
+
+
+def test_a_refresh_that_works_once_is_said(check: Any) -> None:
+    sim = Simulator(Settings(rotate_refresh_tokens=True))
+    seen: list[str] = []
+
+    def is_refused(form: dict[str, str]) -> bool:
+        seen.extend(form.get("refresh_token", "").split())
+        return len(seen) > 1 and "refresh_token" in form
+
+    with AppServer(judged(sim, is_refused), lifespan="off") as server:
+        run = check(server.url)
+    assert "refresh" in run.topics("✗")
+    assert sim.access_tokens == 0
+
+
+def test_a_refresh_that_fails_leaves_it_open_if_all_is_revoked(check: Any) -> None:
+    """The access token is dead, and the server fails when it is to be renewed."""
+    sim = Simulator(Settings(access_token_lifetime=0))
+    refuses = threading.Event()
+
+    def asked() -> str:
+        refuses.set()
+        return "n\n"
+
+    typed = io.StringIO()
+    typed.readline = asked  # type: ignore[method-assign]
+    app = judged(sim, lambda form: refuses.is_set() and "refresh_token" in form, 503)
+    with AppServer(app, lifespan="off") as server:
+        run = check(server.url, typed=typed)
+    assert run.status == 2
+    assert run.report["not_revoked"] == 1
+    assert "it answered 503 to a refresh" in run.output
+
+
+@pytest.mark.parametrize(
+    ("knobs", "open_topics"),
+    [
+        ({"fail_simultaneous_logins": True}, ["PKCE", "second login"]),
+        ({"pkce": True}, ["second login"]),
+        ({"rotate_refresh_tokens": True, "revoke_family_on_reuse": True}, []),
+    ],
+)
+def test_a_further_login_can_be_declined(
+    check: Any, knobs: dict[str, Any], open_topics: list[str]
+) -> None:
+    with simulator(**knobs) as server:
+        run = check(server.url, typed="y\nn\n")
+        assert is_clean(server)
+    assert run.topics("–") == open_topics
+    assert run.report["outcome"] == "complete"
+    assert run.report["logins"] == 2
+
+
+def test_parameters_that_are_read_in_the_query_only_are_noticed(check: Any) -> None:
+    with AppServer(Odd(FULL, in_query=True).app, lifespan="off") as served:
+        run = check(served.url)
+    assert run.status == 1
+    assert "nobody can log in; the server reads parameters in the query only" in run.output
+
+
+def test_a_huge_answer_breaks_the_check_off(check: Any) -> None:
+    server = Odd(FULL)
+    server.user = {"userId": 7, "email": "x" * 1_100_000}
+    with AppServer(server.app, lifespan="off") as served:
+        run = check(served.url)
+    assert run.status == 2
+    assert "its answer has more than a megabyte" in run.lines("✗")[0]
+
+
+def test_a_provider_of_ones_own_is_asked_in_its_own_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    provider = replace(
+        CAMERAMANAGER, encodes_key=True, revokes_refresh_tokens=True, logout_path="/oauth/revoke"
+    )
+    server = Odd(FULL)
+    with AppServer(server.app, lifespan="off") as served:
+        config = CMAuthConfig(
+            client_id="an-id",
+            client_secret="a/secret",
+            secret_key=SECRET_KEY,
+            base_url=served.url,
+            redirect_uri=f"http://127.0.0.1:{free_port()}/auth/callback",
+            provider=provider,
+        )
+        with redirect_stdout(Person(accept)) as stdout:
+            status = run(config, Choices(None, False, False, False, False))
+    assert server.revoked
+    assert status == 1
+    assert "everything that this check obtained is revoked" in stdout.getvalue()
+
+
+def test_a_login_with_a_token_that_the_account_had_already_is_noticed(check: Any) -> None:
+    began, later = time.time(), [0.0]
+    sim = Simulator(clock=lambda: began + later[0])
+    uri = "http://localhost/auth/callback"
+    with SimulatorServer(sim) as server:
+        form = {
+            "grant_type": "authorization_code",
+            "code": sim.issue_code(ANNA, uri),
+            "redirect_uri": uri,
+            "scope": "write",
+        }
+        key = (sim.client_id, sim.client_secret)
+        headers = {"Accept": "application/json"}
+        httpx2.post(f"{server.url}/oauth/token", data=form, auth=key, headers=headers)
+        later[0] = 3600.0
+        run = check(server.url)
+        assert is_clean(server)
+    assert run.status == 0
+    assert "the login got one that the account had already, with 39599 s (11 h) left" in run.output
+
+
+@pytest.mark.parametrize(
+    ("url", "name"),
+    [
+        ("https://rest.cameramanager.com", "CameraManager"),
+        ("http://[::1]:9400", "loopback"),
+        ("https://cm.example", "another"),
+    ],
+)
+def test_a_report_does_not_name_a_host(url: str, name: str) -> None:
+    config = CMAuthConfig(client_id="x", client_secret="yyyy", secret_key=SECRET_KEY, base_url=url)
+    assert new_report(config).server == name
+
+
+def test_an_encoding_that_cannot_be_read_is_an_error() -> None:
+    report = Report("cameramanager", "another", "write", "1", "2026-11-25")
+    report.compression = "another"
+    (found,) = findings(report, CAMERAMANAGER, {}, is_over=True)
+    assert (found.level, found.topic) == (ERROR, "compression")
 
 
 # -- secrets -------------------------------------------------------------------------------
@@ -611,7 +840,7 @@ def test_a_login_that_the_server_refuses_is_status_2(check: Any) -> None:
 def test_the_listener_takes_one_callback_of_its_own_login_only(check: Any) -> None:
     statuses = []
     typed, is_done = io.StringIO(), threading.Event()
-    typed.readline = lambda _: str(is_done.wait(10))  # type: ignore[method-assign]
+    typed.readline = lambda: str(is_done.wait(10))  # type: ignore[method-assign]
 
     def person(url: str) -> None:
         with httpx2.Client() as browser:
@@ -662,6 +891,29 @@ def test_elsewhere_the_address_is_pasted(check: Any, arguments: tuple[str, ...])
     assert run.report["login_by"] == "paste"
     assert "This is not the redirect_uri with what CameraManager adds to it." in run.output
     assert "This address is of another login." in run.output
+
+
+def test_an_address_that_is_wrong_three_times_cancels(check: Any) -> None:
+    uri = "https://a.example/auth/callback"
+    typed = f"{uri}?code=a&code=b\n{uri}?code={'x' * 9000}\n{uri}\n"
+    with simulator() as server:
+        run = check(server.url, typed=typed, person=print, redirect_uri=uri)
+    assert run.status == 1
+    assert "no address was pasted" in run.output
+
+
+def test_nobody_is_waited_for_without_end(check: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cm_auth_middleware.cli.live_login._PATIENCE", 0.1)
+    with simulator() as server:
+        run = check(server.url, person=print)
+    assert run.status == 1
+    assert "nobody logged in for 0 minutes: nothing was obtained or revoked" in run.output
+
+
+def test_a_machine_without_ipv6_listens(check: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cm_auth_middleware.cli.live_login._family", lambda _: socket.AF_INET)
+    with simulator() as server:
+        assert check(server.url).status == 0
 
 
 def test_a_browser_that_is_back_at_once_is_heard(check: Any) -> None:
@@ -781,7 +1033,7 @@ def test_a_server_that_fails_in_the_middle_leaves_no_token(check: Any, where: st
             server.simulator.fail_api("drop", path="*/users/self")
         accept(url)
 
-    def asked(_: int = -1) -> str:
+    def asked() -> str:
         server.simulator.fail_token("drop")
         return "y\n"
 
@@ -857,6 +1109,39 @@ def test_an_interruption_before_the_login_revokes_nothing(check: Any) -> None:
     assert "Interrupted before a login: nothing was obtained" in run.output
 
 
+def test_an_interruption_before_anything_is_one_word(check: Any) -> None:
+    async def interrupting(scope: Any, receive: Any, send: Any) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        await Simulator()(scope, receive, send)
+
+    with AppServer(interrupting, lifespan="off") as server:
+        run = check(server.url)
+    assert (run.status, run.report) == (1, {})
+    assert run.output.endswith("\nInterrupted.\n")
+
+
+def test_an_interruption_at_a_question_revokes(check: Any) -> None:
+    typed = io.StringIO()
+    typed.readline = lambda: signal.raise_signal(signal.SIGINT)  # type: ignore[method-assign]
+    with simulator() as server:
+        run = check(server.url, typed=typed)
+        assert is_clean(server)
+    assert run.status == 1
+    assert run.report["outcome"] == "cancelled"
+    assert "everything that this check obtained is revoked" in run.output
+
+
+def test_a_rate_limit_without_end_breaks_the_check_off(
+    check: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cm_auth_middleware.cli.live_server._MOST_PATIENCE", 0.5)
+    with simulator(rate_limit=5) as server:
+        run = check(server.url)
+    assert run.status == 2
+    assert "it answered 429 for too long" in run.lines("✗")[0]
+    assert run.report["not_revoked"] == 1
+
+
 # -- how it is said ------------------------------------------------------------------------
 
 
@@ -866,6 +1151,16 @@ def test_quiet_says_what_differs_only(check: Any) -> None:
     lines = [line for line in run.output.splitlines() if line[:2] in ("✓ ", "! ", "✗ ", "– ")]
     assert [line[:6] for line in lines] == ["! PKCE"]
     assert len(_URL.findall(run.output)) == 3
+
+
+def test_a_line_fits_into_the_terminal(check: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with simulator(pkce=True) as server:
+        run = check(server.url, "--yes", is_terminal=True, writes=False)
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", run.output)
+    assert [line for line in plain.splitlines() if line[:1] in "✓!✗–" and len(line) > 80] == []
+    assert "\n                " in plain
+    assert "With --report FILE.json the result is written" in plain
 
 
 def test_a_terminal_without_the_marks_gets_words(check: Any) -> None:

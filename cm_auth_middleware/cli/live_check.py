@@ -95,7 +95,7 @@ def _run(config: CMAuthConfig, choices: Choices, printer: _Printer, stack: ExitS
             f"as http://localhost:8000{config.prefix}/callback",
         )
     _check_writable(choices.report)
-    report = _new_report(config)
+    report = new_report(config)
     server = Server(config, report)
     stack.callback(server.close)
     printer.watch(report, server)
@@ -204,7 +204,8 @@ def _check_writable(path: Path | None) -> None:
         raise CannotRun("--report", "cannot be written: is its folder there, and yours?")
 
 
-def _new_report(config: CMAuthConfig) -> Report:
+def new_report(config: CMAuthConfig) -> Report:
+    """Return a report that knows no more than the configuration."""
     host = urlsplit(config.base_url).hostname or ""
     server = "another"
     if config.base_url == CAMERAMANAGER.base_url:

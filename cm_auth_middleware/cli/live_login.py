@@ -314,7 +314,7 @@ def read_line(prompt: str) -> str:
     """Ask for a line; return it without spaces around it. It is empty at the end of the input."""
     sys.stdout.write(prompt)
     sys.stdout.flush()
-    line = sys.stdin.readline(_MOST_ADDRESS)
+    line = sys.stdin.readline()
     if not line or not sys.stdin.isatty():  # no terminal that shows the end of the line
         say()
     return line.strip()

@@ -284,6 +284,7 @@ class LiveCheck:
             self._spent = old
         elif self._use(grant, old).access_token is not None:
             report.refresh_gives = "phantom"
+            report.dead_refresh_token = second.refused(self._server.secrets)
         else:
             report.refresh_gives = "refused"
 
@@ -393,8 +394,8 @@ class LiveCheck:
         report.bearer_after_logout = "alive" if dead.status == 200 else "dead"
         if report.dead_bearer is None and dead.status != 200:
             report.dead_bearer = dead.refused(self._server.secrets)
+        grant.is_endless = dead.status == 200
         if grant.refresh_token is None:
-            grant.is_endless = dead.status == 200
             return
         refused = self._use(grant, grant.refresh_token)
         report.refresh_after_logout = "dead" if refused.access_token is None else "alive"
@@ -402,7 +403,8 @@ class LiveCheck:
             report.dead_refresh_token = refused.refused(self._server.secrets)
         else:
             self._delete(grant)
-            grant.is_endless = self._use(grant, grant.refresh_token).access_token is not None
+            still = self._use(grant, grant.refresh_token).access_token is not None
+            grant.is_endless = grant.is_endless or still
 
     # -- calls -----------------------------------------------------------------------------
 
