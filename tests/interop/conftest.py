@@ -9,11 +9,15 @@ from typing import Any
 
 import pytest
 
+from .report import Compared, lines
+from .simulator_server import Simulated
+from .simulator_server import simulator as run_simulator
 from .sites import Site, site
 from .spring_server import Setting, Spring, spring
 
 _HERE = str(Path(__file__).parent)
 _versions: dict[str, str] = {}
+_compared: list[Compared] = []
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -30,6 +34,23 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     terminalreporter.section("interop")
     for name, version in _versions.items():
         terminalreporter.write_line(f"{name} {version}")
+    if _compared:
+        terminalreporter.section("the simulator beside Spring")
+        for line in lines(_compared):
+            terminalreporter.write_line(line)
+
+
+@pytest.fixture
+def compared() -> Callable[[Compared], None]:
+    """Keep what an exchange came to, for the table at the end."""
+    return _compared.append
+
+
+@pytest.fixture(scope="session")
+def simulator() -> Iterator[Simulated]:
+    """The package's simulator in a process of its own."""
+    with run_simulator() as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

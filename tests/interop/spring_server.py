@@ -15,7 +15,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from .browser import ANNA, BOB
+from .browser import ANNA, BOB, NO_AUTHORITIES
 from .processes import free_port, running
 
 _SOURCE = Path(__file__).parent / "spring"
@@ -86,7 +86,9 @@ class Spring:
 
     def state(self, email: str = ANNA) -> dict[str, Any]:
         """The calls so far, the living tokens of a user, the versions."""
-        answer = httpx2.get(f"{self.url}/_control/state", params={"email": email}, timeout=30)
+        answer = httpx2.get(
+            f"{self.url}/_control/state", params={"email": email}, timeout=30, verify=NO_AUTHORITIES
+        )
         return dict(answer.raise_for_status().json())
 
     def tokens(self, email: str = ANNA) -> list[tuple[str, str]]:
@@ -119,6 +121,9 @@ class Spring:
         """Refuse a user's logins and refreshes, or no longer do."""
         self._command("disable", email=email, disabled=disabled)
 
+    def simulate(self, **settings: Any) -> None:
+        """Do nothing: this is no simulator."""
+
     def meet(self) -> None:
         """Let the next two logins read the store at the same moment."""
         self._command("rendezvous")
@@ -136,7 +141,9 @@ class Spring:
         self._command("forget")
 
     def _command(self, name: str, **parameters: Any) -> None:
-        answer = httpx2.post(f"{self.url}/_control/{name}", params=parameters, timeout=30)
+        answer = httpx2.post(
+            f"{self.url}/_control/{name}", params=parameters, timeout=30, verify=NO_AUTHORITIES
+        )
         answer.raise_for_status()
 
 

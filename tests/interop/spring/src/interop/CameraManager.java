@@ -425,8 +425,8 @@ public class CameraManager {
     @PostMapping("/_control/revoke")
     void revoke(@RequestParam String email) {
       for (String client : List.of("demo-key-id", "other-key-id")) {
-        store
-            .findTokensByClientIdAndUserName(client, email)
+        // A copy: the store in memory hands out the collection that it removes from.
+        List.copyOf(store.findTokensByClientIdAndUserName(client, email))
             .forEach(token -> services.revokeToken(token.getValue()));
       }
     }
@@ -445,6 +445,7 @@ public class CameraManager {
 
     @PostMapping("/_control/forget")
     void forget() {
+      rendezvous.barrier = null;
       requests.clear();
     }
 
