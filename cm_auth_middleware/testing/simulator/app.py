@@ -247,7 +247,8 @@ class Simulator:
         body_receive: Receive = counting_receive
         if record.headers.get("content-type", "").startswith(_FORM):
             body = await _read(counting_receive)
-            record.form = dict(parse_qsl(body.decode("latin-1"), keep_blank_values=True))
+            fields = parse_qsl(body.decode("latin-1"), keep_blank_values=True)
+            record.form = dict(reversed(fields))
             body_receive = _replay(body, receive)
         scope["cm.record"] = record
         try:
@@ -308,7 +309,7 @@ class Simulator:
         control = Control(self.settings, self._actions(), self._state, lambda: self.requests)
         return [
             Route("/oauth/authorize", oauth.authorize, methods=["GET", "POST"]),
-            Route("/oauth/token", oauth.token, methods=["POST"]),
+            Route("/oauth/token", oauth.token, methods=["GET", "POST"]),
             Route("/oauth/logout", oauth.log_out, methods=["GET"]),
             Route("/_control", control.endpoint, methods=["GET", "POST"]),
             Route(
