@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 
 import click
 
 from cm_auth_middleware.cli.findings import ERROR, OK, WARNING, Finding
 from cm_auth_middleware.cli.options import rows, unknown_variables
-from cm_auth_middleware.cli.output import safe, say
+from cm_auth_middleware.cli.output import Refusal, safe, say
 
 _STYLES = {OK: ("ok", "green"), WARNING: ("warning", "yellow"), ERROR: ("error", "red")}
 
@@ -17,14 +18,42 @@ _STYLES = {OK: ("ok", "green"), WARNING: ("warning", "yellow"), ERROR: ("error",
 @click.command()
 @click.option("--offline", is_flag=True, help="Do not connect to anything but the store.")
 @click.option("--quiet", is_flag=True, help="Print warnings and errors only.")
-def check(offline: bool, quiet: bool) -> None:
+@click.option("--login", is_flag=True, help="Log in once, and find out how the server behaves.")
+@click.option(
+    "--report",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="With --login: write what was found out, as JSON without secrets.",
+)
+@click.option("--no-browser", is_flag=True, help="With --login: print the URL only.")
+@click.option("--paste", is_flag=True, help="With --login: the browser is on another machine.")
+@click.option("--yes", is_flag=True, help="With --login: answer yes to every question.")
+def check(
+    offline: bool,
+    quiet: bool,
+    login: bool,
+    report: Path | None,
+    no_browser: bool,
+    paste: bool,
+    yes: bool,
+) -> None:
     """Check the configuration in the environment (CM_AUTH_…).
 
     Shows each option and its source, with secrets hidden; then tests the session store, the
     connection to CameraManager, the API key, the redirect URI and the clock.
 
     The exit status is 0 if all is well, 1 with warnings, 2 with errors.
+
+    With --login it does something else instead: you log in, and it finds out how the server
+    behaves. The exit status is 0 if that is what this package expects, 1 if something differs or
+    the login was cancelled, 2 if the check cannot run.
     """
+    if login:
+        if offline:
+            raise Refusal("--login and --offline exclude each other")
+        raise SystemExit(_check_live(report, not no_browser, paste, yes, quiet))
+    if report or no_browser or paste or yes:
+        raise Refusal("--report, --no-browser, --paste and --yes need --login")
     if not quiet:
         table = list(rows())
         wide = max(len(value) for _, value, _ in table)
@@ -37,6 +66,23 @@ def check(offline: bool, quiet: bool) -> None:
         if finding.level > OK or not quiet:
             _tell(finding)
     raise SystemExit(worst)
+
+
+def _check_live(
+    report: Path | None, opens_browser: bool, pastes: bool, says_yes: bool, is_quiet: bool
+) -> int:
+    from cm_auth_middleware.cli.live_check import Choices, run
+    from cm_auth_middleware.config import CMAuthConfig
+    from cm_auth_middleware.errors import ConfigError
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # `check` without --login shows them
+            config = CMAuthConfig.from_env()
+    except ConfigError as error:
+        _tell(Finding(ERROR, "options", str(error)))
+        return ERROR
+    return run(config, Choices(report, opens_browser, pastes, says_yes, is_quiet))
 
 
 def _findings(offline: bool) -> Iterator[Finding]:

@@ -25,8 +25,8 @@ from cm_auth_middleware.tokens.provider import find_provider
 
 T = TypeVar("T")
 
-_SKEW = 30  # seconds that a clock may be off without a warning
-_TOO_MUCH_SKEW = 300  # seconds that the middleware tolerates between two servers of one site
+SKEW = 30  # seconds that a clock may be off without a warning
+TOO_MUCH_SKEW = 300  # seconds that the middleware tolerates between two servers of one site
 
 
 def check_redirect_uri(config: CMAuthConfig) -> Iterator[Finding]:
@@ -180,8 +180,8 @@ def _check_clock(date: str | None) -> Iterator[Finding]:
         yield Finding(WARNING, "clock", "CameraManager did not say what time it is")
         return
     off = round(abs(time.time() - server_time))
-    level = OK if off < _SKEW else WARNING if off < _TOO_MUCH_SKEW else ERROR
-    word = "agrees with" if off < _SKEW else f"is {off} seconds off"
+    level = OK if off < SKEW else WARNING if off < TOO_MUCH_SKEW else ERROR
+    word = "agrees with" if off < SKEW else f"is {off} seconds off"
     advice = "" if level == OK else "Synchronise it (NTP): logins and sessions expire by it."
     yield Finding(level, "clock", f"{word} CameraManager's", advice)
 
@@ -198,11 +198,12 @@ def _ask(call: Coroutine[Any, Any, T]) -> T:
     try:
         return run_sync(call)
     except (httpx2.HTTPError, httpx2.InvalidURL, UnavailableError) as error:
-        reason = _reason(error)
-    raise OSError(reason)
+        why = reason(error)
+    raise OSError(why)
 
 
-def _reason(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
+    """Return a phrase that says why a call failed, without the URL."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, ssl.SSLCertVerificationError):

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from cm_auth_middleware.testing.browser import Browser, LoginFailed
     from cm_auth_middleware.testing.conformance import StoreConformance
     from cm_auth_middleware.testing.fixtures import CMLogin, CMServer, CMTime
+    from cm_auth_middleware.testing.live_reports import read_report, settings_like
     from cm_auth_middleware.testing.network import Network
     from cm_auth_middleware.testing.server import AppServer, SimulatorServer
     from cm_auth_middleware.testing.simulator import (
@@ -37,6 +38,8 @@ __all__ = [
     "Simulator",
     "SimulatorServer",
     "StoreConformance",
+    "read_report",
+    "settings_like",
 ]
 
 _HOMES = {
@@ -49,6 +52,8 @@ _HOMES = {
     "Network": "network",
     "SimulatorServer": "server",
     "StoreConformance": "conformance",
+    "read_report": "live_reports",
+    "settings_like": "live_reports",
 }
 
 

@@ -6,17 +6,28 @@ import argparse
 import contextlib
 import sys
 from collections.abc import Sequence
-from dataclasses import MISSING, fields
+from dataclasses import fields
 from typing import Any
 
 from cm_auth_middleware.display import printable
+from cm_auth_middleware.testing.live_reports import read_report, settings_like
 from cm_auth_middleware.testing.server import SimulatorServer
 from cm_auth_middleware.testing.simulator import Settings, Simulator
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serve until Ctrl-C; each setting is a flag, such as `--access-token-lifetime 60`."""
-    options = vars(_parser().parse_args(arguments))
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--like", metavar="REPORT")
+    like = first.parse_known_args(arguments)[0].like
+    try:
+        settings = settings_like(read_report(like)) if like is not None else Settings()
+    except ValueError as error:
+        return _fail(str(error))
+    except OSError as error:
+        return _fail(f"the report cannot be read: {error.strerror}")
+    options = vars(_parser(settings).parse_args(arguments))
+    options.pop("like")
     port, host = options.pop("port"), options.pop("host")
     client_id, client_secret = options.pop("client_id"), options.pop("client_secret")
     seed = options.pop("seed")
@@ -24,8 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         server = SimulatorServer(sim, port, host)
     except (RuntimeError, OSError) as error:
-        sys.stderr.write(f"error: {printable(str(error))}\n")
-        return 1
+        return _fail(str(error))
     with server, contextlib.suppress(KeyboardInterrupt):
         sys.stdout.write(f"Simulated CameraManager at {server.url}\n")
         sys.stdout.write(f"  client_id {client_id}, client_secret {client_secret}\n")
@@ -37,7 +47,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def _fail(reason: str) -> int:
+    sys.stderr.write(f"error: {printable(reason)}\n")
+    return 1
+
+
+def _parser(settings: Settings) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m cm_auth_middleware.testing",
         description="A simulator of Eagle Eye CameraManager, for tests and demos.",
@@ -48,8 +63,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--client-id", default="demo-key-id", help="the API key's ID")
     parser.add_argument("--client-secret", default="demo-key-secret", help="the API key's SECRET")
     parser.add_argument("--seed", type=int, default=1, help="the seed of codes and tokens")
+    parser.add_argument(
+        "--like",
+        metavar="REPORT",
+        help="a report of cm-auth check --login, for the settings that are not given",
+    )
     for knob in fields(Settings):
-        default = None if knob.default is MISSING else knob.default
+        default = getattr(settings, knob.name)
         flag = f"--{knob.name.replace('_', '-')}"
         parser.add_argument(flag, default=default, help="setting", **_kind(knob.name, default))
     return parser

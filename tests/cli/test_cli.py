@@ -305,7 +305,7 @@ def test_a_server_that_does_not_tell_the_time(run: Run) -> None:
 def test_an_api_key_that_is_refused(run: Run) -> None:
     result = run("check", client_secret="hunter2")
     assert result.exit_code == 2
-    assert "refuses the API key (invalid_client)" in lines(result, "error")[0]
+    assert "refuses the API key (unauthorized)" in lines(result, "error")[0]
 
 
 def test_an_api_key_that_cannot_be_tried(run: Run, cm: SimulatorServer) -> None:

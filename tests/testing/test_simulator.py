@@ -147,7 +147,7 @@ async def test_an_unknown_client_or_bad_redirect_is_never_redirected(
     http: httpx2.AsyncClient, wrong: dict[str, str]
 ) -> None:
     answer = await http.get("/oauth/authorize", params={**AUTHORIZE, **wrong})
-    assert answer.status_code == 400
+    assert answer.status_code == (401 if "client_id" in wrong else 400)
     assert "location" not in answer.headers
 
 
@@ -163,7 +163,7 @@ async def test_other_mistakes_are_told_to_the_application(
 ) -> None:
     sim.settings.echo_state = False
     answer = await http.get("/oauth/authorize", params={**AUTHORIZE, **wrong})
-    assert answer.headers["location"] == f"{CALLBACK}?error={error}"
+    assert answer.headers["location"].startswith(f"{CALLBACK}?error={error}&error_description=")
 
 
 async def test_only_listed_redirect_uris_are_accepted_when_there_is_a_list(
@@ -213,12 +213,55 @@ async def test_pkce_is_verified_or_ignored(
         assert answer.status_code == status
 
 
-async def test_the_token_endpoint_wants_basic_authentication(http: httpx2.AsyncClient) -> None:
-    missing = await http.post("/oauth/token")
-    assert (missing.status_code, missing.json()["error"]) == (401, "unauthorized")
-    wrong = await http.post("/oauth/token", auth=("demo-key-id", "no"))
-    assert (wrong.status_code, wrong.json()["error"]) == (401, "invalid_client")
-    assert (await http.get("/oauth/token")).status_code == 405
+async def test_the_token_endpoint_wants_the_key(http: httpx2.AsyncClient) -> None:
+    for key in (None, ("demo-key-id", "no"), ("no", "demo-key-secret")):
+        refused = await http.post("/oauth/token", auth=key or httpx2.Auth())
+        assert (refused.status_code, refused.json()["error"]) == (401, "unauthorized")
+        assert refused.headers["www-authenticate"].startswith('Basic realm="oauth2/client"')
+    got = await http.get("/oauth/token", auth=("demo-key-id", "demo-key-secret"))
+    assert (got.status_code, got.json()["error"]) == (405, "method_not_allowed")
+
+
+@pytest.mark.parametrize("place", ["data", "params"])
+async def test_the_key_may_be_in_the_body_or_the_query(
+    http: httpx2.AsyncClient, place: str
+) -> None:
+    grant = {"grant_type": "password", "username": ANNA, "password": "cameras", "scope": "write"}
+    for secret, status in (("demo-key-secret", 200), ("no", 401)):
+        key = {"client_id": "demo-key-id", "client_secret": secret}
+        answer = await http.post("/oauth/token", **{place: {**grant, **key}})
+        assert answer.status_code == status
+    assert answer.json()["error"] == "invalid_client"
+    assert answer.headers["www-authenticate"].startswith("Form ")
+
+
+async def test_a_refresh_may_narrow_the_scope_and_never_widen_it(http: httpx2.AsyncClient) -> None:
+    both = (await ask(
+        http, grant_type="password", username=ANNA, password="cameras", scope="read write"
+    )).json()  # fmt: skip
+    again = {"grant_type": "refresh_token", "refresh_token": both["refresh_token"]}
+    narrowed = await ask(http, **again, scope="read")
+    assert narrowed.json()["scope"] == "read"
+    unknown = await ask(http, **again, scope="admin")
+    assert (unknown.status_code, unknown.json()["error"]) == (400, "invalid_scope")
+    assert unknown.json()["scope"] == "read write"
+
+
+async def test_a_bearer_may_be_in_the_query_and_one_that_is_dead_is_told_as_spring_does(
+    sim: Simulator, http: httpx2.AsyncClient
+) -> None:
+    tokens = await log_in(sim, http)
+    living = await http.get("/rest/v2.4/cameras", params={"access_token": tokens["access_token"]})
+    assert living.status_code == 200
+    for accept, status, kind in (
+        ("*/*", 401, "application/json"),
+        ("application/xml", 401, "application/xml"),
+        ("image/jpeg", 406, ""),
+    ):
+        dead = await http.get(
+            "/rest/v2.4/cameras", params={"access_token": "x"}, headers={"Accept": accept}
+        )
+        assert (dead.status_code, dead.headers.get("content-type", "")) == (status, kind)
 
 
 async def test_parameters_may_be_in_the_query_and_the_answer_is_xml_unless_json_is_accepted(

@@ -246,7 +246,8 @@ class Simulator:
         body_receive: Receive = counting_receive
         if record.headers.get("content-type", "").startswith(_FORM):
             body = await _read(counting_receive)
-            record.form = dict(parse_qsl(body.decode("latin-1"), keep_blank_values=True))
+            fields = parse_qsl(body.decode("latin-1"), keep_blank_values=True)
+            record.form = dict(reversed(fields))
             body_receive = _replay(body, receive)
         if not self._is_outdated(record):
             with self._lock:
@@ -319,7 +320,7 @@ class Simulator:
         control = Control(self.settings, self._actions(), self._state, lambda: self.requests)
         return [
             Route("/oauth/authorize", oauth.authorize, methods=["GET", "POST"]),
-            Route("/oauth/token", oauth.token, methods=["POST"]),
+            Route("/oauth/token", oauth.token, methods=["GET", "POST"]),
             Route("/oauth/logout", oauth.log_out, methods=["GET"]),
             Route("/_control", control.endpoint, methods=["GET", "POST"]),
             Route(
@@ -408,8 +409,15 @@ def _replay(body: bytes, receive: Receive) -> Receive:
 def _compressing(send: Send, encoding: str) -> Send:
     """Compress a response on its way out, whatever the client accepts."""
     compress = zlib.compressobj(wbits=31 if encoding == "gzip" else 15)
+    has_body = True
 
     async def compressing(message: Message) -> None:
+        nonlocal has_body
+        if message["type"] == "http.response.start":
+            has_body = message["status"] not in (204, 304)  # RFC 9110 §6.4.1
+        if not has_body:
+            await send(message)
+            return
         if message["type"] == "http.response.start":
             kept = [h for h in message["headers"] if h[0].lower() != b"content-length"]
             headers = [*kept, (b"content-encoding", encoding.encode())]

@@ -122,7 +122,7 @@ class OAuthServer:
         redirect_uri = params.get("redirect_uri", "")
         # RFC 6749 §4.1.2.1: with a bad client or redirect URI, the server must not redirect.
         if params.get("client_id") != self._accounts.client_id and not self._settings.any_key:
-            return pages.message_page("Unknown application", "No API key has this client_id.")
+            return pages.message_page("Unknown application", "No API key has this client_id.", 401)
         if not self._redirect_allowed(redirect_uri):
             return pages.message_page(
                 "Bad redirect URI",
@@ -130,10 +130,19 @@ class OAuthServer:
                 "and one that this API key may use.",
             )
         if params.get("response_type") != "code":
-            return self._back(params, error="unsupported_response_type")
+            return self._back(
+                params,
+                error="unsupported_response_type",
+                error_description="Unsupported response types",
+            )
         scope = params.get("scope") or self._settings.scope
         if not set(scope.split()) <= _SCOPES:
-            return self._back(params, error="invalid_scope")
+            return self._back(
+                params,
+                error="invalid_scope",
+                error_description="Invalid scope",
+                scope=" ".join(sorted(_SCOPES)),
+            )
 
         if request.method == "POST" and "email" in form:
             return self._log_in(form, carried)
@@ -234,7 +243,9 @@ class OAuthServer:
         """Issue tokens for a grant, or refuse it."""
         call = recorded(request)
         try:
-            self._check_client(call.headers.get("authorization", ""))
+            self._check_client(call)
+            if request.method != "POST":
+                raise OAuthError(405, "method_not_allowed", "Request method 'GET' not supported")
             with self.lock:
                 token = self._grant(call)
                 answer = self.tokens.answer(token)
@@ -243,16 +254,24 @@ class OAuthServer:
         return _negotiated(request, answer, 200)
 
     def _grant(self, call: RecordedRequest) -> AccessToken:
-        kind = call.param("grant_type")
+        """Issue tokens; the order of the checks is that of Spring's `TokenEndpoint`."""
+        kind, scope = _given(call, "grant_type"), _given(call, "scope")
+        if not set((scope or "").split()) <= _SCOPES:
+            scopes = " ".join(sorted(_SCOPES))
+            raise OAuthError(400, "invalid_scope", "Invalid scope", scope=scopes)
         if kind in _GRANT_TYPES and self._settings.scope_required:
             _required(call, "scope")
         match kind:
             case "authorization_code":
+                value = _given(call, "code")
+                if value is None:
+                    text = "An authorization code must be supplied."
+                    raise OAuthError(400, "invalid_request", text)
                 code = self.tokens.redeem(
-                    _required(call, "code"),
+                    value,
                     self._accounts.client_id,
-                    call.param("redirect_uri"),
-                    call.param("code_verifier"),
+                    _given(call, "redirect_uri"),
+                    _given(call, "code_verifier"),
                 )
                 user = self._user_by_email(code.email)
                 if user is None or user.disabled:
@@ -261,25 +280,28 @@ class OAuthServer:
                 return self.tokens.log_in(user, self._accounts.client_id, code.scope)
             case "refresh_token":
                 value = _required(call, "refresh_token")
-                held = self.tokens.refresh.get(value)
-                wanted = set((call.param("scope") or "").split())
-                if held is not None and not wanted <= set(held.scope.split()):
-                    raise OAuthError(400, "invalid_scope", "Unable to narrow the scope")
-                return self.tokens.renew(value, self._accounts.client_id, self._user_by_email)
+                return self.tokens.renew(
+                    value, self._accounts.client_id, scope or None, self._user_by_email
+                )
             case "password":
                 user = self._user_with_password(
-                    _required(call, "username"), _required(call, "password")
+                    _given(call, "username") or "", _given(call, "password") or ""
                 )
                 if user is None:
                     raise OAuthError(400, "invalid_grant", "Bad credentials")
-                scope = call.param("scope") or self._settings.scope
-                if not set(scope.split()) <= _SCOPES:
-                    raise OAuthError(400, "invalid_scope", "Invalid scope")
-                return self.tokens.log_in(user, self._accounts.client_id, scope)
-            case None:
+                return self.tokens.log_in(
+                    user, self._accounts.client_id, scope or self._settings.scope
+                )
+            case "implicit":
+                text = "Implicit grant type not supported from token endpoint"
+                raise OAuthError(400, "invalid_grant", text)
+            case "client_credentials":
+                text = "Unauthorized grant type: client_credentials"
+                raise OAuthError(401, "invalid_client", text)
+            case None | "":
                 raise OAuthError(400, "invalid_request", "Missing grant type")
-            case other:
-                raise OAuthError(400, "unsupported_grant_type", f"Unsupported: {other}")
+            case _:
+                raise OAuthError(400, "unsupported_grant_type", "Unsupported grant type")
 
     def _refuse_simultaneous(self, user: SimulatedUser) -> None:
         now, before = self._clock(), self._exchanged_at.get(user.email, -math.inf)
@@ -287,22 +309,36 @@ class OAuthServer:
         if self._settings.fail_simultaneous_logins and now - before < 1:
             raise OAuthError(500, "server_error", _SQL)
 
-    def _check_client(self, authorization: str) -> None:
-        scheme, _, value = authorization.partition(" ")
+    def _check_client(self, call: RecordedRequest) -> None:
+        """Verify the API key: in the parameters if there is a `client_id`, else in HTTP Basic.
+
+        Spring looks at the parameters first (`ClientCredentialsTokenEndpointFilter`), and then at
+        HTTP Basic only if its ID is another one. So Basic beside a `client_id` without its SECRET
+        is refused.
+        """
+        client_id = _given(call, "client_id")
+        if client_id is not None and not self._is_key(
+            client_id.strip(), _given(call, "client_secret") or ""
+        ):
+            raise OAuthError(401, "invalid_client", "Bad client credentials", scheme="Form")
+        scheme, _, value = call.headers.get("authorization", "").partition(" ")
         if scheme.lower() != "basic":
-            raise OAuthError(
-                401, "unauthorized", "Full authentication is required to access this resource"
-            )
-        if self._settings.any_key:
+            if client_id is None:
+                text = "Full authentication is required to access this resource"
+                raise OAuthError(401, "unauthorized", text, scheme="Basic")
             return
         try:
-            given = base64.b64decode(value, validate=True)
+            given = base64.b64decode(value, validate=True).decode()
         except ValueError:
-            given = b""
-        if not hmac.compare_digest(
-            given, f"{self._accounts.client_id}:{self._accounts.client_secret}".encode()
-        ):
-            raise OAuthError(401, "invalid_client", "Bad client credentials")
+            given = ""
+        basic_id, _, secret = given.partition(":")
+        if basic_id != client_id and not self._is_key(basic_id, secret):
+            raise OAuthError(401, "unauthorized", "Bad credentials", scheme="Basic")
+
+    def _is_key(self, client_id: str, secret: str) -> bool:
+        expected = f"{self._accounts.client_id}:{self._accounts.client_secret}"
+        given = f"{client_id}:{secret}"
+        return self._settings.any_key or hmac.compare_digest(given.encode(), expected.encode())
 
     # Bearer tokens
 
@@ -314,12 +350,13 @@ class OAuthServer:
         async def endpoint(request: Request) -> Response:
             if request.path_params["minor"] > 4:
                 raise HTTPException(404)
-            scheme, _, value = request.headers.get("authorization", "").partition(" ")
-            if scheme.lower() != "bearer":
-                raise OAuthError(401, "invalid_token", "No bearer token")
+            value = _bearer(request)
+            if value is None:
+                text = "Full authentication is required to access this resource"
+                raise OAuthError(401, "unauthorized", text)
             with self.lock:
                 try:
-                    token = self.tokens.check(value.strip())
+                    token = self.tokens.check(value)
                 except OAuthError as error:
                     if self._settings.dead_bearer_status == 401:
                         raise
@@ -333,7 +370,7 @@ class OAuthServer:
 
     async def delete_token(self, request: Request, user: SimulatedUser) -> Response:  # noqa: ARG002
         """End the request's access token and its refresh token."""
-        value = request.headers["authorization"].partition(" ")[2].strip()
+        value = _bearer(request) or ""
         with self.lock:
             token = self.tokens.access.get(value)
             if token is not None:
@@ -376,11 +413,24 @@ class OAuthServer:
         return user
 
 
+def _given(call: RecordedRequest, name: str) -> str | None:
+    """Return a parameter; that of the query comes before that of the body, as in any servlet."""
+    return next(iter(call.query.get(name, ())), call.form.get(name))
+
+
 def _required(call: RecordedRequest, name: str) -> str:
-    value = call.param(name)
+    value = _given(call, name)
     if not value:
         raise OAuthError(400, "invalid_request", f"Missing parameter: {name}")
     return value
+
+
+def _bearer(request: Request) -> str | None:
+    """Return the access token of the header, or else of the query (RFC 6750 §2.1, §2.3)."""
+    scheme, _, value = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer":
+        return value.strip()
+    return request.query_params.get("access_token")
 
 
 def oauth_error(request: Request, error: Exception) -> Response:
@@ -389,15 +439,24 @@ def oauth_error(request: Request, error: Exception) -> Response:
         raise error
     headers = {}
     if error.status == 401:
-        scheme = "Basic" if request.url.path == "/oauth/token" else "Bearer"
+        realm = "" if error.scheme == "Bearer" else 'realm="oauth2/client", '
+        if request.url.path.startswith("/rest/"):
+            realm = 'realm="oauth2-resource", '
         headers["WWW-Authenticate"] = (
-            f'{scheme} realm="oauth", error="{error.error}", '
-            f'error_description="{error.description}"'
+            f'{error.scheme} {realm}error="{error.error}", error_description="{error.description}"'
         )
     body = {"error": error.error, "error_description": error.description}
-    if request.url.path.startswith("/rest/"):
+    if error.scope is not None:
+        body["scope"] = error.scope
+    if not request.url.path.startswith("/rest/"):
+        return _negotiated(request, body, error.status, headers)
+    accept = request.headers.get("accept", "*/*").lower()
+    if any(accepted in accept for accepted in ("json", "*/*", "application/*")):
         return JSONResponse(body, error.status, headers)
-    return _negotiated(request, body, error.status, headers)
+    if "xml" in accept:
+        return _xml(body, error.status, headers)
+    # Spring can say it in JSON and in XML only, and then does not say it at all.
+    return Response(status_code=406)
 
 
 def _negotiated(
@@ -407,10 +466,14 @@ def _negotiated(
     all_headers = {"Cache-Control": "no-store", "Pragma": "no-cache", **(headers or {})}
     if "application/json" in request.headers.get("accept", "").lower():
         return JSONResponse(body, status, all_headers)
+    return _xml(body, status, all_headers)
+
+
+def _xml(body: Mapping[str, Any], status: int, headers: Mapping[str, str]) -> Response:
     inner = "".join(f"<{name}>{escape(str(value))}</{name}>" for name, value in body.items())
     return Response(
         f'<?xml version="1.0" encoding="UTF-8"?><oauth>{inner}</oauth>',
         status,
-        all_headers,
+        dict(headers),
         "application/xml",
     )

@@ -109,7 +109,7 @@ class RecordedRequest:
     Attributes:
         query: the parameters of the URL.
         headers: the headers by lower-case name; those of the same name are joined by a comma.
-        form: the fields of an urlencoded body; of fields of the same name, the last.
+        form: the fields of an urlencoded body; of fields of the same name, the first.
         body_length: the number of bytes that were read of the body.
         status: the status of the answer; `None` if there was no answer, or not yet.
         time: when the request arrived, in seconds since 1970, by the simulator's clock.

@@ -1,0 +1,524 @@
+"""Find out how a server behaves, by one login or a few, and end every grant that these opened."""
+
+from __future__ import annotations
+
+import secrets
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from cm_auth_middleware.cli.live_login import Callback, Cancelled, Logins
+from cm_auth_middleware.cli.live_report import Report, known_error, names, shape
+from cm_auth_middleware.cli.live_server import Answer, Server, Unreachable, clock_skew
+from cm_auth_middleware.cli.output import say
+
+_PAUSE = 1.5  # seconds, after which two logins are no longer at once
+_SIGNALS = [
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+]
+
+
+class CannotRun(Exception):  # noqa: N818 - the check says it as a sentence
+    """The check cannot find out anything.
+
+    Attributes:
+        topic: the option or the subject.
+    """
+
+    def __init__(self, topic: str, text: str) -> None:
+        super().__init__(text)
+        self.topic = topic
+
+
+class BrokenOff(Exception):  # noqa: N818 - the findings say why
+    """There are no tokens to go on with."""
+
+
+@dataclass(slots=True)
+class Grant:
+    """The tokens of a login, or of several that were given the same ones.
+
+    Attributes:
+        access_token: the newest.
+        former: access tokens before it.
+        refresh_token: the one that works, as far as it is known.
+        others: refresh tokens that may still be valid.
+        is_over: True if the server has ended it.
+        is_endless: True if the server ends it by no logout.
+    """
+
+    access_token: str
+    refresh_token: str | None
+    others: list[str] = field(default_factory=list)
+    former: list[str] = field(default_factory=list)
+    is_over: bool = False
+    is_endless: bool = False
+
+    def note(self, answer: Answer) -> None:
+        """Learn of newer tokens."""
+        if answer.access_token is not None and answer.access_token != self.access_token:
+            self.former.append(self.access_token)
+            self.access_token = answer.access_token
+        new = answer.refresh_token
+        if new is not None and new != self.refresh_token and new not in self.others:
+            self.others.append(new)
+
+
+class Interruptions:
+    """Turns signals that end the process into `KeyboardInterrupt`, but not while tokens arrive.
+
+    The tokens of a call that is interrupted would be known to nobody, and could not be revoked.
+    """
+
+    def __init__(self) -> None:
+        self._is_postponed = False
+        self._is_pending = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Interruptions:
+        if threading.current_thread() is threading.main_thread():
+            for number in _SIGNALS:
+                before = signal.getsignal(number)
+                if before not in (None, signal.SIG_IGN):  # nohup ignores SIGHUP
+                    self._before[number] = signal.signal(number, self._interrupt)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    @contextmanager
+    def postponed(self) -> Iterator[None]:
+        """Raise an interruption after the block, not in it."""
+        before, self._is_postponed = self._is_postponed, True
+        try:
+            yield
+        finally:
+            self._is_postponed = before
+        if self._is_pending and not before:
+            self._is_pending = False
+            raise KeyboardInterrupt
+
+    def _interrupt(self, *_: object) -> None:
+        if not self._is_postponed:
+            raise KeyboardInterrupt
+        self._is_pending = True
+
+
+class LiveCheck:
+    """The steps of a live check, in `run`; `revoke` has to follow it in any case.
+
+    Args:
+        report: gets what is found out.
+        wants: asks the person a question, and returns True for yes.
+        tell: is called when the report has something new.
+    """
+
+    def __init__(
+        self,
+        server: Server,
+        report: Report,
+        logins: Logins,
+        interruptions: Interruptions,
+        redirect_uri: str,
+        wants: Callable[[str], bool],
+        tell: Callable[[], None],
+    ) -> None:
+        self._server = server
+        self._report = report
+        self._logins = logins
+        self._interruptions = interruptions
+        self._redirect_uri = redirect_uri
+        self._wants = wants
+        self._tell = tell
+        self._scope = report.scope_asked
+        self._grants: list[Grant] = []
+        self._user_id: Any = None
+        self._spent = ""  # a refresh token that was replaced
+        self._exchanged_at = -_PAUSE
+
+    def prepare(self) -> None:
+        """Find out what needs no login.
+
+        Raises:
+            CannotRun: it is no use to log in.
+        """
+        report, server = self._report, self._server
+        answer = server.user()
+        report.status_without_bearer = answer.status
+        report.clock_skew = clock_skew(answer.headers.get("Date", ""))
+        if answer.status not in (401, 403):
+            raise CannotRun(
+                "base_url",
+                f"the server answered {answer.status} where CameraManager says 401: is base_url "
+                "the address of CameraManager, without a path, and is it up?",
+            )
+        refused = self._try_code("check0")
+        if refused.error in server.provider.key_errors:
+            raise CannotRun(
+                "client_id",
+                f"the API key is refused ({refused.error}): check client_id and client_secret "
+                "against the dealer portal",
+            )
+        report.reads_form = refused.error == "invalid_grant"
+        report.refused_code = refused.refused(server.secrets)
+        report.reads_query = self._try_code("check1", in_query=True).error == "invalid_grant"
+        status = server.page_status(self._logins.url("check", "0" * 43))
+        if status >= 400:
+            raise CannotRun(
+                "redirect_uri",
+                f"the login page answers {status} to this client_id and redirect_uri: let exactly "
+                "this redirect_uri be registered with the API key",
+            )
+        self._tell()
+
+    def run(self) -> None:
+        """Log in and find out the rest.
+
+        Raises:
+            Cancelled: the person did not log in; there are no tokens.
+            BrokenOff: the server gave no tokens to go on with.
+        """
+        grant = self._first_login()
+        self._read_user(grant)
+        self._tell()
+        if grant.refresh_token is not None:
+            self._refresh(grant)
+            self._tell()
+            self._refresh_without_scope(grant)
+            self._tell()
+        if self._wants(
+            "Log in a second time, to compare its tokens and to try a wrong PKCE verifier?"
+        ):
+            self._try_more(lambda: self._second_login(grant))
+        if self._report.refresh_gives == "rotated":
+            self._reuse(grant)
+            self._tell()
+        self._log_out()
+        self._report.outcome = "complete"
+
+    def revoke(self) -> None:
+        """End what is not over yet. The report counts what could not be ended."""
+        with self._interruptions.postponed():
+            for grant in self._grants:
+                if grant.is_endless:
+                    self._end_each(grant)
+                if grant.is_endless or not (grant.is_over or self._end(grant)):
+                    self._report.not_revoked += 1
+
+    @property
+    def has_tokens(self) -> bool:
+        """True if there was a login."""
+        return bool(self._grants)
+
+    # -- steps -----------------------------------------------------------------------------
+
+    def _try_more(self, logins: Callable[[], object]) -> None:
+        """Log in again; go on if the person does not."""
+        try:
+            logins()
+        except Cancelled as error:
+            say(f"{str(error).capitalize()}.")
+        self._tell()
+
+    def _first_login(self) -> Grant:
+        report = self._report
+        callback = self._log_in()
+        report.callback_parameters = names(callback.parameters, self._server.secrets)
+        report.state_echoed = callback.state_echoed
+        self._tell()
+        answer = self._exchange(callback)
+        report.exchange_status = answer.status
+        report.token_members = names(answer.members, self._server.secrets)
+        grant = self._grant_of(answer)
+        if grant is None:
+            report.exchange = answer.refused(self._server.secrets)
+            raise BrokenOff
+        report.reads_form = True
+        kind = answer.members.get("token_type")
+        report.is_bearer = isinstance(kind, str) and kind.lower() == "bearer"
+        report.access_token = shape(grant.access_token)
+        if grant.refresh_token is not None:
+            report.refresh_token = shape(grant.refresh_token)
+        scope = answer.members.get("scope")
+        known = {*self._server.provider.scopes, report.scope_asked}
+        report.scope_granted = scope if scope in known else "another" if scope else ""
+        report.lifetime = answer.lifetime
+        self._tell()
+        return grant
+
+    def _read_user(self, grant: Grant) -> None:
+        answer = self._server.user(grant.access_token)
+        self._report.user_status = answer.status
+        if answer.status == 200:
+            self._report.user_fields = names(answer.members, self._server.secrets)
+            self._user_id = answer.members.get(self._server.provider.user_id_field)
+
+    def _refresh(self, grant: Grant) -> None:
+        """Refresh as the middleware does, and find out what became of the tokens before."""
+        report, old_access, old = self._report, grant.access_token, grant.refresh_token
+        assert old is not None  # noqa: S101 - for the type; run() asks
+        answer = self._use(grant, old)
+        report.refresh_status = answer.status
+        if answer.access_token is None:
+            report.refresh_gives = "refused"
+            report.dead_refresh_token = answer.refused(self._server.secrets)
+            return
+        report.refreshed_lifetime = answer.lifetime
+        before = self._server.user(old_access)
+        report.bearer_after_refresh = "alive" if before.status == 200 else "dead"
+        if before.status != 200:
+            report.dead_bearer = before.refused(self._server.secrets)
+        new = answer.refresh_token
+        if new is None or new == old:
+            report.refresh_gives = "left out" if new is None else "kept"
+            return
+        second = self._use(grant, new)
+        if second.access_token is not None:
+            report.refresh_gives = "rotated"
+            grant.refresh_token = second.refresh_token or new
+            self._spent = old
+        elif self._use(grant, old).access_token is not None:
+            report.refresh_gives = "phantom"
+            report.dead_refresh_token = second.refused(self._server.secrets)
+        else:
+            report.refresh_gives = "refused"
+
+    def _refresh_without_scope(self, grant: Grant) -> None:
+        token = grant.refresh_token
+        if token is None or self._report.refresh_gives == "refused":
+            return
+        answer = self._use(grant, token, with_scope=False)
+        self._report.scope_needed_by_refresh = answer.access_token is None
+        if answer.access_token is None:
+            self._use(grant, token)  # a refused refresh ends the access token, too (Spring)
+
+    def _second_login(self, first: Grant) -> None:
+        """Log in again, and exchange the code first in ways that the middleware never uses.
+
+        A code works once, but some servers let it survive a refused attempt. So the attempt that
+        is wrong in most ways comes first: if it is accepted, all is known.
+        """
+        report = self._report
+        before = first.access_token, {first.refresh_token, *first.others}
+        omits = report.scope_needed_by_refresh is False  # else it is known to be needed
+        callback = self._log_in()
+        answer = self._exchange(callback, is_wrong=True, with_scope=not omits)
+        if answer.status >= 500:  # Spring's JDBC token store answers so to two logins at once
+            report.is_quick_login_refused = True
+            if not self._wants("The server failed. Log in once more?"):
+                return
+            callback = self._log_in()
+            answer = self._exchange(callback, is_wrong=True, with_scope=not omits)
+        if answer.access_token is not None:
+            report.pkce_verified = False
+            report.scope_needed_by_exchange = False if omits else None
+        elif omits:
+            answer = self._exchange(callback, is_wrong=True)
+            if answer.access_token is not None:
+                report.pkce_verified, report.scope_needed_by_exchange = False, True
+        if answer.access_token is None:
+            answer = self._exchange(callback)
+            report.code_survives_wrong_verifier = answer.access_token is not None
+            if answer.access_token is not None or not omits:
+                report.pkce_verified = True
+        if answer.access_token is None:
+            answer = self._third_login(omits) or answer
+        self._compare(before, answer)
+
+    def _third_login(self, omits: bool) -> Answer | None:
+        """Log in once more, because the code of the second login was spent by a refusal."""
+        if not self._wants("The code was spent by the wrong attempt. Log in once more?"):
+            return None
+        report, callback = self._report, self._log_in()
+        answer = self._exchange(callback, with_scope=not omits)
+        if omits:
+            report.scope_needed_by_exchange = answer.access_token is None
+            if answer.access_token is None:
+                return self._exchange(callback)
+            report.pkce_verified = True  # as the wrong verifier was all that was wrong before
+        return answer
+
+    def _compare(self, before: tuple[str, set[str | None]], answer: Answer) -> None:
+        """Compare the tokens of the second login with those of the first before it."""
+        report = self._report
+        if answer.access_token is None:
+            return
+        user = self._server.user(answer.access_token)
+        if user.members.get(self._server.provider.user_id_field) != self._user_id:
+            return  # of another account, which says nothing
+        access_token, refresh_tokens = before
+        report.second_login_access = "same" if answer.access_token == access_token else "other"
+        report.second_login_refresh = "same" if answer.refresh_token in refresh_tokens else "other"
+        if answer.access_token != access_token:
+            alive = self._server.user(access_token).status == 200
+            report.first_bearer_after_second_login = "alive" if alive else "dead"
+
+    def _reuse(self, grant: Grant) -> None:
+        """Use a refresh token that was replaced; some servers end the grant for that."""
+        answer = self._use(grant, self._spent, is_current=False)
+        if answer.access_token is not None:
+            self._report.replaced_refresh = "accepted"
+            return
+        self._report.dead_refresh_token = answer.refused(self._server.secrets)
+        assert grant.refresh_token is not None  # noqa: S101 - for the type; it was rotated
+        if self._use(grant, grant.refresh_token).access_token is not None:
+            self._report.replaced_refresh = "refused"
+            return
+        self._report.replaced_refresh = "ends the grant"
+        grant.is_over = True
+        if all(grant.is_over for grant in self._grants) and self._wants(
+            "No token is left to try the logout with. Log in once more?"
+        ):
+            self._try_more(lambda: self._exchange(self._log_in()))
+
+    def _log_out(self) -> None:
+        """End a grant as the middleware does, and find out what became of its tokens."""
+        report = self._report
+        living = [grant for grant in self._grants if not grant.is_over]
+        if not living:
+            return
+        grant = living[-1]
+        answer = self._delete(grant)
+        if answer.status in (401, 403) and self._renew(grant):  # it had expired
+            answer = self._delete(grant)
+        report.logout_status = answer.status
+        if answer.status >= 300:
+            return
+        grant.is_over = True
+        dead = self._server.user(grant.access_token)
+        report.bearer_after_logout = "alive" if dead.status == 200 else "dead"
+        if report.dead_bearer is None and dead.status != 200:
+            report.dead_bearer = dead.refused(self._server.secrets)
+        grant.is_endless = dead.status == 200
+        if grant.refresh_token is None:
+            return
+        refused = self._use(grant, grant.refresh_token)
+        report.refresh_after_logout = "dead" if refused.access_token is None else "alive"
+        if refused.access_token is None:
+            report.dead_refresh_token = refused.refused(self._server.secrets)
+        else:
+            self._delete(grant)
+            still = self._use(grant, grant.refresh_token).access_token is not None
+            grant.is_endless = grant.is_endless or still
+
+    # -- calls -----------------------------------------------------------------------------
+
+    def _log_in(self) -> Callback:
+        callback = self._logins.log_in()
+        if not callback.parameters.get("code"):
+            error = known_error(callback.parameters.get("error")) or "no code"
+            if error == "access_denied":
+                raise Cancelled("the login was cancelled at the server")
+            raise CannotRun("login", f"the login was refused ({error}): is scope right?")
+        self._report.logins += 1
+        return callback
+
+    def _try_code(self, code: str, *, in_query: bool = False) -> Answer:
+        """Try a code that cannot exist: the key is checked first, and the code after it."""
+        return self._server.token(
+            "authorization_code",
+            in_query=in_query,
+            code=code,
+            redirect_uri=self._redirect_uri,
+            code_verifier="0" * 43,
+            scope=self._scope,
+        )
+
+    def _exchange(
+        self, callback: Callback, *, is_wrong: bool = False, with_scope: bool = True
+    ) -> Answer:
+        """Exchange a code.
+
+        Args:
+            is_wrong: send a wrong PKCE verifier.
+            with_scope: send the scope.
+        """
+        verifier = secrets.token_urlsafe(32) if is_wrong else callback.code_verifier
+        if self._report.is_quick_login_refused:
+            time.sleep(max(0.0, self._exchanged_at + _PAUSE - time.monotonic()))
+        self._exchanged_at = time.monotonic()
+        with self._interruptions.postponed():
+            answer = self._server.token(
+                "authorization_code",
+                code=callback.parameters["code"],
+                redirect_uri=self._redirect_uri,
+                code_verifier=verifier,
+                scope=self._scope if with_scope else None,
+            )
+            grant = self._grant_of(answer)
+            if grant is not None:
+                grant.note(answer)
+        return answer
+
+    def _use(
+        self, grant: Grant, token: str, *, with_scope: bool = True, is_current: bool = True
+    ) -> Answer:
+        """Refresh by a refresh token of a grant.
+
+        Args:
+            is_current: with rotation, the token that comes back is the one to use next.
+        """
+        with self._interruptions.postponed():
+            scope = self._scope if with_scope else None
+            answer = self._server.token("refresh_token", scope=scope, refresh_token=token)
+            grant.note(answer)
+            is_rotated = self._report.refresh_gives == "rotated"
+            if answer.access_token is not None and is_current and is_rotated:
+                grant.refresh_token = answer.refresh_token or token
+        return answer
+
+    def _grant_of(self, answer: Answer) -> Grant | None:
+        """Return the grant that tokens belong to: a new one if they are new."""
+        if answer.access_token is None:
+            return None
+        for grant in self._grants:
+            is_known = answer.refresh_token in (grant.refresh_token, *grant.others)
+            if answer.access_token == grant.access_token or (answer.refresh_token and is_known):
+                grant.is_over = False
+                return grant
+        grant = Grant(answer.access_token, answer.refresh_token)
+        self._grants.append(grant)
+        return grant
+
+    # -- the end ---------------------------------------------------------------------------
+
+    def _end(self, grant: Grant) -> bool:
+        """End a grant, also one whose access token has expired; True if it is over."""
+        try:
+            status = self._delete(grant).status
+            if status in (401, 403):  # the access token is dead; is the grant?
+                return not self._renew(grant) or self._delete(grant).status < 300
+            return status < 300
+        except Unreachable:
+            return False
+
+    def _end_each(self, grant: Grant) -> None:
+        """End each access token of a grant, of which the refresh token cannot be ended."""
+        try:
+            for token in (*grant.former, grant.access_token):
+                self._server.log_out(token, grant.refresh_token)
+        except Unreachable:
+            return
+
+    def _delete(self, grant: Grant) -> Answer:
+        return self._server.log_out(grant.access_token, grant.refresh_token)
+
+    def _renew(self, grant: Grant) -> bool:
+        """Get a living access token; False if no refresh token works any more.
+
+        Raises:
+            Unreachable: it is not known.
+        """
+        tokens = [*([grant.refresh_token] if grant.refresh_token else []), *grant.others[::-1]]
+        for token in tokens:
+            answer = self._use(grant, token)
+            if answer.access_token is not None:
+                return True
+            if answer.status >= 500:
+                raise Unreachable(f"it answered {answer.status} to a refresh")
+        return False

@@ -1,0 +1,327 @@
+"""The exchanges with an OAuth server that Spring and the simulator are compared by. Data only.
+
+A text in braces stands for what the server answered before: ``{code}`` for the code of the last
+login, ``{access}`` and ``{refresh}`` for the tokens of the last answer that had some, and
+``{access1}``, ``{access2}``, … for those of the first, the second, … such answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from .browser import ANNA, BOB, PASSWORD
+
+CALLBACK = "http://nobody.invalid/auth/callback"
+KEY = ("demo-key-id", "demo-key-secret")
+LIFETIME = 43_199  # seconds, of an access token of CameraManager's
+JSON = "application/json"
+XML = "application/xml"
+
+
+@dataclass(frozen=True, slots=True)
+class Login:
+    """A user logs in by the pages and consents, or not; a code comes back, or an error."""
+
+    email: str = ANNA
+    consents: bool = True
+    scope: str | None = "write"
+    change: Mapping[str, str | None] = field(default_factory=dict)
+    same_browser: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """An HTTP request.
+
+    Attributes:
+        basic: the ID and the SECRET, or the header's value after ``Basic``.
+        bearer: the access token; an empty one is sent, too.
+        sent: the body instead of `form`, as it is, with its media type.
+    """
+
+    method: str = "POST"
+    path: str = "/oauth/token"
+    form: Mapping[str, str] = field(default_factory=dict)
+    query: Mapping[str, str] = field(default_factory=dict)
+    basic: tuple[str, str] | str | None = None
+    bearer: str | None = None
+    scheme: str = "Bearer"
+    accept: str | None = JSON
+    sent: tuple[str, str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AtOnce:
+    """Two requests at the very same moment."""
+
+    one: Ask
+    two: Ask
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Seconds pass."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Lifetimes:
+    """Tokens live so many seconds from now on; 0 is no end of a refresh token."""
+
+    access: int
+    refresh: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Revoke:
+    """All tokens of a user end."""
+
+    email: str = ANNA
+
+
+@dataclass(frozen=True, slots=True)
+class Disable:
+    """A user's account is closed."""
+
+    email: str = ANNA
+
+
+@dataclass(frozen=True, slots=True)
+class Simulate:
+    """A setting of the simulator changes."""
+
+    settings: Mapping[str, Any]
+
+
+Step = Login | Ask | AtOnce | Wait | Lifetimes | Revoke | Disable | Simulate
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """What is done, step by step, with both servers."""
+
+    name: str
+    steps: tuple[Step, ...]
+
+
+def _grant(grant_type: str, given: dict[str, str | None], **options: Any) -> Ask:
+    parameters = {"grant_type": grant_type, "scope": "write", **given}
+    kept = {name: value for name, value in parameters.items() if value is not None}
+    where = options.pop("where", "form")
+    places = {"form": ("form",), "query": ("query",), "both": ("form", "query")}[where]
+    options.setdefault("basic", KEY)
+    extra: dict[str, str] = options.pop("extra", {})
+    return Ask(**{place: {**kept, **extra} for place in places}, **options)
+
+
+def _code(options: dict[str, Any] | None = None, **given: str | None) -> Ask:
+    return _grant(
+        "authorization_code",
+        {"code": "{code}", "redirect_uri": CALLBACK, **given},
+        **(options or {}),
+    )
+
+
+def _refresh(options: dict[str, Any] | None = None, **given: str | None) -> Ask:
+    return _grant("refresh_token", {"refresh_token": "{refresh}", **given}, **(options or {}))
+
+
+def _password(options: dict[str, Any] | None = None, **given: str | None) -> Ask:
+    return _grant("password", {"username": ANNA, "password": PASSWORD, **given}, **(options or {}))
+
+
+def _api(bearer: str | None = "{access}", **options: Any) -> Ask:
+    options.setdefault("path", "/rest/v2.4/cameras")
+    return Ask("GET", bearer=bearer, **options)
+
+
+def _logout(bearer: str | None = "{access}", **options: Any) -> Ask:
+    return Ask("DELETE", "/rest/v2.0/users/self/tokens/current", bearer=bearer, **options)
+
+
+def _in_form(key: tuple[str, str], **options: Any) -> dict[str, Any]:
+    return {"basic": None, "extra": {"client_id": key[0], "client_secret": key[1]}, **options}
+
+
+_IN = (Login(), _code())  # a login, and its tokens
+_WRONG = ("demo-key-id", "wrong")
+_OTHER = ("other-key-id", "other-key-secret")
+_NOBODY = "aaaaaaaa-aaaa-4aaa-aaaa-aaaaaaaaaaaa:10003"
+_NO_SCOPE_NEEDED = Simulate({"scope_required": False})
+
+EXCHANGES = tuple(
+    Exchange(name, steps)
+    for name, *steps_of in [
+        # The authorization endpoint
+        ("a login", Login()),
+        ("a login with scope read", Login(scope="read"), _code(scope="read")),
+        ("a login with both scopes", Login(scope="read write"), _code()),
+        ("a login without scope", Login(scope=None), _code()),
+        ("a login without state", Login(change={"state": None})),
+        ("a login that is refused", Login(consents=False)),
+        ("a login with an unknown scope", Login(scope="admin")),
+        ("a login with another response type", Login(change={"response_type": "id"})),
+        ("a login with an unknown key", Login(change={"client_id": "nobody"})),
+        ("a login without a key", Login(change={"client_id": None})),
+        ("a login with no web address", Login(change={"redirect_uri": "ftp://nobody.invalid/"})),
+        ("a second login in the same browser", *_IN, Login(same_browser=True), _code()),
+        # The code
+        ("a code, in the body", Login(), _code()),
+        ("a code, in the query", Login(), _code({"where": "query"})),
+        ("a code, in body and query", Login(), _code({"where": "both"})),
+        ("a code without scope", Login(), _code(scope=None)),
+        ("a code without scope, if none is needed", _NO_SCOPE_NEEDED, Login(), _code(scope=None)),
+        ("a code with an unknown scope", Login(), _code(scope="admin"), _code()),
+        ("a code with a wider scope", Login(scope="read"), _code(scope="write")),
+        ("a code without redirect URI", Login(), _code(redirect_uri=None)),
+        ("a code with another redirect URI", Login(), _code(redirect_uri=CALLBACK + "/")),
+        ("no code", Login(), _code(code=None)),
+        ("an empty code", Login(), _code(code="")),
+        ("an unknown code", _code(code="AAAAAA")),
+        ("a used code", Login(), _code(), _code()),
+        ("a code after a wrong redirect URI", Login(), _code(redirect_uri="http://x/"), _code()),
+        ("a code after a wrong key", Login(), _code({"basic": _WRONG}), _code()),
+        ("an old code", Simulate({"code_lifetime": 0.5}), Login(), Wait(0.7), _code()),
+        (
+            "a code with a wrong verifier",
+            Login(change={"code_challenge": "x" * 43, "code_challenge_method": "S256"}),
+            _code(code_verifier="y" * 43),
+        ),
+        ("another key's code", Login(), _code({"basic": _OTHER})),
+        # The grant type, and the form of the request
+        ("no grant type", Login(), Ask(form={"code": "{code}", "scope": "write"}, basic=KEY)),
+        ("an empty grant type", Ask(form={"grant_type": "", "scope": "write"}, basic=KEY)),
+        ("an unknown grant type", _grant("magic", {})),
+        ("the implicit grant", _grant("implicit", {})),
+        ("client credentials", _grant("client_credentials", {})),
+        ("nothing at all", Ask(basic=KEY)),
+        ("GET", Ask("GET", query={"grant_type": "refresh_token"}, basic=KEY)),
+        ("a body of JSON", Ask(sent=(JSON, '{"grant_type": "refresh_token"}'), basic=KEY)),
+        (
+            "a parameter twice",
+            Ask(
+                sent=(
+                    "application/x-www-form-urlencoded",
+                    f"grant_type=password&username={ANNA}&password={PASSWORD}&password=no&scope=write",
+                ),
+                basic=KEY,
+            ),
+        ),
+        # The key
+        ("a wrong SECRET", _password({"basic": _WRONG})),
+        ("an unknown ID", _password({"basic": ("nobody", "demo-key-secret")})),
+        ("a percent-encoded ID", _password({"basic": ("demo%2Dkey%2Did", KEY[1])})),
+        ("Basic that is no base64", _password({"basic": "%%%"})),
+        ("Basic without a colon", _password({"basic": "bm9jb2xvbg=="})),
+        ("an empty Basic", _password({"basic": ""})),
+        ("no key", _password({"basic": None})),
+        ("a bearer for a key", *_IN, _refresh({"basic": None, "bearer": "{access}"})),
+        ("the key in the body", _password(_in_form(KEY))),
+        ("the key in the query", _password(_in_form(KEY, where="query"))),
+        ("a wrong SECRET in the body", _password(_in_form(_WRONG))),
+        ("an unknown ID in the body", _password(_in_form(("nobody", "x")))),
+        ("an ID in the body, no SECRET", _password(_in_form((KEY[0], "")))),
+        ("Basic, and the ID in the body", _password({"extra": {"client_id": KEY[0]}})),
+        ("Basic, and the key in the body", _password(_in_form(KEY, basic=KEY))),
+        ("Basic, and a wrong SECRET in the body", _password(_in_form(_WRONG, basic=KEY))),
+        ("a wrong Basic, and the key in the body", _password(_in_form(KEY, basic=_WRONG))),
+        ("a wrong key and a wrong code", _code({"basic": _WRONG}, code="AAAAAA")),
+        # Accept
+        ("no Accept", Login(), _code({"accept": None})),
+        ("any Accept", Login(), _code({"accept": "*/*"})),
+        ("XML", Login(), _code({"accept": XML})),
+        ("an error without Accept", _code({"accept": None}, code="AAAAAA")),
+        ("an error in XML", _code({"accept": XML}, code="AAAAAA")),
+        ("a wrong SECRET without Accept", _password({"accept": None, "basic": _WRONG})),
+        ("a wrong SECRET in XML", _password({"accept": XML, "basic": _WRONG})),
+        # The refresh token
+        ("a refresh", *_IN, _refresh(), _api("{access2}")),
+        ("a refresh, in the query", *_IN, _refresh({"where": "query"})),
+        ("a refresh, in body and query", *_IN, _refresh({"where": "both"})),
+        ("a refresh without scope", *_IN, _refresh(scope=None)),
+        (
+            "a refresh without scope, if none is needed",
+            *(_NO_SCOPE_NEEDED, *_IN, _refresh(scope=None)),
+        ),
+        ("a refresh with an unknown scope", *_IN, _refresh(scope="admin"), _api(), _refresh()),
+        ("a refresh with a wider scope", Login(scope="read"), _code(), _refresh(), _api()),
+        (
+            "a refresh with a narrower scope",
+            *(Login(scope="read write"), _code(), _refresh(scope="read"), _refresh(), _api()),
+        ),
+        ("no refresh token", _refresh(refresh_token=None)),
+        ("an empty refresh token", _refresh(refresh_token="")),
+        ("an unknown refresh token", _refresh(refresh_token=_NOBODY)),
+        ("an access token as refresh token", *_IN, _refresh(refresh_token="{access}")),
+        ("an old access token after a refresh", *_IN, _refresh(), _api("{access1}")),
+        ("a refresh of what was refreshed", *_IN, _refresh(), _refresh(), _refresh(), _api()),
+        (
+            "the first refresh token again",
+            *_IN, _refresh(), _refresh(refresh_token="{refresh1}"), _refresh(), _api(),
+        ),
+        ("a refresh with a wrong key", *_IN, _refresh({"basic": _WRONG}), _api(), _refresh()),
+        ("a refresh at another key", *_IN, _refresh({"basic": _OTHER})),
+        ("a refresh after the expiry", Lifetimes(1), *_IN, Wait(1.1), _refresh(), _api()),
+        (
+            "an expired refresh token",
+            Lifetimes(100, 1), *_IN, Wait(1.1), _api(), _refresh(), _api(), _refresh(),
+        ),
+        ("a refresh after the logout", *_IN, _logout(), _refresh()),
+        ("a refresh of a revoked user", *_IN, Revoke(), _refresh()),
+        ("a refresh of a disabled user", *_IN, Disable(), _refresh(), _api()),
+        # A user's password
+        ("a password", _password(), _api()),
+        ("a wrong password", _password(password="wrong")),
+        ("an unknown user", _password(username="nobody@example.com")),
+        ("no user", _password(username=None)),
+        ("no password", _password(password=None)),
+        ("a password with an unknown scope", _password(scope="admin")),
+        ("a password without scope", _password(scope=None)),
+        (
+            "a password without scope, if none is needed",
+            _NO_SCOPE_NEEDED,
+            _password(scope=None),
+        ),
+        ("a disabled user's password", Disable(), _password()),
+        # Logins after and beside each other
+        ("a second login", *_IN, *_IN, _api()),
+        ("a second login of another user", *_IN, Login(BOB), _code()),
+        ("a second login with another scope", *_IN, Login(scope="read"), _code()),
+        ("a second login by password", *_IN, _password()),
+        ("a second login, later", Lifetimes(100), *_IN, Wait(2.5), *_IN),
+        ("a second login after a refresh", *_IN, _refresh(), *_IN),
+        ("a second login after the expiry", Lifetimes(1), *_IN, Wait(1.1), *_IN, _refresh()),
+        ("a second login after all expired", Lifetimes(1, 1), *_IN, Wait(1.1), *_IN, _refresh()),
+        ("a second login after the logout", *_IN, _logout(), *_IN),
+        ("a second login after a revocation", *_IN, Revoke(), *_IN, _api()),
+        ("a refresh after a second login", *_IN, *_IN, _refresh(), _api("{access1}")),
+        ("logins at once", AtOnce(_password(), _password())),
+        # The bearer
+        ("a user", *_IN, _api(path="/rest/v2.3/users/self")),
+        ("no bearer", _api(None)),
+        ("an empty bearer", _api("")),
+        ("an unknown bearer", _api(_NOBODY)),
+        ("a refresh token as bearer", *_IN, _api("{refresh}")),
+        ("a bearer in lower case", *_IN, _api(scheme="bearer")),
+        ("a bearer in the query", *_IN, _api(None, query={"access_token": "{access}"})),
+        ("a dead bearer in the query", _api(None, query={"access_token": _NOBODY})),
+        ("Basic for a bearer", _api(None, basic=KEY)),
+        ("an expired bearer", Lifetimes(1), *_IN, Wait(1.1), _api(), _api()),
+        ("a revoked bearer", *_IN, Revoke(), _api()),
+        ("a disabled user's bearer", *_IN, Disable(), _api()),
+        ("a dead bearer without Accept", _api(_NOBODY, accept=None)),
+        ("a dead bearer, asking for a picture", _api(_NOBODY, accept="image/jpeg")),
+        ("a dead bearer, asking for XML", _api(_NOBODY, accept=XML)),
+        # The logout
+        ("a logout", *_IN, _logout(), _api()),
+        ("a second logout", *_IN, _logout(), _logout()),
+        ("a logout of two logins", *_IN, *_IN, _logout("{access2}"), _api("{access1}")),
+        ("a logout after a refresh", *_IN, _refresh(), _logout("{access1}"), _logout("{access2}")),
+        ("a logout without a bearer", _logout(None)),
+        ("a logout with a dead bearer", _logout(_NOBODY)),
+    ]
+    for steps in [tuple(steps_of)]
+)  # fmt: skip
