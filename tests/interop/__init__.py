@@ -1,0 +1,1 @@
+"""The package, and the simulator, beside OAuth servers that others wrote."""
