@@ -1,0 +1,63 @@
+"""Servers that are started once for all tests that need them, and what the run came to."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .sites import Site, site
+from .spring_server import Setting, Spring, spring
+
+_HERE = str(Path(__file__).parent)
+_versions: dict[str, str] = {}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if str(item.path).startswith(_HERE):
+            item.add_marker("interop")
+            # The first test that needs Spring waits for Maven.
+            item.add_marker(pytest.mark.timeout(900))
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    if not _versions:
+        return
+    terminalreporter.section("interop")
+    for name, version in _versions.items():
+        terminalreporter.write_line(f"{name} {version}")
+
+
+@pytest.fixture(scope="session")
+def spring_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Setting], Spring]]:
+    """Start a server of a setting, or return the one that runs."""
+    servers: dict[Setting, Spring] = {}
+    with contextlib.ExitStack() as stack:
+
+        def start(setting: Setting) -> Spring:
+            if setting not in servers:
+                log = tmp_path_factory.mktemp(str(setting)) / "spring.log"
+                servers[setting] = stack.enter_context(spring(setting, log))
+                _versions.update(servers[setting].state()["versions"])
+            return servers[setting]
+
+        yield start
+
+
+@pytest.fixture(scope="session")
+def site_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str, str], Site]]:
+    """Start an application of a shell at a server, or return the one that runs."""
+    sites: dict[tuple[str, str], Site] = {}
+    with contextlib.ExitStack() as stack:
+
+        def start(shell: str, base_url: str) -> Site:
+            if (shell, base_url) not in sites:
+                folder = tmp_path_factory.mktemp(shell)
+                sites[shell, base_url] = stack.enter_context(site(shell, base_url, folder))
+            return sites[shell, base_url]
+
+        yield start
