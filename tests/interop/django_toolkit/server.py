@@ -37,7 +37,7 @@ arguments = parser.parse_args()
 # Of tests, and changed by `control`.
 access_token_lifetime = arguments.access_token_lifetime
 token_calls: list[dict[str, Any]] = []
-revocations: list[dict[str, Any]] = []
+revocations: list[int] = []
 answers_to_lose = 0
 answer_delay = 0.0  # seconds
 used_refresh_tokens: list[str] = []  # the toolkit keeps them, too, but not in order
@@ -125,7 +125,7 @@ def count(get_response: Any) -> Any:
         global answers_to_lose
         response: HttpResponse = get_response(request)
         if request.path == "/o/revoke_token/":
-            revocations.append({"status": response.status_code})
+            revocations.append(response.status_code)
         if request.path != "/o/token/":
             return response
         answer = json.loads(response.content)
@@ -219,11 +219,12 @@ def prepare() -> None:
 def main() -> None:
     prepare()
 
-    def announce(port: int) -> None:
+    def announce(_: int) -> None:
         names = ("django-oauth-toolkit", "django", "oauthlib")
-        versions = ", ".join(f"{name} {version(name)}" for name in names)
-        python = platform.python_version()
-        print(f"{versions} on Python {python} at http://127.0.0.1:{port}", flush=True)
+        versions = {name: version(name) for name in names} | {"python": platform.python_version()}
+        has_grace_period = arguments.grace > 0
+        said = {"versions": versions, "has_grace_period": has_grace_period}
+        print(json.dumps(said), flush=True)
 
     try:
         run("127.0.0.1", arguments.port, get_wsgi_application(), threading=True, on_bind=announce)

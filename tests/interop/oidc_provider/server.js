@@ -35,6 +35,7 @@ const lifetimes = {
 const disabled = new Set(); // users
 let tokenCalls = [];
 let revocations = [];
+let usedRefreshTokens = [];
 let answersToLose = 0;
 let answerDelay = 0; // seconds
 
@@ -134,7 +135,7 @@ const provider = new Provider(origin, {
 
 provider.use(async (ctx, next) => {
   await next();
-  if (ctx.oidc?.route === 'revocation') revocations.push({ status: ctx.status });
+  if (ctx.oidc?.route === 'revocation') revocations.push(ctx.status);
   if (ctx.oidc?.route !== 'token') return;
   tokenCalls.push({
     grant_type: ctx.oidc.params?.grant_type,
@@ -142,6 +143,9 @@ provider.use(async (ctx, next) => {
     error: ctx.body?.error,
     reason: ctx.body?.error_description,
   });
+  if (ctx.status === 200 && ctx.oidc.params.refresh_token) {
+    usedRefreshTokens.push(ctx.oidc.params.refresh_token);
+  }
   await sleep(1000 * answerDelay);
   if (answersToLose > 0) {
     answersToLose -= 1;
@@ -207,7 +211,8 @@ async function control(request, response) {
   if (commands.reset) {
     stored.clear();
     disabled.clear();
-    [tokenCalls, revocations, answersToLose, answerDelay] = [[], [], 0, 0];
+    [tokenCalls, revocations, usedRefreshTokens] = [[], [], []];
+    [answersToLose, answerDelay] = [0, 0];
     lifetimes.access = Number(options['access-token-lifetime']);
   }
   if (commands.access_token_lifetime) lifetimes.access = commands.access_token_lifetime;
@@ -216,13 +221,11 @@ async function control(request, response) {
   if (commands.revoke_user) disabled.add(commands.revoke_user);
   if (commands.lose_token_answers) answersToLose = commands.lose_token_answers;
   answerDelay = commands.delay_token_answers ?? answerDelay;
-  const refreshTokens = all('RefreshToken');
   json(response, 200, {
     token_calls: tokenCalls,
     revocations,
-    // Oldest first. In this format a token's id is the token.
-    used_refresh_tokens: refreshTokens.filter((token) => token.consumed).map((token) => token.jti),
-    living_refresh_tokens: refreshTokens.filter((t) => !t.consumed && t.exp > now()).length,
+    used_refresh_tokens: usedRefreshTokens, // oldest first
+    living_refresh_tokens: all('RefreshToken').filter((t) => !t.consumed && t.exp > now()).length,
   });
 }
 
@@ -261,4 +264,5 @@ server.on('request', async (request, response) => {
 
 const main = createRequire(import.meta.url).resolve('oidc-provider'); // …/oidc-provider/lib/index.js
 const { version } = JSON.parse(readFileSync(new URL('../package.json', `file://${main}`)));
-console.log(`oidc-provider ${version} on node ${process.versions.node} at ${origin}`);
+const versions = { 'oidc-provider': version, node: process.versions.node };
+console.log(JSON.stringify({ versions, has_grace_period: false }));

@@ -1,17 +1,8 @@
-"""The tests' applications behind servers of other kinds, each by a `Provider` of one's own.
-
-Options come from the environment (``CM_AUTH_…``); ``INTEROP_PROVIDER`` names the provider.
-"""
+"""How the servers of this directory that are not CameraManager are described to the package."""
 
 from __future__ import annotations
 
-import os
-from typing import Any
-
-from cm_auth_middleware import CMAuthMiddleware
-from cm_auth_middleware.flask import CMAuth
-from cm_auth_middleware.tokens.provider import Provider
-from tests.apps import make_app, make_wsgi_app
+from cm_auth_middleware.tokens.provider import CAMERAMANAGER, Provider
 
 OIDC_PROVIDER = Provider(
     base_url="http://127.0.0.1",  # and a port that the test knows
@@ -42,16 +33,8 @@ DJANGO_TOOLKIT = Provider(
     key_errors=frozenset({"invalid_client", "unauthorized_client"}),
     is_grant_over=lambda status, error: (status, error) == (400, "invalid_grant"),
 )
-PROVIDERS = {"oidc-provider": OIDC_PROVIDER, "django-oauth-toolkit": DJANGO_TOOLKIT}
-
-
-def asgi() -> Any:
-    app = make_app()
-    app.add_middleware(CMAuthMiddleware, provider=PROVIDERS[os.environ["INTEROP_PROVIDER"]])
-    return app
-
-
-def wsgi() -> Any:
-    app = make_wsgi_app()
-    CMAuth(app, provider=PROVIDERS[os.environ["INTEROP_PROVIDER"]])
-    return app
+PROVIDERS = {
+    "cameramanager": CAMERAMANAGER,
+    "oidc-provider": OIDC_PROVIDER,
+    "django-oauth-toolkit": DJANGO_TOOLKIT,
+}
