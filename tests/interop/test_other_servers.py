@@ -142,19 +142,21 @@ def test_100_requests_of_one_account_in_two_browsers_refresh_each_grant_once(
     assert server.refreshes == [200, 200]
 
 
-def test_a_revoked_user_is_out_after_one_call_and_others_are_not(
+def test_a_revoked_user_is_out_and_others_are_not(
     server: OtherServer, place: Site, one: Browser, two: Browser
 ) -> None:
     one.enter(f"{place.origin}/")
     two.enter(f"{place.origin}/", BOB)
     server.control(revoke_user=ANNA)
     assert _ask_100_times(place, one) == {401: 100}
-    assert server.refreshes == [400]
+    # A process that has loaded the session just before the other one ends it asks, too.
+    assert server.refreshes in ([400], [400, 400])
+    server.control(forget_calls=True)
     assert _is_out(one, place, server)
     assert two.fetch(f"{place.origin}/cameras").json() == CAMERAS[BOB]
     server.expire()
     assert two.fetch(f"{place.origin}/cameras").json() == CAMERAS[BOB]
-    assert server.refreshes == [400, 200]
+    assert server.refreshes == [200]
 
 
 def test_a_dead_refresh_token_leads_to_the_login(

@@ -115,7 +115,6 @@ from django.utils import timezone  # noqa: E402
 from django.views.decorators.csrf import csrf_exempt  # noqa: E402
 from oauth2_provider.decorators import protected_resource  # noqa: E402
 from oauth2_provider.models import AccessToken, Application, RefreshToken  # noqa: E402
-from oauth2_provider.settings import oauth2_settings  # noqa: E402
 
 
 def count(get_response: Any) -> Any:
@@ -163,13 +162,11 @@ def control(request: HttpRequest) -> HttpResponse:
     if commands.get("reset"):
         RefreshToken.objects.all().delete()
         AccessToken.objects.all().delete()
-        for calls in (token_calls, revocations, used_refresh_tokens):
-            calls.clear()
         answers_to_lose, answer_delay = 0, 0.0
         access_token_lifetime = arguments.access_token_lifetime
-        oauth2_settings.REFRESH_TOKEN_GRACE_PERIOD_SECONDS = arguments.grace
-    if "grace" in commands:
-        oauth2_settings.REFRESH_TOKEN_GRACE_PERIOD_SECONDS = commands["grace"]
+    if commands.get("reset") or commands.get("forget_calls"):
+        for calls in (token_calls, revocations, used_refresh_tokens):
+            calls.clear()
     access_token_lifetime = commands.get("access_token_lifetime", access_token_lifetime)
     answers_to_lose = commands.get("lose_token_answers", answers_to_lose)
     answer_delay = commands.get("delay_token_answers", answer_delay)

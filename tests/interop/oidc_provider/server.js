@@ -211,9 +211,11 @@ async function control(request, response) {
   if (commands.reset) {
     stored.clear();
     disabled.clear();
-    [tokenCalls, revocations, usedRefreshTokens] = [[], [], []];
     [answersToLose, answerDelay] = [0, 0];
     lifetimes.access = Number(options['access-token-lifetime']);
+  }
+  if (commands.reset || commands.forget_calls) {
+    [tokenCalls, revocations, usedRefreshTokens] = [[], [], []];
   }
   if (commands.access_token_lifetime) lifetimes.access = commands.access_token_lifetime;
   if (commands.expire_access_tokens) all('AccessToken').forEach(expire);
