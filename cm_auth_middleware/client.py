@@ -30,6 +30,9 @@ class Refresher(Protocol):
     async def ensure_fresh(self, session: Session) -> None:
         """Renew the access token if it is due."""
 
+    async def is_dead(self, session: Session, token: str) -> bool:
+        """Return True if a token that was answered by 403 is good for nothing any more."""
+
     async def look_up(self, session: Session) -> None:
         """Check that a session still exists, if the store was not asked lately."""
 
@@ -193,7 +196,7 @@ class BearerAuth(httpx2.Auth):
                 token = self._attach(request)
                 response = yield request
                 response.stream = _Watched(response.stream, refresher, session)
-                if response.status_code != 401 or not _is_refused(response, token):
+                if not await self._is_refused(response, token):
                     return
                 await self._read(response)  # gives back its connection: others wait for one, too
                 if not is_new:
@@ -220,6 +223,18 @@ class BearerAuth(httpx2.Auth):
             return
         finally:
             run_sync(flow.aclose())
+
+    async def _is_refused(self, response: httpx2.Response, token: str) -> bool:
+        """Return True if a response says that this token is dead: by 401, or by 403."""
+        # A redirect to another origin drops the token.
+        if response.request.headers.get("Authorization") != f"Bearer {token}":
+            return False
+        if response.status_code != 403:
+            return response.status_code == 401
+        # RFC 6750 §3.1 wants 401, and some servers say 403, which the user may deserve, too.
+        if "invalid_token" in response.headers.get("WWW-Authenticate", ""):
+            return True
+        return await self._refresher.is_dead(self._session, token)
 
     def _attach(self, request: httpx2.Request) -> str:
         token = self._session.record.tokens.access_token
@@ -259,11 +274,6 @@ class _Watched(httpx2.AsyncByteStream, httpx2.SyncByteStream):
 
     def close(self) -> None:
         self._stream.close()
-
-
-def _is_refused(response: httpx2.Response, token: str) -> bool:
-    """Return True if a 401 is for this token, which a redirect to another origin would drop."""
-    return response.request.headers.get("Authorization") == f"Bearer {token}"
 
 
 class _OriginGuard(httpx2.AsyncBaseTransport, httpx2.BaseTransport):

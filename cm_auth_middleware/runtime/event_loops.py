@@ -197,10 +197,9 @@ class BoundedTransport(httpx2.AsyncBaseTransport):
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         request.headers["Accept-Encoding"] = "identity"
         response = await self._transport.handle_async_request(request)
-        if http.is_compressed(response):
+        if not http.bound(response):
             await response.aclose()
-            raise UnavailableError("CameraManager compressed an answer unasked")
-        response.stream = http.BoundedStream(response.stream)
+            raise UnavailableError("CameraManager's answer has an unknown Content-Encoding")
         return response
 
     async def aclose(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import ssl
+import zlib
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -51,17 +52,29 @@ def tls_context() -> ssl.SSLContext:
     return httpx2.create_ssl_context()
 
 
-def is_compressed(response: httpx2.Response) -> bool:
-    """Return True if a body is compressed, and may be much larger than its bytes on the wire."""
-    return response.headers.get("Content-Encoding", "identity") != "identity"
+def bound(response: httpx2.Response) -> bool:
+    """Limit the body of a response to `MAX_BODY`, also once it is decoded.
+
+    The middleware asks for no compression, but some servers and proxies compress all the same.
+
+    Returns:
+        False if the body has an encoding that is neither gzip nor deflate.
+    """
+    encoding = response.headers.pop("Content-Encoding", "identity").strip().lower()
+    if encoding not in ("identity", "gzip", "x-gzip", "deflate"):
+        return False
+    response.stream = BoundedStream(response.stream, is_compressed=encoding != "identity")
+    return True
 
 
 class BoundedStream(httpx2.AsyncByteStream, httpx2.SyncByteStream):
-    """A response's body, read up to `MAX_BODY`; raises `UnavailableError` beyond it."""
+    """A response's body, decoded and up to `MAX_BODY`; raises `UnavailableError` beyond it."""
 
-    def __init__(self, stream: Any) -> None:
+    def __init__(self, stream: Any, *, is_compressed: bool) -> None:
         self._stream = stream
         self._total = 0
+        self._is_compressed = is_compressed
+        self._decoder = zlib.decompressobj(wbits=47)  # the header tells gzip from zlib
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         async for chunk in self._stream:
@@ -72,10 +85,30 @@ class BoundedStream(httpx2.AsyncByteStream, httpx2.SyncByteStream):
             yield self._counted(chunk)
 
     def _counted(self, chunk: bytes) -> bytes:
+        if self._is_compressed:
+            chunk = self._decoded(chunk)
         self._total += len(chunk)
         if self._total > MAX_BODY:
             raise UnavailableError("CameraManager's answer is too large")
         return chunk
+
+    def _decoded(self, chunk: bytes) -> bytes:
+        # One byte too many is enough to refuse it: a small body may decode to gigabytes.
+        room = MAX_BODY - self._total + 1
+        try:
+            return self._decoder.decompress(chunk, room)
+        except zlib.error:
+            pass
+        if self._total == 0:  # some servers send deflate without its header (RFC 9110 §8.4.1.2)
+            raw = zlib.decompressobj(wbits=-15)
+            try:
+                decoded = raw.decompress(chunk, room)
+            except zlib.error:
+                pass
+            else:
+                self._decoder = raw
+                return decoded
+        raise UnavailableError("CameraManager's answer cannot be decompressed")
 
     async def aclose(self) -> None:
         await self._stream.aclose()

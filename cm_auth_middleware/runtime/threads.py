@@ -189,10 +189,9 @@ class BoundedTransport(httpx2.BaseTransport):
         request.headers["Accept-Encoding"] = "identity"
         request.extensions = {**request.extensions, "trace": self._deadline.trace}
         response = self._transport.handle_request(request)
-        if http.is_compressed(response):
+        if not http.bound(response):
             response.close()
-            raise UnavailableError("CameraManager compressed an answer unasked")
-        response.stream = http.BoundedStream(response.stream)
+            raise UnavailableError("CameraManager's answer has an unknown Content-Encoding")
         return response
 
     def close(self) -> None:

@@ -14,6 +14,10 @@ class Tokens:
     """The answer of the token endpoint (RFC 6749 §5.1). Times are epoch seconds.
 
     ``refresh_at`` lies before ``expires_at`` by the leeway, or by half of a very short lifetime.
+
+    Attributes:
+        former_refresh_token: the one that these tokens were exchanged for, if the server answered
+            with another one. Some servers answer with one that they do not know afterwards.
     """
 
     access_token: str
@@ -21,6 +25,7 @@ class Tokens:
     expires_at: float
     refresh_at: float
     scope: str
+    former_refresh_token: str | None = None
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -52,14 +57,16 @@ class Record:
 
     def encode(self) -> bytes:
         """Encode all fields but ``last_seen_at``, which is in the header of the stored value."""
+        *tokens, former = astuple(self.tokens)
         head = dumps(
             [
-                *astuple(self.tokens),
+                *tokens,
                 self.logged_in_at,
                 self.address,
                 self.client_id,
                 self.scope,
                 self.user_read_at,
+                *([former] if former else []),
             ]
         )
         return f"{head}\n{self.user}\n{self.data}".encode()
@@ -71,9 +78,9 @@ class Record:
             head, user, data = raw.decode().split("\n")
             *tokens, logged_in_at, address = (values := json.loads(head))[:7]
             # Version 0.1 wrote seven values, without the application that opened the session.
-            client_id, scope, user_read_at = values[7:] or ("", "", logged_in_at)
+            client_id, scope, user_read_at, *former = values[7:] or ("", "", logged_in_at)
             return cls(
-                Tokens(*tokens),
+                Tokens(*tokens, *former),
                 user,
                 logged_in_at,
                 last_seen_at,

@@ -62,7 +62,7 @@ def _kind(name: str, default: object) -> dict[str, Any]:
         return {"action": "append", "metavar": "URI"}
     if isinstance(default, str):
         return {"type": str, "metavar": "TEXT"}
-    if name == "snapshot_limit":
+    if name in ("snapshot_limit", "rate_limit", "dead_bearer_status"):
         return {"type": int, "metavar": "N"}
     return {"type": float, "metavar": "SECONDS"}
 

@@ -203,14 +203,16 @@ def _grant_key(refresh_token: str) -> bytes:
 
 def encode_grant(tokens: Tokens | None, failure: str) -> bytes:
     """Encode a record as JSON. Without a failure it is what `Tokens` are in every version."""
-    values = [] if tokens is None else list(astuple(tokens))
-    return dumps([*values, failure] if failure else values).encode()
+    *values, former = [None] if tokens is None else astuple(tokens)
+    ending = [failure, former] if former else [failure] if failure else []
+    return dumps([*values, *ending]).encode()
 
 
 def decode_grant(raw: bytes) -> tuple[Tokens | None, str]:
     try:
         values = json.loads(raw)
-        failure = values.pop() if len(values) in (1, _FIELDS + 1) else ""
-        return Tokens(*values) if values else None, failure
+        former = values.pop() if len(values) == _FIELDS + 1 else None
+        failure = values.pop() if len(values) in (1, _FIELDS) else ""
+        return Tokens(*[*values, former]) if values else None, failure
     except (ValueError, TypeError, AttributeError):
         return None, ""

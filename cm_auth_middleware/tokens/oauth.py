@@ -124,8 +124,10 @@ class OAuthClient:
         with self._timed("user"):
             url = self._provider.user_url(self._base_url)
             response = await self._send("GET", url, _bearer(access_token))
-            if response.status_code == 401:
-                raise TokenRefusedError("CameraManager answered 401 to the question for the user")
+            if response.status_code in (401, 403):
+                raise TokenRefusedError(
+                    f"CameraManager answered {response.status_code} to the question for the user"
+                )
             if response.status_code != 200:
                 raise UnavailableError(
                     f"CameraManager answered {response.status_code} to the question for the user"
@@ -173,11 +175,17 @@ class OAuthClient:
             if await self.revoke(tokens):
                 return
             # Only a living access token ends a grant, and this one has expired.
-            if tokens.refresh_token is not None and not self._provider.revokes_refresh_tokens:
-                await self.try_to_revoke(await self.refresh(tokens.refresh_token))
+            for refresh_token in (tokens.refresh_token, tokens.former_refresh_token):
+                if refresh_token is None or self._provider.revokes_refresh_tokens:
+                    continue
+                try:
+                    await self.try_to_revoke(await self.refresh(refresh_token))
+                    return
+                except OAuthError as error:
+                    if not error.is_grant_over:  # else it had ended already
+                        raise
         except OAuthError as error:
-            if not error.is_grant_over:  # else it had ended already
-                log("revoke_failed", reason=error)
+            log("revoke_failed", reason=error)
         except UnavailableError as error:
             log("revoke_failed", reason=error)
 
@@ -261,12 +269,14 @@ class OAuthClient:
         if refresh_token is not None:
             lifetime = max(lifetime, _SHORTEST_LIFETIME)
         leeway = min(self._leeway, lifetime / 2)
+        given = answer.get("refresh_token") or refresh_token
         return Tokens(
             access_token=answer["access_token"],
-            refresh_token=answer.get("refresh_token") or refresh_token,
+            refresh_token=given,
             expires_at=now + lifetime,
             refresh_at=now + lifetime - leeway,
             scope=answer.get("scope") or self._scope,
+            former_refresh_token=None if given == refresh_token else refresh_token,
         )
 
 

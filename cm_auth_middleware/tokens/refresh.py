@@ -12,7 +12,14 @@ from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from ..errors import OAuthError, OperatorError, SessionExpiredError, StoreError, UnavailableError
+from ..errors import (
+    OAuthError,
+    OperatorError,
+    SessionExpiredError,
+    StoreError,
+    TokenRefusedError,
+    UnavailableError,
+)
 from ..events import log
 from ..runtime.bounded_cache import BoundedCache
 from .circuit_breaker import PAUSE, CircuitBreaker
@@ -27,6 +34,7 @@ if TYPE_CHECKING:
     from ..stores import SessionStore
 
 _GRACE = 60.0  # seconds that a session counts as alive while the store cannot be asked
+_ALIVE = 60.0  # seconds that a token counts as alive once CameraManager has taken it
 _ROUNDS = 64  # changes of a session, or of a grant, while its tokens are refreshed
 _POLL = 0.025  # seconds between looks at a refresh that another process makes
 _LEASE_MARGIN = 5.0  # seconds that a lease is longer than a token call may take
@@ -81,6 +89,7 @@ class TokenRefresher:
         self._breaker = CircuitBreaker(runtime.clock)
         # New tokens that a store that failed could not take.
         self._unsaved: BoundedCache[str, Tokens] = BoundedCache()
+        self._known_alive_until: BoundedCache[int, float] = BoundedCache()
 
     # -- for a session ---------------------------------------------------------------------
 
@@ -194,6 +203,25 @@ class TokenRefresher:
             tokens = await self.grants.newest(tokens.refresh_token) or tokens
         session.record = session.record.with_tokens(tokens)
         return tokens.access_token != refused
+
+    async def is_dead(self, session: Session, token: str) -> bool:
+        """True if CameraManager refuses a token everywhere, and not for one path alone.
+
+        Asks for the user, who may always be read: once a minute for each token.
+        """
+        if session.record.tokens.access_token != token:
+            return True  # another request has renewed it
+        now, name = self._runtime.clock(), hash(token)
+        if now < self._known_alive_until.get(name, -math.inf):
+            return False
+        try:
+            await self._oauth.user(token)
+        except TokenRefusedError:
+            return True
+        except UnavailableError:
+            return False
+        self._known_alive_until[name] = now + _ALIVE
+        return False
 
     async def _refresh(self, record_id: str, cookie_key: bytes, refused: str) -> Refreshed:
         """Refresh for all requests of one session in this process.
@@ -356,22 +384,38 @@ class GrantRefresh:
             raise UnavailableError("another process has just failed to reach CameraManager")
         fresh = self._unsaved.pop(self._refresh_token, None)
         if fresh is None:
+            tokens = state.tokens or self._held
             try:
-                fresh = await self._request(state.tokens or self._held)
+                fresh = await self._request(tokens.refresh_token or self._refresh_token)
             except SessionExpiredError:
                 now = await self._grants.state(self._refresh_token)
                 if (found := self._newer_in(now)) is not None:
                     return found
-                if not self._lease.may_be_over():
-                    await self._grants.mark_refused(self._refresh_token)
-                raise
+                fresh = await self._request_by_former(tokens, now, before)
         return await self._save(fresh, state)
 
-    async def _request(self, tokens: Tokens) -> Tokens:
-        """Exchange the refresh token at CameraManager."""
+    async def _request_by_former(
+        self, tokens: Tokens, now: GrantState, before: GrantState
+    ) -> Tokens:
+        """Try the refresh token before the one that CameraManager refuses, once.
+
+        Spring Security OAuth with a token enhancer may answer a refresh with a new refresh token
+        that it does not know, while the one before it stays valid.
+        """
+        former = tokens.former_refresh_token
+        is_lost = self._lease.may_be_over()  # another process may have used both by now
+        if former is not None and not is_lost and not now.logged_out_since(before):
+            with suppress(SessionExpiredError):
+                return await self._request(former)
+        if not is_lost:
+            await self._grants.mark_refused(self._refresh_token)
+        raise SessionExpiredError
+
+    async def _request(self, refresh_token: str) -> Tokens:
+        """Exchange a refresh token at CameraManager."""
         self._breaker.enter(self.name, self._runtime.timeout)
         try:
-            fresh = await self._oauth.refresh(tokens.refresh_token or self._refresh_token)
+            fresh = await self._oauth.refresh(refresh_token)
         except OAuthError as error:
             if error.is_grant_over:
                 self._breaker.succeeded()

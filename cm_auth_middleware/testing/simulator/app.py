@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import threading
 import time
+import zlib
+from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import fields, replace
 from fnmatch import fnmatchcase
@@ -82,6 +84,7 @@ class Simulator:
         self._initial_settings = replace(self.settings)
         self._lock = threading.Lock()
         self._requests: list[RecordedRequest] = []
+        self._calls: deque[float] = deque()  # times of those that the rate limit counts
         self._token_failures = Failures()
         self._api_failures = Failures()
         self._oauth = OAuthServer(self, self.settings, clock, seed)
@@ -266,6 +269,10 @@ class Simulator:
             what = self._token_failures.take(record.path)
         elif is_api:
             what = self._api_failures.take(record.path)
+        if (is_token or is_api) and self._is_beyond_rate(record):
+            what = 429
+        if (is_token or is_api) and self.settings.content_encoding:
+            send = _compressing(send, self.settings.content_encoding)
         if what is None:
             await self._app(scope, receive, send)
         elif what == "lost":
@@ -280,6 +287,18 @@ class Simulator:
             raise Dropped
         else:
             await failure_response(what, is_token)(scope, receive, send)
+
+    def _is_beyond_rate(self, record: RecordedRequest) -> bool:
+        limit = self.settings.rate_limit
+        if limit is None:
+            return False
+        with self._lock:
+            while self._calls and self._calls[0] <= record.time - 60:
+                self._calls.popleft()
+            if len(self._calls) >= limit:
+                return True
+            self._calls.append(record.time)
+        return False
 
     def _routes(self) -> list[Route]:
         root = "/rest/v2.{minor:int}"
@@ -373,6 +392,25 @@ def _replay(body: bytes, receive: Receive) -> Receive:
         return {"type": "http.request", "body": body, "more_body": False}
 
     return replay
+
+
+def _compressing(send: Send, encoding: str) -> Send:
+    """Compress a response on its way out, whatever the client accepts."""
+    compress = zlib.compressobj(wbits=31 if encoding == "gzip" else 15)
+
+    async def compressing(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            kept = [h for h in message["headers"] if h[0].lower() != b"content-length"]
+            headers = [*kept, (b"content-encoding", encoding.encode())]
+            message = {**message, "headers": headers}
+        elif message["type"] == "http.response.body":
+            body = compress.compress(message.get("body", b""))
+            if not message.get("more_body", False):
+                body += compress.flush()
+            message = {**message, "body": body}
+        await send(message)
+
+    return compressing
 
 
 async def _swallow(message: Message) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import hmac
+import math
 import random
 import threading
 from collections.abc import Awaitable, Callable, Mapping
@@ -41,6 +42,13 @@ _AUTHORIZE_FIELDS = (
 )
 
 
+_SQL = (
+    "PreparedStatementCallback; SQL [insert into oauth_access_token (token_id, token, "
+    "authentication_id, user_name, client_id) values (?, ?, ?, ?, ?)]; Duplicate entry for key "
+    "'PRIMARY'"
+)
+
+
 class Accounts(Protocol):
     """The API key and the users, which a test may change while the server runs."""
 
@@ -72,6 +80,7 @@ class OAuthServer:
         self._clock = clock
         self._logins: dict[str, str] = {}
         self._consents: set[tuple[str, str, str]] = set()
+        self._exchanged_at: dict[str, float] = {}
 
     def reset(self) -> None:
         """Forget tokens, logins and consents, and enable every user."""
@@ -248,6 +257,7 @@ class OAuthServer:
                 user = self._user_by_email(code.email)
                 if user is None or user.disabled:
                     raise OAuthError(400, "invalid_grant", "User is disabled")
+                self._refuse_simultaneous(user)
                 return self.tokens.log_in(user, self._accounts.client_id, code.scope)
             case "refresh_token":
                 value = _required(call, "refresh_token")
@@ -270,6 +280,12 @@ class OAuthServer:
                 raise OAuthError(400, "invalid_request", "Missing grant type")
             case other:
                 raise OAuthError(400, "unsupported_grant_type", f"Unsupported: {other}")
+
+    def _refuse_simultaneous(self, user: SimulatedUser) -> None:
+        now, before = self._clock(), self._exchanged_at.get(user.email, -math.inf)
+        self._exchanged_at[user.email] = now
+        if self._settings.fail_simultaneous_logins and now - before < 1:
+            raise OAuthError(500, "server_error", _SQL)
 
     def _check_client(self, authorization: str) -> None:
         scheme, _, value = authorization.partition(" ")
@@ -302,7 +318,12 @@ class OAuthServer:
             if scheme.lower() != "bearer":
                 raise OAuthError(401, "invalid_token", "No bearer token")
             with self.lock:
-                token = self.tokens.check(value.strip())
+                try:
+                    token = self.tokens.check(value.strip())
+                except OAuthError as error:
+                    if self._settings.dead_bearer_status == 401:
+                        raise
+                    raise HTTPException(self._settings.dead_bearer_status) from error
                 user = self._user_by_email(token.email)
             if user is None:
                 raise OAuthError(401, "invalid_token", "Unknown user")

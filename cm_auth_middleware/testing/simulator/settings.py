@@ -33,6 +33,15 @@ class Settings:
         scope: the scope if the authorization request has none.
         scope_required: the token endpoint answers 400 ``invalid_request`` to a grant without
             ``scope``, which CameraManager's swagger marks as required there.
+        phantom_refresh_tokens: each refresh answers with a new refresh token that is not valid,
+            while the old one stays valid: a known bug of Spring's with a token enhancer.
+        fail_simultaneous_logins: two exchanges of one user's codes within a second: the second is
+            answered by 500 with SQL text, as by Spring's JDBC token store. Its code is spent.
+        dead_bearer_status: of the answer to a bearer token that is not valid: 401 or 403.
+        content_encoding: ``gzip`` or ``deflate``, for all answers of the token endpoint and the
+            REST API, also where the client accepts ``identity`` only.
+        rate_limit: calls to the token endpoint and the REST API in a minute; more of them are
+            answered by 429 with ``Retry-After``.
         media_url: the start of the recordings' URLs: another host, which must get no bearer token.
         snapshot_limit: the number of snapshots that can be made at once; others get a 503.
         snapshot_latency: seconds that it takes to make a snapshot.
@@ -55,6 +64,11 @@ class Settings:
     redirect_uris: list[str] | None = None
     scope: str = "write"
     scope_required: bool = True
+    phantom_refresh_tokens: bool = False
+    fail_simultaneous_logins: bool = False
+    dead_bearer_status: int = 401
+    content_encoding: str = ""
+    rate_limit: int | None = None
     media_url: str = "https://media.example.invalid"
     snapshot_limit: int | None = None
     snapshot_latency: float = 0.0

@@ -83,6 +83,7 @@ class Tokens:
         self.refresh: dict[str, RefreshToken] = {}
         self.spent: dict[str, int] = {}
         self.shared: dict[tuple[str, str, str], str] = {}
+        self.phantoms: dict[str, str] = {}
 
     def new_id(self) -> str:
         """Make a UUID, which the seed determines."""
@@ -147,7 +148,10 @@ class Tokens:
             del self.refresh[value]
             self.spent[value] = token.family
             token = self._new_refresh(user, client_id, token.scope, token.family)
-        return self._new_access(user, token)
+        access = self._new_access(user, token)
+        if self.settings.phantom_refresh_tokens:
+            self.phantoms[access.value] = f"{self.new_id()}:{user.user_id}"
+        return access
 
     def check(self, value: str) -> AccessToken:
         """Return a valid access token, as `DefaultTokenServices.loadAuthentication` does."""
@@ -180,7 +184,7 @@ class Tokens:
         return {
             "access_token": token.value,
             "token_type": "bearer",
-            "refresh_token": token.refresh_token,
+            "refresh_token": self.phantoms.get(token.value, token.refresh_token),
             "expires_in": max(0, int(token.expires_at - self.clock())),
             "scope": token.scope,
         }
