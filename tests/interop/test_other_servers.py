@@ -169,6 +169,19 @@ def test_a_dead_refresh_token_leads_to_the_login(
     assert one.enter(f"{place.origin}/cameras").json() == CAMERAS[ANNA]
 
 
+def test_a_403_for_a_dead_bearer_is_outlived_and_for_a_revoked_user_leads_to_the_login(
+    server: OtherServer, place: Site, one: Browser
+) -> None:
+    """django-oauth-toolkit's `protected_resource` answers so by default."""
+    server.control(forbid_dead_bearers=True)
+    one.enter(f"{place.origin}/")
+    server.expire()
+    assert _ask_100_times(place, one) == {tuple(CAMERAS[ANNA]): 100}
+    assert server.refreshes == [200]
+    server.control(revoke_user=ANNA)
+    assert _is_out(one, place, server)
+
+
 # -- rotation ----------------------------------------------------------------------------------
 
 

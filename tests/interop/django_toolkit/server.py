@@ -40,6 +40,7 @@ token_calls: list[dict[str, Any]] = []
 revocations: list[int] = []
 answers_to_lose = 0
 answer_delay = 0.0  # seconds
+forbids_dead_bearers = False
 used_refresh_tokens: list[str] = []  # the toolkit keeps them, too, but not in order
 
 import django  # noqa: E402
@@ -141,13 +142,20 @@ def count(get_response: Any) -> Any:
     return middleware
 
 
-@protected_resource(scopes=["cameras"], advertise_metadata=True)
+def protected(view: Any) -> Any:
+    """Demand a living bearer: else 401 with a challenge, or 403 as the toolkit does by default."""
+    challenging = protected_resource(scopes=["cameras"], advertise_metadata=True)(view)
+    forbidding = protected_resource(scopes=["cameras"])(view)
+    return lambda request: (forbidding if forbids_dead_bearers else challenging)(request)
+
+
+@protected
 def user_self(request: HttpRequest) -> HttpResponse:
     user = request.resource_owner
     return JsonResponse({"id": user.pk, "email": user.username, "firstName": user.first_name})
 
 
-@protected_resource(scopes=["cameras"], advertise_metadata=True)
+@protected
 def cameras(request: HttpRequest) -> HttpResponse:
     names = USERS[request.resource_owner.username]
     found = [{"cameraId": number, "name": name} for number, name in enumerate(names, 1)]
@@ -157,12 +165,12 @@ def cameras(request: HttpRequest) -> HttpResponse:
 @csrf_exempt
 def control(request: HttpRequest) -> HttpResponse:
     """Do what a test asks for, and say what has been called."""
-    global access_token_lifetime, answers_to_lose, answer_delay
+    global access_token_lifetime, answers_to_lose, answer_delay, forbids_dead_bearers
     commands = json.loads(request.body or "{}")
     if commands.get("reset"):
         RefreshToken.objects.all().delete()
         AccessToken.objects.all().delete()
-        answers_to_lose, answer_delay = 0, 0.0
+        answers_to_lose, answer_delay, forbids_dead_bearers = 0, 0.0, False
         access_token_lifetime = arguments.access_token_lifetime
     if commands.get("reset") or commands.get("forget_calls"):
         for calls in (token_calls, revocations, used_refresh_tokens):
@@ -170,6 +178,7 @@ def control(request: HttpRequest) -> HttpResponse:
     access_token_lifetime = commands.get("access_token_lifetime", access_token_lifetime)
     answers_to_lose = commands.get("lose_token_answers", answers_to_lose)
     answer_delay = commands.get("delay_token_answers", answer_delay)
+    forbids_dead_bearers = commands.get("forbid_dead_bearers", forbids_dead_bearers)
     if commands.get("expire_access_tokens"):
         AccessToken.objects.update(expires=timezone.now() - timedelta(seconds=1))
     if commands.get("expire_refresh_tokens"):

@@ -38,6 +38,7 @@ let revocations = [];
 let usedRefreshTokens = [];
 let answersToLose = 0;
 let answerDelay = 0; // seconds
+let forbidsDeadBearers = false; // by 403; else 401
 
 // -- the adapter: all in memory ------------------------------------------------------------------
 
@@ -197,8 +198,10 @@ async function cameras(request, response) {
   const [, bearer] = /^Bearer (\S+)$/.exec(request.headers.authorization ?? '') ?? [];
   const token = bearer && (await provider.AccessToken.find(bearer));
   if (!token || !token.scopes.has('cameras') || disabled.has(token.accountId)) {
-    response.setHeader('WWW-Authenticate', 'Bearer error="invalid_token"');
-    json(response, 401, { error: 'invalid_token' });
+    if (!forbidsDeadBearers) {
+      response.setHeader('WWW-Authenticate', 'Bearer error="invalid_token"');
+    }
+    json(response, forbidsDeadBearers ? 403 : 401, {});
     return;
   }
   json(response, 200, USERS[token.accountId].map((name, id) => ({ cameraId: id + 1, name })));
@@ -211,7 +214,7 @@ async function control(request, response) {
   if (commands.reset) {
     stored.clear();
     disabled.clear();
-    [answersToLose, answerDelay] = [0, 0];
+    [answersToLose, answerDelay, forbidsDeadBearers] = [0, 0, false];
     lifetimes.access = Number(options['access-token-lifetime']);
   }
   if (commands.reset || commands.forget_calls) {
@@ -222,6 +225,7 @@ async function control(request, response) {
   if (commands.expire_refresh_tokens) all('RefreshToken').forEach(expire);
   if (commands.revoke_user) disabled.add(commands.revoke_user);
   if (commands.lose_token_answers) answersToLose = commands.lose_token_answers;
+  forbidsDeadBearers = commands.forbid_dead_bearers ?? forbidsDeadBearers;
   answerDelay = commands.delay_token_answers ?? answerDelay;
   json(response, 200, {
     token_calls: tokenCalls,
