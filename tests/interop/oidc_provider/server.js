@@ -188,8 +188,8 @@ async function interact(request, response) {
   } else {
     Object.assign(result, { error: 'access_denied', error_description: 'The user said no.' });
   }
-  const options_ = { mergeWithLastSubmission: !result.error };
-  await provider.interactionFinished(request, response, result, options_);
+  const merging = { mergeWithLastSubmission: !result.error };
+  await provider.interactionFinished(request, response, result, merging);
 }
 
 // -- the API -------------------------------------------------------------------------------------
