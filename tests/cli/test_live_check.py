@@ -46,10 +46,10 @@ from cm_auth_middleware.testing import (
 from cm_auth_middleware.testing.__main__ import main as simulate
 from cm_auth_middleware.tokens.provider import CAMERAMANAGER
 
+from ..helpers.world import SECRET_KEY
 from .servers import free_port
-from .support import SECRET_KEY
 
-REPORTS = Path(__file__).parent / "live_reports"
+REPORTS = Path(__file__).parents[1] / "live_reports"
 ANNA, BOB = "anna@example.com", "bob@example.com"
 _URL = re.compile(r"^  (http\S+)$", re.M)
 

@@ -119,12 +119,14 @@ class Browser:
 
 
 def _filled(form: _Form, email: str, consents: bool) -> dict[str, str]:
-    """Return what a user sends: of Spring's pages as of the simulator's."""
+    """Return what a user sends: of Spring's pages, the simulator's and the others'."""
     fields: dict[str, Any] = dict(form.hidden)
     if "password" in form.inputs:
         name = "username" if "username" in form.inputs else "email"
         return {**fields, name: email, "password": PASSWORD}
     if "decision" in form.inputs:
         return {**fields, "decision": "allow" if consents else "refuse"}
+    if "allow" in form.inputs:  # django-oauth-toolkit's button
+        return {**fields, "allow": "Authorize"} if consents else fields
     scopes = [name for name, kind in form.inputs.items() if kind == "radio"]
     return {**fields, **dict.fromkeys(scopes, str(consents).lower())}

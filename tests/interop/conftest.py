@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from .other_servers import OtherServer, django_toolkit, oidc_provider
 from .report import Compared, lines
 from .simulator_server import Simulated
 from .simulator_server import simulator as run_simulator
@@ -82,3 +83,19 @@ def site_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str,
             return sites[shell, base_url]
 
         yield start
+
+
+@pytest.fixture(scope="session", name="oidc_provider")
+def _oidc_provider(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OtherServer]:
+    """npm's oidc-provider, installed and running."""
+    with oidc_provider(tmp_path_factory.mktemp("oidc_provider")) as server:
+        _versions.update(server.versions)
+        yield server
+
+
+@pytest.fixture(scope="session", name="django_toolkit")
+def _django_toolkit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OtherServer]:
+    """PyPI's django-oauth-toolkit, installed and running."""
+    with django_toolkit(tmp_path_factory.mktemp("django_toolkit")) as server:
+        _versions.update(server.versions)
+        yield server

@@ -1,6 +1,7 @@
 """The applications that are tried, and their processes.
 
-``uvicorn tests.interop.sites:asgi --factory`` or ``gunicorn 'tests.interop.sites:wsgi()'``.
+``uvicorn tests.interop.sites:asgi --factory`` or ``gunicorn 'tests.interop.sites:wsgi()'``. Options
+come from the environment; ``INTEROP_PROVIDER`` names the provider.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ import httpx2
 
 from cm_auth_middleware import CMAuthMiddleware
 from cm_auth_middleware.flask import CMAuth, cm, cm_session
+from cm_auth_middleware.tokens.provider import Provider
 
 from .processes import ROOT, SECRET_KEY, free_port, running
+from .providers import PROVIDERS
 
 SERVERS = {
     "asgi": ["uvicorn", "--factory", "--port", "{port}", "tests.interop.sites:asgi"],
@@ -48,7 +51,8 @@ def asgi() -> Any:
         return PlainTextResponse("fine")
 
     routes = [Route("/cameras", cameras), Route("/user", user), Route("/health", health)]
-    return Starlette(routes=routes, middleware=[Middleware(CMAuthMiddleware)])
+    middleware = [Middleware(CMAuthMiddleware, provider=_provider())]
+    return Starlette(routes=routes, middleware=middleware)
 
 
 def wsgi() -> Any:
@@ -56,7 +60,7 @@ def wsgi() -> Any:
     from flask import Flask, jsonify
 
     app = Flask(__name__)
-    CMAuth(app)
+    CMAuth(app, provider=_provider())
 
     @app.get("/cameras")
     def cameras() -> Any:
@@ -74,6 +78,10 @@ def wsgi() -> Any:
     return app
 
 
+def _provider() -> Provider:
+    return PROVIDERS[os.environ["INTEROP_PROVIDER"]]
+
+
 @dataclass(frozen=True, slots=True)
 class Site:
     """One application in two processes, which share a store in SQLite."""
@@ -84,15 +92,16 @@ class Site:
 
 
 @contextlib.contextmanager
-def site(shell: str, base_url: str, folder: Path) -> Iterator[Site]:
+def site(shell: str, base_url: str, folder: Path, **variables: str) -> Iterator[Site]:
     """Run an application against a server until the block ends.
 
     Args:
         shell: ``asgi`` or ``wsgi``.
         base_url: of the server.
         folder: an empty one, for the store and the logs.
+        variables: more of the environment, or others.
     """
-    variables = {
+    environment = {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": str(ROOT),
@@ -102,6 +111,8 @@ def site(shell: str, base_url: str, folder: Path) -> Iterator[Site]:
         "CM_AUTH_BASE_URL": base_url,
         "CM_AUTH_STORE": f"sqlite:///{folder}/sessions.db",
         "CM_AUTH_EXEMPT": "/health",
+        "INTEROP_PROVIDER": "cameramanager",
+        **variables,
     }
     origins, logs = [], []
     with contextlib.ExitStack() as stack:
@@ -113,7 +124,7 @@ def site(shell: str, base_url: str, folder: Path) -> Iterator[Site]:
             def is_ready(client: httpx2.Client, origin: str = origin) -> bool:
                 return client.get(f"{origin}/health").status_code == 200
 
-            stack.enter_context(running(command, log, variables, is_ready, ROOT))
+            stack.enter_context(running(command, log, environment, is_ready, ROOT))
             origins.append(origin)
             logs.append(log)
         yield Site(origins[0], origins[1], (logs[0], logs[1]))

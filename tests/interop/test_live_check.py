@@ -9,7 +9,7 @@ import pytest
 
 from cm_auth_middleware.testing import read_report
 
-from ..test_live_check import REPORTS, check, env, levels
+from ..cli.test_live_check import REPORTS, check, env, levels
 from .browser import Browser
 from .spring_server import Setting, Spring
 
