@@ -46,8 +46,8 @@ from cm_auth_middleware.testing import (
 from cm_auth_middleware.testing.__main__ import main as simulate
 from cm_auth_middleware.tokens.provider import CAMERAMANAGER
 
+from ..helpers.servers import free_port
 from ..helpers.world import SECRET_KEY
-from .servers import free_port
 
 REPORTS = Path(__file__).parents[1] / "live_reports"
 ANNA, BOB = "anna@example.com", "bob@example.com"
