@@ -107,14 +107,19 @@ class Exchange:
     steps: tuple[Step, ...]
 
 
+def _do(name: str, *steps: Step) -> Exchange:
+    return Exchange(name, steps)
+
+
 def _grant(grant_type: str, given: dict[str, str | None], **options: Any) -> Ask:
     parameters = {"grant_type": grant_type, "scope": "write", **given}
     kept = {name: value for name, value in parameters.items() if value is not None}
     where = options.pop("where", "form")
-    places = {"form": ("form",), "query": ("query",), "both": ("form", "query")}[where]
     options.setdefault("basic", KEY)
-    extra: dict[str, str] = options.pop("extra", {})
-    return Ask(**{place: {**kept, **extra} for place in places}, **options)
+    kept |= options.pop("extra", {})
+    form = kept if where in ("form", "both") else {}
+    query = kept if where in ("query", "both") else {}
+    return Ask(form=form, query=query, **options)
 
 
 def _code(options: dict[str, Any] | None = None, **given: str | None) -> Ask:
@@ -152,55 +157,53 @@ _OTHER = ("other-key-id", "other-key-secret")
 _NOBODY = "aaaaaaaa-aaaa-4aaa-aaaa-aaaaaaaaaaaa:10003"
 _NO_SCOPE_NEEDED = Simulate({"scope_required": False})
 
-EXCHANGES = tuple(
-    Exchange(name, steps)
-    for name, *steps_of in [
-        # The authorization endpoint
-        ("a login", Login()),
-        ("a login with scope read", Login(scope="read"), _code(scope="read")),
-        ("a login with both scopes", Login(scope="read write"), _code()),
-        ("a login without scope", Login(scope=None), _code()),
-        ("a login without state", Login(change={"state": None})),
-        ("a login that is refused", Login(consents=False)),
-        ("a login with an unknown scope", Login(scope="admin")),
-        ("a login with another response type", Login(change={"response_type": "id"})),
-        ("a login with an unknown key", Login(change={"client_id": "nobody"})),
-        ("a login without a key", Login(change={"client_id": None})),
-        ("a login with no web address", Login(change={"redirect_uri": "ftp://nobody.invalid/"})),
-        ("a second login in the same browser", *_IN, Login(same_browser=True), _code()),
-        # The code
-        ("a code, in the body", Login(), _code()),
-        ("a code, in the query", Login(), _code({"where": "query"})),
-        ("a code, in body and query", Login(), _code({"where": "both"})),
-        ("a code without scope", Login(), _code(scope=None)),
-        ("a code without scope, if none is needed", _NO_SCOPE_NEEDED, Login(), _code(scope=None)),
-        ("a code with an unknown scope", Login(), _code(scope="admin"), _code()),
-        ("a code with a wider scope", Login(scope="read"), _code(scope="write")),
-        ("a code without redirect URI", Login(), _code(redirect_uri=None)),
-        ("a code with another redirect URI", Login(), _code(redirect_uri=CALLBACK + "/")),
-        ("no code", Login(), _code(code=None)),
-        ("an empty code", Login(), _code(code="")),
-        ("an unknown code", _code(code="AAAAAA")),
-        ("a used code", Login(), _code(), _code()),
-        ("a code after a wrong redirect URI", Login(), _code(redirect_uri="http://x/"), _code()),
-        ("a code after a wrong key", Login(), _code({"basic": _WRONG}), _code()),
-        ("an old code", Simulate({"code_lifetime": 0.5}), Login(), Wait(0.7), _code()),
-        (
+EXCHANGES = (
+    # The authorization endpoint
+    _do("a login", Login()),
+    _do("a login with scope read", Login(scope="read"), _code(scope="read")),
+    _do("a login with both scopes", Login(scope="read write"), _code()),
+    _do("a login without scope", Login(scope=None), _code()),
+    _do("a login without state", Login(change={"state": None})),
+    _do("a login that is refused", Login(consents=False)),
+    _do("a login with an unknown scope", Login(scope="admin")),
+    _do("a login with another response type", Login(change={"response_type": "id"})),
+    _do("a login with an unknown key", Login(change={"client_id": "nobody"})),
+    _do("a login without a key", Login(change={"client_id": None})),
+    _do("a login with no web address", Login(change={"redirect_uri": "ftp://nobody.invalid/"})),
+    _do("a second login in the same browser", *_IN, Login(same_browser=True), _code()),
+    # The code
+    _do("a code, in the body", Login(), _code()),
+    _do("a code, in the query", Login(), _code({"where": "query"})),
+    _do("a code, in body and query", Login(), _code({"where": "both"})),
+    _do("a code without scope", Login(), _code(scope=None)),
+    _do("a code without scope, if none is needed", _NO_SCOPE_NEEDED, Login(), _code(scope=None)),
+    _do("a code with an unknown scope", Login(), _code(scope="admin"), _code()),
+    _do("a code with a wider scope", Login(scope="read"), _code(scope="write")),
+    _do("a code without redirect URI", Login(), _code(redirect_uri=None)),
+    _do("a code with another redirect URI", Login(), _code(redirect_uri=CALLBACK + "/")),
+    _do("no code", Login(), _code(code=None)),
+    _do("an empty code", Login(), _code(code="")),
+    _do("an unknown code", _code(code="AAAAAA")),
+    _do("a used code", Login(), _code(), _code()),
+    _do("a code after a wrong redirect URI", Login(), _code(redirect_uri="http://x/"), _code()),
+    _do("a code after a wrong key", Login(), _code({"basic": _WRONG}), _code()),
+    _do("an old code", Simulate({"code_lifetime": 0.5}), Login(), Wait(0.7), _code()),
+    _do(
             "a code with a wrong verifier",
             Login(change={"code_challenge": "x" * 43, "code_challenge_method": "S256"}),
             _code(code_verifier="y" * 43),
         ),
-        ("another key's code", Login(), _code({"basic": _OTHER})),
-        # The grant type, and the form of the request
-        ("no grant type", Login(), Ask(form={"code": "{code}", "scope": "write"}, basic=KEY)),
-        ("an empty grant type", Ask(form={"grant_type": "", "scope": "write"}, basic=KEY)),
-        ("an unknown grant type", _grant("magic", {})),
-        ("the implicit grant", _grant("implicit", {})),
-        ("client credentials", _grant("client_credentials", {})),
-        ("nothing at all", Ask(basic=KEY)),
-        ("GET", Ask("GET", query={"grant_type": "refresh_token"}, basic=KEY)),
-        ("a body of JSON", Ask(sent=(JSON, '{"grant_type": "refresh_token"}'), basic=KEY)),
-        (
+    _do("another key's code", Login(), _code({"basic": _OTHER})),
+    # The grant type, and the form of the request
+    _do("no grant type", Login(), Ask(form={"code": "{code}", "scope": "write"}, basic=KEY)),
+    _do("an empty grant type", Ask(form={"grant_type": "", "scope": "write"}, basic=KEY)),
+    _do("an unknown grant type", _grant("magic", {})),
+    _do("the implicit grant", _grant("implicit", {})),
+    _do("client credentials", _grant("client_credentials", {})),
+    _do("nothing at all", Ask(basic=KEY)),
+    _do("GET", Ask("GET", query={"grant_type": "refresh_token"}, basic=KEY)),
+    _do("a body of JSON", Ask(sent=(JSON, '{"grant_type": "refresh_token"}'), basic=KEY)),
+    _do(
             "a parameter twice",
             Ask(
                 sent=(
@@ -210,118 +213,116 @@ EXCHANGES = tuple(
                 basic=KEY,
             ),
         ),
-        # The key
-        ("a wrong SECRET", _password({"basic": _WRONG})),
-        ("an unknown ID", _password({"basic": ("nobody", "demo-key-secret")})),
-        ("a percent-encoded ID", _password({"basic": ("demo%2Dkey%2Did", KEY[1])})),
-        ("Basic that is no base64", _password({"basic": "%%%"})),
-        ("Basic without a colon", _password({"basic": "bm9jb2xvbg=="})),
-        ("an empty Basic", _password({"basic": ""})),
-        ("no key", _password({"basic": None})),
-        ("a bearer for a key", *_IN, _refresh({"basic": None, "bearer": "{access}"})),
-        ("the key in the body", _password(_in_form(KEY))),
-        ("the key in the query", _password(_in_form(KEY, where="query"))),
-        ("a wrong SECRET in the body", _password(_in_form(_WRONG))),
-        ("an unknown ID in the body", _password(_in_form(("nobody", "x")))),
-        ("an ID in the body, no SECRET", _password(_in_form((KEY[0], "")))),
-        ("Basic, and the ID in the body", _password({"extra": {"client_id": KEY[0]}})),
-        ("Basic, and the key in the body", _password(_in_form(KEY, basic=KEY))),
-        ("Basic, and a wrong SECRET in the body", _password(_in_form(_WRONG, basic=KEY))),
-        ("a wrong Basic, and the key in the body", _password(_in_form(KEY, basic=_WRONG))),
-        ("a wrong key and a wrong code", _code({"basic": _WRONG}, code="AAAAAA")),
-        # Accept
-        ("no Accept", Login(), _code({"accept": None})),
-        ("any Accept", Login(), _code({"accept": "*/*"})),
-        ("XML", Login(), _code({"accept": XML})),
-        ("an error without Accept", _code({"accept": None}, code="AAAAAA")),
-        ("an error in XML", _code({"accept": XML}, code="AAAAAA")),
-        ("a wrong SECRET without Accept", _password({"accept": None, "basic": _WRONG})),
-        ("a wrong SECRET in XML", _password({"accept": XML, "basic": _WRONG})),
-        # The refresh token
-        ("a refresh", *_IN, _refresh(), _api("{access2}")),
-        ("a refresh, in the query", *_IN, _refresh({"where": "query"})),
-        ("a refresh, in body and query", *_IN, _refresh({"where": "both"})),
-        ("a refresh without scope", *_IN, _refresh(scope=None)),
-        (
+    # The key
+    _do("a wrong SECRET", _password({"basic": _WRONG})),
+    _do("an unknown ID", _password({"basic": ("nobody", "demo-key-secret")})),
+    _do("a percent-encoded ID", _password({"basic": ("demo%2Dkey%2Did", KEY[1])})),
+    _do("Basic that is no base64", _password({"basic": "%%%"})),
+    _do("Basic without a colon", _password({"basic": "bm9jb2xvbg=="})),
+    _do("an empty Basic", _password({"basic": ""})),
+    _do("no key", _password({"basic": None})),
+    _do("a bearer for a key", *_IN, _refresh({"basic": None, "bearer": "{access}"})),
+    _do("the key in the body", _password(_in_form(KEY))),
+    _do("the key in the query", _password(_in_form(KEY, where="query"))),
+    _do("a wrong SECRET in the body", _password(_in_form(_WRONG))),
+    _do("an unknown ID in the body", _password(_in_form(("nobody", "x")))),
+    _do("an ID in the body, no SECRET", _password(_in_form((KEY[0], "")))),
+    _do("Basic, and the ID in the body", _password({"extra": {"client_id": KEY[0]}})),
+    _do("Basic, and the key in the body", _password(_in_form(KEY, basic=KEY))),
+    _do("Basic, and a wrong SECRET in the body", _password(_in_form(_WRONG, basic=KEY))),
+    _do("a wrong Basic, and the key in the body", _password(_in_form(KEY, basic=_WRONG))),
+    _do("a wrong key and a wrong code", _code({"basic": _WRONG}, code="AAAAAA")),
+    # Accept
+    _do("no Accept", Login(), _code({"accept": None})),
+    _do("any Accept", Login(), _code({"accept": "*/*"})),
+    _do("XML", Login(), _code({"accept": XML})),
+    _do("an error without Accept", _code({"accept": None}, code="AAAAAA")),
+    _do("an error in XML", _code({"accept": XML}, code="AAAAAA")),
+    _do("a wrong SECRET without Accept", _password({"accept": None, "basic": _WRONG})),
+    _do("a wrong SECRET in XML", _password({"accept": XML, "basic": _WRONG})),
+    # The refresh token
+    _do("a refresh", *_IN, _refresh(), _api("{access2}")),
+    _do("a refresh, in the query", *_IN, _refresh({"where": "query"})),
+    _do("a refresh, in body and query", *_IN, _refresh({"where": "both"})),
+    _do("a refresh without scope", *_IN, _refresh(scope=None)),
+    _do(
             "a refresh without scope, if none is needed",
             *(_NO_SCOPE_NEEDED, *_IN, _refresh(scope=None)),
         ),
-        ("a refresh with an unknown scope", *_IN, _refresh(scope="admin"), _api(), _refresh()),
-        ("a refresh with a wider scope", Login(scope="read"), _code(), _refresh(), _api()),
-        (
+    _do("a refresh with an unknown scope", *_IN, _refresh(scope="admin"), _api(), _refresh()),
+    _do("a refresh with a wider scope", Login(scope="read"), _code(), _refresh(), _api()),
+    _do(
             "a refresh with a narrower scope",
             *(Login(scope="read write"), _code(), _refresh(scope="read"), _refresh(), _api()),
         ),
-        ("no refresh token", _refresh(refresh_token=None)),
-        ("an empty refresh token", _refresh(refresh_token="")),
-        ("an unknown refresh token", _refresh(refresh_token=_NOBODY)),
-        ("an access token as refresh token", *_IN, _refresh(refresh_token="{access}")),
-        ("an old access token after a refresh", *_IN, _refresh(), _api("{access1}")),
-        ("a refresh of what was refreshed", *_IN, _refresh(), _refresh(), _refresh(), _api()),
-        (
+    _do("no refresh token", _refresh(refresh_token=None)),
+    _do("an empty refresh token", _refresh(refresh_token="")),
+    _do("an unknown refresh token", _refresh(refresh_token=_NOBODY)),
+    _do("an access token as refresh token", *_IN, _refresh(refresh_token="{access}")),
+    _do("an old access token after a refresh", *_IN, _refresh(), _api("{access1}")),
+    _do("a refresh of what was refreshed", *_IN, _refresh(), _refresh(), _refresh(), _api()),
+    _do(
             "the first refresh token again",
             *_IN, _refresh(), _refresh(refresh_token="{refresh1}"), _refresh(), _api(),
         ),
-        ("a refresh with a wrong key", *_IN, _refresh({"basic": _WRONG}), _api(), _refresh()),
-        ("a refresh at another key", *_IN, _refresh({"basic": _OTHER})),
-        ("a refresh after the expiry", Lifetimes(1), *_IN, Wait(1.1), _refresh(), _api()),
-        (
+    _do("a refresh with a wrong key", *_IN, _refresh({"basic": _WRONG}), _api(), _refresh()),
+    _do("a refresh at another key", *_IN, _refresh({"basic": _OTHER})),
+    _do("a refresh after the expiry", Lifetimes(1), *_IN, Wait(1.1), _refresh(), _api()),
+    _do(
             "an expired refresh token",
             Lifetimes(100, 1), *_IN, Wait(1.1), _api(), _refresh(), _api(), _refresh(),
         ),
-        ("a refresh after the logout", *_IN, _logout(), _refresh()),
-        ("a refresh of a revoked user", *_IN, Revoke(), _refresh()),
-        ("a refresh of a disabled user", *_IN, Disable(), _refresh(), _api()),
-        # A user's password
-        ("a password", _password(), _api()),
-        ("a wrong password", _password(password="wrong")),
-        ("an unknown user", _password(username="nobody@example.com")),
-        ("no user", _password(username=None)),
-        ("no password", _password(password=None)),
-        ("a password with an unknown scope", _password(scope="admin")),
-        ("a password without scope", _password(scope=None)),
-        (
+    _do("a refresh after the logout", *_IN, _logout(), _refresh()),
+    _do("a refresh of a revoked user", *_IN, Revoke(), _refresh()),
+    _do("a refresh of a disabled user", *_IN, Disable(), _refresh(), _api()),
+    # A user's password
+    _do("a password", _password(), _api()),
+    _do("a wrong password", _password(password="wrong")),
+    _do("an unknown user", _password(username="nobody@example.com")),
+    _do("no user", _password(username=None)),
+    _do("no password", _password(password=None)),
+    _do("a password with an unknown scope", _password(scope="admin")),
+    _do("a password without scope", _password(scope=None)),
+    _do(
             "a password without scope, if none is needed",
             _NO_SCOPE_NEEDED,
             _password(scope=None),
         ),
-        ("a disabled user's password", Disable(), _password()),
-        # Logins after and beside each other
-        ("a second login", *_IN, *_IN, _api()),
-        ("a second login of another user", *_IN, Login(BOB), _code()),
-        ("a second login with another scope", *_IN, Login(scope="read"), _code()),
-        ("a second login by password", *_IN, _password()),
-        ("a second login, later", Lifetimes(100), *_IN, Wait(2.5), *_IN),
-        ("a second login after a refresh", *_IN, _refresh(), *_IN),
-        ("a second login after the expiry", Lifetimes(1), *_IN, Wait(1.1), *_IN, _refresh()),
-        ("a second login after all expired", Lifetimes(1, 1), *_IN, Wait(1.1), *_IN, _refresh()),
-        ("a second login after the logout", *_IN, _logout(), *_IN),
-        ("a second login after a revocation", *_IN, Revoke(), *_IN, _api()),
-        ("a refresh after a second login", *_IN, *_IN, _refresh(), _api("{access1}")),
-        ("logins at once", AtOnce(_password(), _password())),
-        # The bearer
-        ("a user", *_IN, _api(path="/rest/v2.3/users/self")),
-        ("no bearer", _api(None)),
-        ("an empty bearer", _api("")),
-        ("an unknown bearer", _api(_NOBODY)),
-        ("a refresh token as bearer", *_IN, _api("{refresh}")),
-        ("a bearer in lower case", *_IN, _api(scheme="bearer")),
-        ("a bearer in the query", *_IN, _api(None, query={"access_token": "{access}"})),
-        ("a dead bearer in the query", _api(None, query={"access_token": _NOBODY})),
-        ("Basic for a bearer", _api(None, basic=KEY)),
-        ("an expired bearer", Lifetimes(1), *_IN, Wait(1.1), _api(), _api()),
-        ("a revoked bearer", *_IN, Revoke(), _api()),
-        ("a disabled user's bearer", *_IN, Disable(), _api()),
-        ("a dead bearer without Accept", _api(_NOBODY, accept=None)),
-        ("a dead bearer, asking for a picture", _api(_NOBODY, accept="image/jpeg")),
-        ("a dead bearer, asking for XML", _api(_NOBODY, accept=XML)),
-        # The logout
-        ("a logout", *_IN, _logout(), _api()),
-        ("a second logout", *_IN, _logout(), _logout()),
-        ("a logout of two logins", *_IN, *_IN, _logout("{access2}"), _api("{access1}")),
-        ("a logout after a refresh", *_IN, _refresh(), _logout("{access1}"), _logout("{access2}")),
-        ("a logout without a bearer", _logout(None)),
-        ("a logout with a dead bearer", _logout(_NOBODY)),
-    ]
-    for steps in [tuple(steps_of)]
+    _do("a disabled user's password", Disable(), _password()),
+    # Logins after and beside each other
+    _do("a second login", *_IN, *_IN, _api()),
+    _do("a second login of another user", *_IN, Login(BOB), _code()),
+    _do("a second login with another scope", *_IN, Login(scope="read"), _code()),
+    _do("a second login by password", *_IN, _password()),
+    _do("a second login, later", Lifetimes(100), *_IN, Wait(2.5), *_IN),
+    _do("a second login after a refresh", *_IN, _refresh(), *_IN),
+    _do("a second login after the expiry", Lifetimes(1), *_IN, Wait(1.1), *_IN, _refresh()),
+    _do("a second login after all expired", Lifetimes(1, 1), *_IN, Wait(1.1), *_IN, _refresh()),
+    _do("a second login after the logout", *_IN, _logout(), *_IN),
+    _do("a second login after a revocation", *_IN, Revoke(), *_IN, _api()),
+    _do("a refresh after a second login", *_IN, *_IN, _refresh(), _api("{access1}")),
+    _do("logins at once", AtOnce(_password(), _password())),
+    # The bearer
+    _do("a user", *_IN, _api(path="/rest/v2.3/users/self")),
+    _do("no bearer", _api(None)),
+    _do("an empty bearer", _api("")),
+    _do("an unknown bearer", _api(_NOBODY)),
+    _do("a refresh token as bearer", *_IN, _api("{refresh}")),
+    _do("a bearer in lower case", *_IN, _api(scheme="bearer")),
+    _do("a bearer in the query", *_IN, _api(None, query={"access_token": "{access}"})),
+    _do("a dead bearer in the query", _api(None, query={"access_token": _NOBODY})),
+    _do("Basic for a bearer", _api(None, basic=KEY)),
+    _do("an expired bearer", Lifetimes(1), *_IN, Wait(1.1), _api(), _api()),
+    _do("a revoked bearer", *_IN, Revoke(), _api()),
+    _do("a disabled user's bearer", *_IN, Disable(), _api()),
+    _do("a dead bearer without Accept", _api(_NOBODY, accept=None)),
+    _do("a dead bearer, asking for a picture", _api(_NOBODY, accept="image/jpeg")),
+    _do("a dead bearer, asking for XML", _api(_NOBODY, accept=XML)),
+    # The logout
+    _do("a logout", *_IN, _logout(), _api()),
+    _do("a second logout", *_IN, _logout(), _logout()),
+    _do("a logout of two logins", *_IN, *_IN, _logout("{access2}"), _api("{access1}")),
+    _do("a logout after a refresh", *_IN, _refresh(), _logout("{access1}"), _logout("{access2}")),
+    _do("a logout without a bearer", _logout(None)),
+    _do("a logout with a dead bearer", _logout(_NOBODY)),
 )  # fmt: skip

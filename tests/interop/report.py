@@ -34,7 +34,7 @@ def lines(results: list[Compared]) -> Iterator[str]:
                 *(f"  {line}" for line in result.found),
             )
             told.setdefault((result.exchange, *text), []).append(result.setting)
-    for (exchange, why, *found), settings in told.items():
+    for (exchange, reason, *found), settings in told.items():
         yield ""
-        yield f"{exchange} ({', '.join(settings)}): {why}"
+        yield f"{exchange} ({', '.join(settings)}): {reason}"
         yield from found

@@ -173,6 +173,18 @@ public class CameraManager {
           rendezvous.meet();
           return token;
         }
+
+        // Its set of a user's tokens is a HashSet, which two logins at once can break for good.
+        @Override
+        public synchronized void storeAccessToken(
+            OAuth2AccessToken token, OAuth2Authentication authentication) {
+          super.storeAccessToken(token, authentication);
+        }
+
+        @Override
+        public synchronized void removeAccessToken(String value) {
+          super.removeAccessToken(value);
+        }
       };
     }
     JdbcTemplate jdbc = new JdbcTemplate(database);
