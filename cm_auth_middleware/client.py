@@ -175,13 +175,14 @@ class BearerAuth(httpx2.Auth):
             run_sync(flow.aclose())
 
     async def _is_refused(self, response: httpx2.Response, token: str) -> bool:
-        """Return True if a response says that this token is dead: by 401, or by 403."""
+        """Return True if a response says that this token is dead: by 401, 403 or 406."""
         # A redirect to another origin drops the token.
         if response.request.headers.get("Authorization") != f"Bearer {token}":
             return False
-        if response.status_code != 403:
+        if response.status_code not in (403, 406):
             return response.status_code == 401
-        # RFC 6750 §3.1 wants 401, and some servers say 403, which the user may deserve, too.
+        # RFC 6750 §3.1 wants 401. Some servers say 403, which the user may deserve, too, and Spring
+        # says 406 where it cannot put its 401 into a form that the request accepts.
         if "invalid_token" in response.headers.get("WWW-Authenticate", ""):
             return True
         return await self._refresher.is_dead(self._session, token)

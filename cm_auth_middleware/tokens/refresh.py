@@ -203,7 +203,7 @@ class TokenRefresher:
         return tokens.access_token != refused
 
     async def is_dead(self, session: Session, token: str) -> bool:
-        """True if CameraManager refuses a token everywhere, and not for one path alone.
+        """Return True if CameraManager refuses a token everywhere, not for one path alone.
 
         Asks for the user, who may always be read: once a minute for each token.
         """

@@ -125,6 +125,23 @@ class TestForbiddenForADeadBearer:
         assert world.sim.token_calls("refresh_token") == []
 
 
+class TestNotAcceptable:
+    """Spring's 401 has a form in JSON and XML only: 406 for a request that accepts neither."""
+
+    async def test_a_dead_bearer_of_such_a_request_is_renewed(self, make_world: Any) -> None:
+        world = make_world()
+        browser = await world.login()
+        handle = (await browser.get("/export")).text
+        client = await world.client_for(handle)
+        world.sim.expire_access_tokens()
+        headers = {"Accept": "image/jpeg"}
+        answer = await world.on_its_side(
+            lambda: client.get("/rest/v2.4/cameras/2001/snapshot", headers=headers)
+        )
+        assert answer.status_code == 200
+        assert len(world.sim.token_calls("refresh_token")) == 1
+
+
 class TestCompressedAnswers:
     """R37: gzip or deflate although no compression was asked for."""
 
