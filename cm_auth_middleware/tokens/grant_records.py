@@ -135,15 +135,18 @@ class GrantRecords:
 
     async def _follow(self, refresh_token: str, tokens: Tokens | None) -> Tokens | None:
         """Return the last tokens of a chain of rotated refresh tokens."""
-        for _ in range(_CHAIN):
-            if tokens is None or tokens.refresh_token in (None, refresh_token):
+        chain: list[Tokens] = []
+        seen = {refresh_token}
+        while tokens is not None and len(chain) < _CHAIN:
+            chain.append(tokens)
+            following = tokens.refresh_token
+            if following is None or following == refresh_token:
                 break
-            refresh_token = tokens.refresh_token or refresh_token
-            following = (await self._read(refresh_token)).tokens
-            if following is None:
-                break
-            tokens = following
-        return tokens
+            if following in seen:  # the server gave an earlier one again: the chain is a circle
+                return max(chain, key=lambda one: one.expires_at)
+            seen.add(refresh_token := following)
+            tokens = (await self._read(refresh_token)).tokens
+        return chain[-1] if chain else None
 
     # -- one record ------------------------------------------------------------------------
 

@@ -371,6 +371,9 @@ class GrantRefresh:
             try:
                 fresh = await self._request(tokens.refresh_token or self._refresh_token)
             except SessionExpiredError:
+                # Another process may have refreshed while this one stood still.
+                while self._lease.may_be_over() and not await self._lease.acquire():
+                    await self._runtime.sleep(_POLL)
                 now = await self._grants.state(self._refresh_token)
                 if (found := self._newer_in(now)) is not None:
                     return found
@@ -386,11 +389,10 @@ class GrantRefresh:
         that it does not know, while the one before it stays valid.
         """
         former = tokens.former_refresh_token
-        is_lost = self._lease.may_be_over()  # another process may have used both by now
-        if former is not None and not is_lost and not now.logged_out_since(before):
+        if former is not None and not now.logged_out_since(before):
             with suppress(SessionExpiredError):
                 return await self._request(former)
-        if not is_lost:
+        if not self._lease.may_be_over():
             await self._grants.mark_failed(self._refresh_token, REFUSED)
         raise SessionExpiredError
 

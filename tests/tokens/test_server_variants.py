@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
+from cm_auth_middleware import MemoryStore
 from cm_auth_middleware.testing import Settings
 
+from ..helpers.stores import CountingStore
 from ..helpers.world import World
 
 pytestmark = pytest.mark.anyio
@@ -28,6 +30,26 @@ class TestPhantomRefreshTokens:
             assert (await browser.get("/cameras")).status_code == 200
         # One for the first expiry, two for each other: the phantom, then the one before it.
         assert len(world.sim.token_calls("refresh_token")) == 7
+
+    async def test_a_server_that_is_mended_meanwhile_is_asked_once_for_each_expiry(
+        self, make_world: Any
+    ) -> None:
+        """It gives the first refresh token again: the chain of its tokens is a circle."""
+        store = CountingStore(MemoryStore())
+        world = make_world(settings=Settings(phantom_refresh_tokens=True), store=store)
+        store.memory._clock = world.clock
+        browsers = [await world.login(), await world.login()]
+        calls = []
+        for _ in range(5):
+            world.clock.tick(LIFETIME + 1)
+            before = len(world.sim.token_calls("refresh_token"))
+            store.tried.clear()
+            for browser in browsers:
+                assert (await browser.get("/cameras")).status_code == 200
+            calls.append(len(world.sim.token_calls("refresh_token")) - before)
+            assert store.tried.total() < 60
+            world.sim.settings.phantom_refresh_tokens = False
+        assert calls == [1, 2, 1, 1, 1]
 
     async def test_sessions_of_one_user_live_through_it_together(self, make_world: Any) -> None:
         world = make_world(settings=Settings(phantom_refresh_tokens=True))
