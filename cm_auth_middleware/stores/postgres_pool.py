@@ -181,8 +181,9 @@ class Target:
         if connections < 1:
             raise ValueError
         parameters = conninfo.conninfo_to_dict(f"{url.partition('?')[0]}?{'&'.join(others)}")
-        if not str(parameters.get("connect_timeout", _TIMEOUT)).isdecimal():
-            raise ValueError
+        numbers = [*str(parameters.get("port", "")).split(","), parameters.get("connect_timeout", "")]
+        if not all(not number or str(number).isdecimal() for number in numbers):
+            raise ValueError  # libpq would say so at the first request
         parameters.setdefault("connect_timeout", _TIMEOUT)
         parameters.setdefault("application_name", "cm_auth")
         # A firewall may forget an idle connection, and the kernel would wait for minutes.

@@ -6,8 +6,10 @@ import contextlib
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -124,6 +126,37 @@ class PostgresServer:
             cursor = connection.execute(sql.encode(), parameters or None)
             return cursor.fetchall() if cursor.description else []
 
+    @contextlib.contextmanager
+    def connected(self) -> Iterator[psycopg.Connection[Any]]:
+        """Give a connection of the owner; its transaction is rolled back."""
+        with psycopg.connect(self.url) as connection:
+            yield connection
+            connection.rollback()
+
+    def set(self, name: str, value: str) -> None:
+        """Change a setting, and return when new connections and old ones have it."""
+        # "default_transaction_read_only" forbids the next statement, unless it is switched off.
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            connection.execute("SET default_transaction_read_only = off")
+            connection.execute(f"ALTER SYSTEM SET {name} = '{value}'".encode())
+            connection.execute("SELECT pg_reload_conf()")
+        deadline = time.monotonic() + _START_TIMEOUT
+        while self.command(f"SHOW {name}") != [(value,)]:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        time.sleep(0.1)  # until idle connections have read it, too
+
+    def secure(self, certificate: str, key: str) -> None:
+        """Speak TLS, with a certificate and a key in `directory`."""
+        if self._user:
+            for name in (certificate, key):
+                shutil.chown(self.directory / name, "postgres", "postgres")
+        (self.directory / key).chmod(0o600)
+        self.options += [f"ssl_cert_file={self.directory / certificate}"]
+        self.options += [f"ssl_key_file={self.directory / key}", "ssl=on"]
+        self.stop()
+        self.start()
+
     def clients(self) -> int:
         """How many connections a store has to it."""
         query = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'cm_auth'"
@@ -156,3 +189,91 @@ def postgres_server(*options: str) -> Iterator[PostgresServer]:
             yield server
         finally:
             server.stop()
+
+
+class Cutter:
+    """A proxy that hands a statement on and then cuts the connection instead of answering.
+
+    Attributes:
+        cut_at: what the statement has in it; None once it was cut.
+    """
+
+    def __init__(self, server: PostgresServer) -> None:
+        self.cut_at: bytes | None = None
+        self._port = server.port
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = server.url.replace(str(server.port), str(self._listener.getsockname()[1]))
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        self._listener.close()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                threading.Thread(target=self._serve, args=[client], daemon=True).start()
+
+    def _serve(self, client: socket.socket) -> None:
+        with (
+            contextlib.suppress(OSError),
+            client,
+            socket.create_connection(("127.0.0.1", self._port)) as server,
+        ):
+            while request := client.recv(65536):
+                server.sendall(request)
+                answer = server.recv(65536)
+                if self.cut_at and self.cut_at in request:
+                    self.cut_at = None
+                    return
+                client.sendall(answer)
+
+
+@contextlib.contextmanager
+def pgbouncer(server: PostgresServer) -> Iterator[str]:
+    """Run a PgBouncer that pools transactions over one connection; yield its URL."""
+    program = shutil.which("pgbouncer")
+    if program is None:
+        message = "NOT TESTED: PgBouncer is not installed"
+        if os.environ.get("CM_AUTH_REQUIRE_POSTGRES") == "1":
+            pytest.fail(message)
+        pytest.skip(message)
+    port = free_port()
+    with tempfile.TemporaryDirectory(prefix="pgb", dir="/tmp") as name:
+        directory = Path(name)
+        options: dict[str, Any] = {}
+        if os.geteuid() == 0:
+            options = {"user": "postgres", "group": "postgres", "extra_groups": []}
+            shutil.chown(directory, "postgres", "postgres")
+        (directory / "users").write_text('"postgres" ""\n')
+        (directory / "ini").write_text(
+            "[databases]\n"
+            f"postgres = host=127.0.0.1 port={server.port}\n"
+            "[pgbouncer]\n"
+            f"listen_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\n"
+            f"auth_type = any\nauth_file = {directory / 'users'}\n"
+            "pool_mode = transaction\ndefault_pool_size = 2\n"
+        )
+        for file in directory.iterdir():
+            file.chmod(0o644)
+        process = subprocess.Popen(
+            [program, "-q", directory / "ini"],
+            stderr=subprocess.DEVNULL,
+            cwd=directory,
+            **options,
+        )
+        try:
+            deadline = time.monotonic() + _START_TIMEOUT
+            while True:
+                with (
+                    contextlib.suppress(OSError),
+                    socket.create_connection(("127.0.0.1", port), timeout=1),
+                ):
+                    break
+                if process.poll() is not None or time.monotonic() > deadline:
+                    pytest.fail("PgBouncer did not start")
+                time.sleep(0.02)
+            yield server.url.replace(str(server.port), str(port))
+        finally:
+            process.terminate()
+            process.wait(_START_TIMEOUT)
