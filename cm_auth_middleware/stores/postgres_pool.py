@@ -41,7 +41,7 @@ CONNECTIONS = 5
 _TIMEOUT = 5  # seconds to connect, and that a statement may take
 _MARGIN = 0.5  # seconds after which a server is dead that should have ended the statement itself
 _QUEUE = 5.0  # seconds that a request waits for one of the connections
-_THREADS = 40  # threads that may wait for PostgreSQL at once under trio
+_THREADS = 40  # threads that may wait for PostgreSQL at once on such an event loop as trio's
 _IDLE = 300.0  # seconds after which an unused connection is closed
 _RENEW_EVERY = 0.5  # seconds, at least, between two renewals of a pool whose server is a standby
 _CONFLICTS = 50  # repetitions where the database is set to "repeatable read" or above
@@ -49,7 +49,6 @@ _LOOK_EVERY = 0.1  # seconds between two looks at the clock while a connection w
 LOCK = 0x434D4175  # "CMAu", the advisory lock under which the table is made
 _EXAMPLE = "postgresql://user:password@host:5432/db, special characters of the password as %XX"
 _TABLE = re.compile(r"[a-z_][a-z0-9_]{0,49}(\.[a-z_][a-z0-9_]{0,49})?")
-_ERRORS = (psycopg.Error, OSError)
 
 # The server's answers, by SQLSTATE (PostgreSQL's documentation, appendix A).
 _STANDBY = "25006"
@@ -57,6 +56,7 @@ _NO_TABLE = "42P01"
 _NO_RIGHT = "42501"
 _CONFLICT = {"40001", "40P01"}
 _ENDED = {"57P01", "57P02", "57P03", "57P05"}
+_CONNECTION = "08"  # class of errors; PgBouncer's, if its connection to the server breaks
 _SENTENCES = {
     _STANDBY: "is a standby that cannot be written: name the primary",
     _NO_TABLE: "has no table for the sessions any more",
@@ -80,8 +80,8 @@ _CONNECT_SENTENCES = (
     ("no password supplied", "refuses the user or the password"),
     ("no pg_hba.conf entry", "refuses this host, user and database (pg_hba.conf)"),
     ("authentication failed", "refuses the user or the password"),
-    ("role ", "refuses the user or the password"),
-    ("database ", "has no such database, or does not let this user in"),
+    ('role "', "refuses the user or the password"),
+    ('database "', "has no such database, or does not let this user in"),
     ("too many clients", _SENTENCES["53300"]),
     ("too many connections", _SENTENCES["53300"]),
     ("connection slots", _SENTENCES["53300"]),
@@ -103,9 +103,19 @@ _CONNECT_SENTENCES = (
 # PgBouncer and Amazon's RDS Proxy refuse a connection that comes with settings.
 _NO_SETTINGS = ("unsupported startup parameter", "command-line options")
 
+# psycopg can wait on every event loop of asyncio but the default one of Windows.
+_NOT_PSYCOPGS: Any = getattr(asyncio, "ProactorEventLoop", ())
+
 _inherited: list[Any] = []  # connections of the parent process; closing them would disturb it
 
 T = TypeVar("T")
+
+
+class _SilentError(Exception):
+    """The server did not answer in time. psycopg would take an OSError for a closed socket."""
+
+
+_ERRORS = (psycopg.Error, OSError, _SilentError)
 
 
 class Statement(NamedTuple):
@@ -181,7 +191,10 @@ class Target:
         if connections < 1:
             raise ValueError
         parameters = conninfo.conninfo_to_dict(f"{url.partition('?')[0]}?{'&'.join(others)}")
-        numbers = [*str(parameters.get("port", "")).split(","), parameters.get("connect_timeout", "")]
+        numbers = [
+            *str(parameters.get("port", "")).split(","),
+            parameters.get("connect_timeout", ""),
+        ]
         if not all(not number or str(number).isdecimal() for number in numbers):
             raise ValueError  # libpq would say so at the first request
         parameters.setdefault("connect_timeout", _TIMEOUT)
@@ -233,14 +246,14 @@ class _Awaiting(psycopg.AsyncConnection[Any]):
 
 
 def _bounded(gen: Generator[Any, Any, T]) -> Generator[Any, Any, T]:
-    """Drive one of psycopg's generators, and raise TimeoutError when it has taken too long."""
+    """Drive one of psycopg's generators, and raise an error when it has taken too long."""
     deadline = time.monotonic() + _TIMEOUT + _MARGIN
     try:
         state = next(gen)
         while True:
             ready = yield state
             if not ready and time.monotonic() > deadline:
-                raise TimeoutError
+                raise _SilentError
             state = gen.send(ready)
     except StopIteration as stop:
         result: T = stop.value
@@ -357,11 +370,11 @@ class _Pools(ABC):
                     pool.has_table = True
                 return await _execute(connection, statement)
             except _ERRORS as error:
-                state = getattr(error, "sqlstate", None)
+                state = getattr(error, "sqlstate", None) or ""
                 failure = StoreError(f"{self._target} {self._sentence(error)}")
             finally:
                 if connection is not None:
-                    is_broken = _is_broken(connection)
+                    is_broken = connection.pgconn.status == psycopg.pq.ConnStatus.BAD
                     pool.give_back(connection)
             # Not raised in the clause above: it would be chained to an error that may quote values.
             if state == _STANDBY:  # the statement was not run, so it may be repeated
@@ -371,7 +384,7 @@ class _Pools(ABC):
                 pool.has_table = False
             elif state in _CONFLICT and conflicts:
                 conflicts -= 1
-            elif is_broken and again is not None:
+            elif again and (is_broken or state in _ENDED or state.startswith(_CONNECTION)):
                 statement, again = again, None
             else:
                 raise failure
@@ -433,15 +446,15 @@ class _Pools(ABC):
             )
 
     def _sentence(self, error: Exception) -> str:
-        if isinstance(error, TimeoutError):
+        if isinstance(error, _SilentError):
             return "did not answer in time"
-        state = getattr(error, "sqlstate", None)
+        state = getattr(error, "sqlstate", None) or _CONNECTION
         if state == _NO_RIGHT:
             return (
                 "does not permit the user what a store needs: "
                 f"GRANT SELECT, INSERT, UPDATE, DELETE ON {self._target.table}"
             )
-        if state is None:
+        if state.startswith(_CONNECTION):
             return _UNREACHABLE
         return _SENTENCES.get(state) or f"refused a statement (SQLSTATE {state})"
 
@@ -482,7 +495,7 @@ class BlockingPools(_Pools):
 
 
 class AsyncPools(_Pools):
-    """The pools of this process for event loops: asyncio's own, threads under trio."""
+    """The pools of this process for event loops: asyncio's own, threads elsewhere."""
 
     _connection = _Awaiting
 
@@ -498,7 +511,7 @@ class AsyncPools(_Pools):
 
     async def run(self, statement: Statement, again: Statement | None) -> Answer:
         loop = running_loop()
-        if not isinstance(loop, asyncio.AbstractEventLoop):
+        if not _is_psycopgs(loop):
             return await self._in_a_thread(lambda: run_sync(self._blocking.run(statement, again)))
         pool = self._pool(loop)
         if pool.slots.locked():
@@ -516,7 +529,7 @@ class AsyncPools(_Pools):
 
     async def close(self) -> None:
         loop = running_loop()
-        if not isinstance(loop, asyncio.AbstractEventLoop):
+        if not _is_psycopgs(loop):
             await self._in_a_thread(lambda: run_sync(self._blocking.close()))
             return
         pool = self._pools.pop(loop, None) if os.getpid() == self._pid else None
@@ -546,6 +559,10 @@ async def outcome(answer: Any) -> Any:
     return await answer if hasattr(answer, "__await__") else answer
 
 
+def _is_psycopgs(loop: Any) -> bool:
+    return isinstance(loop, asyncio.AbstractEventLoop) and not isinstance(loop, _NOT_PSYCOPGS)
+
+
 def identifier(table: str) -> sql.Identifier:
     """Return the name of a table, and of its schema if it has one, as SQL needs it."""
     return sql.Identifier(*table.split("."))
@@ -571,10 +588,6 @@ def _is_silent(fileno: int) -> bool:
         poll.register(fileno, select.POLLIN)
         return not poll.poll(0)
     return not select.select([fileno], [], [], 0)[0]  # Windows
-
-
-def _is_broken(connection: Any) -> bool:
-    return bool(connection.pgconn.status == psycopg.pq.ConnStatus.BAD)
 
 
 def _queued(target: Target) -> StoreError:

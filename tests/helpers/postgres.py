@@ -248,7 +248,7 @@ def pgbouncer(server: PostgresServer) -> Iterator[str]:
         (directory / "users").write_text('"postgres" ""\n')
         (directory / "ini").write_text(
             "[databases]\n"
-            f"postgres = host=127.0.0.1 port={server.port}\n"
+            f"postgres = host=127.0.0.1 port={server.port} user=postgres\n"
             "[pgbouncer]\n"
             f"listen_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\n"
             f"auth_type = any\nauth_file = {directory / 'users'}\n"

@@ -232,7 +232,7 @@ def test_expired_rows_go_in_batches_with_the_writes(
     server: PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def check(store: PostgresStore) -> None:
-        await store.ping()
+        await store.put("live", b"v", 60)
         server.command(
             "INSERT INTO cm_auth SELECT kind, int4send(n), '', now() - interval '1 minute' "
             "FROM generate_series(1, 120) AS n, unnest(ARRAY['record', 'lease']) AS kind"
@@ -352,10 +352,9 @@ def test_a_restart_under_load_is_an_answer_or_a_store_error(
         anyio.run(all_on_a_loop)
     operator.join()
     assert strange == []
+    assert failed
     known = ("cannot be reached", "is shutting down or starting")
-    assert [failure for failure in failed if not failure.endswith(known)] == [] or all(
-        any(words in failure for words in known) for failure in failed
-    )
+    assert [failure for failure in failed if not any(words in failure for words in known)] == []
 
 
 def test_a_server_that_stands_still_is_an_error_in_time(
@@ -733,21 +732,19 @@ def test_two_processes_refresh_once_and_lose_nobody() -> None:
     assert not counts.wrong, f"\n{counts}"
 
 
-@pytest.mark.parametrize("is_gone", [False, True])
-def test_a_loop_that_ends_without_a_close_leaves_no_connection(
-    server: PostgresServer, is_gone: bool
-) -> None:
+def test_a_loop_that_ends_without_a_close_leaves_no_connection(server: PostgresServer) -> None:
     async def use() -> None:
-        await store.put("k", b"v", 60)
+        await stores[0].put("k", b"v", 60)
 
-    store = PostgresStore(server.url)
-    asyncio.run(use())
-    if is_gone:
-        del store
-    else:
-        asyncio.run(use())
-        assert server.clients() == 1
-        del store
+    stores = [PostgresStore(server.url)]
+    loops = [asyncio.new_event_loop() for _ in range(3)]
+    for loop in loops:
+        loop.run_until_complete(use())
+        loop.close()
+    assert server.clients() == 1, "the next loop closes what closed loops left"
+    loops.clear()
+    stores.clear()
+    del loop
     deadline = time.monotonic() + 10
     while server.clients():
         assert time.monotonic() < deadline
@@ -872,3 +869,8 @@ def test_a_name_without_secrets() -> None:
         (f"postgresql://u:{QUOTED}@[::1]:2/db", "postgresql://[::1]:2/db"),
     ):
         assert repr(PostgresStore(url)) == f"<PostgresStore {name}>"
+
+
+def test_the_documentation_shows_the_sql_that_an_owner_runs() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "deployment.md").read_text()
+    assert f"```sql\n{SCHEMA}GRANT SELECT, INSERT, UPDATE, DELETE ON" in page
