@@ -726,6 +726,7 @@ def test_four_processes_lose_no_increment(shared: PostgresServer) -> None:
     run(store.close())
 
 
+@pytest.mark.timeout(240)
 def test_two_processes_refresh_once_and_lose_nobody() -> None:
     """Through the middleware, at a server that punishes a second refresh."""
     counts = expiry("postgres", 2, requests=60)
