@@ -390,6 +390,21 @@ def test_a_row_that_another_transaction_holds_is_an_error_in_time(
     side(check, server.url)
 
 
+def test_a_conflict_of_serializable_transactions_is_no_error(
+    side: Callable[..., None], shared: PostgresServer
+) -> None:
+    async def check(store: SessionStore) -> None:
+        await store.put("conflict", b"v", 60)
+        with shared.connected() as other:
+            other.execute("UPDATE cm_auth SET expires = expires WHERE key = 'conflict'")
+            commit = threading.Timer(0.3, other.commit)
+            commit.start()
+            assert await store.replace("conflict", b"v", b"w", 60)
+            commit.join()
+
+    side(check, f"{shared.url}?options=-c%20default_transaction_isolation%3Dserializable")
+
+
 def test_an_answer_that_nobody_waits_for_is_not_given_to_the_next(server: PostgresServer) -> None:
     async def check() -> None:
         store = PostgresStore(f"{server.url}?max_connections=1")
