@@ -175,7 +175,7 @@ def open_store(
 
         return RedisStore(store)
     if url.kind == "postgres":
-        from .postgres import PostgresStore  # imported where it is used: 100 ms of start-up
+        from .postgres import PostgresStore  # imported where it is used: 150 ms of start-up
 
         return PostgresStore(store)
     return MemoryStore(clock=clock)

@@ -806,6 +806,30 @@ def test_a_fork_shares_no_connection_with_its_parent(shared: PostgresServer) -> 
     assert finish(start(code, shared.url)) == 0
 
 
+def test_a_loop_that_was_used_before_a_fork_connects_anew_after_it(server: PostgresServer) -> None:
+    code = """
+    import psycopg
+
+    def connections():
+        query = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'cm_auth'"
+        with psycopg.connect(sys.argv[1]) as connection:
+            return connection.execute(query).fetchone()[0]
+
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(store.put("k", b"v", 60))
+    before = connections()
+    pid = os.fork()
+    if pid == 0:
+        value = loop.run_until_complete(store.get("k"))
+        os._exit(0 if (value, connections()) == (b"v", before + 1) else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert loop.run_until_complete(store.get("k")) == b"v"
+    loop.run_until_complete(store.close())
+    loop.close()
+    """
+    assert finish(start(code, server.url)) == 0
+
+
 @pytest.mark.parametrize("threads", [False, True])
 def test_closing_lets_calls_under_way_end(threads: bool, server: PostgresServer) -> None:
     store = PostgresStore(server.url).blocking() if threads else PostgresStore(server.url)
