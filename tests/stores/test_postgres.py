@@ -673,6 +673,21 @@ def test_more_requests_than_connections_wait_their_turn(server: PostgresServer) 
     anyio.run(check)
 
 
+def test_connections_that_are_not_used_are_closed(
+    side: Callable[..., None], server: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def check(store: SessionStore) -> None:
+        await store.put("k", b"v", 60)
+        assert server.clients() == 1
+        monkeypatch.setattr(postgres_pool, "_IDLE", -1.0)  # all are unused for longer
+        assert await store.get("k") == b"v"
+        deadline = time.monotonic() + 10
+        while server.clients():
+            assert time.monotonic() < deadline
+
+    side(check, server.url)
+
+
 @pytest.mark.parametrize("threads", [False, True])
 def test_who_waits_for_a_connection_for_too_long_is_told(
     threads: bool, server: PostgresServer, monkeypatch: pytest.MonkeyPatch
