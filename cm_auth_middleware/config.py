@@ -93,7 +93,8 @@ class CMAuthConfig:
             the path at which the application is mounted. A request that has a session still gets
             it there.
         store: Where sessions are kept: ``memory://``, ``sqlite:///path``, ``redis://…``,
-            ``rediss://…``, ``unix://…``, or an object with the methods of `SessionStore`.
+            ``rediss://…``, ``unix://…``, ``postgresql://…``, or an object with the methods of
+            `SessionStore`.
         idle_timeout: A session that is not used for this long ends.
         absolute_timeout: Every session ends this long after its login.
         refresh_leeway: The access token is refreshed this long before it expires.

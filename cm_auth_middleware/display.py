@@ -31,6 +31,7 @@ _CALLBACK = re.compile(r"/[\w./~-]*/callback", re.ASCII)  # the path of a redire
 _NUMBER, _WORD = re.compile(r"[0-9]{1,6}(\.[0-9]{1,6})?"), re.compile(r"[A-Za-z_]{1,16}")
 _OPTIONS = {
     "client_name": re.compile(r"[\w.-]{1,64}", re.ASCII),
+    "connect_timeout": _NUMBER,
     "db": re.compile(r"[0-9]{1,4}"),
     "health_check_interval": _NUMBER,
     "max_connections": re.compile(r"[0-9]{1,6}"),
@@ -43,6 +44,10 @@ _OPTIONS = {
     "ssl_ca_path": _FILE,
     "ssl_cert_reqs": _WORD,
     "ssl_check_hostname": _WORD,
+    "sslmode": re.compile(r"[a-z-]{1,16}"),
+    "sslrootcert": _FILE,
+    "table": re.compile(r"[a-z0-9_.]{1,128}"),
+    "target_session_attrs": re.compile(r"[a-z-]{1,16}"),
     "timeout": _NUMBER,
 }
 
@@ -122,7 +127,7 @@ def _location(scheme: str, hosts: str, path: str) -> str | None:
     """Return hosts and path as they may be shown; None if they have another form."""
     if scheme in ("sqlite", "unix"):
         return path if not hosts and _FILE.fullmatch(path) else None
-    many = scheme.endswith(("+cluster", "+sentinel"))
+    many = scheme.endswith(("+cluster", "+sentinel")) or scheme.startswith("postgres")
     if scheme == "memory" or (hosts and not _HOSTS.fullmatch(hosts)) or ("," in hosts and not many):
         return None
     if scheme in ("http", "https"):

@@ -22,7 +22,7 @@ _store = click.option(
     envvar="CM_AUTH_STORE",
     metavar="URL",
     required=True,
-    help="sqlite:///path or redis://…; CM_AUTH_STORE if not given.",
+    help="sqlite:///path, redis://… or postgresql://…; CM_AUTH_STORE if not given.",
 )
 _user = click.option("--user", required=True, metavar="ID", help="CameraManager's userId.")
 
@@ -46,7 +46,7 @@ def _report_errors(command: Callable[..., None]) -> Callable[..., None]:
 
 @click.group()
 def sessions() -> None:
-    """Count, list and end sessions in SQLite or Redis."""
+    """Count, list and end sessions in SQLite, Redis or PostgreSQL."""
 
 
 @sessions.command()

@@ -13,6 +13,7 @@ from ..errors import ConfigError
 from .memory import MemoryStore
 
 if TYPE_CHECKING:
+    from .postgres import PostgresStore
     from .redis import RedisStore
     from .sqlite import SQLiteStore
 
@@ -21,6 +22,7 @@ __all__ = [
     "FindsByPrefix",
     "HasBlockingTwin",
     "MemoryStore",
+    "PostgresStore",
     "RedisStore",
     "SQLiteStore",
     "SessionStore",
@@ -32,6 +34,7 @@ _REDIS = {
     "redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel", "redis+cluster",
     "rediss+cluster",
 }  # fmt: skip
+_POSTGRES = {"postgresql", "postgres"}
 
 
 @runtime_checkable
@@ -107,7 +110,7 @@ class StoreURL(NamedTuple):
     """The kind of a store, and the file of a SQLite store.
 
     Attributes:
-        kind: ``memory``, ``sqlite`` or ``redis``.
+        kind: ``memory``, ``sqlite``, ``redis`` or ``postgres``.
         path: the file of a SQLite store; None for other stores.
     """
 
@@ -116,7 +119,7 @@ class StoreURL(NamedTuple):
 
 
 def parse(url: str) -> StoreURL:
-    """Read the URL of a store. `RedisStore` checks the rest of a Redis URL.
+    """Read the URL of a store. `RedisStore` and `PostgresStore` check the rest of theirs.
 
     Raises:
         ConfigError: the URL names no store.
@@ -136,9 +139,11 @@ def parse(url: str) -> StoreURL:
         return StoreURL("sqlite", Path(unquote(path)))
     if scheme in _REDIS and separator:
         return StoreURL("redis")
+    if scheme in _POSTGRES and separator:
+        return StoreURL("postgres")
     raise ConfigError(
         "store has an unknown scheme: give memory://, sqlite:///path, redis://, rediss://, "
-        "unix://, redis+sentinel://, redis+cluster:// or a store object"
+        "unix://, redis+sentinel://, redis+cluster://, postgresql:// or a store object"
     )
 
 
@@ -149,7 +154,8 @@ def open_store(
 
     Args:
         store: ``memory://``, ``sqlite:///relative.db``, ``sqlite:////absolute.db``,
-            ``redis://…`` and its variants (see `RedisStore`), or an object.
+            ``redis://…`` and its variants (see `RedisStore`), ``postgresql://…`` (see
+            `PostgresStore`), or an object.
         clock: epoch seconds, for the stores that keep time themselves.
 
     Raises:
@@ -168,12 +174,16 @@ def open_store(
         from .redis import RedisStore  # imported where it is used: 150 ms of start-up
 
         return RedisStore(store)
+    if url.kind == "postgres":
+        from .postgres import PostgresStore  # imported where it is used: 150 ms of start-up
+
+        return PostgresStore(store)
     return MemoryStore(clock=clock)
 
 
 def __getattr__(name: str) -> Any:
     """Import the other stores when they are first used."""
-    if name in ("RedisStore", "SQLiteStore"):
+    if name in ("PostgresStore", "RedisStore", "SQLiteStore"):
         module = importlib.import_module(f".{name.removesuffix('Store').lower()}", __name__)
         return getattr(module, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

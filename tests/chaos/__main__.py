@@ -7,13 +7,13 @@ import sys
 import time
 from collections.abc import Sequence
 
-from .rig import STORES
+from .rig import EVERY_STORE
 from .scenarios import SCENARIOS, NotPlayedError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
-    parser.add_argument("--store", choices=STORES, action="append", help="default: each")
+    parser.add_argument("--store", choices=EVERY_STORE, action="append", help="default: each")
     parser.add_argument("--repeat", type=int, help="rounds of each; default: a few")
     parser.add_argument("--list", action="store_true", help="name the scenarios and leave")
     parser.add_argument("scenario", nargs="*", help="parts of names; default: all")
@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.list:
             print(f"{name:<28} {' '.join(scenario.stores):<13} {scenario.rounds} rounds")
             continue
-        for store in options.store or STORES:
+        for store in options.store or EVERY_STORE:
             if store not in scenario.stores:
                 continue
             began = time.monotonic()

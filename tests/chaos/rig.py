@@ -19,6 +19,7 @@ from typing import Any
 import httpx2
 
 from tests.helpers.browser import Visitor
+from tests.helpers.postgres import PostgresServer, postgres_server
 from tests.helpers.servers import RedisServer, free_port, redis_server
 from tests.helpers.world import SECRET_KEY
 
@@ -27,7 +28,8 @@ from .site import SharedClock
 
 ROOT = Path(__file__).parents[2]
 LIFETIME = 43_199  # seconds that an access token lives, unless a test says otherwise
-STORES = ("sqlite", "redis")
+STORES = ("sqlite", "redis")  # of every scenario
+EVERY_STORE = (*STORES, "postgres")  # of those that play with what stores do differently
 _START = 40.0
 
 
@@ -130,7 +132,8 @@ class Rig:
     """Everything that one scenario needs.
 
     Args:
-        redis: the store; without one it is SQLite.
+        redis: the store; without it and `postgres` it is SQLite.
+        postgres: the store.
         file: of SQLite, if it is not to lie in `directory`.
         shell: ``asgi`` (a uvicorn for each worker), ``uvicorn --workers`` (one port for all), or
             ``wsgi`` (one gunicorn with threads for all).
@@ -146,6 +149,7 @@ class Rig:
         directory: Path,
         *,
         redis: RedisServer | None = None,
+        postgres: PostgresServer | None = None,
         file: Path | None = None,
         shell: str = "asgi",
         workers: int = 4,
@@ -156,6 +160,7 @@ class Rig:
     ) -> None:
         self.directory = directory
         self.redis = redis
+        self.server = redis or postgres  # of the store, if it has one
         self.shell = shell
         self.clock = SharedClock(directory / "clock")
         self.crowd, self.other_crowd = Crowd(), Crowd()
@@ -167,7 +172,7 @@ class Rig:
             "client_secret": "demo-key-secret",
             "secret_key": SECRET_KEY,
             "base_url": self.cm.url,
-            "store": f"sqlite:///{self.file}" if redis is None else redis.url,
+            "store": self.server.url if self.server else f"sqlite:///{self.file}",
             "absolute_timeout": 10 * 365 * 86_400,
             **options,
         }
@@ -270,12 +275,14 @@ def rig(store: str, **options: Any) -> Iterator[Rig]:
     """Run a rig for as long as the `with` lasts."""
     with contextlib.ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="chaos")))
-        redis = None
+        redis = postgres = None
+        if store == "postgres":
+            postgres = stack.enter_context(postgres_server())
         if store == "redis":
             # What was answered is on the disk: the scenarios kill the server.
             durable = ("--appendonly", "yes", "--appendfsync", "always")
             redis = stack.enter_context(redis_server(*durable))
-        made = Rig(directory, redis=redis, **options)
+        made = Rig(directory, redis=redis, postgres=postgres, **options)
         stack.callback(made.close)
         yield made
 

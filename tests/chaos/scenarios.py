@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from .counts import Counts
 from .crowd import Ask, Response
-from .rig import LIFETIME, STORES, Rig, rig
+from .rig import EVERY_STORE, LIFETIME, STORES, Rig, rig
 
 T = TypeVar("T")
 
@@ -254,9 +254,9 @@ def restarted(store: str, repeat: int) -> Counts:
                 site.asks(cookies, 60 if expired else 0),
                 (0.5 if expired else 0.0, lambda: [worker.kill() for worker in site.workers]),
             )
-            if site.redis is not None:
-                site.redis.stop()
-                site.redis.start()
+            if site.server is not None:
+                site.server.stop()
+                site.server.start()
             for worker in range(len(site.workers)):
                 site.restart(worker)
             counts.saw(site.crowd.ask(site.asks(cookies, 40)), 200)
@@ -651,9 +651,9 @@ class Scenario(NamedTuple):
 _SQLITE, _REDIS = ("sqlite",), ("redis",)
 
 SCENARIOS = {
-    "expiry": Scenario(expiry, 3),
+    "expiry": Scenario(expiry, 3, EVERY_STORE),
     "expiry-workers": Scenario(partial(expiry, shell="uvicorn --workers"), 2),
-    "expiry-wsgi": Scenario(partial(expiry, shell="wsgi", requests=60), 3),
+    "expiry-wsgi": Scenario(partial(expiry, shell="wsgi", requests=60), 3, EVERY_STORE),
     "clock-ahead": Scenario(partial(skew, ahead=90), 2),
     "clock-behind": Scenario(partial(skew, ahead=-90), 2),
     "clock-ahead-short": Scenario(partial(skew, ahead=90, lifetime=40), 2),
@@ -661,23 +661,23 @@ SCENARIOS = {
     "sharing-2": Scenario(partial(sharing, browsers=2), 4),
     "sharing-10": Scenario(partial(sharing, browsers=10), 4),
     "killed-lasting": Scenario(partial(killed, rotate=False)),
-    "killed-rotating": Scenario(partial(killed, rotate=True)),
+    "killed-rotating": Scenario(partial(killed, rotate=True), 1, EVERY_STORE),
     "frozen-lasting": Scenario(partial(frozen, rotate=False)),
     "frozen-rotating": Scenario(partial(frozen, rotate=True)),
     "overtaken": Scenario(overtaken),
-    "stopped": Scenario(partial(stopped, shell="asgi"), 2),
+    "stopped": Scenario(partial(stopped, shell="asgi"), 2, EVERY_STORE),
     "stopped-wsgi": Scenario(partial(stopped, shell="wsgi"), 2),
-    "restarted": Scenario(restarted, 2),
+    "restarted": Scenario(restarted, 2, EVERY_STORE),
     "hung-up": Scenario(hung_up, 2),
     "slow-refresh": Scenario(slow_refresh),
     "too-slow": Scenario(too_slow),
     "logout-lasting": Scenario(partial(logout_in_refresh, rotate=False), 2),
-    "logout-rotating": Scenario(partial(logout_in_refresh, rotate=True), 2),
+    "logout-rotating": Scenario(partial(logout_in_refresh, rotate=True), 2, EVERY_STORE),
     "logout-user-in-refresh": Scenario(partial(logout_in_refresh, rotate=False, everywhere=True)),
     "logout-user": Scenario(partial(logout_everywhere, shell="asgi")),
     "logout-user-wsgi": Scenario(partial(logout_everywhere, shell="wsgi")),
     "camera-manager-fails": Scenario(camera_manager_fails, 1, _SQLITE),
-    "storm": Scenario(storm),
+    "storm": Scenario(storm, 1, EVERY_STORE),
     "redis-frozen": Scenario(partial(store_frozen, seconds=3), 1, _REDIS),
     "redis-frozen-long": Scenario(partial(store_frozen, seconds=8), 1, _REDIS),
     "redis-down": Scenario(store_down, 2, _REDIS),

@@ -28,6 +28,7 @@ from cm_auth_middleware.stores import SQLiteStore
 from cm_auth_middleware.testing import AppServer, SimulatorServer
 from tests.helpers.apps import make_app
 from tests.helpers.certificates import self_signed
+from tests.helpers.postgres import postgres_server
 from tests.helpers.servers import free_port, redis_server, serving
 from tests.helpers.world import SECRET_KEY
 
@@ -223,6 +224,7 @@ def test_what_may_be_the_secret_is_shown_as_no_id(run: Run) -> None:
         ("sqlite:////nowhere/at/all/sessions.db", 2, "there is no folder /nowhere/at/all"),
         ("sqlite://sessions.db", 2, "needs the path of a file"),
         ("redis://:hunter2@127.0.0.1:9/0", 2, "127.0.0.1:9"),
+        ("postgresql://cm:hunter2@127.0.0.1:9/db", 2, "127.0.0.1:9/db cannot be reached"),
     ],
 )
 def test_a_store_that_does_not_serve(run: Run, store: str, level: int, says: str) -> None:
@@ -411,12 +413,12 @@ def test_a_script_sees_the_status(env: dict[str, str]) -> None:
 # -- sessions ------------------------------------------------------------------------------
 
 
-@pytest.fixture(params=["sqlite", "redis"])
+@pytest.fixture(params=["sqlite", "redis", pytest.param("postgres", marks=pytest.mark.slow)])
 def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     if request.param == "sqlite":
         yield f"sqlite:///{tmp_path / 'sessions.db'}"
         return
-    with redis_server() as server:
+    with redis_server() if request.param == "redis" else postgres_server() as server:
         yield server.url
 
 

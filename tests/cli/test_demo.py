@@ -92,11 +92,11 @@ def test_a_port_in_use_is_one_clear_sentence() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--port", "99999"], "port 99999 is none"),
-        (["--port", "-1"], "port -1 is none"),
+        (["--port", "99999"], "port 99999 is not between 1 and 65535"),
+        (["--port", "-1"], "port -1 is not between 1 and 65535"),
         (["--host", "no-such-host.invalid"], "cannot be listened on"),
         (["--host", "192.0.2.1"], "cannot be listened on"),
-        (["--host", "0.0.0.0"], "--host is one address"),
+        (["--host", "0.0.0.0"], "--host needs one address"),
     ],
 )
 def test_an_address_that_cannot_be_is_one_clear_sentence(options: list[str], words: str) -> None:

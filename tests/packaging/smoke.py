@@ -17,6 +17,7 @@ OPTIONAL = (
     "mkdocs",
     "opentelemetry",
     "PIL",
+    "psycopg",
     "pytest",
     "redis",
     "uvicorn",

@@ -26,6 +26,10 @@ PROMISES = {
         "from cm_auth_middleware.stores import RedisStore; RedisStore('redis://localhost/0')",
         "flask",
     ),
+    "postgres": (  # libpq is the machine's
+        "from cm_auth_middleware.stores import PostgresStore; PostgresStore('postgresql://h/db')",
+        "redis",
+    ),
     "otel": ("from cm_auth_middleware import telemetry; assert telemetry.find()", "flask"),
     "cli": ("from cm_auth_middleware.cli import main; main(['secret'])", "uvicorn"),
     "testing": (
