@@ -326,12 +326,10 @@ class _Exchange(ASGIRequest):
     # -- at the start ------------------------------------------------------------------------
 
     async def _start(self, message: Message) -> None:
-        if self.ended:  # or a server might send the start, wait for the body, and say 500
-            response = await self._services.gate.session_over(self)
-        else:
-            response = await self._services.gate.before_response(
-                self, self.session, message["status"] == 500, self.state.get("cm_error")
-            )
+        is_failure, error = message["status"] == 500, self.state.get("cm_error")
+        response = await self._services.gate.before_response(
+            self, self.session, is_failure, error, self.ended
+        )
         if self.is_replaced:
             return  # the watch has responded meanwhile
         if response is not None:

@@ -210,12 +210,11 @@ class _Exchange(WSGIRequest):
 
     def _before_start(self, status: str) -> Response | None:
         gate, session, is_failure = self._services.gate, self.session, status.startswith("500")
-        if self.ended:
-            return run_sync(gate.session_over(self))
-        if not is_failure and (session is None or not gate.needs_check(session)):
+        needs_check = session is not None and gate.needs_check(session)
+        if not (is_failure or needs_check or self.ended):
             return None
         error = self._environ.get("cm_auth.error")
-        return run_sync(gate.before_response(self, session, is_failure, error))
+        return run_sync(gate.before_response(self, session, is_failure, error, self.ended))
 
     # -- a response that lasts ---------------------------------------------------------------
 

@@ -23,7 +23,6 @@ from ..errors import UnavailableError
 from ..events import log
 from ..runtime.after_fork import after_fork
 from ..runtime.run_sync import running_loop
-from ..sessions.manager import STALE
 
 if TYPE_CHECKING:
     from ..runtime.base import Repetition, Runtime
@@ -56,11 +55,11 @@ class NextLook:
     A busy event loop may keep it, and a test may move the clock of the engine.
     """
 
-    __slots__ = ("_again_at", "_at", "_clock", "_is_alive", "_session")
+    __slots__ = ("_again_at", "_at", "_is_alive", "_is_stale", "_session")
 
     def __init__(self, session: Session, gate: Gate) -> None:
         self._session = session
-        self._clock = gate.clock
+        self._is_stale = gate.is_stale
         self._is_alive = gate.is_alive
         self._at = time.monotonic() + LOOK_EVERY
         self._again_at = 0.0
@@ -68,8 +67,7 @@ class NextLook:
     @property
     def is_due(self) -> bool:
         now = time.monotonic()
-        is_stale = self._clock() >= self._session.checked_at + STALE
-        return now >= self._at or (is_stale and now >= self._again_at)
+        return now >= self._at or (self._is_stale(self._session) and now >= self._again_at)
 
     async def finds_end(self) -> bool:
         """Look the session up and return True if it has ended; the next look is due later."""

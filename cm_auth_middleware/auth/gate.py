@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import CMAuthError, SessionExpiredError, StoreError, UnavailableError
 from ..events import log
-from ..sessions.manager import STALE
 from ..web.pages import Pages
 from ..web.request import Request
 from ..web.response import Response, problem
@@ -41,6 +40,7 @@ class Gate:
         self._cookies = login.cookies
         self.own_origin = login.own_origin
         self.end = login.end
+        self.is_stale = sessions.is_stale
         self.note_use = sessions.touch_if_due  # when a long-lived connection is used
         self._revalidation = refresher.revalidation = Revalidation(
             config.revalidate, sessions, refresher, self._rule, login.end
@@ -115,18 +115,26 @@ class Gate:
 
     def needs_check(self, session: Session) -> bool:
         """Return True if `before_response` has to look a session up, or to save its data."""
-        return session.data_was_read or self.clock() - session.checked_at >= STALE
+        return session.data_was_read or self.is_stale(session)
 
     async def before_response(
-        self, request: Request, session: Session | None, is_failure: bool, error: Any
+        self,
+        request: Request,
+        session: Session | None,
+        is_failure: bool,
+        error: Any,
+        is_over: bool,
     ) -> Response | None:
         """Save the changes of a handler; return the response that replaces its own, if any.
 
         Args:
+            is_over: True if the session is known to have ended while the handler worked.
             is_failure: True for status 500, which a framework may have made of an error of this
                 package. The response to that error then takes its place.
             error: such an error, if the framework's integration kept it.
         """
+        if is_over:
+            return await self.session_over(request)
         if is_failure:
             if session is not None:
                 error = error or session.client_error
@@ -136,7 +144,7 @@ class Gate:
         if session is None:
             return None
         try:
-            if self._sessions.is_stale(session) and not await self.is_alive(session):
+            if self.is_stale(session) and not await self.is_alive(session):
                 return await self.session_over(request)
             if session.data_was_read:
                 await self._sessions.save(session)

@@ -10,27 +10,33 @@ replace (rotate) the refresh token, and may then punish the use of an old refres
 the grant. The new tokens exist only in its response. Hence the rules:
 
 Rule 1: one refresh for each expiry.
-    Within a process all requests of a session join one call (``single_flight``), and so do all
-    sessions of a grant. Between processes a **lease** in the store decides who may refresh: only
+    Within an event loop, or among the threads of a process, all requests of a session join one
+    call (``single_flight``), and so do all sessions of a grant that hold the same access token.
+    Beyond that a **lease** in the store decides who may refresh: only
     its holder calls the token endpoint. A lease lasts for the timeout of a token call and 5 s
     more, is renewed at each third of that, and ends by itself if its holder dies. A process that
     does not get it looks into the store every 25 ms for the tokens that the holder saves.
 
 Rule 2: a process that holds the refresh token finds the newest tokens.
     The holder saves new tokens in the **record of the grant**, under a hash of the refresh token
-    that they were exchanged for, encrypted with a key derived from it. A rotated refresh token
-    leads to the next record. A session that slept through many refreshes follows this chain and
-    needs no refresh of its own.
+    that its session held, encrypted with a key derived from it. A rotated refresh token leads to
+    the next record. A session that slept through many refreshes follows this chain and needs no
+    refresh of its own. Should a server give an earlier refresh token again, the chain is a circle:
+    the tokens in it that expire last are the newest.
 
 Rule 3: look again after each wait.
     The holder looks into the store after it got the lease, before it ends the grant because of a
     refusal, and before it saves. If another process has saved newer tokens in the meantime, those
-    count. If the holder may have stood still for longer than its lease, it asks for the lease
-    again before it looks.
+    count. If the holder may have stood still for longer than its lease, it waits for the lease
+    again before it looks after a refusal, and asks for it before it saves.
 
 Rule 4: a failure is shared.
     The holder writes a refusal or an outage into the record. Processes that were waiting compare
     it with what they saw when they began to wait, and end in the same way without a call.
+
+    A refusal is not believed at once where the server had rotated the refresh token: some servers
+    answer with a new one that they do not know (Spring Security OAuth with a token enhancer). The
+    one before it, `Tokens.former_refresh_token`, is tried once, after the look of rule 3.
 
 Rule 5: a logout wins.
     It is marked under a key of its own, without the lease: a logout waits for no refresh. The mark
@@ -39,9 +45,10 @@ Rule 5: a logout wins.
     are written only into a session that still exists. So either the logout sees the new tokens and
     revokes them, or the refresh sees the logout and revokes them.
 
-Rule 6: only CameraManager ends a session.
-    An outage, a full store or a refused API key end none. Only a refusal of the refresh token that
-    counts does (see `provider`), a logout, or a timeout.
+Rule 6: no failure ends a session.
+    An outage, a full store or a refused API key end none. What does: a refusal of the refresh token
+    that counts (see `provider`) or of an access token without one, a logout, another user's login
+    in the same browser, a timeout, and the application (``allow``, ``logout_user``).
 
 The keys in the store
 ---------------------

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from cm_auth_middleware.auth import connections, gate
+from cm_auth_middleware.auth import connections
 from cm_auth_middleware.sessions import manager
 
 TICK = 0.5  # seconds between two parts
@@ -17,8 +17,7 @@ SIZE = 50_000_000  # bytes of the download, at a few each tick
 _RECORD = Path(os.environ["MATRIX_RECORD"])
 _RELEASE = Path(os.environ["MATRIX_RELEASE"])
 connections.LOOK_EVERY = float(os.environ["MATRIX_LOOK_EVERY"])
-# In proportion, as in production.
-manager.STALE = gate.STALE = connections.STALE = 1.5 * connections.LOOK_EVERY
+manager.STALE = 1.5 * connections.LOOK_EVERY  # in proportion, as in production
 
 
 def is_released() -> bool:
