@@ -31,7 +31,6 @@ class Gate:
     ) -> None:
         self._cross_site_check = config.cross_site_check
         runtime = refresher.runtime
-        self.clock = runtime.clock
         self._sessions = sessions
         self._refresher = refresher
         self._pages = Pages(config.error_handler, runtime)
