@@ -16,18 +16,18 @@ def anyio_backend() -> str:
 
 
 @pytest.fixture(params=["asgi", "wsgi"])
-def shell(request: pytest.FixtureRequest) -> str:
-    """Both shells; a test that asks for a world runs once behind each."""
+def side(request: pytest.FixtureRequest) -> str:
+    """Both sides; a test that asks for a world runs once behind each."""
     return str(request.param)
 
 
 @pytest.fixture
-async def make_world(shell: str) -> AsyncIterator[MakeWorld]:
+async def make_world(side: str) -> AsyncIterator[MakeWorld]:
     """Make worlds with options of the test's own."""
     worlds: list[World] = []
 
     def make(**options: Any) -> World:
-        worlds.append(World(**{"shell": shell, **options}))
+        worlds.append(World(**{"side": side, **options}))
         return worlds[-1]
 
     yield make

@@ -119,8 +119,8 @@ class Site(RuleBasedStateMachine):
     second = "asgi"
     options: ClassVar[dict[str, Any]] = {"idle_timeout": IDLE, "absolute_timeout": ABSOLUTE}
 
-    def process(self, shell: str, beside: World) -> World:
-        world = World(shell=shell, beside=beside, **self.options)
+    def process(self, side: str, beside: World) -> World:
+        world = World(side=side, beside=beside, **self.options)
         self.quicken(world)
         return world
 
@@ -128,14 +128,12 @@ class Site(RuleBasedStateMachine):
         """Let nobody wait for long."""
 
         async def sleep(seconds: float) -> None:
-            if world.shell == "asgi":
+            if world.side == "asgi":
                 await anyio.sleep(min(seconds, 0.001))
             else:
                 time.sleep(min(seconds, 0.001))  # noqa: ASYNC251 - a thread's
 
-        side = (
-            world.engine.async_services if world.shell == "asgi" else world.engine.thread_services
-        )
+        side = world.engine.async_services if world.side == "asgi" else world.engine.thread_services
         side.runtime.sleep = sleep
 
     def teardown(self) -> None:
@@ -176,7 +174,7 @@ class Site(RuleBasedStateMachine):
         async def whole() -> T:
             result = await coroutine
             for world in self.worlds:
-                if world.shell == "asgi":
+                if world.side == "asgi":
                     await world.engine.async_services.runtime.close()
                 else:
                     close = world.engine.thread_services.runtime.close
@@ -491,7 +489,7 @@ class Site(RuleBasedStateMachine):
             return
 
         async def log_out() -> int:
-            if world.shell == "asgi":
+            if world.side == "asgi":
                 return await world.engine.logout_user(IDS[email])
             return await anyio.to_thread.run_sync(world.engine.logout_user, IDS[email])
 
@@ -550,7 +548,7 @@ class Site(RuleBasedStateMachine):
     @rule(process=processes)
     def a_process_is_restarted(self, process: int) -> None:
         old = self.worlds[process]
-        self.worlds[process] = self.process(old.shell, self.worlds[1 - process])
+        self.worlds[process] = self.process(old.side, self.worlds[1 - process])
         self.runner.run(old.close())
 
     def everybody_is_served(self) -> None:

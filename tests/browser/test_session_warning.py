@@ -1,4 +1,4 @@
-"""The snippet that warns before a session ends, behind both shells."""
+"""The snippet that warns before a session ends, behind both sides."""
 
 from __future__ import annotations
 

@@ -135,7 +135,7 @@ class Rig:
         redis: the store; without it and `postgres` it is SQLite.
         postgres: the store.
         file: of SQLite, if it is not to lie in `directory`.
-        shell: ``asgi`` (a uvicorn for each worker), ``uvicorn --workers`` (one port for all), or
+        side: ``asgi`` (a uvicorn for each worker), ``uvicorn --workers`` (one port for all), or
             ``wsgi`` (one gunicorn with threads for all).
         workers: how many processes.
         skews: seconds that the workers' clocks are ahead; 0 for those not given.
@@ -151,7 +151,7 @@ class Rig:
         redis: RedisServer | None = None,
         postgres: PostgresServer | None = None,
         file: Path | None = None,
-        shell: str = "asgi",
+        side: str = "asgi",
         workers: int = 4,
         skews: Sequence[float] = (),
         settings: dict[str, Any] | None = None,
@@ -161,7 +161,7 @@ class Rig:
         self.directory = directory
         self.redis = redis
         self.server = redis or postgres  # of the store, if it has one
-        self.shell = shell
+        self.side = side
         self.clock = SharedClock(directory / "clock")
         self.crowd, self.other_crowd = Crowd(), Crowd()
         self._lease_margin = lease_margin
@@ -176,7 +176,7 @@ class Rig:
             "absolute_timeout": 10 * 365 * 86_400,
             **options,
         }
-        separate = workers if shell == "asgi" else 1
+        separate = workers if side == "asgi" else 1
         self.ports = [free_port() for _ in range(separate)]
         self.skews = [*skews, *([0.0] * (separate - len(skews)))]
         self._workers = workers
@@ -210,9 +210,9 @@ class Rig:
         quiet = ("--log-level", "warning")
         command = [sys.executable, "-m", "uvicorn", "--factory", "tests.chaos.site:asgi"]
         command += ["--port", port, "--no-access-log", *quiet, "--timeout-keep-alive", "600"]
-        if self.shell == "uvicorn --workers":
+        if self.side == "uvicorn --workers":
             command += ["--workers", str(self._workers)]
-        elif self.shell == "wsgi":
+        elif self.side == "wsgi":
             command = [sys.executable, "-m", "gunicorn", "--no-control-socket", *quiet]
             command += ["-b", f"127.0.0.1:{port}", "-w", str(self._workers), "-k", "gthread"]
             command += ["--threads", "16", "--keep-alive", "600", "tests.chaos.site:wsgi()"]

@@ -29,10 +29,10 @@ ENDED = (401, 302)  # asks for a login
 # -- the moment of expiry ------------------------------------------------------------------
 
 
-def expiry(store: str, repeat: int, shell: str = "asgi", requests: int = REQUESTS) -> Counts:
+def expiry(store: str, repeat: int, side: str = "asgi", requests: int = REQUESTS) -> Counts:
     """Many requests at the moment of expiry, at a server that punishes a second refresh."""
-    counts = Counts(f"expiry, {shell}", store)
-    with rig(store, shell=shell, settings=STRICT) as site:
+    counts = Counts(f"expiry, {side}", store)
+    with rig(store, side=side, settings=STRICT) as site:
         cookies = [site.login()]
         for number in rounds(counts, range(repeat)):
             mark = site.cm.mark()
@@ -49,7 +49,7 @@ def expiry(store: str, repeat: int, shell: str = "asgi", requests: int = REQUEST
                 answers = site.crowd.ask(asks)
             counts.saw(answers, 200)
             counts.called(len(site.cm.refreshes(mark)), 1, 1)
-        if shell != "asgi":
+        if side != "asgi":
             pids = {answer.worker for answer in answers}
             counts.check(len(pids) > 1, f"only {len(pids)} worker answered")
         finish(counts, site, cookies)
@@ -217,10 +217,10 @@ def overtaken(store: str, repeat: int) -> Counts:
     return counts
 
 
-def stopped(store: str, repeat: int, shell: str) -> Counts:
+def stopped(store: str, repeat: int, side: str) -> Counts:
     """A deployment ends the refreshing worker in order: it brings the refresh home first."""
-    counts = Counts(f"SIGTERM in a refresh, {shell}", store)
-    with rig(store, shell=shell, settings=STRICT) as site:
+    counts = Counts(f"SIGTERM in a refresh, {side}", store)
+    with rig(store, side=side, settings=STRICT) as site:
         cookies = [site.login(len(site.ports) - 1)]
         for _ in rounds(counts, range(repeat)):
             site.expire()
@@ -355,10 +355,10 @@ def logout_in_refresh(store: str, repeat: int, rotate: bool, everywhere: bool = 
     return counts
 
 
-def logout_everywhere(store: str, repeat: int, shell: str) -> Counts:
+def logout_everywhere(store: str, repeat: int, side: str) -> Counts:
     """An administrator lists a user's sessions and ends them; another user notices nothing."""
-    counts = Counts(f"logout_user, {shell}", store)
-    with rig(store, shell=shell) as site:
+    counts = Counts(f"logout_user, {side}", store)
+    with rig(store, side=side) as site:
         other = site.login(0, "bob@example.com")
         for _ in rounds(counts, range(repeat)):
             cookies = [site.login(n % len(site.ports)) for n in range(6)]
@@ -652,8 +652,8 @@ _SQLITE, _REDIS = ("sqlite",), ("redis",)
 
 SCENARIOS = {
     "expiry": Scenario(expiry, 3, EVERY_STORE),
-    "expiry-workers": Scenario(partial(expiry, shell="uvicorn --workers"), 2),
-    "expiry-wsgi": Scenario(partial(expiry, shell="wsgi", requests=60), 3, EVERY_STORE),
+    "expiry-workers": Scenario(partial(expiry, side="uvicorn --workers"), 2),
+    "expiry-wsgi": Scenario(partial(expiry, side="wsgi", requests=60), 3, EVERY_STORE),
     "clock-ahead": Scenario(partial(skew, ahead=90), 2),
     "clock-behind": Scenario(partial(skew, ahead=-90), 2),
     "clock-ahead-short": Scenario(partial(skew, ahead=90, lifetime=40), 2),
@@ -665,8 +665,8 @@ SCENARIOS = {
     "frozen-lasting": Scenario(partial(frozen, rotate=False)),
     "frozen-rotating": Scenario(partial(frozen, rotate=True)),
     "overtaken": Scenario(overtaken),
-    "stopped": Scenario(partial(stopped, shell="asgi"), 2, EVERY_STORE),
-    "stopped-wsgi": Scenario(partial(stopped, shell="wsgi"), 2),
+    "stopped": Scenario(partial(stopped, side="asgi"), 2, EVERY_STORE),
+    "stopped-wsgi": Scenario(partial(stopped, side="wsgi"), 2),
     "restarted": Scenario(restarted, 2, EVERY_STORE),
     "hung-up": Scenario(hung_up, 2),
     "slow-refresh": Scenario(slow_refresh),
@@ -674,8 +674,8 @@ SCENARIOS = {
     "logout-lasting": Scenario(partial(logout_in_refresh, rotate=False), 2),
     "logout-rotating": Scenario(partial(logout_in_refresh, rotate=True), 2, EVERY_STORE),
     "logout-user-in-refresh": Scenario(partial(logout_in_refresh, rotate=False, everywhere=True)),
-    "logout-user": Scenario(partial(logout_everywhere, shell="asgi")),
-    "logout-user-wsgi": Scenario(partial(logout_everywhere, shell="wsgi")),
+    "logout-user": Scenario(partial(logout_everywhere, side="asgi")),
+    "logout-user-wsgi": Scenario(partial(logout_everywhere, side="wsgi")),
     "camera-manager-fails": Scenario(camera_manager_fails, 1, _SQLITE),
     "storm": Scenario(storm, 1, EVERY_STORE),
     "redis-frozen": Scenario(partial(store_frozen, seconds=3), 1, _REDIS),

@@ -53,7 +53,7 @@ class World:
     def __init__(
         self,
         *,
-        shell: str = "asgi",
+        side: str = "asgi",
         app: Any = None,
         settings: Settings | None = None,
         beside: World | None = None,
@@ -75,9 +75,9 @@ class World:
             "base_url": CM,
             **options,
         }
-        self.shell = shell
+        self.side = side
         self.engine = AuthEngine(transport=self.net, clock=lambda: self.clock() + skew, **options)
-        if shell == "asgi":
+        if side == "asgi":
             self.app: Any = CMAuthMiddleware(app or make_app(), engine=self.engine)
         else:
             self.app = self._wsgi(app)
@@ -89,13 +89,13 @@ class World:
             return CMAuthWSGIMiddleware(app, engine=self.engine)
         flask_app = make_wsgi_app()
         CMAuth(flask_app, engine=self.engine)
-        shell = flask_app.wsgi_app
-        assert isinstance(shell, CMAuthWSGIMiddleware)
-        return shell
+        middleware = flask_app.wsgi_app
+        assert isinstance(middleware, CMAuthWSGIMiddleware)
+        return middleware
 
     async def close(self) -> None:
         """Let refreshes that go on beside requests come home."""
-        if self.shell == "asgi":
+        if self.side == "asgi":
             await self.engine.close()
         else:
             await anyio.to_thread.run_sync(self.engine.close)
@@ -103,13 +103,13 @@ class World:
 
     async def on_its_side(self, call: Callable[[], Any]) -> Any:
         """Call an engine or a client as a handler would: on the event loop, or in a thread."""
-        if self.shell == "wsgi":
+        if self.side == "wsgi":
             return await anyio.to_thread.run_sync(call)
         return await call()
 
     async def client_for(self, handle: str) -> Any:
         """The ready client of a handle, for this side."""
-        if self.shell == "wsgi":
+        if self.side == "wsgi":
             return await anyio.to_thread.run_sync(self.engine.sync_client_for, handle)
         return await self.engine.client_for(handle)
 

@@ -72,15 +72,15 @@ def spring_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Se
 
 @pytest.fixture(scope="session")
 def site_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str, str], Site]]:
-    """Start an application of a shell at a server, or return the one that runs."""
+    """Start an application of a side at a server, or return the one that runs."""
     sites: dict[tuple[str, str], Site] = {}
     with contextlib.ExitStack() as stack:
 
-        def start(shell: str, base_url: str) -> Site:
-            if (shell, base_url) not in sites:
-                folder = tmp_path_factory.mktemp(shell)
-                sites[shell, base_url] = stack.enter_context(site(shell, base_url, folder))
-            return sites[shell, base_url]
+        def start(side: str, base_url: str) -> Site:
+            if (side, base_url) not in sites:
+                folder = tmp_path_factory.mktemp(side)
+                sites[side, base_url] = stack.enter_context(site(side, base_url, folder))
+            return sites[side, base_url]
 
         yield start
 

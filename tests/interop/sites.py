@@ -92,11 +92,11 @@ class Site:
 
 
 @contextlib.contextmanager
-def site(shell: str, base_url: str, folder: Path, **variables: str) -> Iterator[Site]:
+def site(side: str, base_url: str, folder: Path, **variables: str) -> Iterator[Site]:
     """Run an application against a server until the block ends.
 
     Args:
-        shell: ``asgi`` or ``wsgi``.
+        side: ``asgi`` or ``wsgi``.
         base_url: of the server.
         folder: an empty one, for the store and the logs.
         variables: more of the environment, or others.
@@ -119,7 +119,7 @@ def site(shell: str, base_url: str, folder: Path, **variables: str) -> Iterator[
         for name in ("one", "two"):
             port = free_port()
             origin, log = f"http://127.0.0.1:{port}", folder / f"{name}.log"
-            command = [part.format(port=port) for part in SERVERS[shell]]
+            command = [part.format(port=port) for part in SERVERS[side]]
 
             def is_ready(client: httpx2.Client, origin: str = origin) -> bool:
                 return client.get(f"{origin}/health").status_code == 200

@@ -32,9 +32,9 @@ def server(request: pytest.FixtureRequest, spring_of: Callable[[Setting], Spring
 
 
 @pytest.fixture
-def place(shell: str, server: Spring, site_of: Callable[[str, str], Site]) -> Site:
+def place(side: str, server: Spring, site_of: Callable[[str, str], Site]) -> Site:
     """The application."""
-    return site_of(shell, server.url)
+    return site_of(side, server.url)
 
 
 everywhere = pytest.mark.parametrize("server", EVERYWHERE, ids=str, indirect=True)

@@ -81,7 +81,7 @@ def timeout() -> float:
 
 
 @pytest.fixture
-def site(cm: SimulatorServer, shell: str, timeout: float) -> Iterator[AppServer | WSGIServer]:
+def site(cm: SimulatorServer, side: str, timeout: float) -> Iterator[AppServer | WSGIServer]:
     options: dict[str, Any] = {
         "client_id": cm.client_id,
         "client_secret": cm.client_secret,
@@ -89,7 +89,7 @@ def site(cm: SimulatorServer, shell: str, timeout: float) -> Iterator[AppServer 
         "base_url": cm.url,
         "timeout": timeout,
     }
-    if shell == "asgi":
+    if side == "asgi":
         app = make_app([Route("/digest", digest), Route("/big", big)])
         app.add_middleware(CMAuthMiddleware, **options)
         with AppServer(app) as server:

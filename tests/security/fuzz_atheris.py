@@ -1,7 +1,7 @@
-"""Coverage-guided fuzzing of the parsers, and of both shells; run by hand, and shortly in CI.
+"""Coverage-guided fuzzing of the parsers, and of both sides; run by hand, and shortly in CI.
 
 Usage: ``python -m tests.security.fuzz_atheris TARGET [-runs=1000000] [CORPUS_DIRECTORY]``, where
-TARGET is ``paths``, ``cookies`` or ``shells``. It ends with 0 after so many inputs, or at once,
+TARGET is ``paths``, ``cookies`` or ``sides``. It ends with 0 after so many inputs, or at once,
 with the input that it failed on, by an error. Needs ``pip install -e '.[fuzz]'``.
 """
 
@@ -17,7 +17,7 @@ with atheris.instrument_imports(include=["cm_auth_middleware"]):
     from cm_auth_middleware.sessions.cookie import SessionCookie, TicketSigner
     from tests.helpers.world import SECRET_KEY
 
-    from .fuzzing import Shells, check_cookie, check_exempt, check_handle, check_target
+    from .fuzzing import Sides, check_cookie, check_exempt, check_handle, check_target
 
 _MOUNTS = ["", "/sub", "/a/b"]
 _METHODS = ["GET", "HEAD", "POST", "OPTIONS"]
@@ -49,28 +49,28 @@ def cookies(data: bytes) -> None:
     check_handle(value)
 
 
-def shells_target(shells: Shells) -> Callable[[bytes], None]:
-    """Whole requests of a visitor, at both shells."""
+def sides_target(sides: Sides) -> Callable[[bytes], None]:
+    """Whole requests of a visitor, at both sides."""
 
-    def shells_of(data: bytes) -> None:
+    def run(data: bytes) -> None:
         given = atheris.FuzzedDataProvider(data)
         method = given.PickValueInList(_METHODS)
         headers = {given.PickValueInList(_HEADERS): given.ConsumeUnicode(40) for _ in range(2)}
         query = given.ConsumeUnicode(60)
-        shells.check_visitor(method, "/" + given.ConsumeUnicode(60), query, headers)
-        check_cookie(shells, given.ConsumeBytes(100))
+        sides.check_visitor(method, "/" + given.ConsumeUnicode(60), query, headers)
+        check_cookie(sides, given.ConsumeBytes(100))
 
-    return shells_of
+    return run
 
 
 def main() -> None:
     """Run one of the targets."""
     name = sys.argv.pop(1) if len(sys.argv) > 1 else ""
-    if name not in ("paths", "cookies", "shells"):
+    if name not in ("paths", "cookies", "sides"):
         sys.exit(__doc__)
     target: Callable[[bytes], None] = paths if name == "paths" else cookies
-    if name == "shells":
-        target = shells_target(Shells().__enter__())
+    if name == "sides":
+        target = sides_target(Sides().__enter__())
     atheris.Setup(sys.argv, target)
     atheris.Fuzz()
 

@@ -59,10 +59,10 @@ def check_handle(handle: str) -> None:
     assert _sealer.open_handle("cmauth1." + handle) is None
 
 
-class Shells:
-    """Both shells with somebody logged in, asked from an event loop that stays open."""
+class Sides:
+    """Both sides with somebody logged in, asked from an event loop that stays open."""
 
-    def __enter__(self) -> Shells:
+    def __enter__(self) -> Sides:
         self._runner = asyncio.Runner()
         self._answers = _Answers()
         self._engine = AuthEngine(
@@ -72,7 +72,7 @@ class Shells:
             base_url=CM,
             transport=self._answers,
         )
-        self.asgi, self.wsgi = (World(shell=shell, exempt=EXEMPT) for shell in ("asgi", "wsgi"))
+        self.asgi, self.wsgi = (World(side=side, exempt=EXEMPT) for side in ("asgi", "wsgi"))
         self.wsgi.engine.store = self.asgi.engine.store
         self._give_store()
         self.cookie = session_of(self._runner.run(self.asgi.login()))
@@ -83,7 +83,7 @@ class Shells:
     def _give_store(self) -> None:
         old, store = self.wsgi, self.asgi.engine.store
         old.net.shut_down()
-        self.wsgi = World(shell="wsgi", exempt=EXEMPT, store=store)
+        self.wsgi = World(side="wsgi", exempt=EXEMPT, store=store)
 
     def __exit__(self, *exc_info: object) -> None:
         self._runner.run(self.asgi.close())
@@ -94,7 +94,7 @@ class Shells:
         return len(self.asgi.sim.token_calls()) + len(self.wsgi.sim.token_calls())
 
     def statuses(self, cookie: bytes, path: str = "/") -> list[int]:
-        """What both shells answer to a Cookie header."""
+        """What both sides answer to a Cookie header."""
         asgi = self._runner.run(call_asgi(self.asgi.app, cookie, path))
         return [asgi[0], call_wsgi(self.wsgi.app, cookie, path)[0]]
 
@@ -128,10 +128,10 @@ class Shells:
             assert 0 <= tokens.expires_at - tokens.refresh_at < 1e10
 
 
-def check_cookie(shells: Shells, header: bytes) -> None:
+def check_cookie(sides: Sides, header: bytes) -> None:
     """A Cookie header that nobody signed is nobody."""
     for path in ("/", "/auth/callback", "/auth/login"):
-        for status in shells.statuses(header, path):
+        for status in sides.statuses(header, path):
             assert status in (302, 400), (status, header)
 
 

@@ -47,7 +47,7 @@ def endless(world: World) -> None:
             yield b"cameras"
             time.sleep(0.01)
 
-    world.app.app = make_app([Route("/stream", asgi)]) if world.shell == "asgi" else wsgi
+    world.app.app = make_app([Route("/stream", asgi)]) if world.side == "asgi" else wsgi
 
 
 async def end(world: World, how: str, store: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,7 +80,7 @@ async def test_nothing_of_a_user_s_runs_on_after_the_end(
         async with anyio.create_task_group() as group:
 
             async def watch() -> None:
-                if world.shell == "asgi":
+                if world.side == "asgi":
                     await read_asgi(world, cookie)
                 else:
                     await anyio.to_thread.run_sync(read_wsgi, world, cookie)

@@ -276,7 +276,7 @@ async def test_a_session_cookie_is_never_set_on_an_answer_that_caches_may_keep(
         start_response("200 OK", headers)
         return [b"page"]
 
-    app = asgi if world.shell == "asgi" else wsgi
+    app = asgi if world.side == "asgi" else wsgi
     rotated = make_world(secret_key=[SECRET_KEY, NEWER], store=world.engine.store, app=app)
     answer = await rotated.browser(Cookie=f"{NAME}={cookie}").get("/")
     assert NAME in answer.cookies
@@ -331,7 +331,7 @@ async def test_authenticated_answers_are_not_kept_by_caches(world: World) -> Non
         assert answer.headers["cache-control"] == "no-store"
 
 
-async def test_the_applications_own_cache_control_stays(make_world, shell: str) -> None:
+async def test_the_applications_own_cache_control_stays(make_world, side: str) -> None:
     """28: and its Vary is added to."""
 
     async def asgi(scope, receive, send) -> None:
@@ -343,7 +343,7 @@ async def test_the_applications_own_cache_control_stays(make_world, shell: str) 
         start_response("200 OK", [*headers, ("Vary", "Accept")])
         return [b"page"]
 
-    world = make_world(app=asgi if shell == "asgi" else wsgi)
+    world = make_world(app=asgi if side == "asgi" else wsgi)
     answer = await (await world.login()).get("/")
     assert answer.headers["cache-control"] == "private, max-age=5"
     assert {v.strip() for v in answer.headers["vary"].split(",")} == {"Accept", "Cookie"}
@@ -352,7 +352,7 @@ async def test_the_applications_own_cache_control_stays(make_world, shell: str) 
 async def test_two_apps_below_one_host_can_have_cookies_of_their_own(make_world) -> None:
     """24: Path stays "/" for __Host-; who mounts two of them names the cookies."""
     first, second = (make_world(cookie_name=name) for name in ("first", "second"))
-    if first.shell == "asgi":
+    if first.side == "asgi":
         site = Router(routes=[Mount("/one", first.app), Mount("/two", second.app)])
         first.net.add(APP, site)
     else:

@@ -370,7 +370,7 @@ def _nothing(environ, start_response):
 
 
 @pytest.fixture
-def shell(request: pytest.FixtureRequest) -> str:
+def side(request: pytest.FixtureRequest) -> str:
     return "asgi"
 
 

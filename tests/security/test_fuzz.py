@@ -1,4 +1,4 @@
-"""Anything at all, thrown at the parsers and at both shells: no crash, no 5xx, no wrong "yes"."""
+"""Anything at all, thrown at the parsers and at both sides: no crash, no 5xx, no wrong "yes"."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from cm_auth_middleware.tokens.grant_records import decode_grant
 from cm_auth_middleware.web.local_target import safe_target
 from tests.helpers.world import APP, SECRET_KEY
 
-from .fuzzing import EXEMPT, Shells, check_cookie, check_exempt, check_handle, check_target
+from .fuzzing import EXEMPT, Sides, check_cookie, check_exempt, check_handle, check_target
 from .profile import PROFILE
 
 pieces = st.sampled_from(
@@ -44,8 +44,8 @@ anything_json = st.recursive(
 
 
 @pytest.fixture(scope="module")
-def shells() -> Any:
-    with Shells() as made:
+def sides() -> Any:
+    with Sides() as made:
         yield made
 
 
@@ -70,24 +70,24 @@ def test_an_exempt_path_is_exempt_by_every_reading(path: str) -> None:
 
 @PROFILE
 @given(header=lines)
-def test_no_cookie_header_is_anybody(shells: Shells, header: str) -> None:
-    """22, 23: at both shells: a redirect to the login, or a page; never a session, never a 5xx."""
-    check_cookie(shells, header.encode("latin-1", "replace"))
+def test_no_cookie_header_is_anybody(sides: Sides, header: str) -> None:
+    """22, 23: at both sides: a redirect to the login, or a page; never a session, never a 5xx."""
+    check_cookie(sides, header.encode("latin-1", "replace"))
 
 
 @PROFILE
 @given(data=st.data())
-def test_a_changed_cookie_is_nobody(shells: Shells, data: st.DataObject) -> None:
+def test_a_changed_cookie_is_nobody(sides: Sides, data: st.DataObject) -> None:
     """22: one to three characters of a valid one, replaced, added or taken away."""
-    value = shells.cookie
+    value = sides.cookie
     for _ in range(data.draw(st.integers(1, 3))):
         at = data.draw(st.integers(0, len(value) - 1))
         new = data.draw(st.characters(max_codepoint=255) | st.just(""))
         keep = data.draw(st.booleans())
         value = value[:at] + new + value[at if keep else at + 1 :]
-    if value.strip('" ') != shells.cookie:
-        for status in shells.statuses(f"cm_auth={value}".encode("latin-1")):
-            assert status != 200 or shells.cookie in value  # as a whole it may still be in there
+    if value.strip('" ') != sides.cookie:
+        for status in sides.statuses(f"cm_auth={value}".encode("latin-1")):
+            assert status != 200 or sides.cookie in value  # as a whole it may still be in there
 
 
 @PROFILE
@@ -101,11 +101,11 @@ def test_a_changed_cookie_is_nobody(shells: Shells, data: st.DataObject) -> None
         lines | texts, max_size=4),
 )  # fmt: skip
 def test_no_request_of_a_visitor_is_let_in_or_a_5xx(
-    shells: Shells, path: str, query: str, method: str, headers: dict[str, str]
+    sides: Sides, path: str, query: str, method: str, headers: dict[str, str]
 ) -> None:
     """4, 14, 15, 17, 18: and no answer of ours has a line end in a header or leads elsewhere."""
     for prefix in ("/", "/auth/callback", "/auth/login", "/auth/logout", "/x"):
-        shells.check_visitor(method, prefix + path, query, headers)
+        sides.check_visitor(method, prefix + path, query, headers)
 
 
 @PROFILE
@@ -114,11 +114,11 @@ def test_no_request_of_a_visitor_is_let_in_or_a_5xx(
         st.tuples(st.sampled_from(["code", "state", "error", "x"]), texts), max_size=5
     )
 )
-def test_no_callback_makes_a_token_call(shells: Shells, callback: list[tuple[str, str]]) -> None:
+def test_no_callback_makes_a_token_call(sides: Sides, callback: list[tuple[str, str]]) -> None:
     """1, 4, 5: without a state that we gave."""
     query = "&".join(f"{k}={quote(v.encode('utf-8', 'surrogatepass'))}" for k, v in callback)
-    shells.check_visitor("GET", "/auth/callback", query, {})
-    assert shells.token_calls() == shells.token_calls_before
+    sides.check_visitor("GET", "/auth/callback", query, {})
+    assert sides.token_calls() == sides.token_calls_before
 
 
 @PROFILE
@@ -156,19 +156,19 @@ def test_no_login_cookie_but_ours_matches(value: str, state: str) -> None:
     st.sampled_from(["access_token", "refresh_token", "expires_in", "token_type", "scope", "error",
                      "error_description"]), anything_json, max_size=7))  # fmt: skip
 def test_any_token_answer_is_tokens_or_an_error_of_ours(
-    shells: Shells, answer: dict[str, Any]
+    sides: Sides, answer: dict[str, Any]
 ) -> None:
-    """39: at both shells, any JSON in any member."""
-    shells.check_token_answer(json.dumps(answer).encode())
+    """39: at both sides, any JSON in any member."""
+    sides.check_token_answer(json.dumps(answer).encode())
 
 
 @PROFILE
 @given(raw=st.binary(max_size=200), status=st.sampled_from([200, 201, 302, 400, 401, 429, 500]))
 def test_any_bytes_for_a_token_answer_are_an_error_of_ours(
-    shells: Shells, raw: bytes, status: int
+    sides: Sides, raw: bytes, status: int
 ) -> None:
     """39: and any status."""
-    shells.check_token_answer(raw, status)
+    sides.check_token_answer(raw, status)
 
 
 def test_the_checks_notice_what_is_wrong() -> None:

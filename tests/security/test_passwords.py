@@ -232,10 +232,10 @@ async def test_a_store_that_fails_names_no_password(
 
 
 async def test_a_store_url_that_is_wrong_is_logged_without_its_password(
-    shell: str, caplog: pytest.LogCaptureFixture
+    side: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """55: at start-up, where the error is all that an operator sees."""
-    middleware: Any = CMAuthMiddleware if shell == "asgi" else CMAuthWSGIMiddleware
+    middleware: Any = CMAuthMiddleware if side == "asgi" else CMAuthWSGIMiddleware
     options = {"client_id": "x", "client_secret": "y", "secret_key": SECRET_KEY}
     for place in PLACES:
         url = place.format("QX/ZK@789#QXZK?V")

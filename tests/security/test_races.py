@@ -274,7 +274,7 @@ async def test_logins_that_fail_leave_nothing_for_long(make_world, tmp_path) -> 
 
 
 async def _call(world: World, cookie: bytes, path: str) -> Response:
-    if world.shell == "asgi":
+    if world.side == "asgi":
         return await call_asgi(world.app, cookie, path)
     return call_wsgi(world.app, cookie, path)  # without a thread: it is memory that is measured
 

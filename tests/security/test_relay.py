@@ -41,8 +41,8 @@ WAIT = 20.0  # seconds until a test gives up
 
 
 @pytest.fixture
-def proxied(make_world: Callable[..., World], shell: str) -> World:
-    if shell == "asgi":
+def proxied(make_world: Callable[..., World], side: str) -> World:
+    if side == "asgi":
         app: Any = make_app([Mount("/cm", CMProxy(allow=RELAYED))])
     else:
         app = DispatcherMiddleware(make_wsgi_app(), {"/cm": CMWSGIProxy(allow=RELAYED)})
@@ -213,7 +213,7 @@ async def test_a_body_of_http_2_needs_no_length(proxied: World, body: bytes) -> 
 
 @pytest.mark.anyio
 async def test_a_server_that_takes_a_broken_body_for_a_whole_one_has_to_know_its_length(
-    proxied: World, shell: str
+    proxied: World, side: str
 ) -> None:
     """68: granian's WSGI says that the body has ended; its ASGI says that somebody left."""
     cookie = session_of(await proxied.login())
@@ -222,7 +222,7 @@ async def test_a_server_that_takes_a_broken_body_for_a_whole_one_has_to_know_its
         answered, _ = await hand_on(
             proxied, cookie, lines, b"{}", version=version, software="Granian"
         )
-        assert answered == (status if shell == "wsgi" else 200)
+        assert answered == (status if side == "wsgi" else 200)
     assert (await hand_on(proxied, cookie, [], b"", version="2", software="Granian"))[0] == 200
 
 
@@ -240,7 +240,7 @@ async def hand_on(
     sent: list[tuple[str, str]] = [
         ("Host", "localhost:8000"), *HERE.items(), ("Cookie", f"{NAME}={cookie}"), *lines
     ]  # fmt: skip
-    if world.shell == "wsgi":
+    if world.side == "wsgi":
         return await anyio.to_thread.run_sync(
             _hand_on_wsgi, world.app, sent, body, method, version, software
         )

@@ -70,7 +70,7 @@ class Failing(MemoryStore):
 class Life:
     """A session's life over real connections, and all that anybody could read of it."""
 
-    def __init__(self, shell: str, server: SimulatorServer, step: str) -> None:
+    def __init__(self, side: str, server: SimulatorServer, step: str) -> None:
         self.step = step
         self.sim = server.simulator
         self.store = Failing()
@@ -80,7 +80,7 @@ class Life:
         basic = f"{self.sim.client_id}:{self.sim.client_secret}".encode()
         self.secrets.add(base64.b64encode(basic).decode())
         self.world = Wired(
-            shell,
+            side,
             self.sim,
             server.url,
             store=self.store,
@@ -98,7 +98,7 @@ class Life:
             self.look_at(session)
             self.secrets.add(session.export())
             engine = self.world.engine
-            is_asgi = self.world.shell == "asgi"
+            is_asgi = self.world.side == "asgi"
             client = engine.client(session) if is_asgi else engine.sync_client(session)
             self.look_at(client)
             assert client.timeout  # now it is built
@@ -225,14 +225,14 @@ def all_logs(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("step", STEPS)
-async def test_a_whole_life_leaves_no_secret_anywhere(shell: str, step: str, caplog) -> None:
+async def test_a_whole_life_leaves_no_secret_anywhere(side: str, step: str, caplog) -> None:
     """33: with an exception at the step, and a server that repeats tokens in its errors."""
     for what in TROUBLES.get(step, [None]):
         with SimulatorServer(clocked()) as server, warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("always")
             server.simulator.settings.repeat_tokens_in_errors = True
             server.simulator.settings.rotate_refresh_tokens = True
-            life = Life(shell, server, step)
+            life = Life(side, server, step)
             with anyio.fail_after(40):
                 await life.live(what)
         life.texts += [str(warning.message) for warning in warned]
@@ -258,10 +258,10 @@ def _whole(record: logging.LogRecord) -> str:
     return text
 
 
-async def test_the_search_finds_what_it_looks_for(shell: str, caplog) -> None:
+async def test_the_search_finds_what_it_looks_for(side: str, caplog) -> None:
     """33: the test of the test: a token that is logged is found."""
     with SimulatorServer(clocked()) as server:
-        life = Life(shell, server, "nothing")
+        life = Life(side, server, "nothing")
         life.note_secrets()
         await life.live(None)
         token = next(s for s in life.secrets if s.endswith(":10003"))
@@ -271,19 +271,19 @@ async def test_the_search_finds_what_it_looks_for(shell: str, caplog) -> None:
         assert [text for text in life.texts if token in text]
 
 
-async def test_a_transport_of_ones_own_logs_no_token_either(shell: str, caplog) -> None:
+async def test_a_transport_of_ones_own_logs_no_token_either(side: str, caplog) -> None:
     """33: CameraManager repeats a token that has expired, and httpcore2 logs what it says."""
     logging.getLogger("httpcore2.http11").filters.clear()  # those of other tests' pools
-    own: Any = httpx2.AsyncHTTPTransport() if shell == "asgi" else httpx2.HTTPTransport()
+    own: Any = httpx2.AsyncHTTPTransport() if side == "asgi" else httpx2.HTTPTransport()
     with SimulatorServer(clocked()) as server:
         server.simulator.settings.repeat_tokens_in_errors = True
-        world = Wired(shell, server.simulator, server.url, transport=own)
+        world = Wired(side, server.simulator, server.url, transport=own)
         browser = await world.login()
         token = server.simulator.calls("/rest/v2.3/users/self")[0].headers["authorization"][7:]
         server.simulator.expire_access_tokens()
         assert (await browser.get("/cameras")).status_code == 200
         await world.close()
-        await own.aclose() if shell == "asgi" else own.close()
+        await own.aclose() if side == "asgi" else own.close()
     repeated = [r for r in caplog.records if "www-authenticate" in _whole(r)]
     assert repeated
     assert [r for r in caplog.records if token in _whole(r)] == []

@@ -71,16 +71,16 @@ class Cached:
 
     def __init__(
         self,
-        shell: str,
+        side: str,
         shape: str = "a list of tuples",
         headers: Sequence[tuple[str, str]] = HEADERS,
         **extra: Any,
     ) -> None:
-        self._shell, self._shape, self._headers = shell, shape, headers
+        self._side, self._shape, self._headers = side, shape, headers
         self.body = {"type": "http.response.body", "body": b"for everybody"}
         self.start: dict[str, Any] = {"type": "http.response.start", "status": 200, **extra}
-        if shape != "no headers" or shell == "wsgi":
-            self.start["headers"] = shaped(shape, shell, headers)
+        if shape != "no headers" or side == "wsgi":
+            self.start["headers"] = shaped(shape, side, headers)
         self._before = self._copy()
 
     def _copy(self) -> Any:
@@ -93,7 +93,7 @@ class Cached:
 
     def _fresh(self) -> None:
         if self._shape == "a generator":  # that one cannot be kept; the rest is
-            self.start["headers"] = shaped(self._shape, self._shell, self._headers)
+            self.start["headers"] = shaped(self._shape, self._side, self._headers)
 
     async def _asgi(self, scope: Any, receive: Any, send: Any) -> None:
         self._fresh()
@@ -108,7 +108,7 @@ class Cached:
 
     @property
     def app(self) -> Any:
-        return self._asgi if self._shell == "asgi" else self._wsgi
+        return self._asgi if self._side == "asgi" else self._wsgi
 
 
 def scope_of(cookie: str, kind: str = "http", path: str = "/", **more: Any) -> dict[str, Any]:
@@ -125,7 +125,7 @@ def scope_of(cookie: str, kind: str = "http", path: str = "/", **more: Any) -> d
 
 async def ask(world: World, cookie: str, path: str = "/", **more: Any) -> Got:
     """Send a request by hand, and tell everything that the server was given to send."""
-    if world.shell == "wsgi":
+    if world.side == "wsgi":
         return await anyio.to_thread.run_sync(_ask_wsgi, world.app, cookie, path)
     return await run(world.app, scope_of(cookie, path=path, **more))
 
@@ -181,7 +181,7 @@ async def two_keys(make_world: MakeWorld, app: Any) -> tuple[World, str, str]:
 
 
 def put_behind(world: World, app: Any) -> None:
-    if world.shell == "wsgi":
+    if world.side == "wsgi":
         world.app = CMAuthWSGIMiddleware(app, engine=world.engine)
         world.net.add(APP, world.app)
     else:
@@ -190,10 +190,10 @@ def put_behind(world: World, app: Any) -> None:
 
 @pytest.mark.parametrize("shape", SHAPES)
 async def test_one_answer_for_many_carries_nobody_elses_cookie(
-    make_world: MakeWorld, shell: str, shape: str
+    make_world: MakeWorld, side: str, shape: str
 ) -> None:
     """51: one message and one header list for all; one user's cookie is signed anew on it."""
-    cached = Cached(shell, shape)
+    cached = Cached(side, shape)
     world, anna, bob = await two_keys(make_world, cached.app)
     for _ in range(3):
         [renewed] = (await ask(world, anna)).all("set-cookie")
@@ -205,10 +205,10 @@ async def test_one_answer_for_many_carries_nobody_elses_cookie(
 
 
 async def test_one_answer_for_many_at_once_carries_nobody_elses_cookie(
-    make_world: MakeWorld, shell: str
+    make_world: MakeWorld, side: str
 ) -> None:
     """51: the same, side by side."""
-    cached = Cached(shell)
+    cached = Cached(side)
     world, anna, bob = await two_keys(make_world, cached.app)
     answers: dict[int, Got] = {}
 
@@ -226,10 +226,10 @@ async def test_one_answer_for_many_at_once_carries_nobody_elses_cookie(
 @pytest.mark.parametrize("headers", [HEADERS, MIXED], ids=["lower case", "mixed case"])
 @pytest.mark.parametrize("shape", SHAPES)
 async def test_headers_of_any_shape_arrive_whole_and_are_not_for_caches(
-    make_world: MakeWorld, shell: str, shape: str, headers: Any
+    make_world: MakeWorld, side: str, shape: str, headers: Any
 ) -> None:
     """51, 28: however an application writes its headers; nothing is lost, nothing said twice."""
-    cached = Cached(shell, shape, headers)
+    cached = Cached(side, shape, headers)
     world, anna, bob = await two_keys(make_world, cached.app)
     for cookie in (anna, bob):
         got = await ask(world, cookie)
@@ -312,7 +312,7 @@ async def test_a_wsgi_answer_begun_twice_with_one_list_sets_one_cookie(late: boo
     worlds: list[World] = []
 
     def make_world(**options: Any) -> World:
-        worlds.append(World(shell="wsgi", **options))
+        worlds.append(World(side="wsgi", **options))
         return worlds[-1]
 
     world, anna, bob = await two_keys(make_world, generator if late else at_once)
@@ -391,7 +391,7 @@ async def test_requests_and_websockets_that_share_a_state_are_each_their_users(
 
 async def test_requests_of_two_users_in_threads_are_each_their_users() -> None:
     """51: the same on WSGI, whose servers share no state but the middleware's own."""
-    world = World(shell="wsgi", exempt=["/health"])
+    world = World(side="wsgi", exempt=["/health"])
     cookies = await cookies_of_all(world)
     barrier = threading.Barrier(len(USERS), timeout=20)
 

@@ -99,12 +99,10 @@ async def test_the_way_back_to_a_path_that_looks_like_a_host_is_the_root(world: 
 
 
 @pytest.mark.parametrize("mount", ["/sub", "/söb☃", "/a\r\nSet-Cookie: x=1", "/'\"<b>"])
-async def test_a_mount_is_quoted_in_every_url_and_header(
-    make_world, shell: str, mount: str
-) -> None:
+async def test_a_mount_is_quoted_in_every_url_and_header(make_world, side: str, mount: str) -> None:
     """13, 14: the mount may come from the path ("/{tenant}"), so it is no more trusted than it."""
     world = make_world()
-    if shell == "asgi":
+    if side == "asgi":
         world.net.add(APP, Starlette(routes=[Mount("/{tenant}", app=world.app)]))
     else:
         world.net.add_wsgi(APP, DispatcherMiddleware(_nothing, {_wsgi(mount): world.app}))

@@ -53,7 +53,7 @@ def behind(
 ) -> Any:
     """The world's app behind a server that tells this address, query and these headers."""
     named = {name.replace("_", "-").encode(): value for name, value in headers.items()}
-    if world.shell == "asgi":
+    if world.side == "asgi":
 
         async def asgi(scope: Any, receive: Any, send: Any) -> None:
             kept = [(name, value) for name, value in scope["headers"] if name not in named]
@@ -288,7 +288,7 @@ def test_a_page_of_the_simulator_has_no_code_in_it(escape: str) -> None:
     sim = Simulator(client_id=f"id{escape}")
     sim.users.insert(0, stranger(None, email, escape))
     sim.settings.hint = True
-    world = World(shell="wsgi")  # for its network
+    world = World(side="wsgi")  # for its network
     world.net.add(CM, sim)
     url = "/oauth/authorize?response_type=code&client_id={}&redirect_uri={}&scope=write&state={}"
     url = url.format(

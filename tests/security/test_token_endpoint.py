@@ -416,7 +416,7 @@ _HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 5
 
 @pytest.mark.parametrize("what", ["head", "headers", "body", "chunks"])
 @pytest.mark.parametrize("call", ["exchange", "refresh", "revoke"])
-async def test_an_answer_that_drips_is_bounded_in_total(shell: str, what: str, call: str) -> None:
+async def test_an_answer_that_drips_is_bounded_in_total(side: str, what: str, call: str) -> None:
     """41: over a real socket: the whole call takes `timeout`, not each read of it."""
     whole = _HEAD + b"\r\n" + _BODY
     answer, head_at_once = {
@@ -430,13 +430,13 @@ async def test_an_answer_that_drips_is_bounded_in_total(shell: str, what: str, c
     }[what]
     with dripping(answer, head_at_once=head_at_once) as dripper:
         sim = clocked()
-        world = Wired(shell, sim, dripper.url, timeout=0.5)
+        world = Wired(side, sim, dripper.url, timeout=0.5)
         browser = world.browser()
         if call == "exchange":
             url = browser.callback_url((await started(browser)).headers["location"])
             assert (await browser.get(url)).status_code == 502
         else:
-            good = World(shell=shell, store=world.engine.store)
+            good = World(side=side, store=world.engine.store)
             good.clock.now = world.clock.now
             cookie = f"{NAME}={session_of(await good.login())}"
             browser = world.browser(Cookie=cookie)

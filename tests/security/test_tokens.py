@@ -139,7 +139,7 @@ async def test_http_never_gets_what_https_had(real: World) -> None:
 
 @pytest.mark.parametrize("to", ["https://127.0.0.1:9400", "http://127.0.0.1:9401"])
 async def test_nothing_follows_to_another_port_or_scheme_of_the_same_host(
-    make_world, shell: str, to: str
+    make_world, side: str, to: str
 ) -> None:
     """31: httpx keeps the bearer from http to https, and cookies know no ports."""
 
@@ -156,7 +156,7 @@ async def test_nothing_follows_to_another_port_or_scheme_of_the_same_host(
         start_response("200 OK", [("Content-Type", "text/plain")])
         return [answer.content]
 
-    world = make_world(app=asgi if shell == "asgi" else wsgi)
+    world = make_world(app=asgi if side == "asgi" else wsgi)
     world.net.add(to, stranger)
     assert (await world.login()).named(NAME)
     seen = [r for r in world.net.seen if f"{r.url.scheme}://{r.url.netloc.decode()}" == to]
@@ -191,7 +191,7 @@ async def test_cookies_of_the_api_stay_with_the_user_they_were_set_for(world: Wo
     assert "upstream" not in str(one.cookies)
 
 
-async def test_a_stolen_store_holds_nothing_in_the_clear(shell: str, make_world, tmp_path) -> None:
+async def test_a_stolen_store_holds_nothing_in_the_clear(side: str, make_world, tmp_path) -> None:
     """34: a dump of the file: no token, e-mail, name or user id."""
     world = make_world(store=f"sqlite:///{tmp_path}/s.db")
     browser = await world.login()
@@ -428,7 +428,7 @@ OFF = {
 
 @pytest.mark.parametrize("trusted", [False, True])
 async def test_tls_verification_cannot_be_switched_off(
-    shell: str, tmp_path, monkeypatch, trusted: bool
+    side: str, tmp_path, monkeypatch, trusted: bool
 ) -> None:
     """38: a certificate that nobody trusts is refused before a byte of HTTP is sent.
 
@@ -441,7 +441,7 @@ async def test_tls_verification_cannot_be_switched_off(
         monkeypatch.setenv("SSL_CERT_FILE", public)
     sim = clocked()
     with served("h11", sim, ssl_certfile=public, ssl_keyfile=private) as port:
-        world = Wired(shell, sim, f"https://127.0.0.1:{port}", timeout=5)
+        world = Wired(side, sim, f"https://127.0.0.1:{port}", timeout=5)
         browser = world.browser()
         start = await browser.get("/cameras")
         done = await browser.get(browser.callback_url(start.headers["location"]))
@@ -450,7 +450,7 @@ async def test_tls_verification_cannot_be_switched_off(
         if trusted:
             assert (await browser.get("/cameras")).status_code == 200
             # Trusted, but not for this name.
-            other = Wired(shell, sim, f"https://localhost:{port}", timeout=5)
+            other = Wired(side, sim, f"https://localhost:{port}", timeout=5)
             browser = other.browser()
             start = await browser.get("/cameras")
             done = await browser.get(browser.callback_url(start.headers["location"]))
@@ -459,7 +459,7 @@ async def test_tls_verification_cannot_be_switched_off(
         await world.close()
 
 
-async def test_proxies_of_the_environment_see_nothing(shell: str, monkeypatch) -> None:
+async def test_proxies_of_the_environment_see_nothing(side: str, monkeypatch) -> None:
     """38: HTTP_PROXY and its kin do not apply: tokens go straight to base_url."""
     trap = socket.create_server(("127.0.0.1", 0))
     trap.settimeout(0.2)
@@ -470,7 +470,7 @@ async def test_proxies_of_the_environment_see_nothing(shell: str, monkeypatch) -
     monkeypatch.delenv("NO_PROXY", raising=False)
     monkeypatch.delenv("no_proxy", raising=False)
     with SimulatorServer(clocked()) as server:
-        world = Wired(shell, server.simulator, server.url)
+        world = Wired(side, server.simulator, server.url)
         browser = await world.login()
         assert (await browser.get("/cameras")).status_code == 200
         world.clock.tick(43_300)
@@ -481,14 +481,14 @@ async def test_proxies_of_the_environment_see_nothing(shell: str, monkeypatch) -
         trap.accept()
 
 
-async def test_netrc_lends_nobody_its_passwords(shell: str, monkeypatch, tmp_path) -> None:
+async def test_netrc_lends_nobody_its_passwords(side: str, monkeypatch, tmp_path) -> None:
     """38: nor does the machine's password file reach a request of ours."""
     netrc = tmp_path / "netrc"
     netrc.write_text("default login thief password netrc-password\n")
     netrc.chmod(0o600)
     monkeypatch.setenv("NETRC", str(netrc))
     with SimulatorServer(clocked()) as server:
-        world = Wired(shell, server.simulator, server.url)
+        world = Wired(side, server.simulator, server.url)
         browser = await world.login()
         await browser.get("/api/x", params={"url": f"{server.url}/rest/v2.4/cameras"})
         await world.close()

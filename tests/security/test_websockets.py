@@ -27,7 +27,7 @@ def app(environ: Any, start_response: Any) -> list[bytes]:
 
 
 @pytest.fixture
-def shell() -> str:
+def side() -> str:
     return "wsgi"  # on ASGI it is a scope of its own, which test_asgi asks for
 
 

@@ -78,7 +78,7 @@ Response = tuple[int, list[tuple[str, str]], bytes]
 
 async def visit(world: World, cookie: bytes, path: str = "/") -> Response:
     """Ask with a Cookie header of any bytes, as a server hands them on: status, headers, body."""
-    if world.shell == "asgi":
+    if world.side == "asgi":
         return await call_asgi(world.app, cookie, path)
     return await anyio.to_thread.run_sync(call_wsgi, world.app, cookie, path)
 

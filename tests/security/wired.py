@@ -17,11 +17,11 @@ from tests.helpers.world import APP, SECRET_KEY, Clock, Net, World
 class Wired(World):
     """As `World`, but CameraManager is at a URL, and the engine has its own connections there."""
 
-    def __init__(self, shell: str, sim: Simulator, base_url: str, **options: Any) -> None:
+    def __init__(self, side: str, sim: Simulator, base_url: str, **options: Any) -> None:
         self.clock: Any = sim._clock
         self.net = Net()
         self.sim = sim
-        self.shell = shell
+        self.side = side
         options = {
             "client_id": sim.client_id,
             "client_secret": sim.client_secret,
@@ -30,7 +30,7 @@ class Wired(World):
             **options,
         }
         self.engine = AuthEngine(clock=self.clock, **options)
-        if shell == "asgi":
+        if side == "asgi":
             self.app = CMAuthMiddleware(make_app(), engine=self.engine)
         else:
             self.app = CMAuthWSGIMiddleware(make_wsgi_app(), engine=self.engine)

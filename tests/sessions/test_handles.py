@@ -22,11 +22,11 @@ DAY = 86_400
 
 
 class Job:
-    """A job: the client of a handle, for an event loop or for threads as the shell is."""
+    """A job: the client of a handle, for an event loop or for threads as the side is."""
 
     def __init__(self, world: World, engine: AuthEngine | None = None) -> None:
         self.engine = engine or world.engine
-        self.in_threads = world.shell == "wsgi"
+        self.in_threads = world.side == "wsgi"
         self.client: Any = None
 
     async def open(self, handle: str) -> Job:
@@ -54,7 +54,7 @@ async def test_a_job_acts_for_the_user_who_agreed(world: World) -> None:
         job = await Job(world).open(handle)
         assert (await job.get("/rest/v2.3/users/self")).json()["email"] == email
     assert isinstance(
-        job.client, httpx2.Client if world.shell == "wsgi" else httpx2.AsyncClient
+        job.client, httpx2.Client if world.side == "wsgi" else httpx2.AsyncClient
     )  # fmt: skip
 
 
@@ -111,7 +111,7 @@ async def test_a_job_ends_when_an_administrator_ends_the_sessions(world: World) 
     _, handle = await exported(world)
     job = await Job(world).open(handle)
     user_id = world.sim.users[0].user_id
-    if world.shell == "asgi":
+    if world.side == "asgi":
         await world.engine.logout_user(user_id)
     else:
         await anyio.to_thread.run_sync(world.engine.logout_user, user_id)

@@ -36,7 +36,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 async def call(world: World, function: Any, *arguments: Any) -> Any:
     """Await it on the ASGI side; call it plainly, from a thread without a loop, on the other."""
-    if world.shell == "asgi":
+    if world.side == "asgi":
         return await function(*arguments)
     return await anyio.to_thread.run_sync(function, *arguments)
 

@@ -1,4 +1,4 @@
-"""The ASGI shell: WebSockets, mounts, lifespan, unknown scopes, FastAPI."""
+"""The ASGI side: WebSockets, mounts, lifespan, unknown scopes, FastAPI."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture
-def shell() -> str:
+def side() -> str:
     return "asgi"
 
 

@@ -191,11 +191,11 @@ async def test_what_a_handler_sets_before_the_first_use_counts(name: str, value:
 _UNCHANGING = (str, int, bool, type(None), Enum, httpx2.URL, httpx2.QueryParams)
 
 
-async def test_what_one_request_changes_in_its_client_no_other_finds(make_world, shell) -> None:
+async def test_what_one_request_changes_in_its_client_no_other_finds(make_world, side) -> None:
     sessions: list[Session] = []
     world = make_world(on_login=sessions.append)
     await world.login()
-    make = world.engine.client if shell == "asgi" else world.engine.sync_client
+    make = world.engine.client if side == "asgi" else world.engine.sync_client
     one, two, three = (make(sessions[0]) for _ in range(3))
     one.headers["X-Mine"] = "1"
     one.cookies.set("mine", "1")
@@ -216,7 +216,7 @@ async def test_what_one_request_changes_in_its_client_no_other_finds(make_world,
     assert shared == {"_transport", "_mounts"}
 
 
-@pytest.mark.parametrize("shell", ["wsgi"])
+@pytest.mark.parametrize("side", ["wsgi"])
 async def test_threads_that_share_a_client_from_its_first_use_all_send_the_bearer(
     make_world,
 ) -> None:

@@ -19,7 +19,7 @@ async def test_a_login_at_one_counts_at_the_other_until_a_logout_at_either(
     tmp_path: Path, first: str, second: str
 ) -> None:
     store = f"sqlite:///{tmp_path / 'sessions.db'}"
-    one, two = World(shell=first, store=store), World(shell=second, store=store)
+    one, two = World(side=first, store=store), World(side=second, store=store)
     two.net.apps[CM] = one.net.apps[CM]  # one upstream
     browser = await one.login()
     cookie = browser.named("cm_auth")[0]
@@ -43,8 +43,8 @@ async def test_a_login_at_one_counts_at_the_other_until_a_logout_at_either(
 
 async def test_the_cookies_are_the_same_on_both_sides() -> None:
     lines = []
-    for shell in ("asgi", "wsgi"):
-        world = World(shell=shell)
+    for side in ("asgi", "wsgi"):
+        world = World(side=side)
         browser = world.browser()
         start = await browser.get("/")
         back = await browser.get(browser.callback_url(start.headers["location"]))
@@ -56,7 +56,7 @@ async def test_the_cookies_are_the_same_on_both_sides() -> None:
 
 
 async def test_one_engine_serves_both_kinds_of_app_at_once() -> None:
-    world = World(shell="asgi")
+    world = World(side="asgi")
     flask_site = "http://localhost:8001"
     app = CMAuthWSGIMiddleware(make_wsgi_app(), engine=world.engine)
     world.net.add_wsgi(flask_site, app)

@@ -23,7 +23,7 @@ GOOD: dict[str, Any] = {
 
 
 @pytest.fixture
-def shell() -> str:
+def side() -> str:
     return "wsgi"
 
 
@@ -199,7 +199,7 @@ async def test_nobody_on_an_exempt_path_is_sent_to_log_in_even_by_a_catch_all_ha
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
-async def test_an_answer_under_a_view_is_the_answer_of_any_other_shell(world, method) -> None:
+async def test_an_answer_under_a_view_is_the_answer_of_any_other_side(world, method) -> None:
     serve(world, make_app())
     browser = world.browser()
     await browser.login("/site/cameras")

@@ -116,7 +116,7 @@ class Connection:
 
 class OnlyASGI:
     @pytest.fixture
-    def shell(self) -> str:
+    def side(self) -> str:
         return "asgi"
 
 
@@ -403,7 +403,7 @@ async def test_a_change_that_nothing_would_save_is_refused(make_world, change: A
         return [b"x"]
 
     world = make_world()
-    world.app.app = asgi if world.shell == "asgi" else wsgi
+    world.app.app = asgi if world.side == "asgi" else wsgi
     await world.login()
     with pytest.raises(SessionDataError, match="cannot be changed any more"):
         change(kept[-1].data)
@@ -412,7 +412,7 @@ async def test_a_change_that_nothing_would_save_is_refused(make_world, change: A
 
 class TestWSGI:
     @pytest.fixture
-    def shell(self) -> str:
+    def side(self) -> str:
         return "wsgi"
 
     def start(self, world: World, cookie: str, **environ: Any) -> Any:
@@ -551,7 +551,7 @@ class Kept:
 async def kept_client(make_world: Any, **options: Any) -> tuple[World, str, Kept]:
     world, cookie = await logged_in(make_world, **options)
     kept = Kept(world)
-    wrap = kept.asgi if world.shell == "asgi" else kept.wsgi
+    wrap = kept.asgi if world.side == "asgi" else kept.wsgi
     world.app.app = wrap(world.app.app)
     assert (await world.browser(Cookie=f"cm_auth={cookie}").get("/")).status_code == 200
     return world, cookie, kept
@@ -659,7 +659,7 @@ async def test_a_live_view_of_a_kept_client_ends_with_its_session(
                     anyio.from_thread.run(end_session, world, cookie, "logout")
                     world.clock.tick(31)
 
-    in_thread = world.shell == "wsgi"
+    in_thread = world.side == "wsgi"
     work = anyio.to_thread.run_sync(watch_in_thread) if in_thread else watch()
     with anyio.fail_after(20), pytest.raises(SessionExpiredError):
         await work

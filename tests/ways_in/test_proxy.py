@@ -1,4 +1,4 @@
-"""The proxy for front ends, behind both shells: what passes, what stays behind, what is refused."""
+"""The proxy for front ends, behind both sides: what passes, what stays behind, what is refused."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ FETCH = {"Accept": "*/*", "Sec-Fetch-Mode": "cors", "Sec-Fetch-Site": "same-orig
 
 
 @pytest.fixture
-def make_proxied(make_world, shell: str):
+def make_proxied(make_world, side: str):
     def make(**options: Any) -> World:
-        if shell == "asgi":
+        if side == "asgi":
             app: Any = make_app([Mount("/cm", CMProxy(allow=RULES))])
         else:
             app = DispatcherMiddleware(make_wsgi_app(), {"/cm": CMWSGIProxy(allow=RULES)})
@@ -250,18 +250,18 @@ async def test_an_upload_without_a_length_arrives_whole_where_the_server_can(pro
 async def test_a_browser_that_leaves_amid_its_upload_is_no_error(proxied: World) -> None:
     browser = await proxied.login()
     headers = {**FETCH, "Cookie": f"cm_auth={browser.named('cm_auth')[0]}"}
-    if proxied.shell == "asgi":
+    if proxied.side == "asgi":
         assert await chunked(proxied, headers, [b"abc"], leaves=True) == (0, b"")
     else:  # a WSGI server says no more than that nothing comes
         assert (await chunked(proxied, {**headers, "Content-Length": "9"}, [b"abc"]))[0] == 400
 
 
-async def test_a_wsgi_server_that_cannot_end_a_body_is_told_so(make_proxied, shell: str) -> None:
+async def test_a_wsgi_server_that_cannot_end_a_body_is_told_so(make_proxied, side: str) -> None:
     proxied = make_proxied()
     browser = await proxied.login()
     headers = {**FETCH, "Cookie": f"cm_auth={browser.named('cm_auth')[0]}"}
     status, _ = await chunked(proxied, headers, [b"abc"], ends=False)
-    assert status == (200 if shell == "asgi" else 411)
+    assert status == (200 if side == "asgi" else 411)
 
 
 async def test_a_status_that_nobody_knows_passes(proxied: World) -> None:
@@ -282,7 +282,7 @@ async def chunked(
     if "Content-Length" not in headers:
         headers = {**headers, "Transfer-Encoding": "chunked"}
     headers = {**headers, "Host": "localhost:8000"}
-    if world.shell == "wsgi":
+    if world.side == "wsgi":
         environ: dict[str, Any] = {
             "REQUEST_METHOD": "POST",
             "SCRIPT_NAME": "",
@@ -355,7 +355,7 @@ async def test_what_no_rule_names_is_not_relayed(
     browser = await proxied.login()
     before = api_calls(proxied)
     response = await browser.request(method, f"/cm{path}", headers=FETCH)
-    if path == "" and proxied.shell == "asgi":
+    if path == "" and proxied.side == "asgi":
         assert response.status_code in (307, 400, 404)  # Starlette's router adds a slash
     else:
         assert response.status_code == status
@@ -371,7 +371,7 @@ def test_a_405_names_what_is_allowed() -> None:
 
 
 class FakeRequest:
-    """A request as the shells hand it over, path as they decoded it."""
+    """A request as the sides hand it over, path as they decoded it."""
 
     def __init__(self, method: str, path: str, query: str = "") -> None:
         self.method, self.path, self.query = method, path, query
@@ -539,7 +539,7 @@ async def test_a_token_that_is_refused_anew_is_not_the_users_fault(proxied: Worl
 
 async def test_on_an_exempt_path_a_visitor_still_needs_a_login(make_proxied) -> None:
     proxied = make_proxied(exempt=["/cm/*"])
-    if proxied.shell == "wsgi":
+    if proxied.side == "wsgi":
         response = await proxied.browser().get("/cm/rest/v2.4/cameras", headers=FETCH)
         assert response.status_code == 401
     else:

@@ -93,7 +93,7 @@ def upstream() -> Upstream:
 
 
 @pytest.fixture
-def browser(shell: str, upstream: Upstream) -> Iterator[httpx2.Client]:
+def browser(side: str, upstream: Upstream) -> Iterator[httpx2.Client]:
     """A browser that is logged in to an app with the proxy, each on a server of its own."""
     with AppServer(upstream, log_level="critical") as cm:
         options: dict[str, Any] = {
@@ -103,7 +103,7 @@ def browser(shell: str, upstream: Upstream) -> Iterator[httpx2.Client]:
             "base_url": cm.url,
         }
         engine = AuthEngine(**options)
-        if shell == "asgi":
+        if side == "asgi":
             app: Any = make_app([Mount("/cm", CMProxy(allow=RULES))])
             server: Any = AppServer(CMAuthMiddleware(app, engine=engine), log_level="critical")
         else:

@@ -1,4 +1,4 @@
-"""OpenTelemetry: what an operator sees of logins, refreshes, sessions and time, on both shells."""
+"""OpenTelemetry: what an operator sees of logins, refreshes, sessions and time, on both sides."""
 
 from __future__ import annotations
 
@@ -248,11 +248,11 @@ async def test_no_secret_is_in_a_metric_or_a_span(operator: Operator, world: Wor
 # -- in a process of its own -------------------------------------------------------------------
 
 
-def run(shell: str, body: str) -> Any:
-    """Run a piece of an async function with `World` and `shell` at hand; return what it prints."""
+def run(side: str, body: str) -> Any:
+    """Run a piece of an async function with `World` and `side` at hand; return what it prints."""
     program = (
         "import asyncio, json, sys\n"
-        f"shell = {shell!r}\n"
+        f"side = {side!r}\n"
         "async def main():\n" + textwrap.indent(textwrap.dedent(body), "    ") + "\n"
         "asyncio.run(main())\n"
     )
@@ -268,13 +268,13 @@ def run(shell: str, body: str) -> Any:
     return json.loads(result.stdout)
 
 
-def test_without_opentelemetry_nothing_is_imported_and_all_works(shell: str) -> None:
+def test_without_opentelemetry_nothing_is_imported_and_all_works(side: str) -> None:
     found = run(
-        shell,
+        side,
         """
         sys.modules["opentelemetry"] = None  # as where it is not installed
         from tests.helpers.world import World
-        world = World(shell=shell)
+        world = World(side=side)
         browser = await world.login()
         world.clock.tick(43_300)
         status = (await browser.get("/cameras")).status_code
@@ -287,15 +287,15 @@ def test_without_opentelemetry_nothing_is_imported_and_all_works(shell: str) -> 
     assert found == [200, [], "MemoryStore"]
 
 
-def test_an_sdk_that_is_set_up_after_the_app_is_noticed(shell: str) -> None:
+def test_an_sdk_that_is_set_up_after_the_app_is_noticed(side: str) -> None:
     before, after = run(
-        shell,
+        side,
         """
         from opentelemetry import metrics
         from opentelemetry.sdk.metrics import MeterProvider
         from opentelemetry.sdk.metrics.export import InMemoryMetricReader
         from tests.helpers.world import World
-        world = World(shell=shell)
+        world = World(side=side)
         browser = await world.login()
         before = world.engine._async or world.engine._threads
         before = before._telemetry.active

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture
-def shell() -> str:
+def side() -> str:
     return "wsgi"
 
 
@@ -347,7 +347,7 @@ def test_a_store_for_event_loops_alone_is_refused_at_construction() -> None:
             await anyio.lowlevel.checkpoint()
 
     with pytest.raises(ConfigError, match="blocking"):
-        World(shell="wsgi", store=Suspending())
+        World(side="wsgi", store=Suspending())
 
 
 def test_a_fork_while_threads_hold_locks_leaves_none_held() -> None:

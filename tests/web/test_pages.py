@@ -1,4 +1,4 @@
-"""The pages that a person may see, behind both shells: what each says, and who may replace it."""
+"""The pages that a person may see, behind both sides: what each says, and who may replace it."""
 
 from __future__ import annotations
 
