@@ -180,7 +180,7 @@ async def walk(browser: Forgetful, path: str, limit: int = 12) -> list[httpx2.Re
 @pytest.mark.parametrize("refuses", [(NAME,), ("",)], ids=["session", "all"])
 async def test_a_browser_that_keeps_no_cookies_is_told_so(world: World, refuses) -> None:
     """46: one round, and then a page that says why, with a button to try again."""
-    browser = Forgetful(world, {"Accept": "text/html"})
+    browser = Forgetful(world, APP, {"Accept": "text/html"})
     browser.refuses = refuses
     trail = await walk(browser, "/cameras")
     assert trail[-1].status_code == 400
@@ -209,7 +209,7 @@ async def test_a_server_with_a_wrong_clock_causes_no_loop(
 async def test_two_apps_with_one_cookie_name_do_not_loop(make_world) -> None:
     """46: each overwrites the other's session; the page says that this may be so."""
     one, two = make_world(), make_world(secret_key="another " + "Zx9Yw8Vu7Ts6Rq5Po4Nm3Lk2Ji1Hg0Fe")
-    browser = Forgetful(one, {"Accept": "text/html"})
+    browser = Forgetful(one, APP, {"Accept": "text/html"})
     browser.refuses = ("nothing",)
     assert (await walk(browser, "/cameras"))[-1].status_code == 200
     one.net.apps[APP] = two.net.apps[APP]
