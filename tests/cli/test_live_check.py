@@ -341,6 +341,7 @@ def test_the_simulator_is_started_like_a_report(
     assert (settings["pkce"], settings["access_token_lifetime"]) == (True, 600)
 
 
+CANNOT_BE = "this report has a value that cannot be"
 BARE = {"schema": "cm-auth-live-check", "version": 1}
 
 
@@ -351,6 +352,13 @@ BARE = {"schema": "cm-auth-live-check", "version": 1}
         ("[]", "this is no report of cm-auth check --login"),
         ('{"schema": "x"}', "this is no report of cm-auth check --login"),
         (json.dumps({**BARE, "version": 2}), "this report is not of version 1"),
+        ("[" * 100_000, "this is no report of cm-auth check --login"),
+        (json.dumps({**BARE, "dead_bearer": "401"}), f"{CANNOT_BE}: dead_bearer"),
+        (json.dumps({**BARE, "dead_bearer": [403]}), f"{CANNOT_BE}: dead_bearer"),
+        (json.dumps({**BARE, "compression": ["gzip"]}), f"{CANNOT_BE}: compression"),
+        (json.dumps({**BARE, "lifetime": "12 h"}), f"{CANNOT_BE}: lifetime"),
+        (json.dumps({**BARE, "lifetime": True, "rate_limit": 10**400}), f"{CANNOT_BE}: lifetime, "),
+        (json.dumps({**BARE, "pkce_verified": "no"}), f"{CANNOT_BE}: pkce_verified"),
         (None, "the report cannot be read: No such file or directory"),
     ],
 )
@@ -366,8 +374,33 @@ def test_what_is_no_report_is_refused_in_one_sentence(
 
 def test_what_a_report_does_not_know_stays_at_its_default() -> None:
     assert settings_like(BARE) == Settings()
+    assert settings_like({**BARE, "dead_bearer": "x", "compression": []}) == Settings()
     odd = {"lifetime": "x", "rate_limit": "x", "dead_bearer": {"status": 500}, "compression": "br"}
     assert settings_like({**BARE, **odd}) == Settings()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--content-encoding", "foo"],
+        ["--content-encoding", "br"],
+        ["--dead-bearer-status", "500"],
+        ["--rate-limit", "-1"],
+        ["--latency", "nan"],
+        ["--token-latency", "-1"],
+        ["--snapshot-limit", "many"],
+    ],
+)
+def test_a_setting_that_the_simulator_cannot_do_is_refused(
+    capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        simulate(["--port", "0", *arguments])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1].split(": ")[1:3] == [
+        "error",
+        f"argument {arguments[0]}",
+    ]
 
 
 def test_there_are_reports_to_replay() -> None:
