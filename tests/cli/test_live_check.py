@@ -217,6 +217,8 @@ def test_a_server_that_does_what_is_expected_is_status_0(check: Any) -> None:
     assert settings_like(run.report) == Settings()
 
 
+DOUBT = "cm_auth_middleware.cli.live_login._DOUBT"
+GRACE = "cm_auth_middleware.cli.live_interruptions._GRACE"
 KNOBS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "scope": ({"scope_required": False}, ["scope", "scope, code"]),
     "pkce": ({"pkce": True}, ["PKCE"]),
@@ -243,7 +245,10 @@ KNOBS: dict[str, tuple[dict[str, Any], list[str]]] = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", KNOBS)
-def test_a_knob_is_reported_alone_and_can_be_replayed(check: Any, name: str) -> None:
+def test_a_knob_is_reported_alone_and_can_be_replayed(
+    check: Any, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(DOUBT, 0.2)
     knobs, topics = KNOBS[name]
     with simulator(**knobs) as server:
         run = check(server.url, "--yes")
@@ -901,6 +906,45 @@ def test_the_listener_takes_one_callback_of_its_own_login_only(check: Any) -> No
         assert is_clean(server)
     assert statuses == [404, 400, 400, 400, 200, 400]
     assert run.status == 0, run.output
+
+
+@pytest.mark.parametrize("query", ["error=access_denied", "code=AbCdEf"])
+def test_a_callback_without_state_is_not_believed_if_the_right_one_follows(
+    check: Any, query: str
+) -> None:
+    def person(url: str) -> None:
+        callback = parse_qs(urlsplit(url).query)["redirect_uri"][0]
+        for _ in range(2):
+            httpx2.get(f"{callback}?{query}")
+        accept(url)
+
+    with simulator() as server:
+        run = check(server.url, "--yes", person=person)
+        assert is_clean(server)
+    assert run.status == 0, run.output
+    assert run.report["logins"] == 2
+
+
+def test_a_server_that_does_not_echo_state_is_believed_after_a_while(
+    check: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(DOUBT, 0.2)
+    with simulator(echo_state=False) as server:
+        run = check(server.url)
+        assert is_clean(server)
+    assert run.topics("✗") == ["state"]
+
+
+def test_to_paste_the_address_a_private_window_is_advised(
+    check: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In another window, an application with a session goes on, and the address is gone."""
+    monkeypatch.setattr("webbrowser.open", lambda _: pytest.fail("this is no private window"))
+    with simulator() as server:
+        run = check(server.url, "--paste", typed="\n", person=print, no_browser=False)
+    before, _, after = run.output.partition("\n  http")
+    assert "Open this address in a private window" in before
+    assert "If\nthe address has no code=, stop the application" in after
 
 
 @pytest.mark.parametrize("arguments", [(), ("--paste",)])
