@@ -34,6 +34,8 @@ KNOWN_ERRORS = frozenset(
     }
 )
 _KNOWN_SCHEMES = frozenset({"basic", "bearer", "digest", "dpop", "negotiate"})
+_PIECE = 8  # letters and digits of a secret that no name may have; a UUID begins with as many
+_SHORTEST = 6  # of a secret as a whole that no name may contain; an authorization code has as many
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,39}")
 _UUID = r"[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}"
 _SHAPES = {
@@ -161,14 +163,31 @@ def shape(token: str) -> Shape:
 
 
 def names(found: Iterable[Any], secrets: Iterable[str]) -> list[str]:
-    """Return the names among these, sorted; "…" for any that is none, or that is a secret."""
-    hidden = set(secrets)
-    return sorted(
-        {
-            name if isinstance(name, str) and _NAME.fullmatch(name) and name not in hidden else "…"
-            for name in found
-        }
+    """Return the names among these, sorted; "…" for any that is none, or has a piece of a secret.
+
+    A server may make a name of half a token, in other letters, or without its hyphens.
+    """
+    pieces: set[str] = set()
+    for secret in map(_letters, secrets):
+        size = min(len(secret), _PIECE)
+        if size:
+            pieces |= {secret[i : i + size] for i in range(len(secret) - size + 1)}
+    return sorted({name if _is_name(name, pieces) else "…" for name in found})
+
+
+def _is_name(name: Any, hidden: set[str]) -> bool:
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        return False
+    letters = _letters(name)
+    return letters not in hidden and not any(
+        letters[i : i + size] in hidden
+        for size in range(_SHORTEST, _PIECE + 1)
+        for i in range(len(letters) - size + 1)
     )
+
+
+def _letters(text: str) -> str:
+    return "".join(filter(str.isalnum, text.lower()))
 
 
 def known_error(error: Any) -> str:

@@ -768,6 +768,7 @@ def test_what_a_server_calls_its_things_is_not_trusted() -> None:
         "…",
     ]
     assert names(["aaaaaaaa-1111"], {"aaaaaaaa-1111"}) == ["…"]
+    assert names(["abc", "abcd"], {"abc"}) == ["abcd", "…"]  # too short to be found in words
     assert [known_error(error) for error in ("invalid_grant", "secret", None, 7)] == [
         "invalid_grant",
         "another",
@@ -779,6 +780,46 @@ def test_what_a_server_calls_its_things_is_not_trusted() -> None:
         "Bearer",
         "another",
     ]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "3f2a77c1-9b0e-4d55-8a61-0c4de2b7f913",
+        "X-3f2a77c1-9b0e-4d55-8a61-0c4de2b7f913",
+        "x3F2A77C19B0E4D558A610C4DE2B7F913",
+        "token_8a61_0c4de2b7f913",
+        "of-0c4de2b7f913-10003",
+        "code-AbCdEf",
+        "anna_example_com",
+    ],
+)
+def test_a_name_with_a_piece_of_a_secret_is_hidden(name: str) -> None:
+    token = "3f2a77c1-9b0e-4d55-8a61-0c4de2b7f913:10003"
+    assert names([name, "content-type", "userId"], {token, "AbCdEf", ANNA, ""}) == [
+        "content-type",
+        "userId",
+        "…",
+    ]
+
+
+def test_a_server_that_makes_names_of_its_secrets_gets_none_into_the_report(check: Any) -> None:
+    sim = Simulator()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        token = dict(scope.get("headers", ())).get(b"authorization", b"Bearer -")[7:]
+
+        async def named(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], (b"x-" + token[:36], b"1")]
+            await send(message)
+
+        await sim(scope, receive, named)
+
+    with AppServer(app, lifespan="off") as server:
+        run = check(server.url)
+    assert "…" in run.report["dead_bearer"]["headers"]
+    assert not re.search(r"[0-9a-f]{8}-[0-9a-f]{4}", run.output + json.dumps(run.report))
 
 
 @pytest.mark.parametrize(
