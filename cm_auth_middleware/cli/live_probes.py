@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import secrets
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from cm_auth_middleware.cli.live_interruptions import Interruptions
 from cm_auth_middleware.cli.live_login import Callback, Cancelled, Logins
 from cm_auth_middleware.cli.live_report import Report, known_error, names, shape
 from cm_auth_middleware.cli.live_server import Answer, Server, Unreachable, clock_skew
 from cm_auth_middleware.cli.output import say
 
 _PAUSE = 1.5  # seconds, after which two logins are no longer at once
-_SIGNALS = [
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
-]
 
 
 class CannotRun(Exception):  # noqa: N818 - the check says it as a sentence
@@ -66,47 +61,6 @@ class Grant:
         new = answer.refresh_token
         if new is not None and new != self.refresh_token and new not in self.others:
             self.others.append(new)
-
-
-class Interruptions:
-    """Turns signals that end the process into `KeyboardInterrupt`, but not while tokens arrive.
-
-    The tokens of a call that is interrupted would be known to nobody, and could not be revoked.
-    """
-
-    def __init__(self) -> None:
-        self._is_postponed = False
-        self._is_pending = False
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> Interruptions:
-        if threading.current_thread() is threading.main_thread():
-            for number in _SIGNALS:
-                before = signal.getsignal(number)
-                if before not in (None, signal.SIG_IGN):  # nohup ignores SIGHUP
-                    self._before[number] = signal.signal(number, self._interrupt)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    @contextmanager
-    def postponed(self) -> Iterator[None]:
-        """Raise an interruption after the block, not in it."""
-        before, self._is_postponed = self._is_postponed, True
-        try:
-            yield
-        finally:
-            self._is_postponed = before
-        if self._is_pending and not before:
-            self._is_pending = False
-            raise KeyboardInterrupt
-
-    def _interrupt(self, *_: object) -> None:
-        if not self._is_postponed:
-            raise KeyboardInterrupt
-        self._is_pending = True
 
 
 class LiveCheck:

@@ -660,7 +660,7 @@ def test_a_huge_answer_breaks_the_check_off(check: Any) -> None:
     with AppServer(server.app, lifespan="off") as served:
         run = check(served.url)
     assert run.status == 2
-    assert "its answer has more than a megabyte" in run.lines("✗")[0]
+    assert "the server's answer is too large" in run.lines("✗")[0]
 
 
 def test_a_provider_of_ones_own_is_asked_in_its_own_way(monkeypatch: pytest.MonkeyPatch) -> None:
