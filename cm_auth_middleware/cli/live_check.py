@@ -149,6 +149,8 @@ def _log_in(check: LiveCheck, report: Report, printer: _Printer) -> int:
         say()
         if check.has_tokens:
             say("Interrupted. Revoking what was obtained.")
+        elif check.has_exchanged:
+            say("Interrupted in the middle of a login.")
         else:
             say("Interrupted before a login: nothing was obtained, and nothing is revoked.")
     except BrokenOff:
