@@ -21,6 +21,7 @@ import click
 from cm_auth_middleware import __version__
 from cm_auth_middleware.cli.findings import ERROR, OK, WARNING, Finding
 from cm_auth_middleware.cli.live_findings import SKIPPED, findings
+from cm_auth_middleware.cli.live_interruptions import Interruptions
 from cm_auth_middleware.cli.live_login import (
     Cancelled,
     CannotListen,
@@ -31,7 +32,7 @@ from cm_auth_middleware.cli.live_login import (
     can_listen,
     read_line,
 )
-from cm_auth_middleware.cli.live_probes import BrokenOff, CannotRun, Interruptions, LiveCheck
+from cm_auth_middleware.cli.live_probes import BrokenOff, CannotRun, LiveCheck
 from cm_auth_middleware.cli.live_report import SCHEMA, VERSION, Report
 from cm_auth_middleware.cli.live_server import Server, Unreachable
 from cm_auth_middleware.cli.output import safe, say
@@ -96,8 +97,8 @@ def _run(config: CMAuthConfig, choices: Choices, printer: _Printer, stack: ExitS
         )
     _check_writable(choices.report)
     report = new_report(config)
-    server = Server(config, report)
-    stack.callback(server.close)
+    interruptions = Interruptions()
+    server = Server(config, report, interruptions)
     printer.watch(report, server)
     source: Source
     if can_listen(redirect_uri) and not choices.pastes:
@@ -105,7 +106,7 @@ def _run(config: CMAuthConfig, choices: Choices, printer: _Printer, stack: ExitS
     else:
         source = Paste(redirect_uri)
     report.login_by = source.name
-    interruptions = stack.enter_context(Interruptions())
+    stack.enter_context(interruptions)
     oauth = make_oauth_client(config, ThreadRuntime(config.timeout, config.base_url))
     logins = Logins(
         source,
@@ -148,6 +149,8 @@ def _log_in(check: LiveCheck, report: Report, printer: _Printer) -> int:
         say()
         if check.has_tokens:
             say("Interrupted. Revoking what was obtained.")
+        elif check.has_exchanged:
+            say("Interrupted in the middle of a login.")
         else:
             say("Interrupted before a login: nothing was obtained, and nothing is revoked.")
     except BrokenOff:

@@ -76,9 +76,7 @@ def _login(report: Report) -> Iterator[Finding]:
         if report.reads_query and not report.reads_form:
             hint = "; the server reads parameters in the query only"
         yield Finding(
-            ERROR,
-            "code exchange",
-            f"is refused ({_short(report.exchange)}): nobody can log in{hint}",
+            ERROR, "code exchange", f"{_failure(report.exchange)}: nobody can log in{hint}"
         )
     elif report.exchange_status is not None:
         yield Finding(
@@ -178,6 +176,12 @@ def _refresh(report: Report) -> Iterator[Finding]:
     kind = report.refresh_gives
     if kind == "refused":
         yield Finding(ERROR, "refresh", "is refused: users log in when the access token expires")
+    elif kind == "failed":
+        yield Finding(
+            ERROR,
+            "refresh",
+            "fails, or its answer cannot be read: the application takes this for an outage",
+        )
     elif kind:
         level, text = _REFRESH_TOKEN[kind]
         yield Finding(level, "refresh", text)
@@ -208,6 +212,13 @@ def _scope(report: Report) -> Iterator[Finding]:
             )
 
 
+_NOT_COMPARED = {
+    "": "was not tried",
+    "no tokens": "gave no tokens that can be compared",
+    "another account": "was of another account, which shows nothing: log in by the same one again",
+}
+
+
 def _second_login(report: Report, *, is_over: bool) -> Iterator[Finding]:
     if report.pkce_verified is False:
         yield Finding(
@@ -218,7 +229,7 @@ def _second_login(report: Report, *, is_over: bool) -> Iterator[Finding]:
         )
     elif report.pkce_verified is True:
         yield Finding(WARNING, "PKCE", "a wrong verifier is refused, which is better than expected")
-    elif is_over and report.logins:
+    elif is_over and report.access_token is not None:
         yield Finding(SKIPPED, "PKCE", "S256 is accepted; a wrong verifier was not tried")
     if report.is_quick_login_refused:
         yield Finding(
@@ -227,7 +238,7 @@ def _second_login(report: Report, *, is_over: bool) -> Iterator[Finding]:
             "a login right after another is answered by a server error: the user tries again",
         )
     same = report.second_login_access, report.second_login_refresh
-    if same == ("same", "same"):
+    if report.gives_same_tokens:
         yield Finding(
             OK,
             "second login",
@@ -242,8 +253,8 @@ def _second_login(report: Report, *, is_over: bool) -> Iterator[Finding]:
             f"were expected; the first access token is then "
             f"{report.first_bearer_after_second_login or 'alive'}: no harm",
         )
-    elif is_over and report.logins:
-        yield Finding(SKIPPED, "second login", "was not tried")
+    elif is_over and report.access_token is not None:
+        yield Finding(SKIPPED, "second login", _NOT_COMPARED[report.second_login_fails])
 
 
 def _same(kind: str, which: str) -> str:
@@ -325,12 +336,28 @@ def _burdens(report: Report) -> Iterator[Finding]:
 
 
 def _revocation(report: Report) -> Iterator[Finding]:
-    if report.not_revoked:
+    known = [n for n in (report.lifetime, report.refreshed_lifetime) if n is not None]
+    how_long = (
+        f"an access token lives for about {_duration(max(known, default=_LIFETIME))}"
+        f"{'' if known else ' by the guide'}, a refresh token until its user logs out"
+    )
+    if report.not_revoked > report.perhaps_not_revoked:
+        yield Finding(ERROR, "revocation", f"some tokens could not be revoked: {how_long}")
+    elif report.perhaps_not_revoked:
         yield Finding(
-            ERROR, "revocation", "some tokens could not be revoked: they live until they expire"
+            ERROR,
+            "revocation",
+            "tokens may live on, because the answer to a token call was lost or could not be read: "
+            f"{how_long}",
         )
-    elif report.exchange_status == 200:
+    elif report.revoked:
         yield Finding(OK, "revocation", "everything that this check obtained is revoked")
+
+
+def _failure(answer: Refused) -> str:
+    if answer.status < 300:
+        return f"is answered {answer.status}, without an access token that can be read"
+    return f"{'fails' if answer.status >= 500 else 'is refused'} ({_short(answer)})"
 
 
 def _short(refused: Refused) -> str:

@@ -25,6 +25,7 @@ from cm_auth_middleware.cli.output import say
 from cm_auth_middleware.config import LOOPBACK
 
 _PATIENCE = 600.0  # seconds for a login; a person may need a second factor
+_DOUBT = 5.0  # seconds in which a callback with the state may follow one without
 _ATTEMPTS = 3  # at pasting the address
 _MOST_ADDRESS = 8192  # characters
 
@@ -68,9 +69,14 @@ class Callback:
 
 
 class Source(Protocol):
-    """A way in which the parameters of a callback arrive."""
+    """A way in which the parameters of a callback arrive.
+
+    Attributes:
+        opens_browser: False if the person has to choose the browser window.
+    """
 
     name: str
+    opens_browser: bool
 
     def expect(self, state: str) -> None:
         """Accept a callback with this state, or with none, from now on."""
@@ -117,7 +123,11 @@ class Logins:
         url = self.url(state, verifier)
         self.source.expect(state)  # before a fast browser comes back
         say()
-        if self._opens_browser and webbrowser.open(url):
+        if not self.source.opens_browser:
+            say("Open this address in a private window, and log in. In another window the")
+            say("application, if you are logged in there, may go on to a page of its own, and the")
+            say("address to paste is gone.")
+        elif self._opens_browser and webbrowser.open(url):
             say("Log in, in the browser that opens. If none does, open this address:")
         else:
             say("Open this address in a browser, and log in:")
@@ -148,6 +158,7 @@ class Listener:
     """
 
     name = "listener"
+    opens_browser = True
 
     def __init__(self, redirect_uri: str) -> None:
         parts = urlsplit(redirect_uri)
@@ -162,16 +173,30 @@ class Listener:
 
     def expect(self, state: str) -> None:
         """Accept a callback with this state, or with none, from now on."""
+        self._arrived = queue.Queue()
         self._state = state
 
     def wait(self) -> Parameters:
-        """Wait for the browser."""
+        """Wait for the browser.
+
+        Any page and any program can request the redirect URI without a state. So such a callback
+        is believed only if none with the state follows.
+        """
+        without_state: Parameters | None = None
         end = time.monotonic() + _PATIENCE
         while time.monotonic() < end:
             try:
-                return self._arrived.get(timeout=0.2)  # Ctrl-C is heard in between
+                parameters = self._arrived.get(timeout=0.2)  # Ctrl-C is heard in between
             except queue.Empty:
                 continue
+            if "state" in parameters:
+                return parameters
+            if without_state is None:
+                end = min(end, time.monotonic() + _DOUBT)
+            without_state = parameters  # the last one, as strays are more likely before the login
+        self._state = None
+        if without_state is not None:
+            return without_state
         raise Cancelled(f"nobody logged in for {_PATIENCE / 60:.0f} minutes")
 
     def __enter__(self) -> Self:
@@ -222,7 +247,8 @@ class Listener:
         parameters, state = _parameters(found.query), self._state
         if parameters is None or state is None or parameters.get("state", state) != state:
             return 400, "Another login", "This is not the login that cm-auth waits for."
-        self._state = None
+        if "state" in parameters:
+            self._state = None
         self._arrived.put(parameters)
         return 200, "Back to the terminal", "cm-auth goes on there. You can close this tab."
 
@@ -279,6 +305,7 @@ class Paste:
     """Lets the person paste the address that the browser ended at."""
 
     name = "paste"
+    opens_browser = False
 
     def __init__(self, redirect_uri: str) -> None:
         self._redirect_uri = redirect_uri
@@ -290,11 +317,10 @@ class Paste:
 
     def wait(self) -> Parameters:
         """Wait for the address."""
-        say(
-            "The browser ends at your redirect_uri. The page there does not matter: the application"
-        )
-        say("does not know this login. Copy the whole address and paste it here. An empty line")
-        say("cancels.")
+        say("The browser ends at your redirect_uri. The page there does not matter: the")
+        say("application does not know this login. Copy the whole address and paste it here. If")
+        say("the address has no code=, stop the application, and open the address above again.")
+        say("An empty line cancels.")
         for _ in range(_ATTEMPTS):
             line = read_line("Address: ")
             if not line:

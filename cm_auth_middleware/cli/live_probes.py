@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import secrets
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from cm_auth_middleware.cli.live_interruptions import Interruptions
 from cm_auth_middleware.cli.live_login import Callback, Cancelled, Logins
 from cm_auth_middleware.cli.live_report import Report, known_error, names, shape
 from cm_auth_middleware.cli.live_server import Answer, Server, Unreachable, clock_skew
 from cm_auth_middleware.cli.output import say
 
 _PAUSE = 1.5  # seconds, after which two logins are no longer at once
-_SIGNALS = [
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
-]
 
 
 class CannotRun(Exception):  # noqa: N818 - the check says it as a sentence
@@ -49,6 +44,7 @@ class Grant:
         others: refresh tokens that may still be valid.
         is_over: True if the server has ended it.
         is_endless: True if the server ends it by no logout.
+        is_uncertain: True if the server may have given it tokens that are not known.
     """
 
     access_token: str
@@ -57,6 +53,7 @@ class Grant:
     former: list[str] = field(default_factory=list)
     is_over: bool = False
     is_endless: bool = False
+    is_uncertain: bool = False
 
     def note(self, answer: Answer) -> None:
         """Learn of newer tokens."""
@@ -66,47 +63,6 @@ class Grant:
         new = answer.refresh_token
         if new is not None and new != self.refresh_token and new not in self.others:
             self.others.append(new)
-
-
-class Interruptions:
-    """Turns signals that end the process into `KeyboardInterrupt`, but not while tokens arrive.
-
-    The tokens of a call that is interrupted would be known to nobody, and could not be revoked.
-    """
-
-    def __init__(self) -> None:
-        self._is_postponed = False
-        self._is_pending = False
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> Interruptions:
-        if threading.current_thread() is threading.main_thread():
-            for number in _SIGNALS:
-                before = signal.getsignal(number)
-                if before not in (None, signal.SIG_IGN):  # nohup ignores SIGHUP
-                    self._before[number] = signal.signal(number, self._interrupt)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    @contextmanager
-    def postponed(self) -> Iterator[None]:
-        """Raise an interruption after the block, not in it."""
-        before, self._is_postponed = self._is_postponed, True
-        try:
-            yield
-        finally:
-            self._is_postponed = before
-        if self._is_pending and not before:
-            self._is_pending = False
-            raise KeyboardInterrupt
-
-    def _interrupt(self, *_: object) -> None:
-        if not self._is_postponed:
-            raise KeyboardInterrupt
-        self._is_pending = True
 
 
 class LiveCheck:
@@ -137,6 +93,7 @@ class LiveCheck:
         self._tell = tell
         self._scope = report.scope_asked
         self._grants: list[Grant] = []
+        self._lost_logins = 0  # of which the server may have given tokens that are not known
         self._user_id: Any = None
         self._spent = ""  # a refresh token that was replaced
         self._exchanged_at = -_PAUSE
@@ -207,13 +164,26 @@ class LiveCheck:
             for grant in self._grants:
                 if grant.is_endless:
                     self._end_each(grant)
-                if grant.is_endless or not (grant.is_over or self._end(grant)):
-                    self._report.not_revoked += 1
+                is_over = not grant.is_endless and (grant.is_over or self._end(grant))
+                if is_over and not grant.is_uncertain:
+                    self._report.revoked += 1
+                    continue
+                self._report.not_revoked += 1
+                self._report.perhaps_not_revoked += is_over
+            # Where each login of an account gets the same tokens, those of a lost one were known.
+            if not self._report.gives_same_tokens:
+                self._report.not_revoked += self._lost_logins
+                self._report.perhaps_not_revoked += self._lost_logins
 
     @property
     def has_tokens(self) -> bool:
-        """True if there was a login."""
+        """True if there are tokens to revoke."""
         return bool(self._grants)
+
+    @property
+    def has_exchanged(self) -> bool:
+        """True if the server may have given tokens."""
+        return self.has_tokens or self._lost_logins > 0
 
     # -- steps -----------------------------------------------------------------------------
 
@@ -264,6 +234,9 @@ class LiveCheck:
         assert old is not None  # noqa: S101 - for the type; run() asks
         answer = self._use(grant, old)
         report.refresh_status = answer.status
+        if answer.hides_tokens:
+            report.refresh_gives = "failed"
+            return
         if answer.access_token is None:
             report.refresh_gives = "refused"
             report.dead_refresh_token = answer.refused(self._server.secrets)
@@ -282,6 +255,8 @@ class LiveCheck:
             report.refresh_gives = "rotated"
             grant.refresh_token = second.refresh_token or new
             self._spent = old
+        elif second.hides_tokens:
+            report.refresh_gives = "failed"
         elif self._use(grant, old).access_token is not None:
             report.refresh_gives = "phantom"
             report.dead_refresh_token = second.refused(self._server.secrets)
@@ -290,9 +265,11 @@ class LiveCheck:
 
     def _refresh_without_scope(self, grant: Grant) -> None:
         token = grant.refresh_token
-        if token is None or self._report.refresh_gives == "refused":
+        if token is None or self._report.refresh_gives in ("refused", "failed"):
             return
         answer = self._use(grant, token, with_scope=False)
+        if answer.hides_tokens:
+            return
         self._report.scope_needed_by_refresh = answer.access_token is None
         if answer.access_token is None:
             self._use(grant, token)  # a refused refresh ends the access token, too (Spring)
@@ -306,6 +283,7 @@ class LiveCheck:
         report = self._report
         before = first.access_token, {first.refresh_token, *first.others}
         omits = report.scope_needed_by_refresh is False  # else it is known to be needed
+        report.second_login_fails = "no tokens"  # until it has some
         callback = self._log_in()
         answer = self._exchange(callback, is_wrong=True, with_scope=not omits)
         if answer.status >= 500:  # Spring's JDBC token store answers so to two logins at once
@@ -317,16 +295,16 @@ class LiveCheck:
         if answer.access_token is not None:
             report.pkce_verified = False
             report.scope_needed_by_exchange = False if omits else None
-        elif omits:
+        elif omits and not answer.hides_tokens:
             answer = self._exchange(callback, is_wrong=True)
             if answer.access_token is not None:
                 report.pkce_verified, report.scope_needed_by_exchange = False, True
-        if answer.access_token is None:
+        if answer.access_token is None and not answer.hides_tokens:
             answer = self._exchange(callback)
-            report.code_survives_wrong_verifier = answer.access_token is not None
-            if answer.access_token is not None or not omits:
-                report.pkce_verified = True
-        if answer.access_token is None:
+            if not answer.hides_tokens:
+                report.code_survives_wrong_verifier = answer.access_token is not None
+                report.pkce_verified = True if answer.access_token or not omits else None
+        if answer.access_token is None and not answer.hides_tokens:
             answer = self._third_login(omits) or answer
         self._compare(before, answer)
 
@@ -336,7 +314,7 @@ class LiveCheck:
             return None
         report, callback = self._report, self._log_in()
         answer = self._exchange(callback, with_scope=not omits)
-        if omits:
+        if omits and not answer.hides_tokens:
             report.scope_needed_by_exchange = answer.access_token is None
             if answer.access_token is None:
                 return self._exchange(callback)
@@ -349,8 +327,12 @@ class LiveCheck:
         if answer.access_token is None:
             return
         user = self._server.user(answer.access_token)
+        if user.status != 200:
+            return
         if user.members.get(self._server.provider.user_id_field) != self._user_id:
-            return  # of another account, which says nothing
+            report.second_login_fails = "another account"
+            return
+        report.second_login_fails = ""
         access_token, refresh_tokens = before
         report.second_login_access = "same" if answer.access_token == access_token else "other"
         report.second_login_refresh = "same" if answer.refresh_token in refresh_tokens else "other"
@@ -364,10 +346,14 @@ class LiveCheck:
         if answer.access_token is not None:
             self._report.replaced_refresh = "accepted"
             return
+        if answer.hides_tokens:
+            return
         self._report.dead_refresh_token = answer.refused(self._server.secrets)
         assert grant.refresh_token is not None  # noqa: S101 - for the type; it was rotated
-        if self._use(grant, grant.refresh_token).access_token is not None:
+        current = self._use(grant, grant.refresh_token)
+        if current.access_token is not None:
             self._report.replaced_refresh = "refused"
+        if current.access_token is not None or current.hides_tokens:
             return
         self._report.replaced_refresh = "ends the grant"
         grant.is_over = True
@@ -443,7 +429,8 @@ class LiveCheck:
             time.sleep(max(0.0, self._exchanged_at + _PAUSE - time.monotonic()))
         self._exchanged_at = time.monotonic()
         with self._interruptions.postponed():
-            answer = self._server.token(
+            answer = self._token(
+                None,
                 "authorization_code",
                 code=callback.parameters["code"],
                 redirect_uri=self._redirect_uri,
@@ -465,11 +452,33 @@ class LiveCheck:
         """
         with self._interruptions.postponed():
             scope = self._scope if with_scope else None
-            answer = self._server.token("refresh_token", scope=scope, refresh_token=token)
+            answer = self._token(grant, "refresh_token", scope=scope, refresh_token=token)
             grant.note(answer)
             is_rotated = self._report.refresh_gives == "rotated"
             if answer.access_token is not None and is_current and is_rotated:
                 grant.refresh_token = answer.refresh_token or token
+        return answer
+
+    def _token(
+        self, grant: Grant | None, grant_type: str, *, scope: str | None, **parameters: str
+    ) -> Answer:
+        """Call the token endpoint; note if it may have given tokens that are not known.
+
+        Args:
+            grant: None for a login.
+        """
+        is_lost = False
+        try:
+            answer = self._server.token(grant_type, scope=scope, in_query=False, **parameters)
+            is_lost = answer.hides_tokens
+        except Unreachable as error:
+            is_lost = error.is_sent
+            raise
+        finally:
+            if is_lost and grant is None:
+                self._lost_logins += 1
+            elif is_lost and grant is not None:
+                grant.is_uncertain = True
         return answer
 
     def _grant_of(self, answer: Answer) -> Grant | None:
@@ -514,6 +523,7 @@ class LiveCheck:
         Raises:
             Unreachable: it is not known.
         """
+        is_refused = True
         tokens = [*([grant.refresh_token] if grant.refresh_token else []), *grant.others[::-1]]
         for token in tokens:
             answer = self._use(grant, token)
@@ -521,4 +531,7 @@ class LiveCheck:
                 return True
             if answer.status >= 500:
                 raise Unreachable(f"it answered {answer.status} to a refresh")
+            is_over = self._server.provider.is_grant_over(answer.status, answer.error)
+            is_refused = is_refused and is_over
+        grant.is_uncertain = grant.is_uncertain or not is_refused
         return False

@@ -34,6 +34,8 @@ KNOWN_ERRORS = frozenset(
     }
 )
 _KNOWN_SCHEMES = frozenset({"basic", "bearer", "digest", "dpop", "negotiate"})
+_PIECE = 8  # letters and digits of a secret that no name may have; a UUID begins with as many
+_SHORTEST = 6  # of a secret as a whole that no name may contain; an authorization code has as many
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,39}")
 _UUID = r"[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}"
 _SHAPES = {
@@ -91,16 +93,20 @@ class Report:
         lifetime, refreshed_lifetime: ``expires_in`` of the login and of the refresh, in seconds.
         is_bearer: True if ``token_type`` says so.
         refresh_gives: "kept", "left out", "rotated", "phantom" (the new one is refused and
-            the old one works) or "refused".
+            the old one works), "refused" or "failed" (by a 5xx or by what cannot be read).
         replaced_refresh: "refused", "accepted" or "ends the grant": what the use of a refresh
             token does that was replaced.
         bearer_after_refresh: "dead" or "alive": the access token before it; so after the others.
         second_login_access: "same" or "other": the access token; so for the refresh token.
+        second_login_fails: "another account" or "no tokens": why it cannot be compared.
         is_quick_login_refused: True if a login right after another was answered by a 5xx.
         repeats_values: True if an error repeats the code or token that it is about.
         compression: the encoding of an answer for which none was asked; empty if there was none.
         rate_limit: calls in a minute before the first 429.
-        not_revoked: the number of logins whose tokens could not be revoked.
+        revoked: the number of logins whose tokens are revoked.
+        not_revoked: the number of logins whose tokens could not be revoked, or perhaps not all.
+        perhaps_not_revoked: those of them of which all that is known is revoked, but the answer to
+            a token call was lost.
     """
 
     provider: str
@@ -141,6 +147,7 @@ class Report:
     second_login_access: str = ""
     second_login_refresh: str = ""
     first_bearer_after_second_login: str = ""
+    second_login_fails: str = ""
     is_quick_login_refused: bool | None = None
     logout_status: int | None = None
     bearer_after_logout: str = ""
@@ -149,7 +156,14 @@ class Report:
     repeats_values: bool = False
     compression: str = ""
     rate_limit: int | None = None
+    revoked: int = 0
     not_revoked: int = 0
+    perhaps_not_revoked: int = 0
+
+    @property
+    def gives_same_tokens(self) -> bool:
+        """True if the second login got the tokens of the first."""
+        return (self.second_login_access, self.second_login_refresh) == ("same", "same")
 
 
 def shape(token: str) -> Shape:
@@ -161,14 +175,31 @@ def shape(token: str) -> Shape:
 
 
 def names(found: Iterable[Any], secrets: Iterable[str]) -> list[str]:
-    """Return the names among these, sorted; "…" for any that is none, or that is a secret."""
-    hidden = set(secrets)
-    return sorted(
-        {
-            name if isinstance(name, str) and _NAME.fullmatch(name) and name not in hidden else "…"
-            for name in found
-        }
+    """Return the names among these, sorted; "…" for any that is none, or has a piece of a secret.
+
+    A server may make a name of half a token, in other letters, or without its hyphens.
+    """
+    pieces: set[str] = set()
+    for secret in map(_letters, secrets):
+        size = min(len(secret), _PIECE)
+        if size:
+            pieces |= {secret[i : i + size] for i in range(len(secret) - size + 1)}
+    return sorted({name if _is_name(name, pieces) else "…" for name in found})
+
+
+def _is_name(name: Any, hidden: set[str]) -> bool:
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        return False
+    letters = _letters(name)
+    return letters not in hidden and not any(
+        letters[i : i + size] in hidden
+        for size in range(_SHORTEST, _PIECE + 1)
+        for i in range(len(letters) - size + 1)
     )
+
+
+def _letters(text: str) -> str:
+    return "".join(filter(str.isalnum, text.lower()))
 
 
 def known_error(error: Any) -> str:

@@ -12,19 +12,30 @@ from urllib.parse import quote, urlencode
 
 import httpx2
 
+from cm_auth_middleware.cli.live_interruptions import Interruptions
 from cm_auth_middleware.cli.live_report import Refused, Report, challenge, known_error, names
 from cm_auth_middleware.cli.network import reason
 from cm_auth_middleware.cli.output import say
 from cm_auth_middleware.config import CMAuthConfig
+from cm_auth_middleware.errors import UnavailableError
+from cm_auth_middleware.runtime import http
+from cm_auth_middleware.runtime.threads import Deadline
 from cm_auth_middleware.tokens.provider import find_provider
 
-_MOST_BODY = 1_000_000  # bytes; a token answer has 300
 _MOST_PATIENCE = 90.0  # seconds of waiting because of 429, in the whole check
 _LONGEST_WAIT = 15.0  # seconds before the same call is tried again
 
 
 class Unreachable(Exception):  # noqa: N818 - the check says it as a sentence
-    """The server gave no answer."""
+    """The server gave no answer.
+
+    Attributes:
+        is_sent: True if the server may have acted on the request.
+    """
+
+    def __init__(self, why: str, *, is_sent: bool = False) -> None:
+        super().__init__(why)
+        self.is_sent = is_sent
 
 
 class Answer:
@@ -33,13 +44,15 @@ class Answer:
     Attributes:
         status: its status.
         headers: its headers.
+        encoding: "gzip", "deflate", "another", which cannot be read, or empty.
         members: the members of its JSON object; empty if it is none.
         access_token, refresh_token: what a token call gave; None if it gave none.
     """
 
-    def __init__(self, response: httpx2.Response, body: bytes) -> None:
+    def __init__(self, response: httpx2.Response) -> None:
         self.status = response.status_code
-        self.headers = response.headers
+        self.headers = response.headers.copy()  # bound() takes one away
+        self.encoding, body = _read(response)
         self.members: dict[str, Any] = {}
         try:
             value = json.loads(body)
@@ -54,6 +67,11 @@ class Answer:
     def error(self) -> str:
         """The OAuth error, as a word that is known."""
         return known_error(self.members.get("error"))
+
+    @property
+    def hides_tokens(self) -> bool:
+        """True if a token call was answered so that it may have given tokens, and shows none."""
+        return self.access_token is None and not 300 <= self.status < 500
 
     @property
     def lifetime(self) -> int | None:
@@ -83,16 +101,18 @@ class Server:
 
     Args:
         report: learns of compression, of a rate limit, and of errors that repeat a value.
+        interruptions: may shorten a call.
 
     Attributes:
         secrets: every value that must not be printed.
     """
 
-    def __init__(self, config: CMAuthConfig, report: Report) -> None:
+    def __init__(self, config: CMAuthConfig, report: Report, interruptions: Interruptions) -> None:
         self.provider = find_provider(config.provider)
         self.secrets: set[str] = set(config.secret_key) | {config.client_secret}
         self._config = config
         self._report = report
+        self._interruptions = interruptions
         self._calls: deque[float] = deque()  # times of those of the last minute
         self._patience = _MOST_PATIENCE
         key = config.client_id, config.client_secret
@@ -101,11 +121,7 @@ class Server:
         basic = base64.b64encode(":".join(key).encode()).decode()
         self.secrets.add(basic)
         self._key = {"Authorization": f"Basic {basic}"}
-        self._client = httpx2.Client(trust_env=False, timeout=config.timeout)
-
-    def close(self) -> None:
-        """Close the connections."""
-        self._client.close()
+        self._tls = httpx2.create_ssl_context()
 
     def token(
         self, grant_type: str, *, scope: str | None, in_query: bool = False, **parameters: str
@@ -171,7 +187,9 @@ class Server:
             if seconds > self._patience:
                 raise Unreachable("it answered 429 for too long")
             self._patience -= seconds
-            time.sleep(seconds)
+            self._interruptions.sleep(seconds)
+            if self._interruptions.is_pending:
+                return answer
 
     def _count(self) -> None:
         now = time.monotonic()
@@ -182,30 +200,56 @@ class Server:
     def _call_once(
         self, method: str, url: str, headers: dict[str, str], content: bytes | None
     ) -> Answer:
-        headers = {"Accept": "application/json", "Accept-Encoding": "identity", **headers}
+        headers = {"Accept": "application/json", **headers, **http.UNCOMPRESSED}
+        deadline, is_sent = Deadline(self._config.timeout), False
+
+        def trace(event: str, info: dict[str, Any]) -> None:
+            nonlocal is_sent
+            is_sent = is_sent or event.endswith("send_request_headers.started")
+            deadline.trace(event, info)
+
         try:
-            with self._client.stream(method, url, headers=headers, content=content) as response:
-                body = bytearray()
-                for chunk in response.iter_bytes():
-                    body += chunk
-                    if len(body) > _MOST_BODY:
-                        raise Unreachable("its answer has more than a megabyte")
-                return Answer(response, bytes(body))
-        except (httpx2.RemoteProtocolError, httpx2.DecodingError):
+            with (
+                # A connection of its own: the deadline knows the sockets that it saw connected.
+                httpx2.Client(
+                    trust_env=False, timeout=self._config.timeout, verify=self._tls
+                ) as client,
+                deadline,
+                self._interruptions.cutting(deadline.cut),
+                client.stream(
+                    method, url, headers=headers, content=content, extensions={"trace": trace}
+                ) as response,
+            ):
+                return Answer(response)
+        except httpx2.RemoteProtocolError:
             why = "it closed the connection, or its answer is broken"
+        except UnavailableError as error:
+            why = str(error).replace("CameraManager", "the server")
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:
             why = reason(error)
-        raise Unreachable(why)  # out here, because httpx2's error may repeat URL and answer
+        # Out here, because httpx2's error may repeat URL and answer.
+        raise Unreachable(why, is_sent=is_sent)
 
     def _learn(self, answer: Answer, sent: list[str]) -> None:
         self.secrets |= {token for token in (answer.access_token, answer.refresh_token) if token}
-        encoding = answer.headers.get("Content-Encoding", "identity")
-        if encoding != "identity":
-            self._report.compression = encoding if encoding in ("gzip", "deflate") else "another"
+        # E-mail addresses, of which a server may make a name of a member or a header.
+        self.secrets |= {v for v in answer.members.values() if isinstance(v, str) and "@" in v}
+        if answer.encoding:
+            self._report.compression = answer.encoding
         said = str(answer.members.get("error_description", ""))
         said += answer.headers.get("WWW-Authenticate", "")
         if answer.status >= 400 and any(value in said for value in sent):
             self._report.repeats_values = True
+
+
+def _read(response: httpx2.Response) -> tuple[str, bytes]:
+    """Read an answer as the middleware does; return its encoding (see `Answer`) and its body."""
+    encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
+    try:
+        http.bound(response)
+    except UnavailableError:
+        return "another", b""
+    return "" if encoding == "identity" else encoding.removeprefix("x-"), response.read()
 
 
 def clock_skew(date: str) -> int | None:

@@ -189,7 +189,7 @@ class Deadline:
     def __init__(self, timeout: float) -> None:
         self._lock = threading.Lock()
         self._sockets: list[socket.socket] = []
-        self._timer = threading.Timer(timeout, self._cut)
+        self._timer = threading.Timer(timeout, self.cut)
         self._timer.daemon = True
         self._is_over = False
 
@@ -199,7 +199,7 @@ class Deadline:
             with self._lock:
                 self._sockets.append(info["return_value"].get_extra_info("socket"))
             if self._is_over:
-                self._cut()
+                self.cut()
 
     def __enter__(self) -> Self:
         self._timer.start()
@@ -210,7 +210,8 @@ class Deadline:
         if self._is_over and isinstance(error, Exception):
             raise UnavailableError("CameraManager did not answer in time") from None
 
-    def _cut(self) -> None:
+    def cut(self) -> None:
+        """End the call now."""
         with self._lock:
             self._is_over = True
             for connection in self._sockets:

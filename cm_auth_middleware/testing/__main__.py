@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
@@ -75,16 +76,35 @@ def _parser(settings: Settings) -> argparse.ArgumentParser:
     return parser
 
 
+_CHOICES = {"content_encoding": ("", "gzip", "deflate"), "dead_bearer_status": (401, 403)}
+
+
 def _kind(name: str, default: object) -> dict[str, Any]:
+    if name in _CHOICES:
+        return {"type": type(default), "choices": _CHOICES[name]}
     if isinstance(default, bool):
         return {"action": argparse.BooleanOptionalAction}
     if name == "redirect_uris":
         return {"action": "append", "metavar": "URI"}
     if isinstance(default, str):
         return {"type": str, "metavar": "TEXT"}
-    if name in ("snapshot_limit", "rate_limit", "dead_bearer_status"):
-        return {"type": int, "metavar": "N"}
-    return {"type": float, "metavar": "SECONDS"}
+    if name in ("snapshot_limit", "rate_limit"):
+        return {"type": _count, "metavar": "N"}
+    return {"type": _seconds, "metavar": "SECONDS"}
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise ValueError
+    return number
+
+
+def _seconds(text: str) -> float:
+    number = float(text)
+    if not 0 <= number < math.inf:
+        raise ValueError
+    return number
 
 
 if __name__ == "__main__":

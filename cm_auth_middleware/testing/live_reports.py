@@ -11,34 +11,56 @@ from typing import Any
 from cm_auth_middleware.testing.simulator import Settings
 
 _SCHEMA, _VERSION = "cm-auth-live-check", 1
+_TEXTS = ("refresh_gives", "replaced_refresh", "compression", "second_login_access")
+_NUMBERS = ("lifetime", "refreshed_lifetime", "rate_limit")
+_TRUTHS = (
+    "repeats_values",
+    "is_quick_login_refused",
+    "state_echoed",
+    "pkce_verified",
+    "scope_needed_by_refresh",
+)
+_KINDS = {
+    **dict.fromkeys(_TEXTS, str),
+    **dict.fromkeys(_NUMBERS, int),
+    **dict.fromkeys(_TRUTHS, bool),
+    "dead_bearer": dict,
+}
+_MOST = 10**10  # of a number
 
 
 def read_report(path: str | Path) -> dict[str, Any]:
     """Read a report.
 
     Raises:
-        ValueError: the file is none, or of a version that is not known.
+        ValueError: the file is none, or of a version that is not known, or a value in it is of a
+            wrong type.
         OSError: it cannot be read.
     """
     try:
         report = json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError:
+    except (ValueError, RecursionError):
         report = None
     if not isinstance(report, dict) or report.get("schema") != _SCHEMA:
         raise ValueError("this is no report of cm-auth check --login")
     if report.get("version") != _VERSION:
         raise ValueError(f"this report is not of version {_VERSION}, the only one that is known")
+    wrong = [
+        name for name in _KINDS if report.get(name) is not None and not _is_right(report, name)
+    ]
+    if wrong:
+        raise ValueError(f"this report has a value that cannot be: {', '.join(wrong)}")
     return report
 
 
 def settings_like(report: Mapping[str, Any]) -> Settings:
     """Return the settings with which a simulator does what the report says of a server.
 
-    What the report does not know stays at its default.
+    What the report does not know, or says in a wrong type, stays at its default.
     """
     settings = Settings()
-    bearer = report.get("dead_bearer") or {}
-    encoding, limit = report.get("compression"), report.get("rate_limit")
+    report = {name: report.get(name) for name in _KINDS if _is_right(report, name)}
+    bearer, encoding = report.get("dead_bearer", {}), report.get("compression")
     return replace(
         settings,
         access_token_lifetime=_lifetime(report, settings.access_token_lifetime),
@@ -49,7 +71,7 @@ def settings_like(report: Mapping[str, Any]) -> Settings:
         fail_simultaneous_logins=report.get("is_quick_login_refused") is True,
         dead_bearer_status=403 if bearer.get("status") == 403 else 401,
         content_encoding=encoding if encoding in ("gzip", "deflate") else "",
-        rate_limit=limit if isinstance(limit, int) else None,
+        rate_limit=report.get("rate_limit"),
         shared_access_token=report.get("second_login_access") != "other",
         echo_state=report.get("state_echoed") is not False,
         pkce=report.get("pkce_verified") is True,
@@ -57,7 +79,15 @@ def settings_like(report: Mapping[str, Any]) -> Settings:
     )
 
 
+def _is_right(report: Mapping[str, Any], name: str) -> bool:
+    """True if a value is there, and can be what a check wrote."""
+    value, kind = report.get(name), _KINDS[name]
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool) and abs(value) < _MOST
+    return isinstance(value, kind)
+
+
 def _lifetime(report: Mapping[str, Any], default: float) -> float:
-    known = [report.get("lifetime"), report.get("refreshed_lifetime")]
-    longest = max((n for n in known if isinstance(n, int)), default=default)
+    known = [report[name] for name in ("lifetime", "refreshed_lifetime") if name in report]
+    longest = max(known, default=default)
     return default if abs(longest - default) <= 2 else longest  # it is told in whole seconds

@@ -21,11 +21,18 @@ from pathlib import Path
 from typing import Any, TextIO
 from urllib.parse import parse_qs, quote, urlsplit
 
+import anyio
 import httpx2
 import pytest
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse, RedirectResponse, Response
+from starlette.responses import (
+    HTMLResponse,
+    JSONResponse,
+    RedirectResponse,
+    Response,
+    StreamingResponse,
+)
 from starlette.routing import Route
 
 from cm_auth_middleware.cli import main
@@ -217,6 +224,8 @@ def test_a_server_that_does_what_is_expected_is_status_0(check: Any) -> None:
     assert settings_like(run.report) == Settings()
 
 
+DOUBT = "cm_auth_middleware.cli.live_login._DOUBT"
+GRACE = "cm_auth_middleware.cli.live_interruptions._GRACE"
 KNOBS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "scope": ({"scope_required": False}, ["scope", "scope, code"]),
     "pkce": ({"pkce": True}, ["PKCE"]),
@@ -243,7 +252,10 @@ KNOBS: dict[str, tuple[dict[str, Any], list[str]]] = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", KNOBS)
-def test_a_knob_is_reported_alone_and_can_be_replayed(check: Any, name: str) -> None:
+def test_a_knob_is_reported_alone_and_can_be_replayed(
+    check: Any, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(DOUBT, 0.2)
     knobs, topics = KNOBS[name]
     with simulator(**knobs) as server:
         run = check(server.url, "--yes")
@@ -341,6 +353,7 @@ def test_the_simulator_is_started_like_a_report(
     assert (settings["pkce"], settings["access_token_lifetime"]) == (True, 600)
 
 
+CANNOT_BE = "this report has a value that cannot be"
 BARE = {"schema": "cm-auth-live-check", "version": 1}
 
 
@@ -351,6 +364,13 @@ BARE = {"schema": "cm-auth-live-check", "version": 1}
         ("[]", "this is no report of cm-auth check --login"),
         ('{"schema": "x"}', "this is no report of cm-auth check --login"),
         (json.dumps({**BARE, "version": 2}), "this report is not of version 1"),
+        ("[" * 100_000, "this is no report of cm-auth check --login"),
+        (json.dumps({**BARE, "dead_bearer": "401"}), f"{CANNOT_BE}: dead_bearer"),
+        (json.dumps({**BARE, "dead_bearer": [403]}), f"{CANNOT_BE}: dead_bearer"),
+        (json.dumps({**BARE, "compression": ["gzip"]}), f"{CANNOT_BE}: compression"),
+        (json.dumps({**BARE, "lifetime": "12 h"}), f"{CANNOT_BE}: lifetime"),
+        (json.dumps({**BARE, "lifetime": True, "rate_limit": 10**400}), f"{CANNOT_BE}: lifetime, "),
+        (json.dumps({**BARE, "pkce_verified": "no"}), f"{CANNOT_BE}: pkce_verified"),
         (None, "the report cannot be read: No such file or directory"),
     ],
 )
@@ -366,8 +386,33 @@ def test_what_is_no_report_is_refused_in_one_sentence(
 
 def test_what_a_report_does_not_know_stays_at_its_default() -> None:
     assert settings_like(BARE) == Settings()
+    assert settings_like({**BARE, "dead_bearer": "x", "compression": []}) == Settings()
     odd = {"lifetime": "x", "rate_limit": "x", "dead_bearer": {"status": 500}, "compression": "br"}
     assert settings_like({**BARE, **odd}) == Settings()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--content-encoding", "foo"],
+        ["--content-encoding", "br"],
+        ["--dead-bearer-status", "500"],
+        ["--rate-limit", "-1"],
+        ["--latency", "nan"],
+        ["--token-latency", "-1"],
+        ["--snapshot-limit", "many"],
+    ],
+)
+def test_a_setting_that_the_simulator_cannot_do_is_refused(
+    capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        simulate(["--port", "0", *arguments])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1].split(": ")[1:3] == [
+        "error",
+        f"argument {arguments[0]}",
+    ]
 
 
 def test_there_are_reports_to_replay() -> None:
@@ -514,6 +559,18 @@ Judge = Callable[[dict[str, str]], bool]
 
 def judged(sim: Simulator, is_refused: Judge, status: int = 400) -> Any:
     """The simulator, but for the token calls that are refused before it sees them."""
+    return altered(sim, is_refused, JSONResponse({"error": "invalid_request"}, status), acts=False)
+
+
+def altered(sim: Simulator, is_meant: Judge, answer: Any, *, acts: bool = True) -> Any:
+    """The simulator, with another answer (an ASGI application) to some token calls.
+
+    Args:
+        acts: let the simulator do what it was asked for, and keep its own answer back.
+    """
+
+    async def swallow(_: Any) -> None:
+        return
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http" or scope["path"] != "/oauth/token":
@@ -521,22 +578,66 @@ def judged(sim: Simulator, is_refused: Judge, status: int = 400) -> Any:
             return
         request = Request(scope, receive)
         body = await request.body()
-        sent = False
 
-        async def again() -> Any:
-            nonlocal sent
-            if sent:
-                return await receive()
-            sent = True
-            return {"type": "http.request", "body": body}
+        def replayed() -> Any:
+            left = [{"type": "http.request", "body": body}]
+
+            async def again() -> Any:
+                return left.pop() if left else await receive()
+
+            return again
 
         form = {name: values[0] for name, values in parse_qs(body.decode()).items()}
-        if is_refused(form):
-            await JSONResponse({"error": "invalid_request"}, status)(scope, again, send)
-        else:
-            await sim(scope, again, send)
+        if not is_meant(form):
+            await sim(scope, replayed(), send)
+            return
+        if acts:
+            await sim(scope, replayed(), swallow)
+        await answer(scope, replayed(), send)
 
     return app
+
+
+class Nth:
+    """True for the n-th call of a grant type, without the codes that cannot exist."""
+
+    def __init__(self, grant_type: str, number: int) -> None:
+        self.grant_type, self.left = grant_type, number
+
+    def __call__(self, form: dict[str, str]) -> bool:
+        if form.get("grant_type") == self.grant_type and form.get("code", "")[:5] != "check":
+            self.left -= 1
+            return self.left == 0
+        return False
+
+
+async def cut_off(scope: Any, receive: Any, send: Any) -> None:
+    """Send less than was announced."""
+    await send(
+        {"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"9")]}
+    )
+    await send({"type": "http.response.body", "body": b"{", "more_body": False})
+
+
+class Trickle:
+    """Sends a space at a time, for longer than anybody should wait.
+
+    Attributes:
+        begun, finished: the number of answers.
+    """
+
+    def __init__(self) -> None:
+        self.begun = self.finished = 0
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        self.begun += 1
+        await StreamingResponse(self._spaces())(scope, receive, send)
+
+    async def _spaces(self) -> Any:
+        for _ in range(300):
+            yield b" "
+            await anyio.sleep(0.05)
+        self.finished += 1
 
 
 def lacks_scope(form: dict[str, str]) -> bool:
@@ -622,7 +723,7 @@ def test_a_huge_answer_breaks_the_check_off(check: Any) -> None:
     with AppServer(server.app, lifespan="off") as served:
         run = check(served.url)
     assert run.status == 2
-    assert "its answer has more than a megabyte" in run.lines("✗")[0]
+    assert "the server's answer is too large" in run.lines("✗")[0]
 
 
 def test_a_provider_of_ones_own_is_asked_in_its_own_way(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -730,6 +831,7 @@ def test_what_a_server_calls_its_things_is_not_trusted() -> None:
         "…",
     ]
     assert names(["aaaaaaaa-1111"], {"aaaaaaaa-1111"}) == ["…"]
+    assert names(["abc", "abcd"], {"abc"}) == ["abcd", "…"]  # too short to be found in words
     assert [known_error(error) for error in ("invalid_grant", "secret", None, 7)] == [
         "invalid_grant",
         "another",
@@ -741,6 +843,46 @@ def test_what_a_server_calls_its_things_is_not_trusted() -> None:
         "Bearer",
         "another",
     ]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "3f2a77c1-9b0e-4d55-8a61-0c4de2b7f913",
+        "X-3f2a77c1-9b0e-4d55-8a61-0c4de2b7f913",
+        "x3F2A77C19B0E4D558A610C4DE2B7F913",
+        "token_8a61_0c4de2b7f913",
+        "of-0c4de2b7f913-10003",
+        "code-AbCdEf",
+        "anna_example_com",
+    ],
+)
+def test_a_name_with_a_piece_of_a_secret_is_hidden(name: str) -> None:
+    token = "3f2a77c1-9b0e-4d55-8a61-0c4de2b7f913:10003"
+    assert names([name, "content-type", "userId"], {token, "AbCdEf", ANNA, ""}) == [
+        "content-type",
+        "userId",
+        "…",
+    ]
+
+
+def test_a_server_that_makes_names_of_its_secrets_gets_none_into_the_report(check: Any) -> None:
+    sim = Simulator()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        token = dict(scope.get("headers", ())).get(b"authorization", b"Bearer -")[7:]
+
+        async def named(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], (b"x-" + token[:36], b"1")]
+            await send(message)
+
+        await sim(scope, receive, named)
+
+    with AppServer(app, lifespan="off") as server:
+        run = check(server.url)
+    assert "…" in run.report["dead_bearer"]["headers"]
+    assert not re.search(r"[0-9a-f]{8}-[0-9a-f]{4}", run.output + json.dumps(run.report))
 
 
 @pytest.mark.parametrize(
@@ -814,6 +956,7 @@ def test_a_second_login_that_is_cancelled_is_none(check: Any) -> None:
     assert run.status == 0
     assert run.topics("–") == ["PKCE", "second login"]
     assert "The login was cancelled" in run.output
+    assert "second login  gave no tokens that can be compared" in run.output
 
 
 def test_a_second_login_of_another_account_is_not_compared(check: Any) -> None:
@@ -827,7 +970,23 @@ def test_a_second_login_of_another_account_is_not_compared(check: Any) -> None:
         run = check(server.url, "--yes", person=person)
         assert is_clean(server)
     assert run.topics("–") == ["second login"]
+    assert "was of another account" in run.lines("–")[0]
     assert run.status == 0
+
+
+def test_a_second_login_whose_user_is_not_known_is_not_compared(check: Any) -> None:
+    sim = Simulator()
+
+    def spoil(form: dict[str, str]) -> bool:
+        if second(form):
+            sim.fail_api(500, path="*/users/self")
+        return False
+
+    second = Nth("authorization_code", 2)
+    with AppServer(judged(sim, spoil), lifespan="off") as server:
+        run = check(server.url, "--yes")
+    assert (sim.access_tokens, sim.refresh_tokens) == (0, 0)
+    assert "gave no tokens that can be compared" in run.lines("–")[0]
 
 
 def test_a_login_that_the_server_refuses_is_status_2(check: Any) -> None:
@@ -868,6 +1027,45 @@ def test_the_listener_takes_one_callback_of_its_own_login_only(check: Any) -> No
         assert is_clean(server)
     assert statuses == [404, 400, 400, 400, 200, 400]
     assert run.status == 0, run.output
+
+
+@pytest.mark.parametrize("query", ["error=access_denied", "code=AbCdEf"])
+def test_a_callback_without_state_is_not_believed_if_the_right_one_follows(
+    check: Any, query: str
+) -> None:
+    def person(url: str) -> None:
+        callback = parse_qs(urlsplit(url).query)["redirect_uri"][0]
+        for _ in range(2):
+            httpx2.get(f"{callback}?{query}")
+        accept(url)
+
+    with simulator() as server:
+        run = check(server.url, "--yes", person=person)
+        assert is_clean(server)
+    assert run.status == 0, run.output
+    assert run.report["logins"] == 2
+
+
+def test_a_server_that_does_not_echo_state_is_believed_after_a_while(
+    check: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(DOUBT, 0.2)
+    with simulator(echo_state=False) as server:
+        run = check(server.url)
+        assert is_clean(server)
+    assert run.topics("✗") == ["state"]
+
+
+def test_to_paste_the_address_a_private_window_is_advised(
+    check: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In another window, an application with a session goes on, and the address is gone."""
+    monkeypatch.setattr("webbrowser.open", lambda _: pytest.fail("this is no private window"))
+    with simulator() as server:
+        run = check(server.url, "--paste", typed="\n", person=print, no_browser=False)
+    before, _, after = run.output.partition("\n  http")
+    assert "Open this address in a private window" in before
+    assert "If\nthe address has no code=, stop the application" in after
 
 
 @pytest.mark.parametrize("arguments", [(), ("--paste",)])
@@ -1098,7 +1296,238 @@ def test_an_interruption_leaves_no_token(env: Any, when: str, number: int, tmp_p
         assert server.simulator.token_calls("authorization_code")[-1].status == 200
         assert is_clean(server)
     assert "Interrupted. Revoking what was obtained." in output
+    assert "everything that this check obtained is revoked" in output
     assert "Traceback" not in output
+
+
+def test_an_answer_that_never_ends_is_not_waited_for(check: Any) -> None:
+    trickle, sim = Trickle(), Simulator()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        is_user = scope["type"] == "http" and scope["path"].endswith("/users/self")
+        answers = trickle if is_user and sim.token_calls("authorization_code")[2:] else sim
+        await answers(scope, receive, send)
+
+    with AppServer(app, lifespan="off") as server:
+        run = check(server.url, timeout="0.5")
+        assert (trickle.begun, trickle.finished) == (1, 0)
+        assert (sim.access_tokens, sim.refresh_tokens) == (0, 0)
+    assert run.status == 2
+    assert "the check breaks off here: the server did not answer in time" in run.output
+    assert run.report["not_revoked"] == 0
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_an_interruption_ends_an_answer_that_never_ends(
+    check: Any, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    """A second one is not even given the time that the first one leaves."""
+    monkeypatch.setattr(GRACE, 0.2 if times == 1 else 60.0)
+    trickle = Trickle()
+
+    def person(url: str) -> None:
+        accept(url)
+        for _ in range(times):
+            while not trickle.begun:
+                time.sleep(0.01)
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.2)  # or two signals are one
+
+    app = altered(Simulator(), Nth("authorization_code", 1), trickle)
+    with AppServer(app, lifespan="off") as server:
+        run = check(server.url, person=person, timeout="60")
+        assert trickle.finished == 0
+    assert run.status == 1
+    assert run.report["outcome"] == "cancelled"
+    assert "Interrupted in the middle of a login." in run.output
+    assert "tokens may live on" in run.lines("✗")[0]
+    assert run.report["not_revoked"] == run.report["perhaps_not_revoked"] == 1
+
+
+def test_an_interruption_ends_the_wait_for_a_rate_limit(check: Any) -> None:
+    def person(url: str) -> None:
+        server.simulator.settings.rate_limit = 0
+        accept(url)
+        while [call for call in server.simulator.requests if call.status == 429] == []:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with simulator() as server:
+        run = check(server.url, person=person)
+        assert is_clean(server)
+        assert len([call for call in server.simulator.requests if call.status == 429]) == 1
+    assert run.status == 1
+    assert "Interrupted before a login: nothing was obtained" in run.output
+
+
+def test_a_further_interruption_does_not_end_the_revocation(check: Any) -> None:
+    """It comes during a DELETE that is refused; a refresh and a DELETE have to follow."""
+    sim, deletes = Simulator(), []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http" and scope["method"] == "DELETE":
+            deletes.append(scope["path"])
+            if len(deletes) == 1:
+                os.kill(os.getpid(), signal.SIGINT)
+                await JSONResponse({"error": "invalid_token"}, 401)(scope, receive, send)
+                return
+        await sim(scope, receive, send)
+
+    typed = io.StringIO()
+    typed.readline = lambda: signal.raise_signal(signal.SIGINT)  # type: ignore[method-assign]
+    with AppServer(app, lifespan="off") as server:
+        run = check(server.url, typed=typed)
+    assert (sim.access_tokens, sim.refresh_tokens) == (0, 0)
+    assert len(deletes) == 2
+    assert run.status == 1
+    assert "everything that this check obtained is revoked" in run.output
+
+
+def test_an_interruption_of_the_last_revocation_is_no_failure(check: Any) -> None:
+    """It comes too late for anything but the end."""
+    sim = Simulator()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http" and scope["method"] == "DELETE":
+            os.kill(os.getpid(), signal.SIGINT)
+        await sim(scope, receive, send)
+
+    def person(url: str) -> None:
+        sim.fail_api("drop", path="*/users/self")
+        accept(url)
+
+    with AppServer(app, lifespan="off") as server:
+        run = check(server.url, person=person)
+    assert (sim.access_tokens, sim.refresh_tokens) == (0, 0)
+    assert run.status == 2
+    assert "everything that this check obtained is revoked" in run.output
+
+
+# -- answers that are lost -----------------------------------------------------------------
+
+SQL = {"error": "server_error", "error_description": "SQL [insert into oauth_access_token]"}
+LOST = {
+    "cut off": cut_off,
+    "500": JSONResponse(SQL, 500),
+    "no JSON": HTMLResponse("<h1>Welcome</h1>"),
+    "br": Response("{}", headers={"Content-Encoding": "br"}),
+}
+
+
+@pytest.mark.parametrize("how", LOST)
+def test_tokens_of_a_login_whose_answer_is_lost_may_live_on(check: Any, how: str) -> None:
+    sim = Simulator()
+    app = altered(sim, Nth("authorization_code", 1), LOST[how])
+    with AppServer(app, lifespan="off") as server:
+        run = check(server.url)
+    assert (sim.access_tokens, sim.refresh_tokens) == (1, 1)
+    assert run.status == (2 if how == "cut off" else 1)
+    said = " ".join(run.lines("✗"))
+    assert "tokens may live on" in said
+    assert "about 43199 s (12 h) by the guide, a refresh token until its user logs out" in said
+    assert run.report["not_revoked"] == run.report["perhaps_not_revoked"] == 1
+    assert "everything that this check obtained" not in run.output
+    assert "is refused" not in run.output
+    assert not run.lines("–")
+    says = {
+        "500": "fails (500, server_error): nobody can log in",
+        "no JSON": "is answered 200, without an access token that can be read: nobody can log in",
+        "br": "is answered 200, without an access token that can be read: nobody can log in",
+    }
+    assert says.get(how, "") in run.output
+
+
+@pytest.mark.parametrize("how", LOST)
+def test_tokens_of_a_refresh_whose_answer_is_lost_may_live_on(check: Any, how: str) -> None:
+    """With rotation, neither the old refresh token nor the old access token can end them."""
+    sim = Simulator(Settings(rotate_refresh_tokens=True))
+    app = altered(sim, Nth("refresh_token", 1), LOST[how])
+    with AppServer(app, lifespan="off") as server:
+        run = check(server.url)
+    assert (sim.access_tokens, sim.refresh_tokens) == (1, 1)
+    said = " ".join(run.lines("✗"))
+    assert "tokens may live on" in said
+    assert re.search(r"about 4319\d s \(12 h\), a refresh token until its user logs out", said)
+    assert run.report["not_revoked"] == run.report["perhaps_not_revoked"] == 1
+    assert run.report["refresh_gives"] == ("" if how == "cut off" else "failed")
+    assert run.report["dead_refresh_token"] is None or how != "cut off"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(1, 9))
+def test_each_refresh_that_fails_is_counted(check: Any, number: int) -> None:
+    sim = Simulator(Settings(rotate_refresh_tokens=True))
+    nth = Nth("refresh_token", number)
+    with AppServer(altered(sim, nth, LOST["500"]), lifespan="off") as server:
+        run = check(server.url, "--yes")
+    if nth.left > 0:  # there were not as many
+        assert (run.report["not_revoked"], sim.access_tokens) == (0, 0)
+        return
+    assert run.report["not_revoked"] == run.report["perhaps_not_revoked"] == 1, run.output
+    assert "tokens may live on" in run.output
+    assert not sim.access_tokens or number != 7
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(2, 6))
+def test_each_further_login_that_is_lost_is_counted(check: Any, number: int) -> None:
+    sim = Simulator(Settings(pkce=True, scope_required=False, shared_access_token=False))
+    app = altered(sim, Nth("authorization_code", number), LOST["no JSON"])
+    with AppServer(app, lifespan="off") as server:
+        run = check(server.url, "--yes")
+    assert run.report["not_revoked"] == run.report["perhaps_not_revoked"] == 1, run.output
+    assert "gave no tokens that can be compared" in run.output
+    assert run.report["outcome"] == "complete"
+
+
+def test_a_request_that_was_not_sent_gave_nothing(check: Any) -> None:
+    """The server is gone when the code is to be exchanged."""
+    sim = Simulator()
+    server = AppServer(sim, lifespan="off")
+
+    def person(url: str) -> None:
+        query = parse_qs(urlsplit(url).query)
+        server.__exit__(None, None, None)
+        httpx2.get(f"{query['redirect_uri'][0]}?code=AbCdEf&state={query['state'][0]}")
+
+    with server:
+        run = check(server.url, person=person)
+    assert run.status == 2
+    assert "the connection was refused" in run.output
+    assert run.report["not_revoked"] == 0
+
+
+def test_a_refusal_that_says_no_end_leaves_it_open_if_all_is_revoked(check: Any) -> None:
+    sim = Simulator(Settings(access_token_lifetime=0))
+    app = judged(sim, lambda form: "refresh_token" in form)
+    with AppServer(app, lifespan="off") as server:
+        run = check(server.url)
+    assert sim.refresh_tokens == 1
+    assert run.report["not_revoked"] == 1
+    assert "revocation" in run.topics("✗")
+
+
+@pytest.mark.parametrize("encoding", ["x-gzip", "GZIP", "deflate"])
+def test_an_encoding_that_the_middleware_reads_is_read(check: Any, encoding: str) -> None:
+    sim = Simulator(Settings(content_encoding="deflate" if encoding == "deflate" else "gzip"))
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        async def renamed(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [
+                    (name, encoding.encode() if name.lower() == b"content-encoding" else value)
+                    for name, value in message["headers"]
+                ]
+            await send(message)
+
+        await sim(scope, receive, renamed)
+
+    with AppServer(app, lifespan="off") as server:
+        run = check(server.url)
+    assert (sim.access_tokens, sim.refresh_tokens) == (0, 0)
+    assert run.topics("!") == ["compression"], run.output
+    assert run.report["compression"] == encoding.lower().removeprefix("x-")
+    assert not run.lines("✗")
 
 
 def test_an_interruption_before_the_login_revokes_nothing(check: Any) -> None:
