@@ -1344,20 +1344,52 @@ def test_an_interruption_ends_an_answer_that_never_ends(
     assert run.report["not_revoked"] == run.report["perhaps_not_revoked"] == 1
 
 
-def test_an_interruption_ends_the_wait_for_a_rate_limit(check: Any) -> None:
+def test_an_interruption_ends_the_wait_for_a_rate_limit(
+    check: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("_LONGEST_WAIT", "_MOST_PATIENCE"):
+        monkeypatch.setattr(f"cm_auth_middleware.cli.live_server.{name}", 600.0)
+    sim, refused, begun = Simulator(), threading.Event(), time.monotonic()
+
+    async def refuse(scope: Any, receive: Any, send: Any) -> None:
+        answer = JSONResponse({}, 429, headers={"Retry-After": "600"})
+        await answer(scope, receive, send)
+        refused.set()
+
     def person(url: str) -> None:
-        server.simulator.settings.rate_limit = 0
         accept(url)
-        while [call for call in server.simulator.requests if call.status == 429] == []:
-            time.sleep(0.01)
+        refused.wait(10)
         os.kill(os.getpid(), signal.SIGINT)
 
-    with simulator() as server:
+    app = altered(sim, Nth("authorization_code", 1), refuse, acts=False)
+    with AppServer(app, lifespan="off") as server:
         run = check(server.url, person=person)
-        assert is_clean(server)
-        assert len([call for call in server.simulator.requests if call.status == 429]) == 1
+    assert (sim.access_tokens, sim.refresh_tokens) == (0, 0)
+    assert time.monotonic() - begun < 60  # a tenth of what was to be waited
     assert run.status == 1
     assert "Interrupted before a login: nothing was obtained" in run.output
+
+
+def test_an_interruption_after_another_does_not_end_the_command(
+    check: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes while the command says that it was interrupted."""
+    write = Person.write
+
+    def write_and_interrupt(self: Person, text: str) -> int:
+        if "Interrupted. Revoking" in text:
+            signal.raise_signal(signal.SIGINT)
+        return write(self, text)
+
+    monkeypatch.setattr(Person, "write", write_and_interrupt)
+    typed = io.StringIO()
+    typed.readline = lambda: signal.raise_signal(signal.SIGINT)  # type: ignore[method-assign]
+    with simulator() as server:
+        run = check(server.url, typed=typed)
+        assert is_clean(server)
+    assert run.status == 1
+    assert "everything that this check obtained is revoked" in run.output
+    assert run.report["outcome"] == "cancelled"
 
 
 def test_a_further_interruption_does_not_end_the_revocation(check: Any) -> None:
