@@ -170,7 +170,7 @@ def _announce(config: CMAuthConfig) -> None:
     say(f"This check logs in at {shown_url(config.base_url)} and finds out how it behaves.")
     say("- You log in once, in your browser, with an account of yours. A test account is best:")
     say("  CameraManager may give every login of an account the same tokens, and this check")
-    say("  ends them. Whoever uses the account by this API key then has to log in again.")
+    say("  ends them. Other browsers of the account then have to log in again at the application.")
     say("- It renews the tokens a few times, reads users/self, and revokes the tokens at its end.")
     say("- It prints and writes no token, code, password or e-mail address.")
     say()
