@@ -56,6 +56,8 @@ from cm_auth_middleware.tokens.provider import CAMERAMANAGER
 from ..helpers.servers import free_port
 from ..helpers.world import SECRET_KEY
 
+pytestmark = pytest.mark.slow  # a server and a login for each
+
 REPORTS = Path(__file__).parents[1] / "live_reports"
 ANNA, BOB = "anna@example.com", "bob@example.com"
 _URL = re.compile(r"^  (http\S+)$", re.M)
@@ -250,7 +252,6 @@ KNOBS: dict[str, tuple[dict[str, Any], list[str]]] = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", KNOBS)
 def test_a_knob_is_reported_alone_and_can_be_replayed(
     check: Any, monkeypatch: pytest.MonkeyPatch, name: str
@@ -271,7 +272,6 @@ def test_a_knob_is_reported_alone_and_can_be_replayed(
     )
 
 
-@pytest.mark.slow
 def test_a_rate_limit_is_waited_for_and_reported(check: Any) -> None:
     sims: list[Simulator] = []
 
@@ -309,7 +309,6 @@ def test_every_setting_that_a_login_shows_has_a_test() -> None:
     assert set(Settings.__slots__) == tried | unseen
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("path", sorted(REPORTS.glob("*.json")), ids=lambda path: path.stem)
 def test_a_report_from_a_file_is_replayed(check: Any, path: Path) -> None:
     """What a simulator does that was made from a report is what the report says."""
@@ -335,7 +334,6 @@ def levels(report: dict[str, Any]) -> set[tuple[str, str]]:
     return {(finding["topic"], finding["is"]) for finding in report["findings"]}
 
 
-@pytest.mark.slow
 def test_the_simulator_is_started_like_a_report(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -495,7 +493,6 @@ OPAQUE = {"access_token": "Zm9vYmFy", "token_type": "Bearer", "expires_in": 4319
 FULL = {**OPAQUE, "refresh_token": "YmFyZm9v"}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("server", "marks"),
     [
@@ -644,7 +641,6 @@ def lacks_scope(form: dict[str, str]) -> bool:
     return form.get("grant_type") == "authorization_code" and "scope" not in form
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("pkce", [False, True])
 def test_a_scope_that_only_the_exchange_needs_is_found_out(check: Any, pkce: bool) -> None:
     """With PKCE, the refused attempts spend the code, and the third login shows the scope only."""
@@ -792,7 +788,6 @@ def test_an_encoding_that_cannot_be_read_is_an_error() -> None:
 # -- secrets -------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["repeats", "phantom", "family", "own tokens"])
 def test_no_secret_is_printed_or_written(check: Any, tmp_path: Path, name: str) -> None:
     sim = Simulator(Settings(**KNOBS[name][0], **({} if name == "repeats" else LEAKY)))
@@ -1262,7 +1257,6 @@ def test_an_access_token_that_is_dead_at_once_ends_nothing_early(check: Any) -> 
     assert run.topics("✗") == ["user", "logout", "revocation"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("when", ["asked", "tokens"])
 def test_an_interruption_leaves_no_token(env: Any, when: str, number: int, tmp_path: Path) -> None:
@@ -1485,7 +1479,6 @@ def test_tokens_of_a_refresh_whose_answer_is_lost_may_live_on(check: Any, how: s
     assert run.report["dead_refresh_token"] is None or how != "cut off"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("number", range(1, 9))
 def test_each_refresh_that_fails_is_counted(check: Any, number: int) -> None:
     sim = Simulator(Settings(rotate_refresh_tokens=True))
@@ -1500,7 +1493,6 @@ def test_each_refresh_that_fails_is_counted(check: Any, number: int) -> None:
     assert not sim.access_tokens or number != 7
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("number", range(2, 6))
 def test_each_further_login_that_is_lost_is_counted(check: Any, number: int) -> None:
     sim = Simulator(Settings(pkce=True, scope_required=False, shared_access_token=False))
