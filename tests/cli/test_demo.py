@@ -48,6 +48,7 @@ def test_the_dashboard_shows_no_character_that_nobody_sees(cm_simulator, cm_logi
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", page)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_demo_serves_a_login_and_cameras_and_ends_cleanly(demo, number) -> None:
     words = told(demo)
@@ -74,6 +75,7 @@ def test_the_demo_serves_a_login_and_cameras_and_ends_cleanly(demo, number) -> N
     assert out.rstrip().endswith("Stopped.")
 
 
+@pytest.mark.slow
 def test_a_port_in_use_is_one_clear_sentence() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -160,6 +160,7 @@ def test_many_requests_at_expiry_make_one_token_call(cm, site) -> None:
     assert len(cm.simulator.token_calls("refresh_token")) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("timeout", [8.0])
 def test_hundreds_of_requests_that_are_refused_at_once_all_get_the_new_token(cm, site) -> None:
     """Each kept a connection until it had the token, which found none of httpx2's 100 left."""
