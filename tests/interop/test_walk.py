@@ -146,7 +146,8 @@ def test_a_dead_refresh_token_leads_to_the_login(server: Spring, place: Site) ->
         server.lifetimes()
         time.sleep(1.2)
         assert _is_led_to_login(anna, place, server)
-        assert server.state()["requests"][-1]["status"] == 401  # of the refresh
+        # Of the refresh; with rotation the refresh token before it may have been tried, too.
+        assert 401 in [call["status"] for call in server.state()["requests"][-2:]]
         assert anna.enter(f"{place.origin}/cameras").json() == CAMERAS[ANNA]
 
 
