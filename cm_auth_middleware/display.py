@@ -46,7 +46,6 @@ _OPTIONS = {
     "ssl_check_hostname": _WORD,
     "sslmode": re.compile(r"[a-z-]{1,16}"),
     "sslrootcert": _FILE,
-    "table": re.compile(r"[a-z0-9_.]{1,128}"),
     "target_session_attrs": re.compile(r"[a-z-]{1,16}"),
     "timeout": _NUMBER,
 }
@@ -132,7 +131,7 @@ def _location(scheme: str, hosts: str, path: str) -> str | None:
         return None
     if scheme in ("http", "https"):
         known = _CALLBACK
-    elif scheme.endswith("+sentinel") or not scheme.startswith(("redis", "valkey")):
+    elif scheme.endswith("+sentinel"):
         known = _NAMED
     else:
         known = _NUMBERED

@@ -224,7 +224,7 @@ def test_what_may_be_the_secret_is_shown_as_no_id(run: Run) -> None:
         ("sqlite:////nowhere/at/all/sessions.db", 2, "there is no folder /nowhere/at/all"),
         ("sqlite://sessions.db", 2, "needs the path of a file"),
         ("redis://:hunter2@127.0.0.1:9/0", 2, "127.0.0.1:9"),
-        ("postgresql://cm:hunter2@127.0.0.1:9/db", 2, "127.0.0.1:9/db cannot be reached"),
+        ("postgresql://cm:hunter2@127.0.0.1:9/db", 2, "127.0.0.1:9/… cannot be reached"),
     ],
 )
 def test_a_store_that_does_not_serve(run: Run, store: str, level: int, says: str) -> None:

@@ -917,11 +917,11 @@ def test_an_unknown_option_is_named() -> None:
 
 def test_a_name_without_secrets() -> None:
     for url, name in (
-        (f"postgres://u:{QUOTED}@h:1/db?sslmode=require", "postgres://h:1/db"),
-        (f"postgresql://u:{QUOTED}@a,b:2/db", "postgresql://a,b:2/db"),
-        (f"postgresql://h/db?password={QUOTED}", "postgresql://h/db"),
-        ("postgresql:///db?host=/var/run/postgresql", "postgresql:///db"),
-        (f"postgresql://u:{QUOTED}@[::1]:2/db", "postgresql://[::1]:2/db"),
+        (f"postgres://u:{QUOTED}@h:1/db?sslmode=require", "postgres://h:1/…"),
+        (f"postgresql://u:{QUOTED}@a,b:2/db", "postgresql://a,b:2/…"),
+        (f"postgresql://h/db?password={QUOTED}", "postgresql://h/…"),
+        ("postgresql:///db?host=/var/run/postgresql", "postgresql:///…"),
+        (f"postgresql://u:{QUOTED}@[::1]:2/db", "postgresql://[::1]:2/…"),
     ):
         assert repr(PostgresStore(url)) == f"<PostgresStore {name}>"
 

@@ -278,10 +278,10 @@ def test_without_opentelemetry_nothing_is_imported_and_all_works(side: str) -> N
         browser = await world.login()
         world.clock.tick(43_300)
         status = (await browser.get("/cameras")).status_code
-        side = world.engine._async or world.engine._threads
+        services = world.engine._async or world.engine._threads
         await world.close()
         names = [name for name in sys.modules if name.startswith("opentelemetry.")]
-        print(json.dumps([status, names, type(side.sessions.store).__name__]))
+        print(json.dumps([status, names, type(services.sessions.store).__name__]))
         """,
     )
     assert found == [200, [], "MemoryStore"]
