@@ -14,7 +14,7 @@ from playwright.sync_api import Browser, BrowserContext, Page, expect
 from cm_auth_middleware.testing import AppServer, SimulatorServer
 from tests.helpers.world import SECRET_KEY
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 
 def dashboard(cm: SimulatorServer):

@@ -31,6 +31,8 @@ from tests.helpers.apps import make_app, make_wsgi_app
 from tests.helpers.servers import WSGIServer
 from tests.helpers.world import HTML, SECRET_KEY
 
+pytestmark = pytest.mark.slow  # a server of its own for each
+
 
 async def big(request: Request) -> Response:
     cm = request.state.cm
@@ -160,7 +162,6 @@ def test_many_requests_at_expiry_make_one_token_call(cm, site) -> None:
     assert len(cm.simulator.token_calls("refresh_token")) == 1
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("timeout", [8.0])
 def test_hundreds_of_requests_that_are_refused_at_once_all_get_the_new_token(cm, site) -> None:
     """Each kept a connection until it had the token, which found none of httpx2's 100 left."""
@@ -197,7 +198,6 @@ def test_routes_that_occupy_every_thread_leave_one_to_the_refresh(
     assert Counter(answer.status for answer in answers) == {200: 60}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("timeout", [20.0])
 def test_a_hundred_long_answers_keep_nobody_waiting(cm, site) -> None:
     with closing(log_in(site)) as browser:
@@ -206,7 +206,6 @@ def test_a_hundred_long_answers_keep_nobody_waiting(cm, site) -> None:
         assert is_served_before(views, lambda: browser.get("/cameras"))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("timeout", [20.0])
 def test_a_login_needs_no_connection_that_the_clients_could_take(cm, few, site) -> None:
     with closing(log_in(site)) as browser:
@@ -215,7 +214,6 @@ def test_a_login_needs_no_connection_that_the_clients_could_take(cm, few, site) 
         assert is_served_before(views, lambda: log_in(site).close())
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("timeout", [20.0])
 def test_who_waits_for_a_new_token_takes_no_connection_from_others(cm, few, site) -> None:
     with closing(log_in(site)) as anna:
@@ -226,7 +224,6 @@ def test_who_waits_for_a_new_token_takes_no_connection_from_others(cm, few, site
             assert is_served_before(waiting, lambda: bob.get("/cameras"))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("timeout", [5.0])
 @pytest.mark.parametrize("seconds", [0.05, 0.5])
 def test_viewers_who_leave_give_their_connections_back(cm, few, site, seconds) -> None:
@@ -275,7 +272,6 @@ def test_a_streamed_body_is_repeated_while_it_is_small(cm, site, size, first) ->
     assert again.json()["length"] == len(body)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("what", ["hang", "drop", "lost"])
 def test_a_token_endpoint_that_does_not_answer_is_503_and_nobody_is_logged_out(
     cm, site, what
