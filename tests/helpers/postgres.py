@@ -178,6 +178,13 @@ class PostgresServer:
         query = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'cm_auth'"
         return int(self.command(query)[0][0])
 
+    def loses_its_clients(self) -> None:
+        """Wait until no connection is left: a backend ends some time after its client went."""
+        deadline = time.monotonic() + 10
+        while self.clients():
+            assert time.monotonic() < deadline, "connections are left"
+            time.sleep(0.02)
+
     def _signal(self, number: int) -> None:
         assert self._process is not None
         pid = self._process.pid
