@@ -59,6 +59,7 @@ def wait_for(client: httpx2.Client, process: subprocess.Popen[bytes]) -> None:
             return
 
 
+@pytest.mark.slow
 def test_prometheus_reads_logins_sessions_and_times(prometheus) -> None:
     client, cm = prometheus
     start = client.get("/cameras", headers={"Accept": "text/html"})

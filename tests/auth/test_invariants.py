@@ -567,8 +567,8 @@ class MixedSite(Site):
     second = "wsgi"
 
 
-def case_of(site: type[Site], few: int) -> Any:
-    case = site.TestCase
+def case_of(site: type[Site], few: int, *marks: pytest.MarkDecorator) -> Any:
+    case = type(site)(f"{site.__name__}Of{few}", (site,), {}).TestCase
     case.settings = settings(
         max_examples=_HISTORIES or few,
         stateful_step_count=60 if _HISTORIES else 30,
@@ -578,9 +578,11 @@ def case_of(site: type[Site], few: int) -> Any:
         suppress_health_check=list(HealthCheck),
         print_blob=bool(_HISTORIES),
     )
-    case.pytestmark = [pytest.mark.timeout(max(120, 10 * _HISTORIES))]
+    case.pytestmark = [pytest.mark.timeout(max(120, 10 * _HISTORIES)), *marks]
     return case
 
 
-TestInvariants = case_of(Site, 30)
-TestInvariantsOfBothShells = case_of(MixedSite, 10)
+TestInvariants = case_of(Site, 8)
+TestInvariantsOfBothShells = case_of(MixedSite, 3)
+TestInvariantsAtLength = case_of(Site, 60, pytest.mark.slow)
+TestInvariantsOfBothShellsAtLength = case_of(MixedSite, 20, pytest.mark.slow)

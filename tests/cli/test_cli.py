@@ -282,6 +282,7 @@ def test_a_certificate_that_nobody_signed(run: Run, tmp_path: Path) -> None:
     assert "TLS certificate is not trusted: self" in lines(result, "error")[0]
 
 
+@pytest.mark.slow
 def test_tls_to_a_server_without_it(run: Run) -> None:
     with answering() as port:
         result = run("check", base_url=f"https://127.0.0.1:{port}")
@@ -289,6 +290,7 @@ def test_tls_to_a_server_without_it(run: Run) -> None:
     assert "TLS failed" in lines(result, "error")[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("off", "level"), [(0, 1), (120, 1), (4000, 2), (-4000, 2)])
 def test_a_clock_that_is_wrong(run: Run, off: int, level: int) -> None:
     with answering(date=formatdate(time.time() + off, usegmt=True)) as port:
@@ -298,6 +300,7 @@ def test_a_clock_that_is_wrong(run: Run, off: int, level: int) -> None:
     assert ("seconds off" in result.output) is (off != 0)
 
 
+@pytest.mark.slow
 def test_a_server_that_does_not_tell_the_time(run: Run) -> None:
     with answering(date="yesterday") as port:
         result = run("check", base_url=f"http://127.0.0.1:{port}")
@@ -324,6 +327,7 @@ def test_a_redirect_uri_that_cameramanager_does_not_know(run: Run, cm: Simulator
     assert "login page answers 400" in lines(result, "error")[0]
 
 
+@pytest.mark.slow
 def test_a_login_page_that_cannot_be_seen(run: Run) -> None:
     with answering(drops="/oauth/authorize") as port:
         uri = f"http://127.0.0.1:{port}/auth/callback"
@@ -395,6 +399,7 @@ def test_another_application_at_redirect_uri_is_a_warning(run: Run) -> None:
     assert "answers 404, not as the middleware does" in lines(result, "warning")[0]
 
 
+@pytest.mark.slow
 def test_a_script_sees_the_status(env: dict[str, str]) -> None:
     clean = {k: v for k, v in os.environ.items() if not k.startswith("CM_AUTH_")}
     command = [sys.executable, "-m", "cm_auth_middleware.cli", "check", "--quiet"]

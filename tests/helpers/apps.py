@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import json
 from typing import Any
 
@@ -105,6 +107,13 @@ async def websocket(socket: WebSocket) -> None:
 
 def make_wsgi_app() -> flask.Flask:
     """The same application in Flask; it reads the client and the session from the proxies."""
+    app = copy.copy(_flask_app())
+    app.extensions, app.config = {}, copy.copy(app.config)
+    return app
+
+
+@functools.cache  # each world has an application of its own, and to compile the routes takes 7 ms
+def _flask_app() -> flask.Flask:
     app = flask.Flask(__name__, static_folder=None)
 
     @app.route("/", methods=["GET", "POST", "PUT", "DELETE"])

@@ -430,6 +430,7 @@ def tokens_in_memory() -> set[str]:
     return {found.access_token for found in gc.get_objects() if isinstance(found, Tokens)}
 
 
+@pytest.mark.slow  # it looks at every object of the process, twice
 @pytest.mark.parametrize("end", ["logged out elsewhere", "left alone"])
 async def test_the_tokens_of_a_session_do_not_stay_in_memory_when_it_is_over(
     make_world, world: World, end: str

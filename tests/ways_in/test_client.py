@@ -216,6 +216,7 @@ async def test_what_one_request_changes_in_its_client_no_other_finds(make_world,
     assert shared == {"_transport", "_mounts"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", ["wsgi"])
 async def test_threads_that_share_a_client_from_its_first_use_all_send_the_bearer(
     make_world,
