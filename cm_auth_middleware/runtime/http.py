@@ -70,6 +70,7 @@ class _BoundedStream(httpx2.AsyncByteStream, httpx2.SyncByteStream):
         self._stream = stream
         self._total = 0
         self._is_compressed = is_compressed
+        self._begin = b""  # what came before the first decoded byte
         self._decoder = zlib.decompressobj(wbits=47)  # the header tells gzip from zlib
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
@@ -91,19 +92,18 @@ class _BoundedStream(httpx2.AsyncByteStream, httpx2.SyncByteStream):
     def _decoded(self, chunk: bytes) -> bytes:
         # One byte too many is enough to refuse it: a small body may decode to gigabytes.
         room = MAX_BODY - self._total + 1
+        if self._total == 0:
+            self._begin += chunk
         try:
             return self._decoder.decompress(chunk, room)
         except zlib.error:
             pass
         if self._total == 0:  # some servers send deflate without its header (RFC 9110 §8.4.1.2)
-            raw = zlib.decompressobj(wbits=-15)
+            self._decoder = zlib.decompressobj(wbits=-15)
             try:
-                decoded = raw.decompress(chunk, room)
+                return self._decoder.decompress(self._begin, room)
             except zlib.error:
                 pass
-            else:
-                self._decoder = raw
-                return decoded
         raise UnavailableError("CameraManager's answer cannot be decompressed")
 
     async def aclose(self) -> None:

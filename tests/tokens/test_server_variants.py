@@ -6,9 +6,11 @@ import gzip
 import zlib
 from typing import Any
 
+import httpx2
 import pytest
 
 from cm_auth_middleware import MemoryStore
+from cm_auth_middleware.runtime.http import bound
 from cm_auth_middleware.testing import Settings
 
 from ..helpers.stores import CountingStore
@@ -234,6 +236,15 @@ class TestCompressedAnswers:
 
         world.net.add("http://127.0.0.1:9400", answering)
         assert (await browser.get("/cameras")).status_code == 200
+
+    @pytest.mark.parametrize("wbits", [-15, 15, 31], ids=["raw deflate", "deflate", "gzip"])
+    def test_a_body_that_comes_byte_by_byte_is_read(self, wbits: int) -> None:
+        compressor = zlib.compressobj(wbits=wbits)
+        body = compressor.compress(b'{"a": 1}') + compressor.flush()
+        headers = {"Content-Encoding": "gzip" if wbits == 31 else "deflate"}
+        response = httpx2.Response(200, headers=headers, content=(bytes([one]) for one in body))
+        bound(response)
+        assert response.read() == b'{"a": 1}'
 
 
 class TestRateLimit:
