@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import nox
@@ -64,3 +65,24 @@ def packaging(session: nox.Session) -> None:
     """The wheel in clean environments; takes minutes."""
     session.install("-e", ".[dev]")
     session.run("pytest", "-m", "slow", "tests/packaging")
+
+
+@nox.session
+def release(session: nox.Session) -> None:
+    """The files of a release, into dist/: distributions that are checked, and a list of parts."""
+    session.install("build", "twine", "cyclonedx-bom")
+    time = session.run("git", "log", "-1", "--format=%ct", external=True, silent=True)
+    shutil.rmtree("dist", ignore_errors=True)
+    session.run("python", "-m", "build", env={"SOURCE_DATE_EPOCH": str(time).strip()})
+    files = sorted(map(str, Path("dist").iterdir()))
+    session.run("twine", "check", "--strict", *files)
+    bare = Path(session.create_tmp()) / "bare"
+    session.run("python", "-m", "venv", "--clear", str(bare))
+    python = str(bare / "bin" / "python")
+    wheel = next(name for name in files if name.endswith(".whl"))
+    session.run(python, "-m", "pip", "install", "-q", wheel, external=True)
+    session.run(python, "-m", "pip", "uninstall", "-q", "-y", "pip", "setuptools", external=True)
+    session.run(
+        "cyclonedx-py", "environment", python, "--pyproject", "pyproject.toml",
+        "--output-reproducible", "--output-file", "dist/sbom.cdx.json",
+    )  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -65,11 +66,17 @@ def run(*command: str | Path, fails: bool = False, cwd: Path | None = None) -> s
     return done.stdout
 
 
+def build(source: Path, folder: Path) -> None:
+    """Build as a release does: the time of the last commit stands in the archives."""
+    time = "SOURCE_DATE_EPOCH=1700000000"
+    run("env", time, sys.executable, "-m", "build", "--outdir", folder, source)
+
+
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder with the wheel and the source distribution, the wheel made from the latter."""
     folder = tmp_path_factory.mktemp("dist")
-    run(sys.executable, "-m", "build", "--outdir", folder, ROOT)
+    build(ROOT, folder)
     return folder
 
 
@@ -106,6 +113,22 @@ def test_the_distributions_hold_what_they_should(built: Path, wheel: Path) -> No
     assert {"README.md", "LICENSE", "CHANGELOG.md", "docs/index.md", "mkdocs.yml"} <= paths
     assert "tests/helpers/world.py" in paths
     assert not [path for path in paths if path.startswith((".ci", "site/", "dist/"))]
+
+
+def test_a_build_repeats_bit_by_bit(built: Path, tmp_path: Path) -> None:
+    caches = shutil.ignore_patterns(
+        ".git", ".*_cache", ".hypothesis", ".nox", "__pycache__", "dist"
+    )
+    copy = shutil.copytree(ROOT, tmp_path / "elsewhere", ignore=caches)
+    for path in copy.rglob("*"):
+        os.utime(path, (10_000_000, 10_000_000))
+    build(copy, tmp_path / "dist")
+    again = {file.name: file.read_bytes() for file in (tmp_path / "dist").iterdir()}
+    assert again == {file.name: file.read_bytes() for file in built.iterdir()}
+
+
+def test_the_index_can_show_the_readme(built: Path) -> None:
+    run(sys.executable, "-m", "twine", "check", "--strict", *built.iterdir())
 
 
 def test_the_core_alone_serves_both_kinds_of_apps(venv: MakeVenv, tmp_path: Path) -> None:
