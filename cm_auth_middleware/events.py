@@ -101,6 +101,9 @@ EVENTS = {
     "store_permissions": Event(
         WARNING, "a group may write the store's file or folder: `path`, `reason`"
     ),
+    "unhealthy": Event(
+        WARNING, "the route `health` says that the store cannot be used; logged once: `reason`"
+    ),
     "store_unusable": Event(WARNING, "at the start the store cannot be used: `reason`"),
     "config_error": Event(CRITICAL, "an option is missing or wrong: `reason`"),
 }

@@ -12,6 +12,7 @@ from ..web.request import Request
 from ..web.response import Response, problem
 from .allow import AllowRule
 from .exempt import ExemptPaths
+from .health import Health
 from .login import Login
 from .login_cookies import FRESH_SUFFIX
 from .revalidation import Revalidation
@@ -50,6 +51,7 @@ class Gate:
             f"{config.prefix}/logout": ("GET, HEAD, POST", login.logout),
             f"{config.prefix}/session": ("GET, HEAD", login.session_info),
             f"{config.prefix}/signed-out": ("GET, HEAD", login.signed_out),
+            f"{config.prefix}/health": ("GET, HEAD", Health(sessions.store, runtime).health),
         }
         self.is_exempt = ExemptPaths(config.exempt, but=self._routes).admit
 

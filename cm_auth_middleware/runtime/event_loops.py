@@ -16,7 +16,7 @@ import httpx2
 
 from ..errors import UnavailableError
 from . import http
-from .base import Call, Repetition, Runtime, Work
+from .base import MOST_LATE, Call, Repetition, Runtime, Work
 from .run_sync import running_loop
 
 
@@ -27,6 +27,7 @@ class EventLoopRuntime(Runtime):
 
     def _start(self) -> None:
         self.single_flight = SingleFlight()
+        self._late = 0  # pieces of work that were cancelled, and have not ended
         self._pools: weakref.WeakKeyDictionary[Any, _Pools] = weakref.WeakKeyDictionary()
         self._repetitions: weakref.WeakKeyDictionary[Any, set[Repetition]]
         self._repetitions = weakref.WeakKeyDictionary()
@@ -63,6 +64,31 @@ class EventLoopRuntime(Runtime):
 
     async def sleep(self, seconds: float) -> None:
         await anyio.sleep(seconds)
+
+    async def within(self, seconds: float, work: Work) -> Any:
+        # Apart from the request, for not all work ends when it is cancelled: a thread does not.
+        if self._late >= MOST_LATE:
+            raise UnavailableError("others have not been answered yet")
+        call, scope = Call(anyio.Event()), anyio.CancelScope()
+
+        async def run() -> None:
+            try:
+                with scope:
+                    await call.run(work)
+            finally:
+                self._late -= scope.cancel_called
+                call.done.set()
+
+        self.single_flight.spawn(run)
+        try:
+            with anyio.move_on_after(seconds):
+                await call.done.wait()
+                return call.outcome()
+        finally:
+            if not call.done.is_set():
+                self._late += 1
+                scope.cancel()
+        raise UnavailableError("no answer came in time")
 
     @asynccontextmanager
     async def heartbeat(self, tick: Work, every: float) -> AsyncIterator[None]:

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from contextvars import copy_context
 from typing import Any, Self, TypeVar
 
 import httpx2
@@ -15,7 +16,7 @@ import httpx2
 from ..errors import UnavailableError
 from . import http
 from .after_fork import after_fork
-from .base import Call, Repetition, Runtime, Work
+from .base import MOST_LATE, Call, Repetition, Runtime, Work
 from .run_sync import run_elsewhere, run_sync
 
 T = TypeVar("T")
@@ -32,6 +33,7 @@ class ThreadRuntime(Runtime):
         """Make new locks and pools: a fork shares sockets, and a lock may be held for ever."""
         self.single_flight = SingleFlight()
         self._lock = threading.Lock()
+        self._helpers = threading.BoundedSemaphore(MOST_LATE)
         self._pool: httpx2.BaseTransport | None = None
         self._repetitions: set[Repetition] = set()
 
@@ -74,6 +76,25 @@ class ThreadRuntime(Runtime):
 
     async def sleep(self, seconds: float) -> None:
         time.sleep(seconds)  # noqa: ASYNC251 - blocks on purpose: there is no event loop here
+
+    async def within(self, seconds: float, work: Work) -> Any:
+        # In a thread of its own: a call that blocks cannot be ended from elsewhere.
+        call, helpers, context = Call(threading.Event()), self._helpers, copy_context()
+        give_up_at = time.monotonic() + seconds
+
+        def run() -> None:
+            try:
+                context.run(run_sync, call.run(work))
+            finally:
+                helpers.release()
+                call.done.set()
+
+        if not helpers.acquire(timeout=seconds):
+            raise UnavailableError("others have not been answered yet")
+        threading.Thread(target=run, name="cm_auth helper", daemon=True).start()
+        if not call.done.wait(max(0, give_up_at - time.monotonic())):
+            raise UnavailableError("no answer came in time")
+        return call.outcome()
 
     @asynccontextmanager
     async def heartbeat(self, tick: Work, every: float) -> AsyncIterator[None]:
