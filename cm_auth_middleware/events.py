@@ -101,6 +101,11 @@ EVENTS = {
     "store_permissions": Event(
         WARNING, "a group may write the store's file or folder: `path`, `reason`"
     ),
+    "store_slow": Event(
+        WARNING,
+        "requests to exempt paths go on without their session, for which they wait 0.25 s; logged "
+        "once",
+    ),
     "unhealthy": Event(
         WARNING, "the route `health` says that the store cannot be used; logged once: `reason`"
     ),

@@ -164,8 +164,8 @@ class Runtime(ABC):
     async def within(self, seconds: float, work: Work) -> Any:
         """Return or raise the outcome of `work`, but wait for it no longer than so many seconds.
 
-        Work that is too late is cancelled on an event loop, and goes on in a thread of its own
-        between threads. At most `MOST_LATE` go on: further work then waits for its turn, too.
+        Work that is too late is cancelled on an event loop; between threads it goes on in a thread
+        of its own. If it has not ended in spite of that, it counts among `MOST_LATE`.
 
         Raises:
             UnavailableError: there is no outcome yet.

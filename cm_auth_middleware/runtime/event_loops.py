@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import os
+import sys
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -18,6 +19,9 @@ from ..errors import UnavailableError
 from . import http
 from .base import MOST_LATE, Call, Repetition, Runtime, Work
 from .run_sync import running_loop
+
+# Work that need not wait has ended before its task is scheduled.
+_AT_ONCE = {"eager_start": True} if sys.version_info >= (3, 12) else {}
 
 
 class EventLoopRuntime(Runtime):
@@ -79,10 +83,12 @@ class EventLoopRuntime(Runtime):
                 self._late -= scope.cancel_called
                 call.done.set()
 
-        self.single_flight.spawn(run)
+        self.single_flight.spawn(run, **_AT_ONCE)
         try:
-            with anyio.move_on_after(seconds):
-                await call.done.wait()
+            if not call.done.is_set():
+                with anyio.move_on_after(seconds):
+                    await call.done.wait()
+            if call.done.is_set():
                 return call.outcome()
         finally:
             if not call.done.is_set():
@@ -182,11 +188,15 @@ class SingleFlight:
             del calls[key]
             call.done.set()
 
-    def spawn(self, function: Work) -> None:
-        """Run a function in the background, on this event loop."""
+    def spawn(self, function: Work, **options: Any) -> None:
+        """Run a function in the background, on this event loop.
+
+        Args:
+            options: of `asyncio.Task`.
+        """
         loop = running_loop()
         if isinstance(loop, asyncio.AbstractEventLoop):
-            task = loop.create_task(function())
+            task = asyncio.Task(function(), loop=loop, **options)
             self._tasks.add(task)  # the loop itself keeps only a weak reference
             task.add_done_callback(self._tasks.discard)
         else:

@@ -66,6 +66,7 @@ class SessionManager:
         runtime: Runtime,
     ) -> None:
         self.store = store
+        self.is_at_hand = getattr(store, "is_at_hand", False)  # True for a store that never waits
         self.cookie = cookie
         self.sealer = Sealer(secret_keys, user_id_field)
         self._clock = runtime.clock
