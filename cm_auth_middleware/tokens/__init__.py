@@ -15,7 +15,8 @@ Rule 1: one refresh for each expiry.
     Beyond that a **lease** in the store decides who may refresh: only
     its holder calls the token endpoint. A lease lasts for the timeout of a token call and 5 s
     more, is renewed at each third of that, and ends by itself if its holder dies. A process that
-    does not get it looks into the store every 25 ms for the tokens that the holder saves.
+    does not get it looks into the store for the tokens that the holder saves, first after 25 ms,
+    then ever more seldom, at last four times a second; once a second it asks for the lease again.
 
 Rule 2: a process that holds the refresh token finds the newest tokens.
     The holder saves new tokens in the **record of the grant**, under a hash of the refresh token

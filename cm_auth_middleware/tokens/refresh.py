@@ -6,8 +6,9 @@ The docstring of this folder explains the rules.
 from __future__ import annotations
 
 import math
+import random
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from functools import partial
@@ -37,7 +38,8 @@ if TYPE_CHECKING:
 _GRACE = 60.0  # seconds that a session counts as alive while the store cannot be asked
 _ALIVE = 60.0  # seconds that a token counts as alive once CameraManager has taken it
 _ROUNDS = 64  # changes of a session, or of a grant, while its tokens are refreshed
-_POLL = 0.025  # seconds between looks at a refresh that another process makes
+_POLL_FIRST, _POLL_LAST = 0.025, 0.25  # seconds between looks at another process's refresh
+_ASK_AGAIN = 1.0  # seconds until a lease is asked for again that another process holds
 _LEASE_MARGIN = 5.0  # seconds that a lease is longer than a token call may take
 _SAVE_AGAIN = 0.25  # seconds between attempts to save new tokens in a store that fails
 _SAVE_PATIENCE = 15.0  # seconds of such attempts
@@ -329,26 +331,44 @@ class GrantRefresh:
     async def newer_than_held(self) -> Refreshed:
         """Find newer tokens in the store, or request them."""
         give_up_at = self._runtime.monotonic() + self._runtime.timeout + self._lease.seconds
-        while True:
+        ask_at = -math.inf  # for the lease: it is free again without new tokens only if all failed
+        for pause in _pauses():
             if self._breaker.is_open(self.name):
                 if (found := await self._look()) is not None:
                     return found
                 await self._breaker.wait(self.name, self._runtime.sleep)
-            if await self._lease.acquire():
-                break
+            if self._runtime.monotonic() >= ask_at:
+                if await self._lease.acquire():
+                    break
+                ask_at = self._runtime.monotonic() + _ASK_AGAIN
             if (found := await self._look()) is not None:
                 return found
             if self._runtime.monotonic() > give_up_at:
                 raise UnavailableError("another process holds the refresh for too long")
-            await self._runtime.sleep(_POLL)
+            await self._runtime.sleep(pause)
         async with self._lease.kept():
             return await self._refresh_holding_lease()
 
     async def _look(self) -> Refreshed | None:
-        """Return newer tokens that another process has saved; None if there are none."""
-        state = await self._grants.state(self._refresh_token)
-        self._before = self._before or state
-        return self._newer_in(state)
+        """Return newer tokens that another process has saved; None if there are none.
+
+        Raises:
+            SessionExpiredError, UnavailableError: the refresh that this one waits for ended so.
+        """
+        if self._before is None:
+            state = self._before = await self._grants.state(self._refresh_token)
+        else:
+            state = await self._grants.record(self._refresh_token)
+        found = self._newer_in(state)
+        if found is None:
+            self._share_failure(state, self._before)
+        return found
+
+    def _share_failure(self, state: GrantState, before: GrantState) -> None:
+        if state.failed_since(before, REFUSED):
+            raise SessionExpiredError
+        if state.failed_since(before, UNAVAILABLE):
+            raise UnavailableError("another process has just failed to reach CameraManager")
 
     def _newer_in(self, state: GrantState) -> Refreshed | None:
         tokens = state.tokens
@@ -361,10 +381,9 @@ class GrantRefresh:
         if (found := self._newer_in(state)) is not None:
             return found
         before = self._before or state
-        if state.logged_out_since(before) or state.failed_since(before, REFUSED):
+        if state.logged_out_since(before):
             raise SessionExpiredError
-        if state.failed_since(before, UNAVAILABLE):
-            raise UnavailableError("another process has just failed to reach CameraManager")
+        self._share_failure(state, before)
         fresh = self._unsaved.pop(self._refresh_token, None)
         if fresh is None:
             tokens = state.tokens or self._held
@@ -372,8 +391,10 @@ class GrantRefresh:
                 fresh = await self._request(tokens.refresh_token or self._refresh_token)
             except SessionExpiredError:
                 # Another process may have refreshed while this one stood still.
-                while self._lease.may_be_over() and not await self._lease.acquire():
-                    await self._runtime.sleep(_POLL)
+                for pause in _pauses():
+                    if not self._lease.may_be_over() or await self._lease.acquire():
+                        break
+                    await self._runtime.sleep(pause)
                 now = await self._grants.state(self._refresh_token)
                 if (found := self._newer_in(now)) is not None:
                     return found
@@ -453,6 +474,18 @@ class GrantRefresh:
             ):
                 return Refreshed(fresh, is_new=True)
         raise StoreError("the record of the grant changes all the time")
+
+
+def _pauses() -> Iterator[float]:
+    """Yield the seconds between looks at what another process does.
+
+    A quick refresh is noticed soon, and one that takes long does not load the store. They vary, so
+    that processes which began to wait at one time do not ask at one time.
+    """
+    pause = _POLL_FIRST
+    while True:
+        yield pause * random.uniform(0.5, 1.5)  # noqa: S311 - no secret
+        pause = min(2 * pause, _POLL_LAST)
 
 
 class Lease:
