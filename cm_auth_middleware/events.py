@@ -53,6 +53,10 @@ EVENTS = {
     "refreshed": Event(INFO, "CameraManager gave new tokens: `expires_in`, seconds"),
     "refresh_refused": Event(INFO, "CameraManager ended a grant: `error`"),
     "refresh_failed": Event(WARNING, "a refresh failed; it will be retried: `reason`"),
+    "tokens_put_back": Event(
+        WARNING,
+        "the store had lost new tokens, in a failover for example, and has them again: `count`",
+    ),
     "revoke_failed": Event(WARNING, "tokens may still be valid at CameraManager: `reason`"),
     "touch_failed": Event(
         WARNING, "the store did not save the time of last use: `session`, `reason`"

@@ -111,6 +111,7 @@ class Gate:
             session = await self._load_soon(request)
             return session if session and await self._rule.admits(session) else None
         except UnavailableError:
+            self._refresher.kept.note_trouble()
             return None
 
     async def _load_soon(self, request: Request) -> Session | None:
@@ -199,7 +200,10 @@ class Gate:
     async def _unavailable(self, request: Request, error: UnavailableError) -> Response:
         """Say that CameraManager or the store cannot be asked just now. Sessions stay."""
         log("unavailable", reason=error)  # warned of where it happened
-        kind = "store_unavailable" if isinstance(error, StoreError) else "unavailable"
+        kind = "unavailable"
+        if isinstance(error, StoreError):
+            kind = "store_unavailable"
+            self._refresher.kept.note_trouble()
         wait = str(max(1, round(error.retry_after)))
         return await self._pages.failure(request, 503, kind, ("Retry-After", wait))
 

@@ -72,6 +72,10 @@ class GrantRecords:
         record = await self._read(refresh_token)
         return record._replace(tokens=await self._follow(refresh_token, record.tokens))
 
+    async def saved(self, refresh_token: str) -> GrantState:
+        """Return one record, without the tokens that came later, and without the logout."""
+        return await self._read(refresh_token)
+
     async def newest(self, refresh_token: str) -> Tokens | None:
         """Return the newest tokens of a grant, also of one whose refresh token was rotated.
 

@@ -12,7 +12,7 @@ from tests.helpers.stores import CountingStore
 
 pytestmark = pytest.mark.anyio
 
-MOST = 9
+MOST = 9  # one more for each look of a process at what it saved lately
 MINUTE = 61  # seconds after which a request notes that the session is used
 
 
