@@ -53,6 +53,10 @@ EVENTS = {
     "refreshed": Event(INFO, "CameraManager gave new tokens: `expires_in`, seconds"),
     "refresh_refused": Event(INFO, "CameraManager ended a grant: `error`"),
     "refresh_failed": Event(WARNING, "a refresh failed; it will be retried: `reason`"),
+    "tokens_put_back": Event(
+        WARNING,
+        "the store had lost new tokens, in a failover for example, and has them again: `count`",
+    ),
     "revoke_failed": Event(WARNING, "tokens may still be valid at CameraManager: `reason`"),
     "touch_failed": Event(
         WARNING, "the store did not save the time of last use: `session`, `reason`"
@@ -100,6 +104,14 @@ EVENTS = {
     ),
     "store_permissions": Event(
         WARNING, "a group may write the store's file or folder: `path`, `reason`"
+    ),
+    "store_slow": Event(
+        WARNING,
+        "requests to exempt paths go on without their session, for which they wait 0.25 s; logged "
+        "once",
+    ),
+    "unhealthy": Event(
+        WARNING, "the route `health` says that the store cannot be used; logged once: `reason`"
     ),
     "store_unusable": Event(WARNING, "at the start the store cannot be used: `reason`"),
     "config_error": Event(CRITICAL, "an option is missing or wrong: `reason`"),

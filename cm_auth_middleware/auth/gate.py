@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CMAuthError, SessionExpiredError, StoreError, UnavailableError
@@ -12,6 +13,7 @@ from ..web.request import Request
 from ..web.response import Response, problem
 from .allow import AllowRule
 from .exempt import ExemptPaths
+from .health import Health
 from .login import Login
 from .login_cookies import FRESH_SUFFIX
 from .revalidation import Revalidation
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from ..sessions.session import Session
     from ..tokens.refresh import TokenRefresher
 
+_EXEMPT_PATIENCE = 0.25  # seconds that a request to an exempt path waits for its session
+
 
 class Gate:
     """Decides about each request. It knows neither ASGI nor WSGI."""
@@ -30,7 +34,8 @@ class Gate:
         self, config: CMAuthConfig, sessions: SessionManager, refresher: TokenRefresher
     ) -> None:
         self._cross_site_check = config.cross_site_check
-        runtime = refresher.runtime
+        self._runtime = runtime = refresher.runtime
+        self._is_prompt = True  # False since the store kept a request to an exempt path waiting
         self._sessions = sessions
         self._refresher = refresher
         self._pages = Pages(config.error_handler, runtime)
@@ -50,6 +55,7 @@ class Gate:
             f"{config.prefix}/logout": ("GET, HEAD, POST", login.logout),
             f"{config.prefix}/session": ("GET, HEAD", login.session_info),
             f"{config.prefix}/signed-out": ("GET, HEAD", login.signed_out),
+            f"{config.prefix}/health": ("GET, HEAD", Health(sessions.store, runtime).health),
         }
         self.is_exempt = ExemptPaths(config.exempt, but=self._routes).admit
 
@@ -99,13 +105,34 @@ class Gate:
 
     async def _session_if_any(self, request: Request) -> Session | None:
         """Return the session of a request to an exempt path; None if another site sent it."""
-        if not request.cookie_line or self._is_cross_site(request):
+        if not self._sessions.cookie.read(request) or self._is_cross_site(request):
             return None
         try:
-            session = await self._sessions.load(request)
+            session = await self._load_soon(request)
             return session if session and await self._rule.admits(session) else None
         except UnavailableError:
+            self._refresher.kept.note_trouble()
             return None
+
+    async def _load_soon(self, request: Request) -> Session | None:
+        """Load the session of a request that can do without: the store may take its time.
+
+        Raises:
+            UnavailableError: the store fails, or has not answered in time.
+        """
+        load = partial(self._sessions.load, request)
+        if self._sessions.is_at_hand:
+            return await load()
+        began = self._runtime.monotonic()
+        try:
+            session: Session | None = await self._runtime.within(_EXEMPT_PATIENCE, load)
+        except UnavailableError:
+            if self._runtime.monotonic() - began >= _EXEMPT_PATIENCE and self._is_prompt:
+                self._is_prompt = False
+                log("store_slow")
+            raise
+        self._is_prompt = True
+        return session
 
     def _is_cross_site(self, request: Request) -> bool:
         return self._cross_site_check and request.is_cross_site(self.own_origin)
@@ -173,7 +200,10 @@ class Gate:
     async def _unavailable(self, request: Request, error: UnavailableError) -> Response:
         """Say that CameraManager or the store cannot be asked just now. Sessions stay."""
         log("unavailable", reason=error)  # warned of where it happened
-        kind = "store_unavailable" if isinstance(error, StoreError) else "unavailable"
+        kind = "unavailable"
+        if isinstance(error, StoreError):
+            kind = "store_unavailable"
+            self._refresher.kept.note_trouble()
         wait = str(max(1, round(error.retry_after)))
         return await self._pages.failure(request, 503, kind, ("Retry-After", wait))
 

@@ -86,8 +86,7 @@ class Revalidation:
 
     async def _review(self, session: Session) -> None:
         # Another view of the same session: a handler may be using this one.
-        sealer = self._sessions.sealer
-        session = Session(session.record_id, session.cookie_key, session.record, sealer)
+        session = session.copy()
         self._under_way += 1
         try:
             # One process does it; the others find the new record.

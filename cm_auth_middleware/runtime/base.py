@@ -18,6 +18,8 @@ from .http import redact_logged_headers
 
 Work = Callable[[], Coroutine[Any, Any, Any]]
 
+MOST_LATE = 8  # pieces of work that go on although their callers no longer wait for them
+
 
 class Call:
     """One run of some work whose outcome several callers wait for.
@@ -157,6 +159,17 @@ class Runtime(ABC):
     @abstractmethod
     async def sleep(self, seconds: float) -> None:
         """Wait."""
+
+    @abstractmethod
+    async def within(self, seconds: float, work: Work) -> Any:
+        """Return or raise the outcome of `work`, but wait for it no longer than so many seconds.
+
+        Work that is too late is cancelled on an event loop; between threads it goes on in a thread
+        of its own. If it has not ended in spite of that, it counts among `MOST_LATE`.
+
+        Raises:
+            UnavailableError: there is no outcome yet.
+        """
 
     @abstractmethod
     def heartbeat(self, tick: Work, every: float) -> AbstractAsyncContextManager[None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import os
+import sys
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -16,8 +17,11 @@ import httpx2
 
 from ..errors import UnavailableError
 from . import http
-from .base import Call, Repetition, Runtime, Work
+from .base import MOST_LATE, Call, Repetition, Runtime, Work
 from .run_sync import running_loop
+
+# Work that need not wait has ended before its task is scheduled.
+_AT_ONCE = {"eager_start": True} if sys.version_info >= (3, 12) else {}
 
 
 class EventLoopRuntime(Runtime):
@@ -27,6 +31,7 @@ class EventLoopRuntime(Runtime):
 
     def _start(self) -> None:
         self.single_flight = SingleFlight()
+        self._late = 0  # pieces of work that were cancelled, and have not ended
         self._pools: weakref.WeakKeyDictionary[Any, _Pools] = weakref.WeakKeyDictionary()
         self._repetitions: weakref.WeakKeyDictionary[Any, set[Repetition]]
         self._repetitions = weakref.WeakKeyDictionary()
@@ -63,6 +68,33 @@ class EventLoopRuntime(Runtime):
 
     async def sleep(self, seconds: float) -> None:
         await anyio.sleep(seconds)
+
+    async def within(self, seconds: float, work: Work) -> Any:
+        # Apart from the request, for not all work ends when it is cancelled: a thread does not.
+        if self._late >= MOST_LATE:
+            raise UnavailableError("others have not been answered yet")
+        call, scope = Call(anyio.Event()), anyio.CancelScope()
+
+        async def run() -> None:
+            try:
+                with scope:
+                    await call.run(work)
+            finally:
+                self._late -= scope.cancel_called
+                call.done.set()
+
+        self.single_flight.spawn(run, **_AT_ONCE)
+        try:
+            if not call.done.is_set():
+                with anyio.move_on_after(seconds):
+                    await call.done.wait()
+            if call.done.is_set():
+                return call.outcome()
+        finally:
+            if not call.done.is_set():
+                self._late += 1
+                scope.cancel()
+        raise UnavailableError("no answer came in time")
 
     @asynccontextmanager
     async def heartbeat(self, tick: Work, every: float) -> AsyncIterator[None]:
@@ -156,11 +188,15 @@ class SingleFlight:
             del calls[key]
             call.done.set()
 
-    def spawn(self, function: Work) -> None:
-        """Run a function in the background, on this event loop."""
+    def spawn(self, function: Work, **options: Any) -> None:
+        """Run a function in the background, on this event loop.
+
+        Args:
+            options: of `asyncio.Task`.
+        """
         loop = running_loop()
         if isinstance(loop, asyncio.AbstractEventLoop):
-            task = loop.create_task(function())
+            task = asyncio.Task(function(), loop=loop, **options)
             self._tasks.add(task)  # the loop itself keeps only a weak reference
             task.add_done_callback(self._tasks.discard)
         else:

@@ -6,8 +6,10 @@ import inspect
 import socket
 import threading
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from contextvars import copy_context
 from typing import Any, Self, TypeVar
 
 import httpx2
@@ -15,10 +17,12 @@ import httpx2
 from ..errors import UnavailableError
 from . import http
 from .after_fork import after_fork
-from .base import Call, Repetition, Runtime, Work
+from .base import MOST_LATE, Call, Repetition, Runtime, Work
 from .run_sync import run_elsewhere, run_sync
 
 T = TypeVar("T")
+
+_IDLE = 10.0  # seconds without work after which a helping thread ends
 
 
 class ThreadRuntime(Runtime):
@@ -32,6 +36,7 @@ class ThreadRuntime(Runtime):
         """Make new locks and pools: a fork shares sockets, and a lock may be held for ever."""
         self.single_flight = SingleFlight()
         self._lock = threading.Lock()
+        self._helpers = Helpers()
         self._pool: httpx2.BaseTransport | None = None
         self._repetitions: set[Repetition] = set()
 
@@ -74,6 +79,20 @@ class ThreadRuntime(Runtime):
 
     async def sleep(self, seconds: float) -> None:
         time.sleep(seconds)  # noqa: ASYNC251 - blocks on purpose: there is no event loop here
+
+    async def within(self, seconds: float, work: Work) -> Any:
+        call, context = Call(threading.Event()), copy_context()
+
+        def run() -> None:
+            with suppress(BaseException):  # the call has it for who waits
+                context.run(run_sync, call.run(work))
+            call.done.set()
+
+        self._helpers.give(run)
+        if not call.done.wait(seconds):
+            self._helpers.take_back(run)
+            raise UnavailableError("no answer came in time")
+        return call.outcome()
 
     @asynccontextmanager
     async def heartbeat(self, tick: Work, every: float) -> AsyncIterator[None]:
@@ -119,6 +138,67 @@ class ThreadRuntime(Runtime):
         pool, self._pool = self._pool, None
         if pool is not None:
             pool.close()
+
+
+class Helpers:
+    """Threads that do work for others, which a call that blocks must not keep for long.
+
+    They are few, are started when they are needed, and end when they have been idle for a while.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._count = 0
+        self._idle: list[_Helper] = []
+        self._waiting: deque[Callable[[], None]] = deque()
+
+    def give(self, work: Callable[[], None]) -> None:
+        """Let a thread do some work, as soon as one is free."""
+        with self._lock:
+            if self._idle:
+                helper = self._idle.pop()  # the one that worked last: the others may end
+                helper.work = work
+                helper.wake.release()
+                return
+            if self._count == MOST_LATE:
+                self._waiting.append(work)
+                return
+            self._count += 1
+        helper = _Helper(work)
+        thread = threading.Thread(
+            target=self._help, args=[helper], name="cm_auth helper", daemon=True
+        )
+        thread.start()
+
+    def take_back(self, work: Callable[[], None]) -> None:
+        """Forget some work, unless a thread has begun it."""
+        with self._lock, suppress(ValueError):
+            self._waiting.remove(work)
+
+    def _help(self, helper: _Helper) -> None:
+        while True:
+            helper.work()
+            with self._lock:
+                if self._waiting:
+                    helper.work = self._waiting.popleft()
+                    continue
+                self._idle.append(helper)
+            if not helper.wake.acquire(timeout=_IDLE):
+                with self._lock:
+                    if helper in self._idle:
+                        self._idle.remove(helper)
+                        self._count -= 1
+                        return
+                helper.wake.acquire()  # it was given work at the last moment
+
+
+class _Helper:
+    """What a helping thread does now, and the lock that it waits for while it does nothing."""
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        self.work = work
+        self.wake = threading.Lock()
+        self.wake.acquire()
 
 
 class SingleFlight:

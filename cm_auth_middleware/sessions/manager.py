@@ -66,6 +66,7 @@ class SessionManager:
         runtime: Runtime,
     ) -> None:
         self.store = store
+        self.is_at_hand = getattr(store, "is_at_hand", False)  # True for a store that never waits
         self.cookie = cookie
         self.sealer = Sealer(secret_keys, user_id_field)
         self._clock = runtime.clock
@@ -171,16 +172,24 @@ class SessionManager:
         even if nothing changes.
         """
         record_id, cookie_key = session.record_id, session.cookie_key
+        known = self._opened.get(record_id)
+        if known is not None and known.record is not session.record:
+            known = None  # else read a moment ago: the store says if it still has it
         while True:
-            old, record = await self._load(record_id, cookie_key)
+            old, record = (
+                (known.sealed, known.record) if known else await self._load(record_id, cookie_key)
+            )
             if old is None or record is None:
                 return False
             changed = change(record)
+            is_known, known = known is not None, None
             if changed != record or not self.sealer.is_current(old):
                 new = self.sealer.seal_session(record_id, cookie_key, changed)
                 if not await self.store.replace(record_id, old, new, self.ttl(changed)):
                     continue
                 self._keep_opened(record_id, cookie_key, new, changed)
+            elif is_known:
+                continue
             session.record = changed
             session.checked_at = self._clock()
             return True
@@ -266,6 +275,9 @@ class SessionManager:
     async def _load(self, record_id: str, cookie_key: bytes) -> tuple[bytes | None, Record | None]:
         """Return the stored value, and its record if it is a session of this application."""
         sealed = await self.store.get(record_id)
+        known = self._opened.get(record_id)
+        if known is not None and known.sealed == sealed and known.cookie_key == cookie_key:
+            return sealed, known.record
         return sealed, self._record(record_id, cookie_key, sealed)
 
     def _record(self, record_id: str, cookie_key: bytes, sealed: bytes | None) -> Record | None:

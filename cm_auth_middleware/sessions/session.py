@@ -110,6 +110,10 @@ class Session:
         self._user: tuple[str, dict[str, Any]] | None = None  # the JSON text and its dictionary
         self.is_closed = False  # True when the request is over: changes of `data` would be lost
 
+    def copy(self) -> Session:
+        """Return another view of the same session, as the store had it."""
+        return Session(self.record_id, self.cookie_key, self.record, self._sealer, self.checked_at)
+
     @property
     def log_id(self) -> str:
         """A short hash that stands for the session in logs; it opens nothing."""

@@ -47,6 +47,11 @@ class MemoryStore:
         after_fork(self)
         warn_if_several_workers()
 
+    @property
+    def is_at_hand(self) -> bool:
+        """True: memory never waits. A class derived from this one may."""
+        return type(self) is MemoryStore
+
     async def get(self, key: str) -> bytes | None:
         """Return the value, or None."""
         shard = self._shards[hash(key) & self._mask]

@@ -15,7 +15,8 @@ Rule 1: one refresh for each expiry.
     Beyond that a **lease** in the store decides who may refresh: only
     its holder calls the token endpoint. A lease lasts for the timeout of a token call and 5 s
     more, is renewed at each third of that, and ends by itself if its holder dies. A process that
-    does not get it looks into the store every 25 ms for the tokens that the holder saves.
+    does not get it looks into the store for the tokens that the holder saves, first after 25 ms,
+    then ever more seldom, at last four times a second; once a second it asks for the lease again.
 
 Rule 2: a process that holds the refresh token finds the newest tokens.
     The holder saves new tokens in the **record of the grant**, under a hash of the refresh token
@@ -80,5 +81,28 @@ If the process dies
   and no cookie opens them.
 
 If the store fails after the call, saving is repeated for 15 s; then the tokens stay in this
-process, which saves them at the next attempt.
+process, which saves them as soon as the store takes them.
+
+If the store loses what it has acknowledged
+-------------------------------------------
+
+A replica that takes its primary's place has not got everything: replication is asynchronous. Then
+the store has the old refresh token again, and its second use may end the grant. So a process keeps
+the tokens that it fetched for a minute (`kept_tokens`):
+
+- Before it fetches tokens it takes its own, if they came in the place of those that are held now.
+- Twice a second it looks at one of its records, mostly the newest, and after a failure four times a
+  second. If one is lost, it puts back all.
+- Another process cannot know what was lost, but it can notice that something was: the record that
+  it saved last is gone, or the store failed. It looks before each call, and then waits a moment, a
+  second at most, for what others put back.
+
+Tokens are put back under the lease of their refresh token, only in the place of those that they
+replaced, and not after a logout. Sessions are not: they lead to the record of the grant (rule 2).
+
+What remains: the process that fetched the tokens ends together with the primary, or is cut off from
+the store; a process that saved no tokens in the last minute, and saw no failure, refreshes within
+half a second after the failover; of a cluster only the server fails on which it saved none. Other
+changes that were lost (a login, `session.data`) stay lost, and so does a logout: its tokens are
+revoked at CameraManager, if that could be reached.
 """

@@ -65,16 +65,23 @@ class GrantRecords:
         """Return what the store knows of a grant now."""
         # The logout first: tokens that are saved later than this are found below.
         logout = await self._store.get(_logout_key(refresh_token))
+        return (await self.record(refresh_token))._replace(logout=logout)
+
+    async def record(self, refresh_token: str) -> GrantState:
+        """Return the same without the logout."""
         record = await self._read(refresh_token)
-        newest = await self._follow(refresh_token, record.tokens)
-        return record._replace(tokens=newest, logout=logout)
+        return record._replace(tokens=await self._follow(refresh_token, record.tokens))
+
+    async def saved(self, refresh_token: str) -> GrantState:
+        """Return one record, without the tokens that came later, and without the logout."""
+        return await self._read(refresh_token)
 
     async def newest(self, refresh_token: str) -> Tokens | None:
         """Return the newest tokens of a grant, also of one whose refresh token was rotated.
 
         None if none are kept.
         """
-        return await self._follow(refresh_token, (await self._read(refresh_token)).tokens)
+        return (await self.record(refresh_token)).tokens
 
     async def save(self, refresh_token: str, tokens: Tokens, over: GrantState) -> bool:
         """Save what a refresh token was exchanged for, unless the record changed since `over`.

@@ -6,8 +6,9 @@ The docstring of this folder explains the rules.
 from __future__ import annotations
 
 import math
+import random
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from functools import partial
@@ -25,6 +26,7 @@ from ..events import log
 from ..runtime.bounded_cache import BoundedCache
 from .circuit_breaker import PAUSE, CircuitBreaker
 from .grant_records import REFUSED, UNAVAILABLE, GrantRecords, GrantState, grant_name
+from .kept_tokens import Kept, KeptTokens
 from .oauth import OAuthClient
 
 if TYPE_CHECKING:
@@ -36,11 +38,14 @@ if TYPE_CHECKING:
 
 _GRACE = 60.0  # seconds that a session counts as alive while the store cannot be asked
 _ALIVE = 60.0  # seconds that a token counts as alive once CameraManager has taken it
+_FRESH = 1.0  # seconds that a refresh does without another look at a session
 _ROUNDS = 64  # changes of a session, or of a grant, while its tokens are refreshed
-_POLL = 0.025  # seconds between looks at a refresh that another process makes
+_POLL_FIRST, _POLL_LAST = 0.025, 0.25  # seconds between looks at another process's refresh
+_ASK_AGAIN = 1.0  # seconds until a lease is asked for again that another process holds
 _LEASE_MARGIN = 5.0  # seconds that a lease is longer than a token call may take
 _SAVE_AGAIN = 0.25  # seconds between attempts to save new tokens in a store that fails
 _SAVE_PATIENCE = 15.0  # seconds of such attempts
+_SETTLING = 16  # looks at what others may put back into a store that may have lost tokens
 
 
 class Refreshed(NamedTuple):
@@ -77,7 +82,7 @@ class TokenRefresher:
 
     Attributes:
         revalidation: reads users anew; set once, by the gate.
-        unsaved: new tokens that a store that failed could not take, by the old refresh token.
+        kept: the tokens that this process fetched lately.
     """
 
     revalidation: Revalidation
@@ -97,7 +102,7 @@ class TokenRefresher:
         self.oauth = oauth
         self._on_refresh = on_refresh
         self.breaker = CircuitBreaker(runtime.clock)
-        self.unsaved: BoundedCache[str, Tokens] = BoundedCache()
+        self.kept = KeptTokens(runtime, grants, self._put_back)
         self._known_alive_until: BoundedCache[int, float] = BoundedCache()
 
     # -- for a session ---------------------------------------------------------------------
@@ -134,6 +139,7 @@ class TokenRefresher:
         try:
             exists = await self._sessions.reload(session)
         except StoreError:
+            self.kept.note_trouble()
             # A short outage ends no session; a longer one may hide a logout.
             if session.is_detached or self.runtime.clock() - session.checked_at >= _GRACE:
                 raise
@@ -177,7 +183,7 @@ class TokenRefresher:
         try:
             refreshed: Refreshed = await self.runtime.single_flight.do(
                 f"session {session.record_id} {hash(refused)}",
-                partial(self._refresh, session.record_id, session.cookie_key, refused),
+                partial(self._refresh, session, refused),
             )
         except SessionExpiredError:
             session.ended = True
@@ -226,12 +232,15 @@ class TokenRefresher:
         self._known_alive_until[hash(token)] = self.runtime.clock() + _ALIVE
         return False
 
-    async def _refresh(self, record_id: str, cookie_key: bytes, refused: str) -> Refreshed:
+    async def _refresh(self, of: Session, refused: str) -> Refreshed:
         """Refresh for all requests of one session in this process.
 
         They may go on with their own session objects meanwhile; this works on another one.
         """
-        session = await self._sessions.load_record(record_id, cookie_key)
+        record_id, cookie_key = of.record_id, of.cookie_key
+        session: Session | None = of.copy()
+        if self.runtime.clock() - of.checked_at > _FRESH:
+            session = await self._sessions.load_record(record_id, cookie_key)
         for _ in range(_ROUNDS):
             if session is None:
                 raise SessionExpiredError
@@ -299,12 +308,17 @@ class TokenRefresher:
 
         The tokens may be old: the newest ones, which another session may have got, are revoked.
         """
+        self.kept.forget(tokens.refresh_token)
         try:
             newest = await self.grants.delete(tokens)
         except UnavailableError as error:
             log("revoke_failed", reason=error)
         else:
+            self.kept.forget(newest.refresh_token)
             await self.oauth.revoke_newest(newest)
+
+    async def _put_back(self, refresh_token: str, kept: Kept) -> bool:
+        return await GrantRefresh(self, kept.held, refresh_token).put_back()
 
 
 class GrantRefresh:
@@ -322,33 +336,66 @@ class GrantRefresh:
         self._grants = refresher.grants
         self._oauth = refresher.oauth
         self._breaker = refresher.breaker
-        self._unsaved = refresher.unsaved
+        self._kept = refresher.kept
         self._lease = Lease(refresher.runtime, refresher.store, f"lease.{self.name}")
         self._before: GrantState | None = None  # when this refresh began to wait for another one
 
     async def newer_than_held(self) -> Refreshed:
         """Find newer tokens in the store, or request them."""
         give_up_at = self._runtime.monotonic() + self._runtime.timeout + self._lease.seconds
-        while True:
+        ask_at = -math.inf  # for the lease: it is free again without new tokens only if all failed
+        for pause in _pauses():
             if self._breaker.is_open(self.name):
                 if (found := await self._look()) is not None:
                     return found
                 await self._breaker.wait(self.name, self._runtime.sleep)
-            if await self._lease.acquire():
-                break
+            if self._runtime.monotonic() >= ask_at:
+                if (found := await self._settle()) is not None:
+                    return found
+                if await self._lease.acquire():
+                    break
+                ask_at = self._runtime.monotonic() + _ASK_AGAIN
             if (found := await self._look()) is not None:
                 return found
             if self._runtime.monotonic() > give_up_at:
                 raise UnavailableError("another process holds the refresh for too long")
-            await self._runtime.sleep(_POLL)
+            await self._runtime.sleep(pause)
         async with self._lease.kept():
             return await self._refresh_holding_lease()
 
+    async def _settle(self) -> Refreshed | None:
+        """Wait if the store may just have lost tokens, without the lease: others put them back."""
+        if self._kept.find(self._refresh_token, self._held, GrantState()) is not None:
+            return None  # this process will do that
+        for _ in range(_SETTLING):
+            wait = await self._kept.trouble()
+            if wait <= 0:
+                break
+            if (found := await self._look()) is not None:
+                return found
+            await self._runtime.sleep(min(wait, _POLL_LAST))
+        return None
+
     async def _look(self) -> Refreshed | None:
-        """Return newer tokens that another process has saved; None if there are none."""
-        state = await self._grants.state(self._refresh_token)
-        self._before = self._before or state
-        return self._newer_in(state)
+        """Return newer tokens that another process has saved; None if there are none.
+
+        Raises:
+            SessionExpiredError, UnavailableError: the refresh that this one waits for ended so.
+        """
+        if self._before is None:
+            state = self._before = await self._grants.state(self._refresh_token)
+        else:
+            state = await self._grants.record(self._refresh_token)
+        found = self._newer_in(state)
+        if found is None:
+            self._share_failure(state, self._before)
+        return found
+
+    def _share_failure(self, state: GrantState, before: GrantState) -> None:
+        if state.failed_since(before, REFUSED):
+            raise SessionExpiredError
+        if state.failed_since(before, UNAVAILABLE):
+            raise UnavailableError("another process has just failed to reach CameraManager")
 
     def _newer_in(self, state: GrantState) -> Refreshed | None:
         tokens = state.tokens
@@ -361,23 +408,25 @@ class GrantRefresh:
         if (found := self._newer_in(state)) is not None:
             return found
         before = self._before or state
-        if state.logged_out_since(before) or state.failed_since(before, REFUSED):
+        if state.logged_out_since(before):
             raise SessionExpiredError
-        if state.failed_since(before, UNAVAILABLE):
-            raise UnavailableError("another process has just failed to reach CameraManager")
-        fresh = self._unsaved.pop(self._refresh_token, None)
-        if fresh is None:
-            tokens = state.tokens or self._held
-            try:
-                fresh = await self._request(tokens.refresh_token or self._refresh_token)
-            except SessionExpiredError:
-                # Another process may have refreshed while this one stood still.
-                while self._lease.may_be_over() and not await self._lease.acquire():
-                    await self._runtime.sleep(_POLL)
-                now = await self._grants.state(self._refresh_token)
-                if (found := self._newer_in(now)) is not None:
-                    return found
-                fresh = await self._request_by_former(tokens, now, before)
+        kept = await self._find_kept(state)
+        if kept is not None:
+            return await self._save(kept, state)
+        self._share_failure(state, before)
+        tokens = state.tokens or self._held
+        try:
+            fresh = await self._request(tokens.refresh_token or self._refresh_token)
+        except SessionExpiredError:
+            # Another process may have refreshed while this one stood still.
+            for pause in _pauses():
+                if not self._lease.may_be_over() or await self._lease.acquire():
+                    break
+                await self._runtime.sleep(pause)
+            now = await self._grants.state(self._refresh_token)
+            if (found := self._newer_in(now)) is not None:
+                return found
+            fresh = await self._request_by_former(tokens, now, before)
         return await self._save(fresh, state)
 
     async def _request_by_former(
@@ -427,15 +476,57 @@ class GrantRefresh:
 
     async def _save(self, fresh: Tokens, before: GrantState) -> Refreshed:
         """Save new tokens. They exist nowhere else, so a store that fails is asked again."""
+        self._kept.keep(self._refresh_token, Kept(self._held, fresh, before.logout))
         give_up_at = self._runtime.monotonic() + _SAVE_PATIENCE
         while True:
             try:
-                return await self._save_once(fresh, before)
+                saved = await self._save_once(fresh, before)
+            except SessionExpiredError:
+                self._kept.forget(self._refresh_token)
+                raise
             except StoreError:
+                self._kept.note_trouble()
                 if self._runtime.monotonic() > give_up_at:
-                    self._unsaved[self._refresh_token] = fresh
+                    self._kept.note_unsaved(self._refresh_token)
                     raise
+            else:
+                self._note(fresh, saved)
+                return saved
             await self._runtime.sleep(_SAVE_AGAIN)
+
+    def _note(self, fresh: Tokens, saved: Refreshed) -> None:
+        if saved.tokens.access_token == fresh.access_token:
+            self._kept.note_saved(self._refresh_token)
+        else:
+            self._kept.drop(self._refresh_token)  # another process saved newer ones
+
+    async def _find_kept(self, state: GrantState) -> Tokens | None:
+        """Return newer tokens that this process keeps, unless the grant was logged out since."""
+        fresh = self._kept.find(self._refresh_token, self._held, state)
+        return None if fresh is None or await self._grants.was_logged_out(fresh) else fresh
+
+    async def put_back(self) -> bool:
+        """Save the tokens again that this process keeps; return True if the store had lost them."""
+        if not await self._lease.acquire():
+            return False
+        try:
+            state = await self._grants.state(self._refresh_token)
+            fresh = await self._find_kept(state)
+            if fresh is None:  # logged out since
+                self._kept.drop(self._refresh_token)
+                return False
+            saved = self._newer_in(state) or await self._save_once(fresh, state)
+            # No session is written here that would notice a logout which came in between.
+            if (await self._grants.state(self._refresh_token)).logged_out_since(state):
+                await self._grants.delete(self._held)
+                raise SessionExpiredError
+            self._note(fresh, saved)
+            return saved.is_new
+        except SessionExpiredError:
+            self._kept.drop(self._refresh_token)
+            return False
+        finally:
+            await self._lease.release()
 
     async def _save_once(self, fresh: Tokens, before: GrantState) -> Refreshed:
         for _ in range(_ROUNDS):
@@ -453,6 +544,18 @@ class GrantRefresh:
             ):
                 return Refreshed(fresh, is_new=True)
         raise StoreError("the record of the grant changes all the time")
+
+
+def _pauses() -> Iterator[float]:
+    """Yield the seconds between looks at what another process does.
+
+    A quick refresh is noticed soon, and one that takes long does not load the store. They vary, so
+    that processes which began to wait at one time do not ask at one time.
+    """
+    pause = _POLL_FIRST
+    while True:
+        yield pause * random.uniform(0.5, 1.5)  # noqa: S311 - no secret
+        pause = min(2 * pause, _POLL_LAST)
 
 
 class Lease:
@@ -492,8 +595,12 @@ class Lease:
             async with self._runtime.heartbeat(self._renew, self.seconds / 3):
                 yield
         finally:
-            with suppress(StoreError):  # it runs out by itself
-                await self._store.release(self._key, self._owner)
+            await self.release()
+
+    async def release(self) -> None:
+        """Give the lease back."""
+        with suppress(StoreError):  # it runs out by itself
+            await self._store.release(self._key, self._owner)
 
     async def _renew(self) -> None:
         with suppress(StoreError):  # tried again in a moment, and before the tokens are saved

@@ -12,6 +12,7 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
+import anyio
 import anyio.lowlevel
 
 from cm_auth_middleware import MemoryStore, SessionStore, StoreError
@@ -180,6 +181,59 @@ class CountingStore:
 
     async def close(self) -> None:
         await self.memory.close()
+
+
+class HangingStore(MemoryStore):
+    """A memory store whose methods do not return while it `hangs`, on event loops or in threads.
+
+    Attributes:
+        hanging: calls that are under way and do not return.
+        asked: how often each method was called.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._blocks = False
+        self.going = threading.Event()
+        self.going.set()
+        self.hanging = 0
+        self.asked: Counter[str] = Counter()
+
+    @property
+    def hangs(self) -> bool:
+        """True while no method returns; set it."""
+        return not self.going.is_set()
+
+    @hangs.setter
+    def hangs(self, value: bool) -> None:
+        (self.going.clear if value else self.going.set)()
+
+    def blocking(self) -> HangingStore:
+        self._blocks = True  # a world has one side
+        return self
+
+    async def _wait(self, name: str) -> None:
+        self.asked[name] += 1
+        self.hanging += 1
+        try:
+            while self.hangs:
+                if self._blocks:
+                    self.going.wait()
+                else:
+                    await anyio.sleep(0.01)
+        finally:
+            self.hanging -= 1
+
+    async def get(self, key: str) -> bytes | None:
+        await self._wait("get")
+        return await super().get(key)
+
+    async def replace(self, key: str, old: bytes, new: bytes, ttl: float) -> bool:
+        await self._wait("replace")
+        return await super().replace(key, old, new, ttl)
+
+    async def ping(self) -> None:
+        await self._wait("ping")
 
 
 class DictStore:

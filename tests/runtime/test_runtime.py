@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+import time
 from typing import Any
 
 import anyio
 import httpx2
 import pytest
 
-from cm_auth_middleware import AuthEngine
+from cm_auth_middleware import AuthEngine, UnavailableError
 from cm_auth_middleware.runtime import bounded_cache
-from cm_auth_middleware.runtime.base import Runtime
+from cm_auth_middleware.runtime.base import MOST_LATE, Runtime
 from cm_auth_middleware.runtime.bounded_cache import BoundedCache
 from cm_auth_middleware.runtime.event_loops import EventLoopRuntime
 from cm_auth_middleware.runtime.run_sync import run_sync
@@ -55,6 +56,52 @@ def test_a_call_follows_no_redirect(side: str) -> None:
         return httpx2.Response(307, headers={"Location": "https://elsewhere.example/"})
 
     assert run(side, redirect, content=b"secret").status_code == 307
+
+
+class Late:
+    """Work that takes until it is let go, and does not end when it is cancelled."""
+
+    def __init__(self, side: str) -> None:
+        self._blocks = side == "threads"
+        self.let_go = False
+        self.under_way = 0
+
+    async def work(self) -> str:
+        self.under_way += 1
+        while not self.let_go:
+            if self._blocks:
+                time.sleep(0.005)  # noqa: ASYNC251 - only threads run it
+            else:
+                with anyio.CancelScope(shield=True):
+                    await anyio.sleep(0.005)
+        self.under_way -= 1
+        return "done"
+
+
+def test_work_that_is_late_is_not_waited_for_and_does_not_pile_up(side: str) -> None:
+    late = Late(side)
+
+    async def wait() -> None:
+        made: Runtime = (ThreadRuntime if side == "threads" else EventLoopRuntime)(5.0, URL)
+
+        async def fails() -> None:
+            raise KeyError("why")
+
+        with pytest.raises(KeyError, match="why"):
+            await made.within(5, fails)
+        for _ in range(20):
+            with pytest.raises(UnavailableError):
+                await made.within(0.01, late.work)
+        assert 0 < late.under_way <= MOST_LATE
+        late.let_go = True
+        deadline = time.monotonic() + 20
+        while late.under_way:
+            assert time.monotonic() < deadline
+            await made.sleep(0.01)
+        for _ in range(20):
+            assert await made.within(5, late.work) == "done"
+
+    run_sync(wait()) if side == "threads" else anyio.run(wait, backend=side)
 
 
 def test_in_a_callback_of_an_event_loop_an_engine_is_awaited() -> None:
