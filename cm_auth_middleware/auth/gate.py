@@ -37,7 +37,7 @@ class Gate:
         self._rule = AllowRule(config, runtime)
         self._login = login = Login(config, sessions, refresher, self._pages, self._rule)
         self._cookies = login.cookies
-        self.own_origin = login.own_origin
+        self.origins = login.origins
         self.end = login.end
         self.is_stale = sessions.is_stale
         self.note_use = sessions.touch_if_due  # when a long-lived connection is used
@@ -108,7 +108,7 @@ class Gate:
             return None
 
     def _is_cross_site(self, request: Request) -> bool:
-        return self._cross_site_check and request.is_cross_site(self.own_origin)
+        return self._cross_site_check and self.origins.refuse(request)
 
     # -- the response ----------------------------------------------------------------------
 

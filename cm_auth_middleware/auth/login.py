@@ -14,6 +14,7 @@ from ..runtime.bounded_cache import BoundedCache
 from ..sessions.cookie import Ticket
 from ..sessions.record import Record, Tokens, dumps
 from ..web.local_target import safe_target
+from ..web.origin import Origins, normal_origin
 from ..web.request import Request
 from ..web.response import Response, json_response, problem, redirect
 from .login_cookies import LoginCookies, PendingLogin
@@ -53,7 +54,7 @@ class Login:
 
     Attributes:
         cookies: those of logins.
-        own_origin: the origin that is this site, whatever ``Host`` says; may be empty.
+        origins: those whose pages may use this site.
     """
 
     def __init__(
@@ -72,8 +73,7 @@ class Login:
         self._pages = pages
         self._rule = rule
         self.cookies = LoginCookies(sessions.cookie, config.secret_key, self._runtime.clock)
-        callback = urlsplit((config.redirect_uri or "").lower())
-        self.own_origin = f"{callback.scheme}://{callback.netloc}" if callback.netloc else ""
+        self.origins = Origins(config.redirect_uri, config.trusted_origins)
         self._hosts = frozenset(host.lower() for host in config.allowed_hosts)
         # The states of callbacks that this process has served.
         self._used: BoundedCache[str, None] = BoundedCache()
@@ -86,7 +86,8 @@ class Login:
         if not request.is_navigation:
             headers = []
             if request.header("hx-request"):
-                headers = [("HX-Redirect", self.url(request, request.htmx_page))]
+                page = self.origins.own_page(request, request.header("hx-current-url"))
+                headers = [("HX-Redirect", self.url(request, page))]
             login = self.url(request, None)
             return problem(401, "Login required", *headers, login_url=login, detail="Log in first.")
         # The next two come back without a session, and would be sent out again for ever.
@@ -131,7 +132,8 @@ class Login:
         host = _HOST.fullmatch(request.host.lower())
         if host is None or host["name"] not in self._hosts or int(host["port"] or 0) > 65_535:
             return None
-        return f"{request.scheme}://{host[0]}{request.mount}{self._config.prefix}/callback"
+        origin = normal_origin(f"{request.scheme}://{host[0]}")
+        return f"{origin}{request.mount}{self._config.prefix}/callback"
 
     # -- and back --------------------------------------------------------------------------
 
@@ -245,7 +247,7 @@ class Login:
         if request.method in ("GET", "HEAD"):
             action = f"{request.mount}{self._config.prefix}/logout?next={quote(target)}"
             return await self._pages.show(request, 200, "log_out", action, method="post")
-        if request.is_cross_site(self.own_origin):
+        if self.origins.refuse(request):
             return problem(403, "Cross-site request refused")
         session = await self._sessions.load(request)
         if session is not None:

@@ -18,6 +18,7 @@ from werkzeug.middleware.dispatcher import DispatcherMiddleware
 
 from cm_auth_middleware import CMAuthError, ConfigError
 from cm_auth_middleware.proxy import CMProxy, CMWSGIProxy, _RefusedError
+from cm_auth_middleware.web.origin import Origins
 from tests.helpers.apps import make_app, make_wsgi_app
 from tests.helpers.world import APP, CM, JSON, World
 
@@ -376,14 +377,16 @@ class FakeRequest:
     def __init__(self, method: str, path: str, query: str = "") -> None:
         self.method, self.path, self.query = method, path, query
 
-    def is_cross_site(self, _: str, *, including_reads: bool) -> bool:
-        return not including_reads
+    def header(self, name: str) -> None:
+        """No browser sent it."""
+
+    is_websocket = False
 
 
 def judged(allow: Any, method: str, path: str) -> Any:
     """The path to ask the API for, or the response that refuses the request."""
     try:
-        return CMProxy(allow=allow).judge(FakeRequest(method, path), "")
+        return CMProxy(allow=allow).judge(FakeRequest(method, path), Origins(None, ()))
     except _RefusedError as refused:
         return refused.response
 
