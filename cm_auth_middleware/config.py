@@ -17,6 +17,7 @@ from .display import HOST
 from .errors import ConfigError
 from .sessions.cookie import needs_https
 from .tokens.provider import Provider, find_provider
+from .web.origin import normal_origin
 
 if TYPE_CHECKING:
     from .hooks import Allow, ErrorHandler
@@ -29,7 +30,9 @@ Hook = Callable[["Session"], Any]
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 FUNCTIONS = ("allow", "on_login", "on_refresh", "on_logout", "error_handler")  # in no environment
 # Separated by commas in the environment.
-LISTS = ("secret_key", "exempt", "allowed_hosts", "allow_emails", "allow_accounts")
+LISTS = (
+    "secret_key", "exempt", "allowed_hosts", "trusted_origins", "allow_emails", "allow_accounts",
+)  # fmt: skip
 _SWITCHES = ("cookie_secure", "cross_site_check", "auto_login")
 _TIMES = ("idle_timeout", "absolute_timeout", "refresh_leeway", "timeout")
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")  # RFC 9110 §5.6.2
@@ -57,6 +60,7 @@ class CMAuthOptions(TypedDict, total=False):
     cookie_name: str | None
     cookie_secure: bool | None
     allowed_hosts: Iterable[str]
+    trusted_origins: Iterable[str]
     cross_site_check: bool
     allow: Allow | None
     allow_emails: Iterable[str] | None
@@ -106,6 +110,9 @@ class CMAuthConfig:
         cookie_secure: True to send cookies on https only, False to send them on http too; if not
             given, the scheme of `redirect_uri` or of the request decides.
         allowed_hosts: Host names that the redirect URI may be derived from.
+        trusted_origins: Origins of other sites whose pages may send writes and open WebSockets:
+            ``https://app.example.com``, ``http://localhost:5173``. The site's own origin, that of
+            `redirect_uri`, need not be named.
         cross_site_check: Refuse writes (POST, PUT, …) and WebSockets that another site makes the
             browser send.
         allow: Called with the user (the JSON of ``users/self``), sync or async; returns True if
@@ -148,6 +155,7 @@ class CMAuthConfig:
     cookie_name: str | None = None
     cookie_secure: bool | None = None
     allowed_hosts: tuple[str, ...] = LOOPBACK
+    trusted_origins: tuple[str, ...] = ()
     cross_site_check: bool = True
     allow: Allow | None = None
     allow_emails: tuple[str, ...] | None = None
@@ -184,6 +192,7 @@ class CMAuthConfig:
                     f"allowed_hosts has no host name in place {number}: give names alone, without "
                     "scheme, port or *"
                 )
+        self._set("trusted_origins", self._checked_origins())
         for name in _TIMES:
             self._set(name, _seconds(name, getattr(self, name)))
         if self.revalidate is not None:
@@ -279,6 +288,23 @@ class CMAuthConfig:
                 "the clear; use https://"
             )
         return self.base_url.rstrip("/")
+
+    def _checked_origins(self) -> tuple[str, ...]:
+        given = _strings("trusted_origins", self.trusted_origins)
+        origins = tuple(normal_origin(origin.removesuffix("/")) for origin in given)
+        for number, origin in enumerate(origins, 1):
+            if not origin:
+                raise ConfigError(
+                    f"trusted_origins has no origin in place {number}: give scheme, host and port "
+                    "alone, https://app.example.com for example, without a path or *"
+                )
+            parts = urlsplit(origin)
+            if parts.scheme == "http" and not _is_loopback(parts.hostname or ""):
+                _warn(
+                    "trusted_origins has an http:// origin outside loopback: anybody on the "
+                    "network can pose as it; use https://"
+                )
+        return origins
 
     def _check_redirect_uri(self) -> None:
         if self.redirect_uri is None:
@@ -414,4 +440,5 @@ def _split(name: str, value: str) -> Any:
 
 
 def _is_loopback(host: str) -> bool:
-    return host == "localhost" or host == "::1" or host.startswith("127.")
+    is_name = host == "localhost" or host.endswith(".localhost")  # RFC 6761 §6.3
+    return is_name or host == "::1" or host.startswith("127.")

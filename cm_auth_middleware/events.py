@@ -69,6 +69,19 @@ EVENTS = {
     "host_not_allowed": Event(
         WARNING, "a login was asked for under an unknown host: `host`", "add it to allowed_hosts"
     ),
+    "cross_site_refused": Event(
+        WARNING,
+        "a request of another origin than the site's own was refused; logged once for each pair: "
+        "`origin`, `own`",
+        "if both are this site, let the proxy pass Host on with its port, or set redirect_uri; "
+        "if you trust the other site, name it in trusted_origins",
+    ),
+    "origin_hidden": Event(
+        WARNING,
+        "a request with `Origin: null` was refused, from a sandboxed frame or from a page with "
+        "`Referrer-Policy: no-referrer`; logged once: `own`",
+        "if the page is one of this site, let it send Referrer-Policy: same-origin",
+    ),
     "scheme_mismatch": Event(
         WARNING,
         "a request has another scheme than `redirect_uri`; logged once: `request`, `redirect_uri`",

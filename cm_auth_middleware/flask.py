@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CMAuth", "cm", "cm_session"]
 
-_LISTS = ("exempt", "allowed_hosts", "allow_emails", "allow_accounts")
+_LISTS = ("exempt", "allowed_hosts", "trusted_origins", "allow_emails", "allow_accounts")
 
 
 class CMAuth:

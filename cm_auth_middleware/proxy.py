@@ -22,6 +22,7 @@ from starlette.responses import StreamingResponse
 from .asgi import ASGIRequest
 from .asgi import _send as send_asgi_response
 from .errors import CMAuthError, ConfigError, SessionExpiredError
+from .web.asking import opens_document
 from .web.request import Request
 from .web.response import problem
 from .wsgi import WSGIRequest
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
     from .client import AsyncCMClient, CMClient
+    from .web.origin import Origins
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"})
 # Without "%": the path is judged in the form in which it is sent. Without ";": Spring cuts path
@@ -78,9 +80,10 @@ class _Relay:
             raise ConfigError("allow is empty: give rules such as 'GET /rest/v2.4/cameras'")
         self._rules = [_rule(rule) for rule in rules]
 
-    def judge(self, request: Request, own_origin: str) -> str:
+    def judge(self, request: Request, origins: Origins) -> str:
         """Return the path and query of the request to the API, or raise `_RefusedError`."""
-        if request.is_cross_site(own_origin, including_reads=True):
+        # A person may open a picture from a mail: whoever linked to it cannot read it.
+        if not opens_document(request) and origins.refuse(request, including_reads=True):
             raise _RefusedError(403, "Cross-site request refused")
         path, query = request.path, request.query
         segments = path.split("/")[1:]
@@ -148,7 +151,7 @@ class CMProxy(_Relay):
         cm = _ready_client(scope.get("state", {}), "cm")
         engine = scope["state"]["cm_auth"]
         try:
-            target = self.judge(request, engine.async_services.gate.own_origin)
+            target = self.judge(request, engine.async_services.gate.origins)
             length = self.judge_length(request)
             body = await _body(request, receive, length, scope.get("http_version", ""))
             if body is not None:
@@ -186,7 +189,7 @@ class CMWSGIProxy(_Relay):
         cm = _ready_client(environ, "cm_auth.client")
         engine = environ["cm_auth.engine"]
         try:
-            target = self.judge(request, engine.thread_services.gate.own_origin)
+            target = self.judge(request, engine.thread_services.gate.origins)
             length = self.judge_length(request)
             body = _wsgi_body(request, environ, length)
             if body is not None:

@@ -37,6 +37,9 @@ _KNOWN = {
     "cookie_name": re.compile(r"(__Host-|__Secure-)?[A-Za-z0-9_-]{1,64}"),
     "cookie_secure": _SWITCH,
     "allowed_hosts": re.compile(r"[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]"),
+    "trusted_origins": re.compile(
+        r"[A-Za-z][A-Za-z0-9+.-]*://(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?/?"
+    ),
     "allow_emails": re.compile(r"(\*|[A-Za-z0-9._+-]+)@[A-Za-z0-9.-]+"),
     "allow_accounts": re.compile(r"[A-Za-z0-9]{1,20}"),
     "cross_site_check": _SWITCH,

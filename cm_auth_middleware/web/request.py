@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from urllib.parse import parse_qsl, quote, unquote, urlsplit
+from urllib.parse import parse_qsl, quote, unquote
 
 from ..display import ip_address
 from .local_target import mount_url, safe_target
@@ -113,17 +113,6 @@ class Request(ABC):
         """Return the `root_path` as it is written in a URL."""
         return mount_url(self.root_path)
 
-    @property
-    def htmx_page(self) -> str | None:
-        """Return path and query of the page that sent an htmx request, if this host served it."""
-        try:
-            parts = urlsplit(self.header("hx-current-url") or "")
-        except ValueError:
-            return None
-        if parts.netloc.lower() != self.host.lower():
-            return None
-        return f"{parts.path}?{parts.query}" if parts.query else parts.path
-
     def parameters(self) -> list[tuple[str, str]]:
         """Return the query's names and values; none if there are too many or they are not UTF-8."""
         try:
@@ -132,47 +121,6 @@ class Request(ABC):
             return []
 
     @property
-    def is_navigation(self) -> bool:
-        """True if a person's browser requests a page."""
-        if self.method not in ("GET", "HEAD") or self.is_websocket or self.header("hx-request"):
-            return False
-        mode = self.header("sec-fetch-mode")
-        if mode is not None and mode != "navigate":
-            return False
-        return mode == "navigate" or "text/html" in (self.header("accept") or "")
-
-    @property
     def is_write(self) -> bool:
         """True if the request may change state: an unsafe method, or a WebSocket's GET."""
         return self.is_websocket or self.method not in SAFE_METHODS
-
-    def is_cross_site(self, own_origin: str = "", *, including_reads: bool = False) -> bool:
-        """Return True if another site made the browser send this request (RFC 9700 §4.7).
-
-        Args:
-            own_origin: the origin that is this site, whatever ``Host`` says.
-            including_reads: True to judge every method, False to judge writes only.
-        """
-        if not (including_reads or self.is_write):
-            return False
-        site = self.header("sec-fetch-site")
-        if site is not None and not self.is_websocket:
-            return site not in ("same-origin", "none")
-        return self._has_foreign_origin(own_origin)
-
-    def _has_foreign_origin(self, own_origin: str) -> bool:
-        origin = self.header("origin")
-        if origin is None:
-            return False
-        try:
-            sent, own = urlsplit(origin.lower()), urlsplit(own_origin)
-        except ValueError:
-            return True
-        if not sent.netloc:
-            return True  # "null"
-        if sent.netloc == own.netloc:
-            return sent.scheme != own.scheme
-        # An attacker on the network can pose as http://host, so on https that origin is another
-        # site. The server learns that it is https from the request or from redirect_uri.
-        is_downgraded = sent.scheme == "http" and "https" in (self.scheme, own.scheme)
-        return sent.netloc != self.host.lower() or is_downgraded

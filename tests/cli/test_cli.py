@@ -192,6 +192,7 @@ GOOD = {
     "cookie_name": "__Host-x", "cookie_secure": "true", "allowed_hosts": "a.example, [::1]",
     "revalidate": "none",
     "allow_emails": "*@example.com,anna+cm@example.org", "allow_accounts": "501,502",
+    "trusted_origins": "https://app.example:8443,http://[::1]:5173,capacitor://localhost",
     "cross_site_check": "off", "auto_login": "No",
 }  # fmt: skip
 

@@ -14,6 +14,7 @@ FOREIGN = [
     {"Sec-Fetch-Site": "cross-site", "Origin": "http://evil.example"},
     {"Sec-Fetch-Site": "cross-site"},
     {"Sec-Fetch-Site": "same-site", "Origin": "http://other.localhost:8000"},
+    {"Sec-Fetch-Site": "same-site", "Origin": "null"},
     {"Sec-Fetch-Site": "cross-site", "Origin": "http://localhost:8000"},
     {"Sec-Fetch-Site": "nonsense"},
     {"Sec-Fetch-Site": ""},

@@ -179,7 +179,7 @@ async def test_a_host_that_nobody_allowed_is_400(world: World, host: str) -> Non
         ("localhost", "http://localhost"),
         ("LocalHost:8000", "http://localhost:8000"),
         ("127.0.0.1:1", "http://127.0.0.1:1"),
-        ("[::1]:80", "http://[::1]:80"),
+        ("[::1]:8080", "http://[::1]:8080"),
     ],
 )
 async def test_a_host_that_is_allowed_is_used(world: World, host: str, uri: str) -> None:

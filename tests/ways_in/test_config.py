@@ -55,6 +55,17 @@ GOOD = {"client_id": "id", "client_secret": "secret", "secret_key": SECRET_KEY}
         ({"allowed_hosts": ["*"]}, "allowed_hosts has no host name in place 1: give names alone"),
         ({"allowed_hosts": ["app.example:8000"]}, "give names alone"),
         ({"allowed_hosts": ["https://app.example"]}, "give names alone"),
+        (
+            {"trusted_origins": ["https://a.example", "*"]},
+            "trusted_origins has no origin in place 2",
+        ),
+        ({"trusted_origins": "https://*.example"}, "trusted_origins has no origin in place 1"),
+        ({"trusted_origins": "https://a.example/path"}, "without a path"),
+        ({"trusted_origins": "a.example"}, "trusted_origins has no origin"),
+        ({"trusted_origins": "null"}, "trusted_origins has no origin"),
+        ({"trusted_origins": "https://a.example:99999"}, "trusted_origins has no origin"),
+        ({"trusted_origins": "http://[::1::]"}, "trusted_origins has no origin"),
+        ({"trusted_origins": None}, "trusted_origins is a string or several"),
         ({"redirect_uri": "https://me:x@host/auth/callback"}, "redirect_uri has a user or an @"),
         ({"base_url": "https://me:12/34@host"}, "base_url is scheme, host and port"),
         ({"allowed_hosts": None}, "allowed_hosts is a string or several"),
@@ -73,6 +84,8 @@ def test_http_outside_loopback_is_a_warning() -> None:
         CMAuthMiddleware(make_app(), **GOOD, base_url="http://cm.example")
     with pytest.warns(UserWarning, match="redirect_uri is http:// outside loopback"):
         CMAuthMiddleware(make_app(), **GOOD, redirect_uri="http://app.example/auth/callback")
+    with pytest.warns(UserWarning, match="trusted_origins has an http:// origin"):
+        CMAuthMiddleware(make_app(), **GOOD, trusted_origins="http://app.example")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         CMAuthMiddleware(make_app(), **GOOD, base_url="http://127.0.0.1:9400")
@@ -153,12 +166,14 @@ def test_the_options_for_type_checkers_are_those_of_the_configuration() -> None:
     assert list(given) == list(becomes)
     converted = {name for name, kind in given.items() if becomes[name] != kind}
     assert converted == {
-        "secret_key", "exempt", "allowed_hosts", "allow_emails", "allow_accounts",
-        "idle_timeout", "absolute_timeout", "refresh_leeway", "timeout", "revalidate",
+        "secret_key", "exempt", "allowed_hosts", "trusted_origins", "allow_emails",
+        "allow_accounts", "idle_timeout", "absolute_timeout", "refresh_leeway", "timeout",
+        "revalidate",
     }  # fmt: skip
     config = CMAuthConfig(
         client_id="id", client_secret="secret", secret_key=SECRET_KEY, exempt=["/health"],
-        allowed_hosts=["app.example"], allow_emails="*@example.com", allow_accounts=[7],
+        allowed_hosts=["app.example"], trusted_origins=["https://x.example"],
+        allow_emails="*@example.com", allow_accounts=[7],
         idle_timeout=timedelta(hours=1), absolute_timeout=timedelta(days=1),
         refresh_leeway=timedelta(0), timeout=timedelta(seconds=5), revalidate=timedelta(minutes=1),
     )  # fmt: skip

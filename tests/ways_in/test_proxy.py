@@ -18,6 +18,7 @@ from werkzeug.middleware.dispatcher import DispatcherMiddleware
 
 from cm_auth_middleware import CMAuthError, ConfigError
 from cm_auth_middleware.proxy import CMProxy, CMWSGIProxy, _RefusedError
+from cm_auth_middleware.web.origin import Origins
 from tests.helpers.apps import make_app, make_wsgi_app
 from tests.helpers.world import APP, CM, JSON, World
 
@@ -376,14 +377,16 @@ class FakeRequest:
     def __init__(self, method: str, path: str, query: str = "") -> None:
         self.method, self.path, self.query = method, path, query
 
-    def is_cross_site(self, _: str, *, including_reads: bool) -> bool:
-        return not including_reads
+    def header(self, name: str) -> None:
+        """No browser sent it."""
+
+    is_websocket = False
 
 
 def judged(allow: Any, method: str, path: str) -> Any:
     """The path to ask the API for, or the response that refuses the request."""
     try:
-        return CMProxy(allow=allow).judge(FakeRequest(method, path), "")
+        return CMProxy(allow=allow).judge(FakeRequest(method, path), Origins(None, ()))
     except _RefusedError as refused:
         return refused.response
 
@@ -619,3 +622,25 @@ def test_the_regular_expressions_are_linear() -> None:
     for path in ("/" + "a/" * 4000 + "y", "/" + "a" * 8000, "/a" * 4000):
         judged(["GET /*/*/*/*/x", "GET /a/*"], "GET", path)
     assert re.purge() is None
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("method", "mode", "dest", "status"),
+    [
+        ("GET", "navigate", "document", 200),
+        ("HEAD", "navigate", "document", 200),
+        ("GET", "navigate", "iframe", 403),
+        ("GET", "no-cors", "image", 403),
+        ("GET", "cors", "empty", 403),
+        ("POST", "navigate", "document", 403),
+    ],
+)
+async def test_a_picture_may_be_opened_from_a_mail(
+    proxied: World, method: str, mode: str, dest: str, status: int
+) -> None:
+    """R48: another site may lead a person to it, but not show, read or write it itself."""
+    browser = await proxied.login()
+    headers = {"Sec-Fetch-Mode": mode, "Sec-Fetch-Dest": dest, "Sec-Fetch-Site": "cross-site"}
+    path = "/cm/rest/v2.4/echo"
+    assert (await browser.request(method, path, headers=headers)).status_code == status
