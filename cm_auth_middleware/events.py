@@ -127,6 +127,12 @@ EVENTS = {
         WARNING, "the route `health` says that the store cannot be used; logged once: `reason`"
     ),
     "store_unusable": Event(WARNING, "at the start the store cannot be used: `reason`"),
+    "replicas_behind": Event(
+        WARNING,
+        "a write reached fewer replicas in time than the store's URL asks for; logged once a "
+        "minute: `replicas`, `wait_replicas`",
+        "a failover may lose it; look at the replicas, or raise wait_timeout",
+    ),
     "config_error": Event(CRITICAL, "an option is missing or wrong: `reason`"),
 }
 

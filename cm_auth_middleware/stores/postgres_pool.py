@@ -27,6 +27,7 @@ import anyio.to_thread
 from ..display import is_certain, shown_location
 from ..errors import ConfigError, StoreError
 from ..runtime.run_sync import run_sync, running_loop
+from .circuit_breaker import SLOW, CircuitBreaker
 
 try:
     import psycopg
@@ -72,6 +73,7 @@ _SENTENCES = {
     **dict.fromkeys(_CONFLICT, "is too busy with the same record"),
 }
 _UNREACHABLE = "cannot be reached"
+_SILENT = "did not answer in time; it is tried once a second"
 # libpq has no SQLSTATE of a failed connection, only text: the first that is found in it counts.
 _CONNECT_SENTENCES = (
     ("certificate", "cannot be reached: its certificate cannot be verified"),
@@ -336,12 +338,16 @@ class _Pools(ABC):
     Args:
         schema: the SQL that makes the table and names its version.
         version: the version of the table that this package needs.
+        breaker: of this process, for a server that does not answer.
     """
 
     _connection: Any
 
-    def __init__(self, target: Target, schema: bytes, version: int) -> None:
+    def __init__(
+        self, target: Target, schema: bytes, version: int, breaker: CircuitBreaker
+    ) -> None:
         self._target = target
+        self._breaker = breaker
         self._version = version
         self._schema = schema
         self._look = compose(
@@ -352,31 +358,61 @@ class _Pools(ABC):
 
     @abstractmethod
     async def run(self, statement: Statement, again: Statement | None) -> Answer:
-        """Run `statement`, and `again` on another connection if the first one breaks."""
+        """Run `statement`, and `again` on another connection if the first one breaks.
+
+        Raises:
+            StoreError: the server refuses it, or cannot be reached. If two statements in a row had
+                no answer in time, at once, but for one a second that tries the server.
+        """
 
     @abstractmethod
     async def close(self) -> None:
         """Close the connections made here; those in use are closed after their statement."""
 
-    async def _attempt(self, pool: _Pool, statement: Statement, again: Statement | None) -> Answer:
+    def _admit(self) -> bool:
+        """Return True if a statement is to try a server that is silent.
+
+        Raises:
+            StoreError: the server is silent, and this statement is not to try it.
+        """
+        if not self._breaker.is_open:
+            return False
+        if not self._breaker.admit():
+            raise StoreError(f"{self._target} {_SILENT}")
+        return True
+
+    async def _attempt(
+        self, pool: _Pool, is_trial: bool, statement: Statement, again: Statement | None
+    ) -> Answer:
+        if self._breaker.is_open and not is_trial:  # since this statement began to wait
+            raise StoreError(f"{self._target} {_SILENT}")
         conflicts = _CONFLICTS
         while True:
             connection: Any = None
+            began = time.monotonic()
             had_table = pool.has_table
             try:
                 connection = pool.take() or await self._connect(pool)
                 if not had_table:
                     await self._find_table(connection)
                     pool.has_table = True
-                return await _execute(connection, statement)
+                answer = await _execute(connection, statement)
             except _ERRORS as error:
                 state = getattr(error, "sqlstate", None) or ""
                 failure = StoreError(f"{self._target} {self._sentence(error)}")
+            else:
+                self._breaker.answered()
+                return answer
             finally:
                 if connection is not None:
                     is_broken = connection.pgconn.status == psycopg.pq.ConnStatus.BAD
                     pool.give_back(connection)
             # Not raised in the clause above: it would be chained to an error that may quote values.
+            if state and not state.startswith(_CONNECTION):
+                self._breaker.answered()
+            elif time.monotonic() > began + SLOW:
+                self._breaker.timed_out()
+                raise failure
             if state == _STANDBY:  # the statement was not run, so it may be repeated
                 if connection.generation == pool.generation and not pool.renew():
                     raise failure
@@ -391,6 +427,7 @@ class _Pools(ABC):
 
     async def _connect(self, pool: _Pool) -> Any:
         generation = pool.generation
+        began = time.monotonic()
         while True:
             settings = self._has_settings
             try:
@@ -409,6 +446,8 @@ class _Pools(ABC):
             if not settings or not any(words in text for words in _NO_SETTINGS):
                 break
             self._has_settings = False
+        if time.monotonic() > began + SLOW:
+            self._breaker.timed_out()
         sentence = next((s for words, s in _CONNECT_SENTENCES if words in text), _UNREACHABLE)
         raise StoreError(f"{self._target} {sentence}")
 
@@ -465,10 +504,11 @@ class BlockingPools(_Pools):
     _connection = _Blocking
 
     def __init__(self, target: Target, schema: bytes, version: int) -> None:
-        super().__init__(target, schema, version)
+        super().__init__(target, schema, version, CircuitBreaker())
         self._pools: dict[int, _Pool] = {}
 
     async def run(self, statement: Statement, again: Statement | None) -> Answer:
+        is_trial = self._admit()
         pool = self._pools.get(os.getpid())
         if pool is None:
             # Without a lock, which a fork could leave locked: of two threads, one's pool stays.
@@ -478,7 +518,7 @@ class BlockingPools(_Pools):
         except Empty:
             raise _queued(self._target) from None
         try:
-            return await self._attempt(pool, statement, again)
+            return await self._attempt(pool, is_trial, statement, again)
         finally:
             pool.slots.put(None)
 
@@ -502,7 +542,7 @@ class AsyncPools(_Pools):
     def __init__(
         self, target: Target, schema: bytes, version: int, blocking: BlockingPools
     ) -> None:
-        super().__init__(target, schema, version)
+        super().__init__(target, schema, version, blocking._breaker)
         self._blocking = blocking
         self._pid = os.getpid()
         self._pools: weakref.WeakKeyDictionary[Any, _Pool] = weakref.WeakKeyDictionary()
@@ -513,6 +553,7 @@ class AsyncPools(_Pools):
         loop = running_loop()
         if not _is_psycopgs(loop):
             return await self._in_a_thread(lambda: run_sync(self._blocking.run(statement, again)))
+        is_trial = self._admit()
         pool = self._pool(loop)
         if pool.slots.locked():
             try:
@@ -523,7 +564,7 @@ class AsyncPools(_Pools):
         else:
             await pool.slots.acquire()
         try:
-            return await self._attempt(pool, statement, again)
+            return await self._attempt(pool, is_trial, statement, again)
         finally:
             pool.slots.release()
 

@@ -12,7 +12,7 @@ from .redis_target import Target  # isort: skip - first, since it reports a miss
 
 from redis.exceptions import NoScriptError
 
-from .redis_clients import AsyncClients, BlockingClients, Call, outcome
+from .redis_clients import AsyncClients, BlockingClients, Call, outcome, scripts
 
 _PAGE = 500  # keys that one step of a listing reads; Redis serves other clients in between
 
@@ -23,6 +23,7 @@ class _Script:
     def __init__(self, source: str) -> None:
         self.source = source
         self.sha = hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
+        scripts[self.sha] = source
 
 
 # KEYS[1], then: new value, milliseconds, and each value that may be replaced.

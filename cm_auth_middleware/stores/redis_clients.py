@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import enum
 import os
 import re
 import ssl
 import threading
 import time
+import traceback
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, MutableMapping
-from contextlib import suppress
+from pathlib import PurePath
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
@@ -20,13 +22,27 @@ from redis import exceptions
 
 from ..errors import StoreError
 from ..runtime.run_sync import run_sync, running_loop
+from .circuit_breaker import SLOW, CircuitBreaker
+from .redis_cluster import (
+    AsyncCluster,
+    BlockingCluster,
+    SilentNodeError,
+    close,
+    is_timeout,
+)
+from .redis_cluster import (
+    outcome as outcome,
+)
+from .redis_sentinels import ASK_EVERY, SILENCE, FailoverError, Sentinels
 from .redis_target import Target
+from .redis_wait import AsyncWaiting, BlockingWaiting, Sender
 
 Call = Callable[[Any], Any]  # a client -> an answer, or something to await for it
 
 _THREADS = 40  # threads that may wait for Redis at once under trio
 _QUEUE = 5.0  # seconds that a request waits for one of the connections
 _RENEW_EVERY = 0.5  # seconds, at least, between two new clients for a server that is no primary
+_PAUSE = 0.1  # seconds before a call that the client could not make is repeated
 _ERRORS = (exceptions.RedisError, exceptions.RedisClusterException, OSError, EOFError)
 # Connection errors after which a second try is useless.
 _FINAL = (
@@ -41,19 +57,28 @@ _REFUSALS = (
     exceptions.BusyLoadingError,
     exceptions.MasterDownError,
 )
+# A cluster that is changing did not run the command, so any command may be repeated.
+_UNSETTLED = (
+    exceptions.RedisClusterException,
+    exceptions.ClusterError,
+    exceptions.TryAgainError,
+    exceptions.AskError,
+)
 # Redis 6 and older put the error of a command in a script into a sentence:
 # "ERR Error running script (call to f_…): @user_script:3: @user_script: 3: -READONLY You can't …".
 _REFUSAL = re.compile(r"(?:^-?|: -)(READONLY|NOREPLICAS|LOADING|MASTERDOWN)\b")
 _REPLICA = "is a replica that cannot be written: name the primary"
 _UNREACHABLE = "cannot be reached"
+_SILENT = "did not answer in time; it is tried once a second"
 _SENTENCES: tuple[tuple[type[Exception], str], ...] = (
     (exceptions.AuthenticationError, "refuses the user or the password"),
     (exceptions.AuthorizationError, "refuses the user or the password"),
-    (exceptions.NoPermissionError, "does not permit the user what a store needs"),
     (exceptions.BusyLoadingError, "is still loading its data"),
     (exceptions.ReadOnlyError, _REPLICA),
     (exceptions.MasterDownError, "is a replica without its primary: name the primary"),
+    (FailoverError, "is getting another primary"),
     (exceptions.OutOfMemoryError, "is out of memory: raise its maxmemory"),
+    (SilentNodeError, _SILENT),
     (exceptions.TimeoutError, "did not answer in time"),
     (TimeoutError, "did not answer in time"),
     (exceptions.ConnectionError, _UNREACHABLE),
@@ -69,16 +94,40 @@ _CODES = {
 # uvloop raises this if a connection was closed just before a write; redis-py passes it on.
 _UVLOOP_CLOSED = "the handler is closed"
 
+# How the command is named whose right is missing, in an answer to a command or from a script.
+_DENIED = re.compile(r"run the '([A-Za-z|]+)'")
+# Redis 7.0 names the line of the script instead: "ERR The user executing the script can't run this
+# command or subcommand script: 620cd2…, on @user_script:3."
+_DENIED_LINE = re.compile(r"(?:script: |f_)([0-9a-f]{40}).*@user_script: ?(\d+)", re.DOTALL)
+_DENIAL = re.compile(r"NOPERM|ACL failure|The user executing the script can't")
+_DENIED_KEYS = re.compile(r"access (one of the keys|at least one of the keys|a key)")
+_CALLED = re.compile(r"redis\.p?call\('(\w+)'")
+_RIGHTS = "see Redis rights (ACL) in the documentation's Deployment"
+
+scripts: dict[str, str] = {}
+"""The scripts of the store by their SHA-1, so that an error can name the command it is about."""
+
 _inherited: list[Any] = []  # clients of the parent process; closing them would disturb it
 
 T = TypeVar("T")
 
 
+class _After(enum.Enum):
+    """What becomes of a call that failed."""
+
+    FAIL = enum.auto()
+    RENEW = enum.auto()  # the server did not run it, and is no primary: ask another one
+    REPEAT = enum.auto()  # it was not run: repeat it
+    AGAIN = enum.auto()  # the connection broke, and it may have been run
+    SUSPECT = enum.auto()  # the client broke: it may have been run, and the connection is dubious
+
+
 class _Link:
-    """A client, others to close with it, and slots that bound how many calls use it at a time.
+    """A client, and slots that bound how many calls use it at a time.
 
     Attributes:
-        users: one object for each call that is using the client.
+        address: host and port that the sentinels named; None without sentinels.
+        users: for each call that is using the client, since when, by the monotonic clock.
         is_over: True if no further call may use it; its last call closes it.
         renewed_at: when it replaced another link, by the monotonic clock.
         renewing: a lock that is held while another link is made to replace this one. A fork cannot
@@ -86,22 +135,35 @@ class _Link:
     """
 
     def __init__(
-        self, clients: tuple[Any, ...], slots: Any, renewed_at: float = float("-inf")
+        self,
+        client: Any,
+        address: tuple[str, int] | None,
+        slots: Any,
+        renewed_at: float = float("-inf"),
     ) -> None:
-        self.client = clients[0]
-        self.clients = clients
+        self.client = client
+        self.address = address
         self.slots = slots
-        self.users: set[object] = set()
+        self.users: dict[object, float] = {}
         self.is_over = False
         self.renewed_at = renewed_at
         self.renewing = threading.Lock()
 
-    async def close(self) -> None:
-        """Close the connections, and ignore those that are broken."""
-        for client in self.clients:
-            close = client.aclose if hasattr(client, "aclose") else client.close
-            with suppress(*_ERRORS, RuntimeError):
-                await outcome(close())
+    def is_silent(self, now: float) -> bool:
+        """True if a call has been waiting for the server for long."""
+        return now > min(list(self.users.values()), default=now) + SILENCE
+
+
+class _Shared:
+    """What the clients for event loops and for threads of a process have in common."""
+
+    def __init__(self, target: Target) -> None:
+        self.breaker = CircuitBreaker()
+        self.nodes: dict[str, CircuitBreaker] = {}
+        self.sender = Sender(target.wait_replicas, target.wait_timeout)
+        self.sentinels: Sentinels | None = None
+        if target.kind == "sentinel":
+            self.sentinels = Sentinels(target.sentinel_connections, target.service)
 
 
 class _Clients(ABC):
@@ -114,9 +176,14 @@ class _Clients(ABC):
     """
 
     _package: str
+    _cluster: type[AsyncCluster | BlockingCluster]
+    _waiting: type[AsyncWaiting | BlockingWaiting]
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: Target, shared: _Shared) -> None:
         self._target = target
+        self._shared = shared
+        self._breaker = shared.breaker
+        self._sentinels = shared.sentinels
 
     @abstractmethod
     def _registry(self) -> tuple[MutableMapping[Any, _Link], Any]:
@@ -131,82 +198,203 @@ class _Clients(ABC):
         """Close a link that no call uses any more, without waiting for the servers."""
 
     @abstractmethod
+    async def _pause(self) -> None:
+        """Wait for a moment."""
+
+    @abstractmethod
+    async def _in_a_thread(self, work: Callable[[], T]) -> T:
+        """Run work that blocks."""
+
+    @abstractmethod
     async def run(self, call: Call, again: Call | None) -> Any:
         """Run `call` with a client, and `again` if the connection breaks.
 
-        If the server is no primary, the call is repeated with a client that has looked for the
-        primary again.
+        If the server did not run it, because it is no primary or because the cluster is changing,
+        the call is repeated, with a client that has looked for the primary again.
+
+        Raises:
+            StoreError: whatever fails in the client. If two calls in a row had no answer in time,
+                at once, but for one call a second that tries the server.
         """
 
     @abstractmethod
     async def close(self) -> None:
         """Close the connections made here; those in use are closed after their call."""
 
+    def _admit(self) -> bool:
+        """Return True if a call is to try a server that is silent.
+
+        Raises:
+            StoreError: the server is silent, and this call is not to try it.
+        """
+        if not self._breaker.is_open:
+            return False
+        if not self._breaker.admit():
+            raise StoreError(f"{self._target} {_SILENT}")
+        return True
+
+    async def _find_link(self) -> _Link:
+        """Return the link to use, of which calls wait for a slot."""
+        if self._sentinels is not None and self._sentinels.address is None:
+            await self._ask_sentinels(float("-inf"))
+        return self._link()
+
     def _link(self) -> _Link:
         links, key = self._registry()
         link = links.get(key)
         if link is None:
             # Without a lock, which a fork could leave locked: of two threads, one client stays.
-            link = links.setdefault(key, _Link(self._connect(), self._slots()))
+            link = links.setdefault(key, self._connect(self._slots()))
         return link
 
-    def _renew(self, link: _Link) -> _Link | None:
+    def _renew(self, link: _Link, *, at_once: bool = False) -> _Link | None:
         """Replace a link and return the new one; None if the last replacement was just now."""
         with link.renewing:
             links, key = self._registry()
             if links.get(key) is not link:  # another call did it, or the store was closed
                 return self._link()
             now = time.monotonic()
-            if now < link.renewed_at + _RENEW_EVERY:  # during an outage, not at each request
-                return None
-            links[key] = successor = _Link(self._connect(), link.slots, now)
+            if now < link.renewed_at + _RENEW_EVERY and not at_once:
+                return None  # during an outage, not at each request
+            links[key] = successor = self._connect(link.slots, now)
         self._retire(link)
         return successor
 
-    def _connect(self) -> tuple[Any, ...]:
+    def _connect(self, slots: Any, renewed_at: float = float("-inf")) -> _Link:
+        """Make a link; it connects at its first call."""
+        target, shared = self._target, self._shared
+        address = self._sentinels.address if self._sentinels else None
+        if target.kind == "cluster":
+            client: Any = self._cluster(
+                lambda host, port, **more: target.client(self._package, host, port, **more),
+                target.nodes,
+                shared.nodes,
+                shared.sender.send,
+            )
+        else:
+            client = target.client(self._package, *(address or ()))
+            if target.wait_replicas:
+                client = self._waiting(client, shared.sender)
+        return _Link(client, address, slots, renewed_at)
+
+    async def _ask_sentinels(self, since: float) -> None:
+        """Learn the primary, unless that was done since then, by the monotonic clock.
+
+        Raises:
+            StoreError: none is known.
+        """
+        sentinels = self._sentinels
+        if sentinels is None or sentinels.knows(since):
+            return
+        former = sentinels.address
         try:
-            return self._target.clients(self._package)
-        except _ERRORS as error:
+            await self._in_a_thread(lambda: sentinels.ask(since))
+        except Exception as error:
             failure = StoreError(f"{self._target} {_sentence(error)}")
+        else:
+            if sentinels.address != former:
+                self._breaker.answered()  # it was another server that did not
+            return
         raise failure
 
-    async def _attempt(self, link: _Link, call: Call, again: Call | None) -> Any:
+    async def _follow(self, sentinels: Sentinels, link: _Link, user: object) -> _Link:
+        """Return the link to the primary of which the sentinels know, and use it."""
+        now = time.monotonic()
+        await self._ask_sentinels(now - (SILENCE if link.is_silent(now) else ASK_EVERY))
+        while link.address != sentinels.address:
+            link = self._change(link, self._renew(link, at_once=True) or link, user)
+        return link
+
+    def _change(self, link: _Link, successor: _Link, user: object) -> _Link:
+        """Let a call use another link."""
+        self._leave(link, user)
+        successor.users[user] = time.monotonic()
+        return successor
+
+    async def _attempt(self, link: _Link, is_trial: bool, call: Call, again: Call | None) -> Any:
         """Run a call with the client of a link; see `run`."""
-        if link.is_over:  # since this call began to wait for its turn
+        if self._breaker.is_open and not is_trial:  # since this call began to wait for its turn
+            raise StoreError(f"{self._target} {_SILENT}")
+        if link.is_over:
             link = self._link()
         user = object()
-        link.users.add(user)
-        is_renewed = False
+        link.users[user] = time.monotonic()
+        is_renewed = is_repeated = False
         try:
             while True:
+                if self._sentinels is not None:
+                    link = await self._follow(self._sentinels, link, user)
+                began = link.users[user] = time.monotonic()
                 try:
                     answer = call(link.client)
                     # As in `outcome`, one coroutine fewer: nearly every request passes here.
-                    return await answer if hasattr(answer, "__await__") else answer
-                except _ERRORS as error:
+                    answer = await answer if hasattr(answer, "__await__") else answer
+                except Exception as error:
                     failure = StoreError(f"{self._target} {_sentence(error)}")
-                    is_refused = _is_refusal(error)
-                    is_broken = isinstance(error, exceptions.ConnectionError)
-                    is_broken = is_broken and not isinstance(error, _FINAL)
-                except RuntimeError as error:
-                    if _UVLOOP_CLOSED not in str(error):
-                        raise
-                    failure = StoreError(f"{self._target} {_UNREACHABLE}")
-                    is_refused, is_broken = False, True
-                # Not raised in a clause above: it would be chained to an error that may quote keys.
-                if is_refused:
-                    successor = None if is_renewed else self._renew(link)
+                    after = self._judge(error, time.monotonic() - began)
+                else:
+                    if self._breaker.is_suspect:
+                        self._breaker.answered()
+                    if self._sentinels is None or await self._is_current(self._sentinels, link):
+                        return answer
+                    failure = StoreError(f"{self._target} has got another primary meanwhile")
+                    after = _After.AGAIN
+                # Not raised in the clause above: it would be chained to an error that may quote
+                # keys.
+                if after is _After.RENEW and not is_renewed:
+                    is_renewed = True
+                    await self._ask_sentinels(time.monotonic())
+                    successor = self._renew(link)
                     if successor is None:
                         raise failure
-                    self._leave(link, user)
-                    link, is_renewed = successor, True
-                    link.users.add(user)
-                elif is_broken and again is not None:
+                    link = self._change(link, successor, user)
+                elif after is _After.REPEAT and not is_repeated:
+                    is_repeated = True
+                    await self._pause()
+                elif after is _After.AGAIN and again is not None:
                     call, again = again, None
+                    await self._ask_sentinels(time.monotonic())
+                elif after is _After.SUSPECT:
+                    # A connection may be left with an answer that nobody has read: close them all.
+                    link = self._change(link, self._renew(link, at_once=True) or link, user)
+                    if again is None:
+                        raise failure
+                    call, again = again, None
+                    await self._pause()
                 else:
                     raise failure
         finally:
             self._leave(link, user)
+
+    async def _is_current(self, sentinels: Sentinels, link: _Link) -> bool:
+        """True if the server that answered is still the primary; see redis_sentinels."""
+        now = time.monotonic()
+        if not link.is_silent(now):
+            return True
+        await self._ask_sentinels(now)
+        return link.address == sentinels.address
+
+    def _judge(self, error: Exception, seconds: float) -> _After:
+        """Decide what becomes of a call that failed after so many seconds, and tell the breaker."""
+        if self._target.kind == "cluster" and isinstance(error, _UNSETTLED):
+            return _After.REPEAT
+        if _is_refusal(error):
+            self._breaker.answered()
+            return _After.RENEW
+        if not isinstance(error, _ERRORS):
+            is_closed = isinstance(error, RuntimeError) and _UVLOOP_CLOSED in str(error)
+            return _After.AGAIN if is_closed else _After.SUSPECT
+        is_broken = isinstance(error, (exceptions.ConnectionError, OSError, EOFError))
+        if isinstance(error, _FINAL) or not (is_broken or is_timeout(error)):
+            self._breaker.answered()
+            return _After.FAIL
+        if is_timeout(error) or seconds > SLOW:
+            # The nodes of a cluster have circuit breakers of their own.
+            if self._target.kind != "cluster":
+                self._breaker.timed_out()
+            return _After.FAIL
+        is_repeatable = isinstance(error, exceptions.ConnectionError)
+        return _After.AGAIN if is_repeatable else _After.FAIL
 
     def _retire(self, link: _Link | None) -> None:
         """Let no further call use a link; close it when the last one has left it."""
@@ -215,7 +403,7 @@ class _Clients(ABC):
             self._leave(link, None)
 
     def _leave(self, link: _Link, user: object) -> None:
-        link.users.discard(user)
+        link.users.pop(user, None)
         if link.is_over and not link.users:
             self._abandon(link)
 
@@ -224,24 +412,35 @@ class BlockingClients(_Clients):
     """The client of this process for threads."""
 
     _package = "redis"
+    _cluster = BlockingCluster
+    _waiting = BlockingWaiting
 
     def __init__(self, target: Target) -> None:
-        super().__init__(target)
+        super().__init__(target, _Shared(target))
         self._links: dict[int, _Link] = {}
 
     async def run(self, call: Call, again: Call | None) -> Any:
-        link = self._link()
+        is_trial = self._admit()
+        link = await self._find_link()
         try:
             link.slots.get(timeout=_QUEUE)
         except Empty:
             raise _queued(self._target) from None
         try:
-            return await self._attempt(link, call, again)
+            return await self._attempt(link, is_trial, call, again)
         finally:
             link.slots.put(None)
 
     async def close(self) -> None:
         self._retire(self._links.pop(os.getpid(), None))
+        if self._sentinels is not None:
+            self._sentinels.close()
+
+    async def _pause(self) -> None:
+        time.sleep(_PAUSE)  # noqa: ASYNC251
+
+    async def _in_a_thread(self, work: Callable[[], T]) -> T:
+        return work()  # this is one
 
     def _registry(self) -> tuple[dict[int, _Link], int]:
         return self._links, os.getpid()
@@ -254,16 +453,18 @@ class BlockingClients(_Clients):
         return gate
 
     def _abandon(self, link: _Link) -> None:
-        run_sync(link.close())
+        run_sync(close(link.client))
 
 
 class AsyncClients(_Clients):
     """The clients of this process for event loops: asyncio's own, threads under trio."""
 
     _package = "redis.asyncio"
+    _cluster = AsyncCluster
+    _waiting = AsyncWaiting
 
     def __init__(self, target: Target, blocking: BlockingClients) -> None:
-        super().__init__(target)
+        super().__init__(target, blocking._shared)
         self._blocking = blocking
         self._pid = os.getpid()
         self._links: weakref.WeakKeyDictionary[Any, _Link] = weakref.WeakKeyDictionary()
@@ -274,7 +475,8 @@ class AsyncClients(_Clients):
     async def run(self, call: Call, again: Call | None) -> Any:
         if not isinstance(running_loop(), asyncio.AbstractEventLoop):
             return await self._in_a_thread(lambda: run_sync(self._blocking.run(call, again)))
-        link = self._link()
+        is_trial = self._admit()
+        link = await self._find_link()
         if link.slots.locked():
             try:
                 async with asyncio.timeout(_QUEUE):
@@ -284,7 +486,7 @@ class AsyncClients(_Clients):
         else:
             await link.slots.acquire()
         try:
-            return await self._attempt(link, call, again)
+            return await self._attempt(link, is_trial, call, again)
         finally:
             link.slots.release()
 
@@ -297,6 +499,11 @@ class AsyncClients(_Clients):
             self._retire(self._links.pop(loop, None))
         closing = [task for task in list(self._closing) if task.get_loop() is loop]
         await asyncio.gather(*closing, return_exceptions=True)
+        if self._sentinels is not None:
+            await self._in_a_thread(self._sentinels.close)
+
+    async def _pause(self) -> None:
+        await asyncio.sleep(_PAUSE)
 
     async def _in_a_thread(self, work: Callable[[], T]) -> T:
         # Not one of anyio's shared threads: routes that wait for this result may use all of them.
@@ -311,10 +518,10 @@ class AsyncClients(_Clients):
             self._pid = os.getpid()
         return self._links, asyncio.get_running_loop()
 
-    def _connect(self) -> tuple[Any, ...]:
+    def _connect(self, slots: Any, renewed_at: float = float("-inf")) -> _Link:
         for other in [other for other in self._links if other.is_closed()]:
             del self._links[other]  # its client refers to the loop, so it would stay for ever
-        return super()._connect()
+        return super()._connect(slots, renewed_at)
 
     def _slots(self) -> asyncio.Semaphore:
         return asyncio.Semaphore(self._target.connections)
@@ -322,27 +529,28 @@ class AsyncClients(_Clients):
     def _abandon(self, link: _Link) -> None:
         # In a task: a server that is down would keep the request waiting, and a request that is
         # cancelled would leave connections open.
-        task = asyncio.get_running_loop().create_task(link.close())
+        task = asyncio.get_running_loop().create_task(close(link.client))
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
-
-
-async def outcome(answer: Any) -> Any:
-    """Return the answer of redis-py, which has to be awaited if it is from `redis.asyncio`."""
-    return await answer if hasattr(answer, "__await__") else answer
 
 
 def _is_refusal(error: Exception) -> bool:
     """True if the server says that it is no primary, or accepts no writes now."""
     if isinstance(error, _REFUSALS):
         return True
-    if isinstance(error, exceptions.ConnectionError):
-        # redis-py turns READONLY from a server that a sentinel named into this error.
-        return isinstance(error.__context__, exceptions.ReadOnlyError)
     return isinstance(error, exceptions.ResponseError) and bool(_REFUSAL.search(str(error)))
 
 
 def _sentence(error: Exception) -> str:
+    if _is_denial(error):
+        return _denial(str(error))
+    if isinstance(error, RuntimeError) and _UVLOOP_CLOSED in str(error):
+        return _UNREACHABLE
+    if not isinstance(error, _ERRORS):
+        # Where it comes from, but not its text, which may quote a key.
+        frames = traceback.extract_tb(error.__traceback__)
+        place = f" in {PurePath(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
+        return f"cannot be used: the client failed ({type(error).__name__}{place})"
     for kind, sentence in _SENTENCES:
         if isinstance(error, kind):
             reason = _system_reason(error)
@@ -352,6 +560,27 @@ def _sentence(error: Exception) -> str:
         return _CODES[code[1]]
     # BUSY, MISCONF, CLUSTERDOWN …
     return f"refused a command ({code[1] if code else type(error).__name__})"
+
+
+def _is_denial(error: Exception) -> bool:
+    """True if the server says that a right is missing, in a script or outside."""
+    if isinstance(error, exceptions.NoPermissionError):
+        return True
+    return isinstance(error, exceptions.ResponseError) and bool(_DENIAL.search(str(error)))
+
+
+def _denial(text: str) -> str:
+    """Say which right is missing, by an answer that a user may not do something."""
+    named, line = _DENIED.search(text), _DENIED_LINE.search(text)
+    commands = [named[1].upper().replace("|", " ")] if named else []
+    if _DENIED_KEYS.search(text):
+        return f"does not permit the user the keys of a store: {_RIGHTS}"
+    if not commands and line and line[1] in scripts:
+        lines = scripts[line[1]].split("\n")
+        commands = _CALLED.findall("".join(lines[int(line[2]) - 1 : int(line[2])]))
+    if not commands:
+        return f"does not permit the user what a store needs: {_RIGHTS}"
+    return f"does not permit the user the command {' or '.join(commands)}: {_RIGHTS}"
 
 
 def _system_reason(error: BaseException | None) -> str:

@@ -21,7 +21,9 @@ except ImportError:
     ) from None
 
 _TIMEOUT = 5.0  # seconds to connect, and to wait for an answer
+_SENTINEL_TIMEOUT = 0.5  # seconds; there are others to ask
 _CONNECTIONS = 16
+_WAIT = 0.1  # seconds to wait for replicas
 _PORTS = {"sentinel": 26379, "cluster": 6379}
 _EXAMPLE = "redis://user:password@host:6379/0, special characters of the password as %XX"
 
@@ -37,6 +39,8 @@ class Target:
         nodes: hosts and ports of the sentinels or of the cluster.
         service: the name of the primary at the sentinels.
         connections: the most connections at a time.
+        wait_replicas: so many replicas should have a write before it is confirmed.
+        wait_timeout: seconds to wait for them.
     """
 
     label: str
@@ -45,6 +49,8 @@ class Target:
     nodes: tuple[tuple[str, int], ...]
     service: str
     connections: int
+    wait_replicas: int = 0
+    wait_timeout: float = _WAIT
 
     @classmethod
     def parse(cls, url: str) -> Self:
@@ -91,6 +97,7 @@ class Target:
                     "redis+sentinel://host:26379/mymaster"
                 )
             url = SplitResult(scheme, f"{userinfo}{at}localhost", "", parts.query, "").geturl()
+        url, wait_replicas, wait_timeout = _wait_options(url)
         target = cls(label, url, kind, nodes, service, 0)
         options = target._options("redis")
         # Otherwise an unknown option would raise at the first request.
@@ -98,34 +105,33 @@ class Target:
         connections = options.get("max_connections", _CONNECTIONS)
         if connections < 1 or (kind == "cluster" and options.get("db")):
             raise ValueError
-        return cls(label, url, kind, nodes, service, connections)
+        if not 0 < wait_timeout < options["socket_timeout"] or wait_replicas < 0:
+            raise ValueError
+        return cls(label, url, kind, nodes, service, connections, wait_replicas, wait_timeout)
 
-    def clients(self, package: str) -> tuple[Any, ...]:
-        """Make a client of `redis` or `redis.asyncio`, and the clients that it needs itself.
+    def client(self, package: str, host: str = "", port: int = 0, **more: Any) -> Any:
+        """Make a client of `redis` or `redis.asyncio` for one server.
 
-        The `redis` client of a cluster connects at once.
+        Args:
+            host: of the server; empty for that of the URL.
+            more: options of connections, in the place of the URL's.
         """
-        options = self._options(package)
-        special = {name: options.get(name) for name in _NOT_OF_CONNECTIONS}
-        options = _without(options, *_NOT_OF_CONNECTIONS)
-        if not self.kind:
-            services = importlib.import_module(package)
-            return (services.Redis.from_pool(services.ConnectionPool(**options)),)
-        options = _without(options, "connection_class", "host", "port")
-        if self.url.startswith("rediss"):
-            options["ssl"] = True
-        if self.kind == "cluster":
-            cluster = importlib.import_module(f"{package}.cluster")
-            nodes = [cluster.ClusterNode(host, port) for host, port in self.nodes]
-            return (cluster.RedisCluster(startup_nodes=nodes, **options),)
-        watching = {
-            "username": special["sentinel_username"],
-            "password": special["sentinel_password"],
-            **_without(options, "username", "password", "db"),
-        }
-        sentinel = importlib.import_module(f"{package}.sentinel")
-        watchers = sentinel.Sentinel(list(self.nodes), sentinel_kwargs=watching, **options)
-        return (watchers.master_for(self.service), *watchers.sentinels)
+        services = importlib.import_module(package)
+        options = _without(self._options(package), *_NOT_OF_CONNECTIONS)
+        if host:
+            options |= {"host": host, "port": port}
+        return services.Redis.from_pool(services.ConnectionPool(**options | more))
+
+    def sentinel_connections(self) -> list[Any]:
+        """Make a connection of the blocking redis-py to each sentinel."""
+        options = self._options("redis")
+        options |= {name: options.get(f"sentinel_{name}") for name in ("username", "password")}
+        options["db"] = 0
+        for name in ("socket_timeout", "socket_connect_timeout"):
+            options[name] = min(options[name], _SENTINEL_TIMEOUT)
+        make = options["connection_class"]
+        options = _without(options, "connection_class", *_NOT_OF_CONNECTIONS)
+        return [make(**options | {"host": host, "port": port}) for host, port in self.nodes]
 
     def _options(self, package: str) -> dict[str, Any]:
         """Return the URL's options with defaults for the others, as arguments of connections."""
@@ -152,6 +158,25 @@ _NOT_OF_CONNECTIONS = ("max_connections", "sentinel_username", "sentinel_passwor
 
 def _without(options: dict[str, Any], *names: str) -> dict[str, Any]:
     return {name: value for name, value in options.items() if name not in names}
+
+
+def _wait_options(url: str) -> tuple[str, int, float]:
+    """Take this package's own options out of a URL, for redis-py does not know them."""
+    base, mark, query = url.partition("?")
+    own = {"wait_replicas": "0", "wait_timeout": str(_WAIT)}
+    others = []
+    for option in query.split("&"):
+        name, _, value = option.partition("=")
+        if name in own:
+            own[name] = value
+        else:
+            others.append(option)
+    query = "&".join(others)
+    return (
+        f"{base}{mark if query else ''}{query}",
+        int(own["wait_replicas"]),
+        float(own["wait_timeout"]),
+    )
 
 
 def _node(host: str, port: int) -> tuple[str, int]:

@@ -254,6 +254,8 @@ class Forwarder:
         self.port = port
         self.answered: Callable[[bytes], bytes] = bytes
         self.connections = 0
+        self._flows = threading.Event()
+        self._flows.set()
         self._open: set[socket.socket] = set()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.listens_at: int = self._listener.getsockname()[1]
@@ -265,9 +267,18 @@ class Forwarder:
 
     def __exit__(self, *_: object) -> None:
         self._listener.close()
+        self.mend()
         for connection in list(self._open):
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
+
+    def cut(self) -> None:
+        """Hand nothing on any more, and reset nothing, as where packets are dropped."""
+        self._flows.clear()
+
+    def mend(self) -> None:
+        """Hand on what was held back, too: TCP would send it again."""
+        self._flows.set()
 
     @property
     def open_connections(self) -> int:
@@ -284,6 +295,7 @@ class Forwarder:
 
     def _serve(self, client: socket.socket) -> None:
         with contextlib.suppress(OSError), client, socket.socket() as server:
+            self._flows.wait()
             server.connect(("127.0.0.1", self.port))
             answers = [server, client, lambda data: self.answered(data)]
             back = threading.Thread(target=self._pump, args=answers, daemon=True)
@@ -292,12 +304,12 @@ class Forwarder:
             back.join()
         self._open.discard(client)
 
-    @staticmethod
     def _pump(
-        source: socket.socket, target: socket.socket, passed: Callable[[bytes], bytes]
+        self, source: socket.socket, target: socket.socket, passed: Callable[[bytes], bytes]
     ) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(65536):
+                self._flows.wait()
                 target.sendall(passed(data))
         for end in (source, target):
             with contextlib.suppress(OSError):

@@ -21,6 +21,7 @@ from redis.asyncio.connection import AbstractConnection
 
 from cm_auth_middleware import ConfigError, SessionStore, StoreError
 from cm_auth_middleware.stores import RedisStore, open_store, redis_clients
+from cm_auth_middleware.stores.circuit_breaker import TRY_EVERY
 from cm_auth_middleware.testing import StoreConformance
 from tests.helpers.certificates import signed
 from tests.helpers.servers import (
@@ -380,6 +381,7 @@ def test_a_server_that_stands_still_for_longer_is_an_error(
         await fails(store.get("k"), "did not answer in time")
         await fails(store.delete("k"), "did not answer in time")
         server.resume()
+        await elapse(TRY_EVERY)  # two time-outs in a row open the circuit breaker
         await store.put("k", b"w", 60)
         assert await store.get("k") == b"w"
 

@@ -1,0 +1,63 @@
+"""Leave a silent server alone: after two time-outs, one call a second tries it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+TRY_EVERY = 1.0  # seconds between two calls that try a silent server
+SLOW = 1.0  # seconds after which a connection that fails was cut off rather than refused
+_TIMEOUTS = 2  # in a row
+
+
+class CircuitBreaker:
+    """Decides if a server may be called, by how the last calls of this process ended.
+
+    A server that refuses connections answers at once, and needs no breaker. One whose packets are
+    dropped, or whose process stands still, would keep each request waiting for seconds.
+
+    A call that tries the server may take longer than the time to the next one: the packets of
+    the first may be lost where those of the second arrive. There is no lock, which a fork could
+    leave locked: at worst, two threads try the server at the same time.
+
+    Args:
+        clock: seconds, monotonic.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._timeouts = 0
+        self._try_at = 0.0
+
+    @property
+    def is_open(self) -> bool:
+        """True if the server is silent."""
+        return self._timeouts >= _TIMEOUTS
+
+    @property
+    def is_suspect(self) -> bool:
+        """True if the last call had no answer."""
+        return self._timeouts > 0
+
+    def admit(self) -> bool:
+        """Return False for a call that has to fail at once, and True once a second if it is open.
+
+        Who calls it and is told True, has to make the call.
+        """
+        if not self.is_open:
+            return True
+        now = self._clock()
+        if now < self._try_at:
+            return False
+        self._try_at = now + TRY_EVERY
+        return True
+
+    def answered(self) -> None:
+        """Note that the server answered, be it with an error."""
+        self._timeouts = 0
+
+    def timed_out(self) -> None:
+        """Note that a call had no answer in time."""
+        self._timeouts += 1
+        if self._timeouts == _TIMEOUTS:
+            self._try_at = self._clock() + TRY_EVERY
