@@ -20,6 +20,8 @@ import httpx2
 import pytest
 
 from cm_auth_middleware import AuthEngine, CMAuthConfig
+from cm_auth_middleware.errors import ConfigError
+from cm_auth_middleware.stores import open_store
 from cm_auth_middleware.testing import SimulatorServer
 from tests.helpers.containers import (
     Container,
@@ -32,7 +34,7 @@ from tests.helpers.containers import (
     require,
     require_containers,
 )
-from tests.helpers.servers import require_redis, until
+from tests.helpers.servers import redis_server, require_redis, until
 from tests.helpers.world import SECRET_KEY
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(500)]
@@ -265,6 +267,35 @@ def test_only_the_proxy_of_the_compose_file_may_say_who_asks() -> None:
         assert not services[name].get("ports")
     assert services["redis"]["networks"] == ["store"]
     assert not services["redis"].get("ports")
+
+
+def page() -> str:
+    return (ROOT / "docs" / "deployment.md").read_text()
+
+
+def test_redis_accepts_the_configuration_on_the_page() -> None:
+    (block,) = re.findall(r'^```ini title="redis.conf"\n(.*?)^```$', page(), re.M | re.S)
+    given = [line.split(maxsplit=1) for line in block.splitlines() if not line.startswith("#")]
+    with redis_server(*(word for name, value in given for word in (f"--{name}", value))) as server:
+        for name, value in given:
+            if name != "maxmemory":  # which it shows in bytes
+                answer = server.command("CONFIG", "GET", name)
+                assert answer.endswith(f"\r\n{value}\r\n".encode()), name
+
+
+def test_the_tls_options_on_the_page_are_options_of_the_stores() -> None:
+    named = set(re.findall(r"`(ssl_\w+=[^`]+)`", page()))
+    assert {option.partition("=")[0] for option in named} >= {"ssl_certfile", "ssl_keyfile"}
+    for scheme in ("rediss://host/0", "rediss+sentinel://host/name", "rediss+cluster://host"):
+        for option in named:
+            open_store(f"{scheme}?{option}")
+    named = set(re.findall(r"`(ssl[a-z]+=[^`]+)`", page()))
+    assert {option.partition("=")[0] for option in named} >= {"sslmode", "sslcert", "sslkey"}
+    for option in named:
+        open_store(f"postgresql://host/db?{option}")
+    for url in ("rediss://host/0?ssl_cert=x", "postgresql://host/db?ssl_certfile=x"):
+        with pytest.raises(ConfigError):
+            open_store(url)
 
 
 # -- built and started ---------------------------------------------------------------------
