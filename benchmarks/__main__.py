@@ -17,6 +17,7 @@ _MODULES = {
     "growth": "growth",
     "storm": "storm",
     "import": "imports",
+    "sizes": "sizes",
 }
 
 
