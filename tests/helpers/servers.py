@@ -14,7 +14,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,9 @@ class RedisServer:
         options: more of its configuration, such as ``["--requirepass", "x"]``.
         port: 0 for none (only the socket, or TLS).
         sentinel: the configuration file of a sentinel; it runs as one then.
+        host: the address that it listens on.
+        program: another program than redis-server.
+        inside: a command that runs a command somewhere else, such as in a network namespace.
     """
 
     def __init__(
@@ -71,14 +74,19 @@ class RedisServer:
         options: list[str],
         port: int | None = None,
         sentinel: Path | None = None,
+        *,
+        host: str = "127.0.0.1",
+        program: str | None = None,
+        inside: Sequence[str] = (),
     ) -> None:
         self.directory = directory
         self.options = options
         self.sentinel = sentinel
         self.port = free_port() if port is None else port
-        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self.host = host
+        self.url = f"redis://{host}:{self.port}/0"
         self.socket = directory / "s"
-        self._program = require_redis()
+        self._command = [*inside, program or require_redis()]
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -96,9 +104,9 @@ class RedisServer:
         data = ["--save", "", "--appendonly", "no"]
         self._process = subprocess.Popen(
             [
-                self._program,
+                *self._command,
                 *([str(self.sentinel)] if self.sentinel else []),
-                *("--port", str(self.port), "--bind", "127.0.0.1"),
+                *("--port", str(self.port), "--bind", self.host),
                 *("--unixsocket", str(self.socket), "--dir", str(self.directory)),
                 *("--logfile", str(log)),
                 *(["--sentinel"] if self.sentinel else data),
