@@ -141,20 +141,28 @@ class BearerAuth(httpx2.Auth):
                 request.stream = body = _Replayable(request.stream)
             request.extensions = {**request.extensions, _HAS_BEARER: True}
             is_new = False
-            for _ in range(_TRIES):
+            for attempt in range(_TRIES):
                 token = session.record.tokens.access_token
                 request.headers["Authorization"] = f"Bearer {token}"
                 response = yield request
-                response.stream = _Watched(response.stream, refresher, session)
                 if not await self._is_refused(response, token):
-                    return
-                await refresher.runtime.read(response)  # others may wait for its connection
-                if not is_new:
-                    is_new = await refresher.replace(session, token)
-                elif not await refresher.reload(session, token):
-                    return  # refused though it is the newest: another one would be, too
-                if body is not None and not body.can_replay:
-                    return
+                    break
+                path = request.url.path
+                if is_new:
+                    await refresher.note_refusal(session, token, path)
+                    another_may_do = await refresher.reload(session, token)
+                else:
+                    is_suspect = attempt > 0  # it was saved by another request a moment ago
+                    another_may_do = await refresher.may_be_dead(session, token, path, is_suspect)
+                if not another_may_do or attempt == _TRIES - 1:
+                    break
+                can_replay = body is None or body.can_replay
+                if can_replay:
+                    await refresher.runtime.discard(response)  # others may wait for its connection
+                is_new = await refresher.replace(session, token)
+                if not can_replay:
+                    break
+            response.stream = _Watched(response.stream, refresher, session)
         except CMAuthError as error:
             # For the adapter, if the framework turns the error into a 500 on its way.
             session.client_error = error
