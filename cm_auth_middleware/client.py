@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from .sessions.session import Session
     from .tokens.refresh import TokenRefresher
 
-_HAS_BEARER = "cm_auth.bearer"  # the extension of a request that BearerAuth gave its header
+# The extensions of a request: its session, and that BearerAuth gave it its header.
+_SESSION, _HAS_BEARER = "cm_auth.session", "cm_auth.bearer"
 _REPLAY = 1_048_576  # bytes of a streamed body that are kept, to send it again after a 401
 _LOOK_EVERY = 15.0  # seconds between looks at the session of an answer that is being read
 _TRIES = 3  # a token that another session has renewed may be refused by now, too
@@ -30,7 +31,8 @@ class AsyncCMClient(httpx2.AsyncClient):
 
     Raises, beside httpx2's errors:
         SessionExpiredError: the session is over; let it pass and the middleware answers.
-        UnavailableError: the token has expired and cannot be renewed just now.
+        UnavailableError: the token has expired and cannot be renewed just now; or each connection
+            of the process to the API is in use (httpx2's `PoolTimeout`).
     """
 
     _cm: tuple[ClientFactory, Session]
@@ -130,10 +132,11 @@ class BearerAuth(httpx2.Auth):
         self, request: httpx2.Request
     ) -> AsyncGenerator[httpx2.Request, httpx2.Response]:
         """Yield what to send, and receive the responses (httpx2's protocol)."""
+        refresher, session = self._refresher, self._session
+        request.extensions = {**request.extensions, _SESSION: session}
         if _origin(request.url) != self._origin or "Authorization" in request.headers:
             yield request
             return
-        refresher, session = self._refresher, self._session
         try:
             await refresher.ensure_fresh(session)
             body = None
@@ -141,20 +144,28 @@ class BearerAuth(httpx2.Auth):
                 request.stream = body = _Replayable(request.stream)
             request.extensions = {**request.extensions, _HAS_BEARER: True}
             is_new = False
-            for _ in range(_TRIES):
+            for attempt in range(_TRIES):
                 token = session.record.tokens.access_token
                 request.headers["Authorization"] = f"Bearer {token}"
                 response = yield request
-                response.stream = _Watched(response.stream, refresher, session)
                 if not await self._is_refused(response, token):
-                    return
-                await refresher.runtime.read(response)  # others may wait for its connection
-                if not is_new:
-                    is_new = await refresher.replace(session, token)
-                elif not await refresher.reload(session, token):
-                    return  # refused though it is the newest: another one would be, too
-                if body is not None and not body.can_replay:
-                    return
+                    break
+                path = request.url.path
+                if is_new:
+                    await refresher.note_refusal(session, token, path)
+                    another_may_do = await refresher.reload(session, token)
+                else:
+                    is_suspect = attempt > 0  # it was saved by another request a moment ago
+                    another_may_do = await refresher.may_be_dead(session, token, path, is_suspect)
+                if not another_may_do or attempt == _TRIES - 1:
+                    break
+                can_replay = body is None or body.can_replay
+                if can_replay:
+                    await refresher.runtime.discard(response)  # others may wait for its connection
+                is_new = await refresher.replace(session, token)
+                if not can_replay:
+                    break
+            response.stream = _Watched(response.stream, refresher, session)
         except CMAuthError as error:
             # For the adapter, if the framework turns the error into a 500 on its way.
             session.client_error = error
@@ -225,6 +236,7 @@ class _OriginGuard(httpx2.AsyncBaseTransport, httpx2.BaseTransport):
     """Removes the bearer token and the API's cookies from requests to another origin.
 
     Redirects never pass the auth class, and httpx2 keeps the header on one from http to https.
+    A request that waits in vain for a free connection raises `UnavailableError`.
     """
 
     def __init__(self, transport: Callable[[], Any], base_url: str) -> None:
@@ -233,12 +245,18 @@ class _OriginGuard(httpx2.AsyncBaseTransport, httpx2.BaseTransport):
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         self._guard(request)
-        response: httpx2.Response = await self._transport().handle_async_request(request)
+        try:
+            response: httpx2.Response = await self._transport().handle_async_request(request)
+        except httpx2.PoolTimeout:
+            raise _all_in_use(request) from None
         return response
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
         self._guard(request)
-        response: httpx2.Response = self._transport().handle_request(request)
+        try:
+            response: httpx2.Response = self._transport().handle_request(request)
+        except httpx2.PoolTimeout:
+            raise _all_in_use(request) from None
         return response
 
     def _guard(self, request: httpx2.Request) -> None:
@@ -252,6 +270,14 @@ class _OriginGuard(httpx2.AsyncBaseTransport, httpx2.BaseTransport):
 
     def close(self) -> None:
         """Leave the pool open: every other request uses it too."""
+
+
+def _all_in_use(request: httpx2.Request) -> UnavailableError:
+    error = UnavailableError("every connection to CameraManager is in use")
+    session: Session | None = request.extensions.get(_SESSION)
+    if session is not None:
+        session.client_error = error  # as in BearerAuth, which httpx2 does not tell of it
+    return error
 
 
 class _Replayable(httpx2.AsyncByteStream, httpx2.SyncByteStream):

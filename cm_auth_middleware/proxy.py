@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import AsyncIterator, Iterable, Iterator
+import threading
+import weakref
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from http.client import responses
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -22,6 +24,7 @@ from starlette.responses import StreamingResponse
 from .asgi import ASGIRequest
 from .asgi import _send as send_asgi_response
 from .errors import CMAuthError, ConfigError, SessionExpiredError
+from .runtime.after_fork import after_fork
 from .web.asking import opens_document
 from .web.request import Request
 from .web.response import problem
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
     from .client import AsyncCMClient, CMClient
+    from .sessions.session import Session
     from .web.origin import Origins
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"})
@@ -68,17 +72,49 @@ _GUARDS = [
     ("X-Content-Type-Options", "nosniff"),
     ("Cross-Origin-Resource-Policy", "same-origin"),
 ]
+_STREAMS = 32  # of one session at a time: a person's browser opens a few
 _CHUNK = 65_536  # bytes that are read at once from a WSGI request's body
 
 
 class _Relay:
-    """Judges requests for both proxies."""
+    """Judges and counts requests for both proxies."""
 
-    def __init__(self, *, allow: Iterable[str]) -> None:
+    def __init__(self, *, allow: Iterable[str], streams_per_session: int = _STREAMS) -> None:
         rules = (allow,) if isinstance(allow, str) else tuple(allow)
         if not rules:
             raise ConfigError("allow is empty: give rules such as 'GET /rest/v2.4/cameras'")
         self._rules = [_rule(rule) for rule in rules]
+        if streams_per_session < 1:
+            raise ConfigError("streams_per_session is too small: give 1 or more")
+        self._streams_per_session = streams_per_session
+        self.after_fork()
+        after_fork(self)
+
+    def after_fork(self) -> None:
+        """Count anew: what the parent process relays is not this one's."""
+        # A body that no server closed leaves when Python drops it: perhaps here, in this thread.
+        self._lock = threading.RLock()
+        self._under_way: dict[str, set[object]] = {}  # the requests of each session that has any
+
+    def enter(self, session: Session) -> Callable[[], None]:
+        """Count a request until the function that is returned is called, or refuse it."""
+        key, under_way, lock, request = session.record_id, self._under_way, self._lock, object()
+
+        def leave() -> None:
+            with lock:
+                own.discard(request)
+                if not own and under_way.get(key) is own:
+                    del under_way[key]
+
+        with lock:
+            own = under_way.get(key, set())
+            if len(own) >= self._streams_per_session:
+                detail = f"This session has {len(own)} under way in this process."
+                again = ("Retry-After", "1")
+                raise _RefusedError(429, "Too many requests at once", again, detail=detail)
+            own.add(request)
+            under_way[key] = own
+        return leave
 
     def judge(self, request: Request, origins: Origins) -> str:
         """Return the path and query of the request to the API, or raise `_RefusedError`."""
@@ -136,9 +172,11 @@ class CMProxy(_Relay):
     Args:
         allow: the requests that are relayed, each a method and a path. ``*`` stands for one
             segment, at the end for a subtree. GET includes HEAD.
+        streams_per_session: the requests that one session may have under way at a time in this
+            process, until the last byte of their responses; those beyond it get 429.
 
     Raises:
-        ConfigError: a rule is wrong; the message names it.
+        ConfigError: a rule is wrong, or the number; the message names it.
     """
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -156,24 +194,33 @@ class CMProxy(_Relay):
             body = await _body(request, receive, length, scope.get("http_version", ""))
             if body is not None:
                 self.judge_kind(request)
+            leave = self.enter(_session_of(cm))
             try:
-                answer = await cm.send(_outgoing(cm, request, target, body), stream=True)
-            except httpx2.HTTPError as error:
-                raise _unreachable(error) from None
-            try:
-                response = StreamingResponse(answer.aiter_raw(), answer.status_code)
-                response.raw_headers = [
-                    (name.lower().encode(), value.encode("latin-1"))
-                    for name, value in _relayed_headers(answer)
-                ]
-                await response(scope, receive, send)
+                await self._relay(cm, _outgoing(cm, request, target, body), (scope, receive, send))
             finally:
-                with anyio.CancelScope(shield=True):
-                    await answer.aclose()
+                leave()
         except _RefusedError as refused:
             await send_asgi_response(refused.response, send, head=request.method == "HEAD")
         except _HungUpError:
             return
+
+    async def _relay(
+        self, cm: AsyncCMClient, request: httpx2.Request, to: tuple[Scope, Receive, Send]
+    ) -> None:
+        try:
+            answer = await cm.send(request, stream=True)
+        except httpx2.HTTPError as error:
+            raise _unreachable(error) from None
+        try:
+            response = StreamingResponse(answer.aiter_raw(), answer.status_code)
+            response.raw_headers = [
+                (name.lower().encode(), value.encode("latin-1"))
+                for name, value in _relayed_headers(answer)
+            ]
+            await response(*to)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await answer.aclose()
 
 
 class CMWSGIProxy(_Relay):
@@ -196,20 +243,31 @@ class CMWSGIProxy(_Relay):
                 if length is None and not _tells_the_end(environ):
                     raise _RefusedError(411, "Length required")
                 self.judge_kind(request)
+            leave = self.enter(_session_of(cm))
             try:
-                answer = cm.send(_outgoing(cm, request, target, body), stream=True)
-            except httpx2.HTTPError as error:
-                raise _unreachable(error) from None
-            try:
-                headers = _relayed_headers(answer)
-            except _RefusedError:
-                answer.close()
+                answer, headers = self._relay(cm, _outgoing(cm, request, target, body))
+            except BaseException:
+                leave()
                 raise
         except _RefusedError as refused:
             return send_wsgi_response(refused.response, request, start_response)
+        relayed = _StreamedBody(answer, leave)
         status = answer.status_code
         start_response(f"{status} {responses.get(status, 'Unknown')}", headers)
-        return _StreamedBody(answer)
+        return relayed
+
+    def _relay(
+        self, cm: CMClient, request: httpx2.Request
+    ) -> tuple[httpx2.Response, list[tuple[str, str]]]:
+        try:
+            answer = cm.send(request, stream=True)
+        except httpx2.HTTPError as error:
+            raise _unreachable(error) from None
+        try:
+            return answer, _relayed_headers(answer)
+        except _RefusedError:
+            answer.close()
+            raise
 
 
 class _HungUpError(Exception):
@@ -230,17 +288,25 @@ def _broken() -> _RefusedError:
 
 
 class _StreamedBody:
-    """The body of a relayed response, which the server closes whether it was read or not."""
+    """The body of a relayed response, which the server closes whether it was read or not.
 
-    def __init__(self, answer: httpx2.Response) -> None:
+    Args:
+        leave: called once: when it is closed, or dropped by a server that does not close it.
+    """
+
+    def __init__(self, answer: httpx2.Response, leave: Callable[[], None]) -> None:
         self._answer = answer
         self._parts = answer.iter_raw()
+        self._leave = weakref.finalize(self, leave)
 
     def __iter__(self) -> Iterator[bytes]:
         return self._parts
 
     def close(self) -> None:
-        self._answer.close()
+        try:
+            self._answer.close()
+        finally:
+            self._leave()
 
 
 async def _body(
@@ -322,6 +388,10 @@ def _ready_client(state: Any, name: str) -> Any:
     if state[name] is None:
         raise SessionExpiredError("no user is logged in")
     return state[name]
+
+
+def _session_of(cm: AsyncCMClient | CMClient) -> Session:
+    return cm._cm[1]
 
 
 def _says_no_lengths(version: str) -> bool:

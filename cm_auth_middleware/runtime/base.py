@@ -145,14 +145,19 @@ class Runtime(ABC):
         """Send one of the middleware's own requests; redirects are not followed.
 
         Raises:
-            UnavailableError: the response is larger than `MAX_BODY` or compressed, or it was not
-                complete after `timeout` seconds.
+            UnavailableError: the response is larger than `MAX_BODY` or oddly compressed, or it was
+                not complete after `timeout` seconds. A response with another status than 200 is cut
+                after `MAX_DISCARDED` bytes instead: its status says what there is to know.
             httpx2.HTTPError: the server cannot be reached, or did not speak HTTP.
         """
 
     @abstractmethod
-    async def read(self, response: httpx2.Response) -> None:
-        """Read a response's body, which gives its connection back to the pool."""
+    async def discard(self, response: httpx2.Response) -> None:
+        """Throw a response's body away.
+
+        A short one is read, which gives its connection back to the pool: at most `MAX_DISCARDED`
+        bytes as they were sent, within `timeout`. The connection of a longer one is closed.
+        """
 
     # -- time ------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ import os
 import sys
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -63,8 +63,19 @@ class EventLoopRuntime(Runtime):
             raise UnavailableError("CameraManager did not answer in time") from None
         return response
 
-    async def read(self, response: httpx2.Response) -> None:
-        await response.aread()
+    async def discard(self, response: httpx2.Response) -> None:
+        if response.is_stream_consumed or response.is_closed:
+            return  # an event hook of the client has read it
+        stream: Any = response.stream
+        rest = http.Discarded(response)
+        # Its end is of no interest, and neither is an error on the way there.
+        with suppress(Exception), anyio.move_on_after(self.timeout):
+            async with aclosing(aiter(stream)) as parts:
+                while rest.is_short and (part := await anext(parts, None)) is not None:
+                    rest.count(part)
+        with anyio.CancelScope(shield=True):
+            await stream.aclose()
+        response.stream = httpx2.ByteStream(b"")
 
     async def sleep(self, seconds: float) -> None:
         await anyio.sleep(seconds)

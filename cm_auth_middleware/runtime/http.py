@@ -6,6 +6,7 @@ import logging
 import re
 import zlib
 from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing, closing
 from typing import Any
 
 import httpx2
@@ -13,6 +14,7 @@ import httpx2
 from ..errors import UnavailableError
 
 MAX_BODY = 1_000_000  # bytes of a response to the middleware's own calls; a token response has 300
+MAX_DISCARDED = 65_536  # bytes that are read of a body that is thrown away
 
 # A live view keeps its connection for as long as it is open. With httpx2's default of 100, a
 # hundred viewers would leave no connection to other users.
@@ -49,25 +51,49 @@ def redact_logged_headers() -> None:
         logger.addFilter(_REDACT_HEADERS)
 
 
+class Discarded:
+    """Counts the bytes of a body that is thrown away.
+
+    Attributes:
+        is_short: True while it is worth to read on, for the sake of the connection.
+    """
+
+    def __init__(self, response: httpx2.Response) -> None:
+        length = response.headers.get("Content-Length", "")
+        self._is_known = length.isdecimal() and length.isascii()
+        self.is_short = not self._is_known or int(length[:18]) <= MAX_DISCARDED
+        self._total = 0
+
+    def count(self, part: bytes) -> None:
+        """Note a part that was read. One that follows is taken to be as long."""
+        self._total += len(part)
+        self.is_short = self._total + (0 if self._is_known else len(part)) <= MAX_DISCARDED
+
+
 def bound(response: httpx2.Response) -> None:
     """Limit the body of a response that is not read yet to `MAX_BODY`, also once it is decoded.
 
-    The middleware asks for no compression, but some servers and proxies compress all the same.
+    That of another status than 200 is cut after `MAX_DISCARDED` bytes, without an error. The
+    middleware asks for no compression, but some servers and proxies compress all the same.
 
     Raises:
         UnavailableError: the body has an encoding that is neither gzip nor deflate.
     """
     encoding = response.headers.pop("Content-Encoding", "identity").strip().lower()
-    if encoding not in ("identity", "gzip", "x-gzip", "deflate"):
+    is_compressed = encoding in ("gzip", "x-gzip", "deflate")
+    if response.status_code != 200:
+        response.stream = _CutStream(response, is_compressed=is_compressed)
+    elif is_compressed or encoding == "identity":
+        response.stream = _BoundedStream(response, is_compressed=is_compressed)
+    else:
         raise UnavailableError("CameraManager's answer has an unknown Content-Encoding")
-    response.stream = _BoundedStream(response.stream, is_compressed=encoding != "identity")
 
 
 class _BoundedStream(httpx2.AsyncByteStream, httpx2.SyncByteStream):
     """A response's body, decoded and up to `MAX_BODY`; raises `UnavailableError` beyond it."""
 
-    def __init__(self, stream: Any, *, is_compressed: bool) -> None:
-        self._stream = stream
+    def __init__(self, response: httpx2.Response, *, is_compressed: bool) -> None:
+        self._stream: Any = response.stream
         self._total = 0
         self._is_compressed = is_compressed
         self._begin = b""  # what came before the first decoded byte
@@ -111,3 +137,29 @@ class _BoundedStream(httpx2.AsyncByteStream, httpx2.SyncByteStream):
 
     def close(self) -> None:
         self._stream.close()
+
+
+class _CutStream(_BoundedStream):
+    """The beginning of a body, decoded: the rest of it is thrown away."""
+
+    def __init__(self, response: httpx2.Response, *, is_compressed: bool) -> None:
+        super().__init__(response, is_compressed=is_compressed)
+        self._rest = Discarded(response)
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        async with aclosing(aiter(self._stream)) as parts:
+            while self._rest.is_short and (part := await anext(parts, None)) is not None:
+                yield self._taken(part)
+
+    def __iter__(self) -> Iterator[bytes]:
+        with closing(iter(self._stream)) as parts:
+            while self._rest.is_short and (part := next(parts, None)) is not None:
+                yield self._taken(part)
+
+    def _taken(self, part: bytes) -> bytes:
+        self._rest.count(part)
+        try:
+            return self._counted(part)
+        except UnavailableError:  # it cannot be decoded, or is too large then
+            self._rest.is_short = False
+            return b""

@@ -8,7 +8,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, closing, suppress
 from contextvars import copy_context
 from typing import Any, Self, TypeVar
 
@@ -74,8 +74,21 @@ class ThreadRuntime(Runtime):
                 transport.close()
         return response
 
-    async def read(self, response: httpx2.Response) -> None:
-        response.read()
+    async def discard(self, response: httpx2.Response) -> None:
+        if response.is_stream_consumed or response.is_closed:
+            return  # an event hook of the client has read it
+        stream: Any = response.stream
+        rest, deadline = http.Discarded(response), Deadline(self.timeout)
+        deadline.watch(response)
+        # Its end is of no interest, and neither is an error on the way there.
+        with suppress(Exception), deadline, closing(iter(stream)) as parts:
+            while rest.is_short and not deadline.is_over:
+                part = next(parts, None)
+                if part is None:
+                    break
+                rest.count(part)
+        stream.close()
+        response.stream = httpx2.ByteStream(b"")
 
     async def sleep(self, seconds: float) -> None:
         time.sleep(seconds)  # noqa: ASYNC251 - blocks on purpose: there is no event loop here
@@ -262,6 +275,9 @@ class Deadline:
     Args:
         timeout: seconds that the call may take in total.
 
+    Attributes:
+        is_over: True when its time is over.
+
     Raises:
         UnavailableError: at the end of the ``with`` block, if the call failed because of the cut.
     """
@@ -271,15 +287,22 @@ class Deadline:
         self._sockets: list[socket.socket] = []
         self._timer = threading.Timer(timeout, self.cut)
         self._timer.daemon = True
-        self._is_over = False
+        self.is_over = False
 
     def trace(self, event: str, info: dict[str, Any]) -> None:
         """Note each socket when it is connected (httpx2's ``trace`` extension)."""
         if event in ("connection.connect_tcp.complete", "connection.start_tls.complete"):
             with self._lock:
                 self._sockets.append(info["return_value"].get_extra_info("socket"))
-            if self._is_over:
+            if self.is_over:
                 self.cut()
+
+    def watch(self, response: httpx2.Response) -> None:
+        """Note the socket of a response whose body is not read yet."""
+        stream = response.extensions.get("network_stream")
+        connection = None if stream is None else stream.get_extra_info("socket")
+        if connection is not None:  # some transports have none
+            self._sockets.append(connection)
 
     def __enter__(self) -> Self:
         self._timer.start()
@@ -287,13 +310,13 @@ class Deadline:
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         self._timer.cancel()
-        if self._is_over and isinstance(error, Exception):
+        if self.is_over and isinstance(error, Exception):
             raise UnavailableError("CameraManager did not answer in time") from None
 
     def cut(self) -> None:
         """End the call now."""
         with self._lock:
-            self._is_over = True
+            self.is_over = True
             for connection in self._sockets:
                 try:
                     connection.shutdown(socket.SHUT_RDWR)

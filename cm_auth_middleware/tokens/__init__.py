@@ -62,6 +62,7 @@ grant.<hash>           newest tokens, last failure            the lease's holder
 gone.grant.<hash>      random: the grant was logged out       a logout; a login deletes it
 gone.<session>         an administrator ended the session     `logout_user`
 lease.grant.<hash>     (lease) one refresh                    a refresh
+refused.<session>      some path refuses living tokens        a 401 to a new token
 denied.<session>       ``allow`` ended the session            `auth.revalidation`
 user.<session>         (lease) one reading of the user        `auth.revalidation`
 <name of a cookie>     (lease) a login that was used          `auth.login`

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 _GRACE = 60.0  # seconds that a session counts as alive while the store cannot be asked
 _ALIVE = 60.0  # seconds that a token counts as alive once CameraManager has taken it
 _FRESH = 1.0  # seconds that a refresh does without another look at a session
+_REFUSED_TTL = 86_400.0  # seconds that a session is known to have paths that refuse any token
 _ROUNDS = 64  # changes of a session, or of a grant, while its tokens are refreshed
 _POLL_FIRST, _POLL_LAST = 0.025, 0.25  # seconds between looks at another process's refresh
 _ASK_AGAIN = 1.0  # seconds until a lease is asked for again that another process holds
@@ -104,6 +105,7 @@ class TokenRefresher:
         self.breaker = CircuitBreaker(runtime.clock)
         self.kept = KeptTokens(runtime, grants, self._put_back)
         self._known_alive_until: BoundedCache[int, float] = BoundedCache()
+        self._refuses_until: BoundedCache[int, float] = BoundedCache()  # by token and path
 
     # -- for a session ---------------------------------------------------------------------
 
@@ -215,8 +217,39 @@ class TokenRefresher:
         """
         if session.record.tokens.access_token != token:
             return True  # another request has renewed it
-        if self.runtime.clock() < self._known_alive_until.get(hash(token), -math.inf):
-            return False
+        return not self._is_known_alive(token) and await self._ask_if_dead(token)
+
+    async def note_refusal(self, session: Session, token: str, path: str) -> None:
+        """Note that a path answers 401 to a living token, for every process: 403 is meant.
+
+        A new token would not help, and would end the one that other requests hold.
+        """
+        self._refuses_until[hash((token, path))] = self.runtime.clock() + _ALIVE
+        with suppress(StoreError):  # then each process finds out by itself
+            await self.store.put(f"refused.{session.record_id}", b"1", _REFUSED_TTL)
+
+    async def may_be_dead(self, session: Session, token: str, path: str, is_suspect: bool) -> bool:
+        """Return True if another token may do where a path answered 401 to this one.
+
+        It may, unless the session is known to have paths that refuse living tokens. Then the user
+        is asked for, once a minute for each token and path.
+
+        Args:
+            is_suspect: True to ask for the user in any case.
+        """
+        if self.runtime.clock() >= self._refuses_until.get(hash((token, path)), -math.inf):
+            if not is_suspect and await self.store.get(f"refused.{session.record_id}") is None:
+                return True
+            if await self._ask_if_dead(token):
+                return True
+            if self._is_known_alive(token):
+                await self.note_refusal(session, token, path)
+        return await self.reload(session, token)
+
+    def _is_known_alive(self, token: str) -> bool:
+        return self.runtime.clock() < self._known_alive_until.get(hash(token), -math.inf)
+
+    async def _ask_if_dead(self, token: str) -> bool:
         is_dead: bool = await self.runtime.single_flight.do(
             f"alive {hash(token)}", partial(self._is_dead, token)
         )

@@ -1,0 +1,198 @@
+"""Answers that are thrown away: how much of them is read, and for how long."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import anyio
+import anyio.to_thread
+import httpx2
+import pytest
+from starlette.routing import Mount
+from starlette.types import Receive, Scope, Send
+from werkzeug.middleware.dispatcher import DispatcherMiddleware
+
+from cm_auth_middleware import AuthEngine, CMAuthMiddleware, CMAuthWSGIMiddleware
+from cm_auth_middleware.proxy import CMProxy, CMWSGIProxy
+from cm_auth_middleware.testing import AppServer, Simulator
+from tests.helpers.apps import make_app, make_wsgi_app
+from tests.helpers.browser import log_in
+from tests.helpers.servers import WSGIServer, until
+from tests.helpers.world import SECRET_KEY
+
+pytestmark = pytest.mark.slow
+
+CAMERAS, USER = "/rest/v2.4/cameras", "/rest/v2.3/users/self"
+TIMEOUT = 1.5  # seconds, of the middleware's
+WAIT = 20.0  # seconds until a test gives up
+BLOCK = bytes(65_536)
+MOST = 12_000_000  # bytes that fit into the buffers of two sockets, with room to spare
+
+
+class Flood:
+    """The simulator, but for paths whose 401 has no end, or comes a byte at a time.
+
+    Attributes:
+        shape: of the bodies: ``endless``, ``long`` (announced and never sent), ``drip``, ``silent``
+            or ``short``.
+        refused: gives the status of an answer to a path and a token; 0 for the simulator's own.
+    """
+
+    def __init__(self, shape: str) -> None:
+        self.simulator = Simulator()
+        self.shape = shape
+        self.refused: Callable[[str, bytes], int] = lambda *_: 0
+        self.sent = 0
+        self.answers = 0
+        self.left = threading.Semaphore(0)
+        self.peers: list[Any] = []
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.simulator(scope, receive, send)
+            return
+        bearer = dict(scope["headers"]).get(b"authorization", b"")
+        status = self.refused(scope["path"], bearer)
+        if scope["path"].startswith("/rest/"):
+            self.peers.append(scope["client"])
+        if not status:
+            await self.simulator(scope, receive, send)
+            return
+        self.answers += 1
+        headers = [(b"content-type", b"text/plain")]
+        if self.shape == "long":
+            headers.append((b"content-length", b"1000000000000"))
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        if self.shape == "short":
+            await send({"type": "http.response.body", "body": b"no"})
+            return
+        async with anyio.create_task_group() as group:
+            group.start_soon(self._watch, receive, group)
+            if self.shape in ("long", "silent"):
+                await send({"type": "http.response.body", "body": b"x", "more_body": True})
+                await anyio.sleep_forever()
+            while True:
+                block = BLOCK if self.shape == "endless" else b"x"
+                await send({"type": "http.response.body", "body": block, "more_body": True})
+                self.sent += len(block)
+                await anyio.sleep(0 if self.shape == "endless" else 0.1)
+
+    async def _watch(self, receive: Receive, group: Any) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        self.left.release()
+        group.cancel_scope.cancel()
+
+
+class Site:
+    """An application with a proxy, on a real socket, whose CameraManager is a `Flood`."""
+
+    def __init__(self, side: str, flood: Flood, stack: ExitStack) -> None:
+        self.side, self.flood = side, flood
+        cm = stack.enter_context(AppServer(flood, log_level="critical"))
+        self.engine = AuthEngine(
+            client_id=flood.simulator.client_id,
+            client_secret=flood.simulator.client_secret,
+            secret_key=SECRET_KEY,
+            base_url=cm.url,
+            timeout=TIMEOUT,
+        )
+        rules = [f"GET {CAMERAS}"]
+        if side == "asgi":
+            app: Any = make_app([Mount("/cm", CMProxy(allow=rules))])
+            server: Any = AppServer(CMAuthMiddleware(app, engine=self.engine), log_level="critical")
+        else:
+            app = DispatcherMiddleware(make_wsgi_app(), {"/cm": CMWSGIProxy(allow=rules)})
+            server = WSGIServer(CMAuthWSGIMiddleware(app, engine=self.engine))
+            stack.callback(self.engine.close)
+        stack.enter_context(server)
+        self.browser = stack.enter_context(httpx2.Client(base_url=server.url, timeout=WAIT))
+        log_in(self.browser, flood.simulator)
+
+    def by_client(self) -> int:
+        return self.browser.get("/cameras").status_code
+
+    def by_proxy(self) -> int:
+        return self.browser.get(f"/cm{CAMERAS}").status_code
+
+    def by_handle(self) -> int:
+        handle = self.browser.get("/export").text
+        if self.side == "wsgi":
+            return self.engine.sync_client_for(handle).get(CAMERAS).status_code
+
+        async def ask() -> int:
+            client = await self.engine.client_for(handle)
+            status = (await client.get(CAMERAS)).status_code
+            await self.engine.close()
+            return status
+
+        return anyio.run(ask)
+
+
+@pytest.fixture
+def make_site(side: str) -> Iterator[Callable[[str], Site]]:
+    with ExitStack() as stack:
+        yield lambda shape: Site(side, Flood(shape), stack)
+
+
+def refuse_the_first_token(site: Site) -> None:
+    """Answer 401 to the token of the login, and to no later one."""
+    [first] = site.flood.simulator.calls(USER)
+    old = first.headers["authorization"].encode()
+    site.flood.refused = lambda path, bearer: 401 * (path == CAMERAS and bearer == old)
+
+
+@pytest.mark.parametrize("shape", ["endless", "long", "drip", "silent"])
+@pytest.mark.parametrize("way", ["by_client", "by_proxy", "by_handle"])
+def test_a_401_without_end_is_left_and_the_request_is_sent_again(make_site, shape, way) -> None:
+    """59: 64 kB of it are read at most, within the timeout, and its connection is closed."""
+    site = make_site(shape)
+    refuse_the_first_token(site)
+    begin = time.monotonic()
+    assert getattr(site, way)() == 200
+    assert time.monotonic() - begin < WAIT / 2
+    assert site.flood.answers == 1
+    assert site.flood.left.acquire(timeout=WAIT), "the connection was not closed"
+    assert site.flood.sent < MOST
+    assert len(site.flood.simulator.token_calls("refresh_token")) == 1
+
+
+def test_a_short_401_gives_its_connection_back(make_site) -> None:
+    """59: nothing is closed without a need: the next request goes by the same connection."""
+    site = make_site("short")
+    assert site.by_client() == 200
+    refuse_the_first_token(site)
+    before = len(site.flood.peers)
+    assert site.by_client() == 200
+    assert site.flood.answers == 1
+    assert len(set(site.flood.peers[before - 1 :])) == 1
+
+
+@pytest.mark.parametrize("shape", ["endless", "long"])
+def test_a_refusal_to_the_middleware_itself_is_known_by_its_status(make_site, shape) -> None:
+    """59: whatever follows it. The token is dead, so a 403 is not the user's fault."""
+    site = make_site(shape)
+    [first] = site.flood.simulator.calls(USER)
+    old = first.headers["authorization"].encode()
+    shapes = {CAMERAS: 403, USER: 401}
+    site.flood.refused = lambda path, bearer: shapes.get(path, 0) * (bearer == old)
+    assert site.by_client() == 200
+    assert site.flood.answers == 2
+    until(lambda: site.flood.left.acquire(blocking=False))
+    assert site.flood.sent < 2 * MOST
+
+
+@pytest.mark.parametrize("shape", ["endless", "long", "drip"])
+def test_a_logout_does_not_wait_for_the_end_of_an_answer(make_site, shape) -> None:
+    """59: nor does it read it all."""
+    site = make_site(shape)
+    site.flood.refused = lambda path, _: 502 * path.endswith("/tokens/current")
+    begin = time.monotonic()
+    assert site.browser.post("/auth/logout").status_code == 303
+    assert time.monotonic() - begin < WAIT / 2
+    assert site.flood.left.acquire(timeout=WAIT)
+    assert site.flood.sent < MOST
