@@ -227,7 +227,7 @@ def _bare_get(stack: ExitStack, runner: asyncio.Runner, url: str) -> Call:
     """One GET of a record's size, by a client like that of our Redis store."""
     from cm_auth_middleware.stores.redis_target import Target
 
-    client = Target.parse(url).clients("redis.asyncio")[0]
+    client = Target.parse(url).client("redis.asyncio")
     runner.run(client.set("benchmark", secrets.token_bytes(500)))
     stack.callback(lambda: runner.run(client.aclose()))
     return lambda: client.get("benchmark")
