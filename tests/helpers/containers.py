@@ -16,6 +16,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -40,7 +41,7 @@ mkdir -p "$top/root$folder"
 # This machine's Python may be in a folder that is root's alone.
 part="$top/root$PYTHON_FOLDER"
 while [ "$part" != "$top/root" ]; do chmod o+x "$part"; part=$(dirname "$part"); done
-mount --rbind /proc "$top/root/proc"
+mount -t proc proc "$top/root/proc"
 mount --rbind /dev "$top/root/dev"
 for volume in ${VOLUMES:-}; do
   mkdir -p "$top/root$volume"
@@ -173,7 +174,8 @@ def enter(
     """Return the command that runs a command with layers as its root, writing into `top`/up."""
     read_only = "yes" if is_read_only else "no"
     inner = ["sh", "-c", _ENTER, "sh", f"{top}", layers, folder, user, read_only, *command]
-    return ["unshare", "--mount", *inner]
+    # In a process namespace of its own, all that it started ends with it.
+    return ["unshare", "--mount", "--pid", "--fork", *inner]
 
 
 @contextlib.contextmanager
@@ -228,8 +230,11 @@ class Container:
             return pool.submit(enter_and_call).result()
 
     def kill(self) -> None:
-        """End it at once."""
-        self.process.kill()
+        """End it at once, with all that it started."""
+        pid = self.process.pid
+        with contextlib.suppress(OSError):  # if it has ended
+            for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+                os.kill(int(child), signal.SIGKILL)
         self.process.wait()
 
 
