@@ -128,7 +128,7 @@ class Login:
         if unquote(urlsplit(safe).path).startswith(f"{request.root_path}{self._config.prefix}/"):
             safe = f"{request.mount}/"  # a login never ends at a login
         login, value = self.cookies.start(redirect_uri, safe)
-        verifier = self.cookies.code_verifier(login.state)
+        verifier = self.cookies.code_verifier(login)
         location = self._oauth.authorization_url(redirect_uri, login.state, verifier)
         name = self.cookies.name(request, login.state)
         return redirect(302, location, *self.cookies.add(request, name, value))
@@ -179,7 +179,7 @@ class Login:
     async def _exchange(self, callback: _Callback, code: str) -> Response:
         """Exchange the code, and ask the application's rule about the user."""
         request, login, clear = callback
-        verifier = self.cookies.code_verifier(login.state)
+        verifier = self.cookies.code_verifier(login)
         try:
             tokens = await self._oauth.exchange(code, login.redirect_uri, verifier)
             user = await self._oauth.user(tokens.access_token)

@@ -27,12 +27,17 @@ _CLOCK_SKEW = 300  # seconds that two servers' clocks may differ
 
 @dataclass(frozen=True, slots=True, repr=False)
 class PendingLogin:
-    """One login attempt, as its cookie holds it. ``started_at`` is in epoch seconds."""
+    """One login attempt, as its cookie holds it. ``started_at`` is in epoch seconds.
+
+    Attributes:
+        key: the secret key that signed the cookie, as its place in the list; it is not in there.
+    """
 
     state: str
     redirect_uri: str
     target: str
     started_at: int
+    key: int = -1
 
 
 class LoginCookies:
@@ -58,9 +63,10 @@ class LoginCookies:
     ) -> None:
         self._session_cookie = session_cookie
         self._clock = clock
-        self._signer = signer(secret_keys, "login")
-        # The oldest key still listed: a login that began before a rotation can end after it.
-        self._pkce_key = hashlib.sha256(b"cm_auth.pkce:" + secret_keys[0].encode()).digest()
+        self._signers = [signer([key], "login") for key in secret_keys]
+        self._pkce_keys = [
+            hashlib.sha256(b"cm_auth.pkce:" + key.encode()).digest() for key in secret_keys
+        ]
 
     # -- pending logins --------------------------------------------------------------------
 
@@ -82,11 +88,16 @@ class LoginCookies:
         """Return the pending login of a cookie, whatever its age; None if it does not verify."""
         if len(value) > MAX_COOKIE or not value.isascii():
             return None
-        try:
-            payload = self._signer.unsign(value)
-            return PendingLogin(*json.loads(base64.urlsafe_b64decode(payload + b"==")))
-        except (BadSignature, ValueError, TypeError):  # TypeError: of another version
-            return None
+        for key in range(-1, -1 - len(self._signers), -1):
+            try:
+                payload = self._signers[key].unsign(value)
+                fields = json.loads(base64.urlsafe_b64decode(payload + b"=="))
+                return replace(PendingLogin(*fields), key=key)
+            except BadSignature:
+                continue
+            except (ValueError, TypeError):  # TypeError: of another version
+                return None
+        return None
 
     def find(self, request: Request, state: str) -> PendingLogin | None:
         """Return this browser's pending login with this state, if it has not expired."""
@@ -102,14 +113,18 @@ class LoginCookies:
         # It may begin a minute from now: two servers' clocks differ a little.
         return login if -60 <= self._clock() - login.started_at <= LOGIN_LIFETIME else None
 
-    def code_verifier(self, state: str) -> str:
-        """Return the PKCE code verifier of a login (RFC 7636 §4.1), which is never stored."""
-        digest = hmac.digest(self._pkce_key, state.encode(), "sha256")
+    def code_verifier(self, login: PendingLogin) -> str:
+        """Return the PKCE code verifier of a login (RFC 7636 §4.1), which is never stored.
+
+        It comes from the key that signed the cookie: the process that the login ends at may have
+        another list of keys, with that key in another place.
+        """
+        digest = hmac.digest(self._pkce_keys[login.key], login.state.encode(), "sha256")
         return base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
 
     def _dump(self, login: PendingLogin) -> str:
-        fields = json.dumps(astuple(login), separators=(",", ":")).encode()
-        return self._signer.sign(base64.urlsafe_b64encode(fields).rstrip(b"=")).decode()
+        fields = json.dumps(astuple(login)[:-1], separators=(",", ":")).encode()
+        return self._signers[-1].sign(base64.urlsafe_b64encode(fields).rstrip(b"=")).decode()
 
     def add(self, request: Request, name: str, value: str) -> Headers:
         """Set a pending login.

@@ -88,6 +88,7 @@ def _check_live(
 def _findings(offline: bool) -> Iterator[Finding]:
     from cm_auth_middleware.config import CMAuthConfig
     from cm_auth_middleware.errors import ConfigError
+    from cm_auth_middleware.sessions.encryption import key_names
 
     for complaint in unknown_variables():
         yield Finding(WARNING, "options", complaint)
@@ -101,6 +102,9 @@ def _findings(offline: bool) -> Iterator[Finding]:
     for warning in caught:
         yield Finding(WARNING, "options", str(warning.message))
     yield Finding(OK, "options", "every option has a value that makes sense")
+    *verifying, signing = key_names(config.secret_key)
+    others = f"; also accepted: {', '.join(verifying)}" if verifying else ""
+    yield Finding(OK, "secret_key", f"the key {signing} signs{others}")
     if not config.allow_emails and not config.allow_accounts:
         yield Finding(
             WARNING,

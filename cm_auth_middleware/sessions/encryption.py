@@ -35,6 +35,11 @@ _KEY_ID_BYTES = 4
 _FIXED = struct.Struct(f">c{_TAG_BYTES}s{_KEY_ID_BYTES}sdB")
 
 
+def key_names(secret_keys: Sequence[str]) -> list[str]:
+    """Return a short hash of each secret key, by which people can tell keys apart."""
+    return [_key_id(hashlib.sha256(key.encode()).digest()).hex() for key in secret_keys]
+
+
 async def count_sessions(store: CountsRecords) -> int:
     """Return the number of live sessions in a store, whatever release wrote them."""
     return sum([await store.count(kind) for kind in SESSIONS])

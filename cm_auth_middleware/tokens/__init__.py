@@ -95,15 +95,15 @@ the tokens that it fetched for a minute (`kept_tokens`):
 - Twice a second it looks at one of its records, mostly the newest, and after a failure four times a
   second. If one is lost, it puts back all.
 - Another process cannot know what was lost, but it can notice that something was: the record that
-  it saved last is gone, or the store failed. It looks before each call, and then waits a moment, a
-  second at most, for what others put back.
+  it saved last is gone, or the store failed. It looks before each call, and then waits for what
+  others put back: after a failure for a second at most, after a loss for four.
 
 Tokens are put back under the lease of their refresh token, only in the place of those that they
 replaced, and not after a logout. Sessions are not: they lead to the record of the grant (rule 2).
 
 What remains: the process that fetched the tokens ends together with the primary, or is cut off from
 the store; a process that saved no tokens in the last minute, and saw no failure, refreshes within
-half a second after the failover; of a cluster only the server fails on which it saved none. Other
+a second or two after the failover; of a cluster only the server fails on which it saved none. Other
 changes that were lost (a login, `session.data`) stay lost, and so does a logout: its tokens are
 revoked at CameraManager, if that could be reached.
 """

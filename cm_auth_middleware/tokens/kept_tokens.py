@@ -25,7 +25,7 @@ _KEPT = 60.0  # seconds that tokens are kept once they were saved
 _LOOK_EVERY = 0.25  # seconds between looks at the store after trouble
 _LOOK_IN_PEACE = 0.5  # the same without trouble
 _AFTER_FAILURE = 0.8  # seconds without refreshes after the store failed: others put tokens back
-_AFTER_LOSS = 1.25  # the same after a loss that no failure announced
+_AFTER_LOSS = 4.0  # the same once a loss was found: a busy process needs seconds for many tokens
 
 
 class Kept(NamedTuple):
@@ -184,7 +184,7 @@ class KeptTokens:
         another = everything[self._turn % len(everything)][0]
         looked_at = another if self._turn % 2 else self._newest
         if any(kept.is_unsaved for _, kept in everything) or await self._is_lost(looked_at):
-            self.note_trouble()
+            self.note_trouble(_AFTER_LOSS)
             await self.put_back()
 
 

@@ -548,16 +548,21 @@ class GrantRefresh:
             if fresh is None:  # logged out since
                 self._kept.drop(self._refresh_token)
                 return False
-            saved = self._newer_in(state) or await self._save_once(fresh, state)
+            found = self._newer_in(state)
+            if found is not None:
+                self._note(fresh, found)
+                return False
+            if self._lease.may_be_over() or not await self._grants.save(
+                self._refresh_token, fresh, over=state
+            ):
+                return False  # the next look finds out what happened
+            self._kept.note_saved(self._refresh_token)
             # No session is written here that would notice a logout which came in between.
-            if (await self._grants.state(self._refresh_token)).logged_out_since(state):
+            if await self._grants.was_logged_out(self._held) and state.logout is None:
                 await self._grants.delete(self._held)
-                raise SessionExpiredError
-            self._note(fresh, saved)
-            return saved.is_new
-        except SessionExpiredError:
-            self._kept.drop(self._refresh_token)
-            return False
+                self._kept.drop(self._refresh_token)
+                return False
+            return True
         finally:
             await self._lease.release()
 

@@ -98,8 +98,32 @@ def test_a_good_configuration_is_status_0_with_every_option_and_its_source(run, 
     assert re.search(r"^secret_key +hidden \(\d+ characters\) ", result.output, re.M)
     assert re.search(r"^scope +write +default$", result.output, re.M)
     topics = [line.split()[1] for line in lines(result, "ok")]
-    assert topics == ["options", "store", "redirect_uri", "base_url", "clock", "client_id"]
+    assert topics == [
+        "options",
+        "secret_key",
+        "store",
+        "redirect_uri",
+        "base_url",
+        "clock",
+        "client_id",
+    ]
     assert not list(Path(cm.url).parent.glob("*.db"))
+
+
+def test_the_secret_keys_are_named_by_a_short_hash_the_same_on_each_machine(run: Run) -> None:
+    old, new = run("secret").output.strip(), run("secret").output.strip()
+
+    def said(*keys: str) -> str:
+        result = run("check", "--offline", secret_key=",".join(keys))
+        assert not any(key in result.output for key in keys)
+        (line,) = [line for line in lines(result, "ok") if line.split()[1] == "secret_key"]
+        return line.partition("the key ")[2]
+
+    names = {key: said(key).removesuffix(" signs") for key in (old, new)}
+    assert len(set(names.values())) == 2
+    assert all(re.fullmatch("[0-9a-f]{8}", name) for name in names.values())
+    assert said(new, old) == f"{names[old]} signs; also accepted: {names[new]}"
+    assert said(old, new) == f"{names[new]} signs; also accepted: {names[old]}"
 
 
 def test_quiet_says_nothing_when_all_is_well(run: Run) -> None:
