@@ -493,9 +493,11 @@ def every_command(stage: Stage, counts: Counts) -> None:
     counts.check(ended == [2], f"2 sessions, of which ended {ended}")
     for cookie in cookies:
         counts.saw(stage.site.crowd.ask([Ask(p, "/", cookie) for p in stage.site.ports]), 401)
-    with Load(stage, counts) as load:
-        load.storm()
-    load.conclude(expiries=1)
+    mark = stage.site.cm.mark()
+    stage.site.expire()
+    counts.saw(stage.site.crowd.ask(stage.site.asks(stage.cookies, SESSIONS)), 200)
+    counts.survived(stage.site.alive(stage.cookies), SESSIONS)
+    counts.called(len(stage.site.cm.refreshes(mark)), SESSIONS, SESSIONS)
 
 
 # -- which are played where ----------------------------------------------------------------
