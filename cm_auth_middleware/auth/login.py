@@ -76,7 +76,7 @@ class Login:
         self.own_origin = f"{callback.scheme}://{callback.netloc}" if callback.netloc else ""
         self._hosts = frozenset(host.lower() for host in config.allowed_hosts)
         # The states of callbacks that this process has served.
-        self._used: BoundedCache[str, None] = BoundedCache()
+        self._used: BoundedCache[str, None] = BoundedCache(memory=self._runtime.cache_memory)
 
     # -- to CameraManager ------------------------------------------------------------------
 

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from .record import Record
 
 
+_MOST_FLAT = 2_048  # characters of a user that is kept parsed; a thousand of them are
+
+
 def _frozen(value: Any) -> Any:
     """Return a JSON value whose lists and dictionaries cannot be changed."""
     if isinstance(value, list):
@@ -125,7 +128,7 @@ class Session:
         """The user as CameraManager describes them, read anew now and then (``revalidate``)."""
         text = self.record.user
         if self._user is None or self._user[0] is not text:
-            user = _flat_user(text)
+            user = _flat_user(text) if len(text) <= _MOST_FLAT else None
             self._user = text, json.loads(text) if user is None else dict(user)
         return self._user[1]
 

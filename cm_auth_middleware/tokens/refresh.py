@@ -23,6 +23,7 @@ from ..errors import (
 )
 from ..events import log
 from ..runtime.bounded_cache import BoundedCache
+from ..sessions.record import size_in_memory
 from .circuit_breaker import PAUSE, CircuitBreaker
 from .grant_records import REFUSED, UNAVAILABLE, GrantRecords, GrantState, grant_name
 from .oauth import OAuthClient
@@ -98,9 +99,11 @@ class TokenRefresher:
         self.oauth = oauth
         self._on_refresh = on_refresh
         self.breaker = CircuitBreaker(runtime.clock)
-        self.unsaved: BoundedCache[str, Tokens] = BoundedCache()
-        self._known_alive_until: BoundedCache[int, float] = BoundedCache()
-        self._refuses_until: BoundedCache[int, float] = BoundedCache()  # by token and path
+        memory = runtime.cache_memory
+        self.unsaved: BoundedCache[str, Tokens] = BoundedCache(memory=memory, size=size_in_memory)
+        self._known_alive_until: BoundedCache[int, float] = BoundedCache(memory=memory)
+        # By token and path.
+        self._refuses_until: BoundedCache[int, float] = BoundedCache(memory=memory)
 
     # -- for a session ---------------------------------------------------------------------
 
