@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from . import stores
 from .display import HOST
 from .errors import ConfigError
+from .runtime.bounded_cache import MOST_BYTES
 from .sessions.cookie import needs_https
 from .tokens.provider import Provider, find_provider
 from .web.origin import normal_origin
@@ -57,6 +58,7 @@ class CMAuthOptions(TypedDict, total=False):
     absolute_timeout: float | timedelta
     refresh_leeway: float | timedelta
     timeout: float | timedelta
+    cache_size: int
     cookie_name: str | None
     cookie_secure: bool | None
     allowed_hosts: Iterable[str]
@@ -104,6 +106,8 @@ class CMAuthConfig:
         absolute_timeout: Every session ends this long after its login.
         refresh_leeway: The access token is refreshed this long before it expires.
         timeout: The total time for each call to CameraManager that the middleware itself makes.
+        cache_size: Bytes of memory that opened sessions, verified cookies and other results may
+            take together in each process. What does not fit is computed again.
         cookie_name: The name of the session cookie; ``cm_auth`` if not given. On https, ``__Host-``
             is put before it, which keeps neighbouring hosts from setting the cookie. A name that
             begins with ``__Secure-`` is used as it is, and does not keep them from it.
@@ -152,6 +156,7 @@ class CMAuthConfig:
     absolute_timeout: float = 30 * 86_400
     refresh_leeway: float = 60
     timeout: float = 10
+    cache_size: int = MOST_BYTES
     cookie_name: str | None = None
     cookie_secure: bool | None = None
     allowed_hosts: tuple[str, ...] = LOOPBACK
@@ -195,6 +200,7 @@ class CMAuthConfig:
         self._set("trusted_origins", self._checked_origins())
         for name in _TIMES:
             self._set(name, _seconds(name, getattr(self, name)))
+        self._set("cache_size", _bytes("cache_size", self.cache_size))
         if self.revalidate is not None:
             self._set("revalidate", _seconds("revalidate", self.revalidate))
         self._check_allowed()
@@ -429,6 +435,13 @@ def _seconds(name: str, value: float | str | timedelta) -> float:
     if not least <= number < 10**10:
         raise ConfigError(f"{name} has to be a positive number of seconds")
     return number
+
+
+def _bytes(name: str, value: int | str) -> int:
+    text = str(value)
+    if not re.fullmatch(r"[0-9]{1,15}", text):
+        raise ConfigError(f"{name} is a number of bytes")
+    return int(text)
 
 
 def _split(name: str, value: str) -> Any:

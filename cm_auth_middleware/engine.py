@@ -19,6 +19,7 @@ from .config import CMAuthConfig, CMAuthOptions
 from .errors import ConfigError, StoreError
 from .events import log
 from .runtime.base import Runtime
+from .runtime.bounded_cache import CacheMemory
 from .runtime.defaults import DEFAULTS
 from .runtime.event_loops import EventLoopRuntime
 from .runtime.run_sync import has_event_loop, run_sync
@@ -56,6 +57,7 @@ class Services:
             name=config.cookie_name,
             is_secure=config.cookie_secure,
             redirect_uri=config.redirect_uri,
+            memory=runtime.cache_memory,
         )
         self.sessions = SessionManager(
             store,
@@ -155,6 +157,7 @@ class AuthEngine:
         self.store = open_store(self.config.store, clock=clock)
         self._transport = transport
         self._clock = clock
+        self._cache_memory = CacheMemory(self.config.cache_size)
         self._async: Services | None = None
         self._threads: Services | None = None
 
@@ -191,7 +194,9 @@ class AuthEngine:
 
     def _make(self, kind: type[Runtime], store: SessionStore) -> Services:
         config = self.config
-        runtime = kind(config.timeout, config.base_url, self._transport, self._clock)
+        runtime = kind(
+            config.timeout, config.base_url, self._transport, self._clock, self._cache_memory
+        )
         services = Services(config, runtime, store)
         telemetry.watched_engines.add(self)
         return services

@@ -29,7 +29,9 @@ class AllowRule:
         self._accounts = frozenset(map(str, config.allow_accounts or ()))
         self.admits_everybody = not (listed or self._accounts or self._function)
         # For each session, a hash of its user and the rule's decision about that user.
-        self._decisions: BoundedCache[str, tuple[int, bool]] = BoundedCache()
+        self._decisions: BoundedCache[str, tuple[int, bool]] = BoundedCache(
+            memory=runtime.cache_memory
+        )
 
     async def allows(self, user: dict[str, Any]) -> bool | None:
         """Return True if the user may come in; None if the application's ``allow`` failed."""

@@ -78,7 +78,7 @@ class Login:
         self._origins = origins
         self._hosts = frozenset(host.lower() for host in config.allowed_hosts)
         # The states of callbacks that this process has served.
-        self._used: BoundedCache[str, None] = BoundedCache()
+        self._used: BoundedCache[str, None] = BoundedCache(memory=self._runtime.cache_memory)
 
     # -- to CameraManager ------------------------------------------------------------------
 

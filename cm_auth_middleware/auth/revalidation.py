@@ -50,7 +50,7 @@ class Revalidation:
         self._rule = rule
         self.admits = rule.admits
         self._end = end
-        self._tried_at: BoundedCache[str, float] = BoundedCache()
+        self._tried_at: BoundedCache[str, float] = BoundedCache(memory=self._runtime.cache_memory)
         self._under_way = 0
 
     def is_due(self, session: Session) -> bool:

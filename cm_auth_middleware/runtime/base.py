@@ -13,6 +13,7 @@ import httpx2
 
 from ..errors import UnavailableError
 from ..events import log
+from .bounded_cache import CacheMemory
 from .defaults import DEFAULTS
 from .http import redact_logged_headers
 
@@ -95,6 +96,7 @@ class Runtime(ABC):
         base_url: of CameraManager, for `DEFAULTS`, which may replace connections to it.
         transport: sends requests instead of a connection pool of the runtime's own.
         clock: returns epoch seconds.
+        cache_memory: shared by the caches of the parts that this runtime serves.
 
     Attributes:
         monotonic: a clock for waiting, which does not jump when the system's time is set.
@@ -109,8 +111,10 @@ class Runtime(ABC):
         base_url: str,
         transport: httpx2.AsyncBaseTransport | httpx2.BaseTransport | None = None,
         clock: Callable[[], float] = time.time,
+        cache_memory: CacheMemory | None = None,
     ) -> None:
         self.timeout = timeout
+        self.cache_memory = cache_memory or CacheMemory()
         self.clock = clock
         self.monotonic = time.monotonic
         self._base_url = base_url

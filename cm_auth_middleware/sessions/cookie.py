@@ -9,12 +9,13 @@ import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from sys import getsizeof
 from urllib.parse import urlsplit
 
 from itsdangerous import BadSignature, Signer
 
 from ..events import log
-from ..runtime.bounded_cache import BoundedCache
+from ..runtime.bounded_cache import BoundedCache, CacheMemory
 from ..web.request import Request
 
 _NAME = "cm_auth"
@@ -23,6 +24,7 @@ _TICKET_LENGTH = 86 + 1 + 43  # 64 bytes, a dot and a SHA-256 signature, in base
 # Letters that 32 bytes in base64url may end with: decoders ignore two bits of the last one.
 _LAST = "AEIMQUYcgkosw048"
 _MOST_TICKETS = 4  # session cookies with a valid signature whose records are looked up
+_MOST_OF_OUR_NAME = 8  # cookies whose signatures are verified: the first and the last ones
 _MOST_LINE = 4_096  # characters of a Cookie header that is remembered
 
 
@@ -61,7 +63,7 @@ class TicketSigner:
 
     def load(self, value: str) -> tuple[Ticket, bool] | None:
         """Return the ticket, and True if an older key signed it; None if its signature is wrong."""
-        if len(value) != _TICKET_LENGTH or not value.isascii() or value[-1] not in _LAST:
+        if not _is_ticket(value):
             return None
         try:
             try:
@@ -76,6 +78,18 @@ class TicketSigner:
         return Ticket(raw[:32], raw[32:]), is_old
 
 
+def _is_ticket(value: str) -> bool:
+    """Return True if a cookie's value has the form of a ticket, whoever signed it."""
+    return len(value) == _TICKET_LENGTH and value.isascii() and value[-1] in _LAST
+
+
+def _size(found: Found) -> int:
+    parts = [
+        (ticket, ticket.session_id, ticket.cookie_key, ticket.record_id) for ticket, _ in found
+    ]
+    return getsizeof(found) + sum(getsizeof(part) for each in parts for part in (each, *each))
+
+
 class SessionCookie:
     """Reads, sets and clears the session cookie.
 
@@ -86,6 +100,7 @@ class SessionCookie:
         name: on http; on https it gets the prefix ``__Host-``.
         is_secure: True and False force it; None decides by the scheme.
         redirect_uri: the callback's URL as browsers see it, where the server may not know it.
+        memory: shared with other caches.
     """
 
     def __init__(
@@ -97,6 +112,7 @@ class SessionCookie:
         name: str | None = None,
         is_secure: bool | None = None,
         redirect_uri: str | None = None,
+        memory: CacheMemory | None = None,
     ) -> None:
         self._signer = TicketSigner(secret_keys)
         self._lifetime = lifetime
@@ -109,7 +125,7 @@ class SessionCookie:
         # verified signature stays valid, and the store is asked for the session each time. Headers
         # without a ticket are not kept: visitors could fill the memory with them.
         self._verified: dict[bool, BoundedCache[str, Found]] = {
-            is_secure: BoundedCache() for is_secure in (False, True)
+            is_secure: BoundedCache(memory=memory, size=_size) for is_secure in (False, True)
         }
         self._warned: set[str] = set()
 
@@ -128,7 +144,11 @@ class SessionCookie:
             name = self.name(request)
             if name not in line:
                 return ()
-            values = (value.strip('"') for key, value in request.cookies if key == name)
+            values = [value.strip('"') for key, value in request.cookies if key == name]
+            values = list(filter(_is_ticket, values))
+            if len(values) > _MOST_OF_OUR_NAME:
+                half = _MOST_OF_OUR_NAME // 2  # cookies of a neighbour come before ours, or after
+                values = values[:half] + values[-half:]
             tickets = (ticket for ticket in map(self._signer.load, values) if ticket is not None)
             found = tuple(islice(tickets, _MOST_TICKETS))
             if found and len(line) <= _MOST_LINE:

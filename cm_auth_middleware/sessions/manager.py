@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from sys import getsizeof
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..errors import SessionExpiredError, StoreError, UnavailableError
 from ..events import log
 from ..runtime.bounded_cache import BoundedCache
 from .encryption import Sealer
+from .record import size_in_memory
 from .session import Session
 
 if TYPE_CHECKING:
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from .record import Record, SessionInfo
 
 STALE = 30.0  # seconds after which a session that is held is looked up before it is used again
+_MOST_OPENED = 16_384  # bytes of a stored value whose record is kept decrypted
 _TOUCH = 60.0  # seconds between two writes of "last seen"
 _IDLE = 120.0  # seconds without a request after which an opened record is forgotten
 _DENIED_TTL = 86_400.0  # seconds that a browser is told why its session ended
@@ -39,6 +42,11 @@ class _Opened(NamedTuple):
     cookie_key: bytes
     record: Record
     due: float
+
+
+def _size(opened: _Opened) -> int:
+    parts = getsizeof(opened) + sum(map(getsizeof, opened)) - getsizeof(opened.record)
+    return parts + size_in_memory(opened.record)
 
 
 class SessionManager:
@@ -77,9 +85,12 @@ class SessionManager:
         # Decrypted records, for as long as the store still holds the very same bytes. The store is
         # asked every time, so no change and no logout is missed.
         self._opened: BoundedCache[str, _Opened] = BoundedCache(
-            lambda opened: opened.due < self._clock() - _IDLE
+            lambda opened: opened.due < self._clock() - _IDLE,
+            memory=runtime.cache_memory,
+            size=_size,
         )
-        self._unreadable: BoundedCache[str, bytes] = BoundedCache()
+        # By record id, a hash of the stored value that was logged.
+        self._unreadable: BoundedCache[str, int] = BoundedCache(memory=runtime.cache_memory)
 
     # -- which session is this? ------------------------------------------------------------
 
@@ -318,8 +329,8 @@ class SessionManager:
 
     async def _discard_unreadable(self, record_id: str, sealed: bytes) -> None:
         """Delete a damaged record, but keep one sealed with a key that this process lacks."""
-        if self._unreadable.get(record_id) != sealed:
-            self._unreadable[record_id] = sealed
+        if self._unreadable.get(record_id) != hash(sealed):
+            self._unreadable[record_id] = hash(sealed)
             log("session_unreadable", session=record_id[:8])
         if not self.sealer.is_from_unknown_key(sealed):
             await self.store.delete(record_id)
@@ -339,5 +350,9 @@ class SessionManager:
         self, record_id: str, cookie_key: bytes, sealed: bytes, record: Record
     ) -> _Opened:
         due = min(self._ends_at(record), record.last_seen_at + self._touch_every)
-        opened = self._opened[record_id] = _Opened(sealed, cookie_key, record, due)
+        opened = _Opened(sealed, cookie_key, record, due)
+        if len(sealed) <= _MOST_OPENED:
+            self._opened[record_id] = opened
+        else:
+            self._opened.pop(record_id, None)
         return opened

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import astuple, dataclass, replace
+from sys import getsizeof
 from typing import Any, NamedTuple
 
 from ..errors import SessionDataError
@@ -107,6 +108,14 @@ class SessionInfo:
     def log_id(self) -> str:
         """The short hash that stands for the session in logs."""
         return self.reference
+
+
+def size_in_memory(part: Record | Tokens) -> int:
+    """Return the bytes that a record, or its tokens, take in memory, about."""
+    values = [getattr(part, name) for name in part.__slots__]
+    return getsizeof(part) + sum(
+        size_in_memory(value) if isinstance(value, Tokens) else getsizeof(value) for value in values
+    )
 
 
 def dumps(value: Any) -> str:

@@ -9,12 +9,14 @@ import math
 import weakref
 from collections.abc import Awaitable, Callable
 from functools import partial
+from sys import getsizeof
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..errors import StoreError
 from ..events import log
 from ..runtime.after_fork import after_fork
 from ..runtime.bounded_cache import BoundedCache
+from ..sessions.record import size_in_memory
 
 if TYPE_CHECKING:
     from ..runtime.base import Repetition, Runtime
@@ -45,6 +47,10 @@ class Kept(NamedTuple):
     is_unsaved: bool = False
 
 
+def _size(kept: Kept) -> int:
+    return getsizeof(kept) + size_in_memory(kept.held) + size_in_memory(kept.tokens)
+
+
 class KeptTokens:
     """Keeps new tokens for a minute, by the old refresh token, and puts them back if need be.
 
@@ -61,7 +67,9 @@ class KeptTokens:
         self._runtime = runtime
         self._grants = grants
         self._put_back = put_back
-        self._kept: BoundedCache[str, Kept] = BoundedCache(self._is_over)
+        self._kept: BoundedCache[str, Kept] = BoundedCache(
+            self._is_over, memory=runtime.cache_memory, size=_size
+        )
         self._trouble_until = -math.inf
         self._look_at = -math.inf
         self._newest = ""  # the refresh token whose exchange was saved last

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -24,6 +25,8 @@ _KNOWN = (
     "unsupported_grant_type",
 )  # fmt: skip
 _MOST_USER = 100_000  # bytes of the user's JSON: it is kept with the session
+_MOST_LEVELS = 32  # of lists and objects in it: Python's JSON does not read any number
+_MOST_TOKEN = 8_192  # characters; servers take no longer header (nginx and Tomcat: 8 kB)
 _UNKNOWN_LIFETIME = 3600.0  # seconds, when expires_in is missing or no number
 _SHORTEST_LIFETIME = 10.0  # seconds: a server that says 0 must not cause a refresh at each request
 _LONGEST_LIFETIME = 10 * 365 * 86_400.0
@@ -123,7 +126,7 @@ class OAuthClient:
                     f"CameraManager answered {response.status_code} to the question for the user"
                 )
             user = _json(response)
-            if not isinstance(user, dict) or len(response.content) > _MOST_USER:
+            if not isinstance(user, dict) or not _can_be_kept(user):
                 raise UnavailableError("CameraManager's user is no small JSON object")
         return user
 
@@ -243,12 +246,15 @@ class OAuthClient:
         if old is not None:
             lifetime = max(lifetime, _SHORTEST_LIFETIME)
         refresh_token = _printable(members.get("refresh_token")) or old
+        scope = _printable(members.get("scope")) or self._scope
+        if max(map(len, (access_token, refresh_token or "", scope))) > _MOST_TOKEN:
+            raise UnavailableError("CameraManager gave a token or a scope that is too long")
         return Tokens(
             access_token=access_token,
             refresh_token=refresh_token,
             expires_at=now + lifetime,
             refresh_at=now + lifetime - min(self._leeway, lifetime / 2),
-            scope=_printable(members.get("scope")) or self._scope,
+            scope=scope,
             former_refresh_token=None if refresh_token == old else old,
         )
 
@@ -272,6 +278,26 @@ def _json(response: httpx2.Response) -> Any:
         return response.json()
     except (ValueError, RecursionError):
         return None
+
+
+def _can_be_kept(user: dict[str, Any]) -> bool:
+    """Return True if a user is small, and JSON as other programs know it.
+
+    Python also reads NaN, and numbers that are too large as infinity (RFC 8259 §6 has neither).
+    """
+    if not _is_shallow(user, _MOST_LEVELS):
+        return False
+    try:
+        return len(json.dumps(user, separators=(",", ":"), allow_nan=False)) <= _MOST_USER
+    except ValueError:
+        return False
+
+
+def _is_shallow(value: Any, levels: int) -> bool:
+    if not isinstance(value, dict | list):
+        return True
+    inner = value.values() if isinstance(value, dict) else value
+    return levels > 0 and all(_is_shallow(item, levels - 1) for item in inner)
 
 
 def _printable(value: Any) -> str | None:

@@ -103,9 +103,11 @@ class TokenRefresher:
         self.oauth = oauth
         self._on_refresh = on_refresh
         self.breaker = CircuitBreaker(runtime.clock)
+        memory = runtime.cache_memory
         self.kept = KeptTokens(runtime, grants, self._put_back)
-        self._known_alive_until: BoundedCache[int, float] = BoundedCache()
-        self._refuses_until: BoundedCache[int, float] = BoundedCache()  # by token and path
+        self._known_alive_until: BoundedCache[int, float] = BoundedCache(memory=memory)
+        # By token and path.
+        self._refuses_until: BoundedCache[int, float] = BoundedCache(memory=memory)
 
     # -- for a session ---------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ import pytest
 from cm_auth_middleware import AuthEngine, UnavailableError
 from cm_auth_middleware.runtime import bounded_cache
 from cm_auth_middleware.runtime.base import MOST_LATE, Runtime
-from cm_auth_middleware.runtime.bounded_cache import BoundedCache
+from cm_auth_middleware.runtime.bounded_cache import BoundedCache, CacheMemory
 from cm_auth_middleware.runtime.event_loops import EventLoopRuntime
 from cm_auth_middleware.runtime.run_sync import run_sync
 from cm_auth_middleware.runtime.threads import ThreadRuntime
@@ -132,6 +132,26 @@ runtime.single_flight.start("key", refresh)
     program = [sys.executable, "-c", code]
     done = subprocess.run(program, capture_output=True, text=True, timeout=30, check=True)
     assert (done.stdout, done.stderr) == ("called with session\n", "")
+
+
+def test_caches_that_share_their_memory_hold_so_many_bytes_together() -> None:
+    """The one that holds most makes room: a new value of another one is kept."""
+    memory = CacheMemory(100_000)
+    large: BoundedCache[int, bytes] = BoundedCache(memory=memory)
+    small: BoundedCache[int, bytes] = BoundedCache(memory=memory)
+    for key in range(100):
+        large[key] = bytes(10_000)
+        small[key % 3] = bytes(100)
+        assert large.bytes_held + small.bytes_held == memory.used <= 100_000
+    assert list(small) == [1, 2, 0]
+    assert list(large) == list(range(100 - len(large), 100))
+    assert len(large) == 9
+    large[0] = bytes(200_000)  # larger than all that there is
+    assert not large
+    assert len(small) == 3
+    for key in range(3):
+        small.pop(key)
+    assert memory.used == 0
 
 
 def test_a_cache_drops_its_oldest_values_and_those_that_are_over(monkeypatch) -> None:

@@ -185,3 +185,14 @@ def test_a_store_url_is_judged_with_the_other_options() -> None:
     for store in ("sqlite://", "memory://here", "redis-x://host", "redis:host"):
         with pytest.raises(ConfigError, match=r"^store "):
             CMAuthConfig(**GOOD, store=store)
+
+
+@pytest.mark.parametrize("value", [-1, "64 MB", "", "1e6", 1.5, None, 10**15])
+def test_the_size_of_the_caches_is_a_number_of_bytes(value: object) -> None:
+    with pytest.raises(ConfigError, match=r"^cache_size is a number of bytes$"):
+        CMAuthConfig(**GOOD, cache_size=value)
+
+
+def test_the_size_of_the_caches_comes_from_the_environment(monkeypatch) -> None:
+    monkeypatch.setenv("CM_AUTH_CACHE_SIZE", "1000")
+    assert CMAuthConfig.from_env(**GOOD).cache_size == 1000
