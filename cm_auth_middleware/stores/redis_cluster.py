@@ -173,8 +173,16 @@ class _Cluster:
         return node
 
     def get_primaries(self) -> list[Node]:
-        """Return the nodes that have slots, as of the last command."""
-        return list(dict.fromkeys(node for node in self._slots if node is not None))
+        """Return the nodes that have slots, as far as is known; call `initialize` before."""
+        return list({node.name: node for node in self._slots if node is not None}.values())
+
+    def get_node(self, host: str, port: int) -> Node | None:
+        """Return a node that has slots, as far as is known."""
+        return next((node for node in self.get_primaries() if node[:2] == (host, port)), None)
+
+    async def initialize(self) -> None:
+        """Learn which nodes have which slots, unless that is known."""
+        await self._refresh_if_stale()
 
     async def _refresh_if_stale(self) -> None:
         now = time.monotonic()
