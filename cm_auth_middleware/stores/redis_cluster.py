@@ -79,6 +79,7 @@ class _Cluster:
         self._clients: dict[str, Any] = {}
         self._waiting: dict[str, dict[object, float]] = {}
         self._slots: list[Node | None] = []
+        self._primaries: list[Node] = []
         self._is_stale = True
         self._refresh_at = 0.0
 
@@ -103,6 +104,7 @@ class _Cluster:
                 # The address is empty if the node does not know its own.
                 node, is_asking = Node(error.host or node.host, error.port), False
                 self._slots[slot] = node
+                self._primaries = []
                 self._is_stale = True
             except exceptions.AskError as error:
                 node, is_asking = Node(error.host or node.host, error.port), True
@@ -174,7 +176,10 @@ class _Cluster:
 
     def get_primaries(self) -> list[Node]:
         """Return the nodes that have slots, as far as is known; call `initialize` before."""
-        return list({node.name: node for node in self._slots if node is not None}.values())
+        if not self._primaries:
+            nodes = {node.name: node for node in self._slots if node is not None}
+            self._primaries = list(nodes.values())
+        return list(self._primaries)
 
     def get_node(self, host: str, port: int) -> Node | None:
         """Return a node that has slots, as far as is known."""
@@ -199,7 +204,7 @@ class _Cluster:
             try:
                 found = await self._question(node, "CLUSTER SLOTS")
                 breaker.answered()
-                self._slots = _slots(node, found)
+                self._slots, self._primaries = _slots(node, found), []
                 return
             except Exception as caught:
                 error = caught.with_traceback(None)
