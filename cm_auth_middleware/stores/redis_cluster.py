@@ -11,6 +11,7 @@ every primary.
 from __future__ import annotations
 
 import asyncio
+import errno
 import random
 import time
 from collections.abc import Awaitable, Callable
@@ -22,7 +23,7 @@ from redis.commands import AsyncCoreCommands, CoreCommands
 from redis.crc import key_slot
 
 from ..runtime.run_sync import run_sync
-from .circuit_breaker import SLOW, CircuitBreaker
+from .circuit_breaker import CircuitBreaker
 
 _REDIRECTS = 16  # of one command; a slot that is being moved leads to and fro
 _PAUSE = 0.1  # seconds before a command that a node does not accept just now is sent again
@@ -31,6 +32,7 @@ _REFRESH_EVERY = 0.25  # seconds, at least, between two questions for the map of
 _MAP_TIMEOUT = 1.0  # seconds that a node may take to connect, and to send the map
 _SILENCE = 0.5  # seconds after which a node may be standing still
 _SETTLE = 3.0  # seconds that a failover is waited for
+_NO_WAY = {errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN}
 
 
 class Node(NamedTuple):
@@ -143,7 +145,6 @@ class _Cluster:
         if not breaker.admit():
             self._is_stale = True  # a replica may have taken its place
             raise SilentNodeError
-        began = time.monotonic()
         try:
             answer = await self._send(self._client(node), args, options, is_asking=is_asking)
         except exceptions.BusyLoadingError:
@@ -151,7 +152,7 @@ class _Cluster:
             raise
         except (exceptions.ConnectionError, exceptions.TimeoutError, OSError) as error:
             self._is_stale = True
-            if is_timeout(error) or time.monotonic() > began + SLOW:
+            if is_silence(error):
                 breaker.timed_out()
             raise
         except exceptions.ResponseError:
@@ -208,7 +209,7 @@ class _Cluster:
                 return
             except Exception as caught:
                 error = caught.with_traceback(None)
-                if is_timeout(caught):
+                if is_silence(caught):
                     breaker.timed_out()
         self._is_stale = True
         if not self._slots:
@@ -294,9 +295,15 @@ async def close(client: Any) -> None:
         await outcome(client.aclose() if hasattr(client, "aclose") else client.close())
 
 
-def is_timeout(error: Exception) -> bool:
-    """True if the server did not answer in time."""
-    return isinstance(error, (TimeoutError, exceptions.TimeoutError))
+def is_silence(error: BaseException | None) -> bool:
+    """True if nothing came back in time: neither an answer, nor that the connection is refused."""
+    while error is not None:
+        if isinstance(error, (TimeoutError, exceptions.TimeoutError)):
+            return True
+        if isinstance(error, OSError) and error.errno in _NO_WAY:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _key(args: Any) -> bytes:
