@@ -92,7 +92,11 @@ class RedisStore:
     ``rediss+sentinel`` and ``rediss+cluster`` use TLS. Options of redis-py's connections follow a
     question mark: ``ssl_ca_certs=/path``, ``socket_timeout=5`` (seconds), ``max_connections=16``
     (per event loop, and per process for threads; further requests wait for a free one), and
-    ``sentinel_username``, ``sentinel_password``.
+    ``sentinel_username``, ``sentinel_password``. ``wait_replicas=1`` makes each write wait until so
+    many replicas have it, for ``wait_timeout=0.1`` seconds at most; it counts all the same.
+
+    After two time-outs in a row, calls fail at once, and one a second tries the server; in a
+    cluster, each node by itself.
 
     Args:
         url: one of these.

@@ -22,13 +22,13 @@ from redis import exceptions
 
 from ..errors import StoreError
 from ..runtime.run_sync import run_sync, running_loop
-from .circuit_breaker import SLOW, CircuitBreaker
+from .circuit_breaker import CircuitBreaker
 from .redis_cluster import (
     AsyncCluster,
     BlockingCluster,
     SilentNodeError,
     close,
-    is_timeout,
+    is_silence,
 )
 from .redis_cluster import (
     outcome as outcome,
@@ -324,14 +324,14 @@ class _Clients(ABC):
             while True:
                 if self._sentinels is not None:
                     link = await self._follow(self._sentinels, link, user)
-                began = link.users[user] = time.monotonic()
+                link.users[user] = time.monotonic()
                 try:
                     answer = call(link.client)
                     # As in `outcome`, one coroutine fewer: nearly every request passes here.
                     answer = await answer if hasattr(answer, "__await__") else answer
                 except Exception as error:
                     failure = StoreError(f"{self._target} {_sentence(error)}")
-                    after = self._judge(error, time.monotonic() - began)
+                    after = self._judge(error)
                 else:
                     if self._breaker.is_suspect:
                         self._breaker.answered()
@@ -374,8 +374,8 @@ class _Clients(ABC):
         await self._ask_sentinels(now)
         return link.address == sentinels.address
 
-    def _judge(self, error: Exception, seconds: float) -> _After:
-        """Decide what becomes of a call that failed after so many seconds, and tell the breaker."""
+    def _judge(self, error: Exception) -> _After:
+        """Decide what becomes of a call that failed, and tell the circuit breaker."""
         if self._target.kind == "cluster" and isinstance(error, _UNSETTLED):
             return _After.REPEAT
         if _is_refusal(error):
@@ -385,10 +385,10 @@ class _Clients(ABC):
             is_closed = isinstance(error, RuntimeError) and _UVLOOP_CLOSED in str(error)
             return _After.AGAIN if is_closed else _After.SUSPECT
         is_broken = isinstance(error, (exceptions.ConnectionError, OSError, EOFError))
-        if isinstance(error, _FINAL) or not (is_broken or is_timeout(error)):
+        if isinstance(error, _FINAL) or not (is_broken or is_silence(error)):
             self._breaker.answered()
             return _After.FAIL
-        if is_timeout(error) or seconds > SLOW:
+        if is_silence(error):
             # The nodes of a cluster have circuit breakers of their own.
             if self._target.kind != "cluster":
                 self._breaker.timed_out()

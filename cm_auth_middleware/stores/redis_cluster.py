@@ -11,6 +11,7 @@ every primary.
 from __future__ import annotations
 
 import asyncio
+import errno
 import random
 import time
 from collections.abc import Awaitable, Callable
@@ -22,7 +23,7 @@ from redis.commands import AsyncCoreCommands, CoreCommands
 from redis.crc import key_slot
 
 from ..runtime.run_sync import run_sync
-from .circuit_breaker import SLOW, CircuitBreaker
+from .circuit_breaker import CircuitBreaker
 
 _REDIRECTS = 16  # of one command; a slot that is being moved leads to and fro
 _PAUSE = 0.1  # seconds before a command that a node does not accept just now is sent again
@@ -31,6 +32,7 @@ _REFRESH_EVERY = 0.25  # seconds, at least, between two questions for the map of
 _MAP_TIMEOUT = 1.0  # seconds that a node may take to connect, and to send the map
 _SILENCE = 0.5  # seconds after which a node may be standing still
 _SETTLE = 3.0  # seconds that a failover is waited for
+_NO_WAY = {errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN}
 
 
 class Node(NamedTuple):
@@ -79,6 +81,7 @@ class _Cluster:
         self._clients: dict[str, Any] = {}
         self._waiting: dict[str, dict[object, float]] = {}
         self._slots: list[Node | None] = []
+        self._primaries: list[Node] = []
         self._is_stale = True
         self._refresh_at = 0.0
 
@@ -103,6 +106,7 @@ class _Cluster:
                 # The address is empty if the node does not know its own.
                 node, is_asking = Node(error.host or node.host, error.port), False
                 self._slots[slot] = node
+                self._primaries = []
                 self._is_stale = True
             except exceptions.AskError as error:
                 node, is_asking = Node(error.host or node.host, error.port), True
@@ -141,7 +145,6 @@ class _Cluster:
         if not breaker.admit():
             self._is_stale = True  # a replica may have taken its place
             raise SilentNodeError
-        began = time.monotonic()
         try:
             answer = await self._send(self._client(node), args, options, is_asking=is_asking)
         except exceptions.BusyLoadingError:
@@ -149,7 +152,7 @@ class _Cluster:
             raise
         except (exceptions.ConnectionError, exceptions.TimeoutError, OSError) as error:
             self._is_stale = True
-            if is_timeout(error) or time.monotonic() > began + SLOW:
+            if is_silence(error):
                 breaker.timed_out()
             raise
         except exceptions.ResponseError:
@@ -173,8 +176,19 @@ class _Cluster:
         return node
 
     def get_primaries(self) -> list[Node]:
-        """Return the nodes that have slots, as of the last command."""
-        return list(dict.fromkeys(node for node in self._slots if node is not None))
+        """Return the nodes that have slots, as far as is known; call `initialize` before."""
+        if not self._primaries:
+            nodes = {node.name: node for node in self._slots if node is not None}
+            self._primaries = list(nodes.values())
+        return list(self._primaries)
+
+    def get_node(self, host: str, port: int) -> Node | None:
+        """Return a node that has slots, as far as is known."""
+        return next((node for node in self.get_primaries() if node[:2] == (host, port)), None)
+
+    async def initialize(self) -> None:
+        """Learn which nodes have which slots, unless that is known."""
+        await self._refresh_if_stale()
 
     async def _refresh_if_stale(self) -> None:
         now = time.monotonic()
@@ -191,11 +205,11 @@ class _Cluster:
             try:
                 found = await self._question(node, "CLUSTER SLOTS")
                 breaker.answered()
-                self._slots = _slots(node, found)
+                self._slots, self._primaries = _slots(node, found), []
                 return
             except Exception as caught:
                 error = caught.with_traceback(None)
-                if is_timeout(caught):
+                if is_silence(caught):
                     breaker.timed_out()
         self._is_stale = True
         if not self._slots:
@@ -281,9 +295,15 @@ async def close(client: Any) -> None:
         await outcome(client.aclose() if hasattr(client, "aclose") else client.close())
 
 
-def is_timeout(error: Exception) -> bool:
-    """True if the server did not answer in time."""
-    return isinstance(error, (TimeoutError, exceptions.TimeoutError))
+def is_silence(error: BaseException | None) -> bool:
+    """True if nothing came back in time: neither an answer, nor that the connection is refused."""
+    while error is not None:
+        if isinstance(error, (TimeoutError, exceptions.TimeoutError)):
+            return True
+        if isinstance(error, OSError) and error.errno in _NO_WAY:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _key(args: Any) -> bytes:

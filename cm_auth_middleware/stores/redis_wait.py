@@ -18,7 +18,7 @@ from ..events import log
 from ..runtime.run_sync import run_sync
 from .redis_cluster import close, outcome
 
-_READING = frozenset({"GET", "GETRANGE", "MGET", "SCAN", "PING", "DBSIZE", "ZRANGE"})
+_READING = frozenset({"GET", "EXISTS", "ZRANGE", "SCAN", "CLUSTER NODES"})
 _LOG_EVERY = 60.0  # seconds
 
 
@@ -44,22 +44,27 @@ class Sender:
         Args:
             is_asking: the slot is being moved to this node of a cluster.
         """
-        is_waited_for = self._replicas and str(args[0]).upper() not in _READING
+        is_waited_for = self._replicas and is_write(args)
         if not is_waited_for and not is_asking:
             return await outcome(client.execute_command(*args, **options))
         pipeline = client.pipeline(transaction=False)  # all by one connection
         if is_asking:
             pipeline.execute_command("ASKING")
         pipeline.execute_command(*args, **options)
-        if is_waited_for:
-            pipeline.execute_command("WAIT", self._replicas, self._milliseconds)
-        answers = await outcome(pipeline.execute(raise_on_error=False))
+        answers = await self.execute(pipeline, is_waited_for=bool(is_waited_for))
         answer = answers[1 if is_asking else 0]
         if isinstance(answer, Exception):
             raise answer
-        if is_waited_for:
-            self._note(answers[-1])
         return answer
+
+    async def execute(self, pipeline: Any, *, is_waited_for: bool) -> list[Any]:
+        """Send the commands of a pipeline of redis-py; return answers and errors."""
+        if is_waited_for:
+            pipeline.execute_command("WAIT", self._replicas, self._milliseconds)
+        answers: list[Any] = await outcome(pipeline.execute(raise_on_error=False))
+        if is_waited_for:
+            self._note(answers.pop())
+        return answers
 
     def _note(self, reached: Any) -> None:
         if isinstance(reached, Exception):
@@ -70,29 +75,55 @@ class Sender:
             log("replicas_behind", replicas=reached, wait_replicas=self._replicas)
 
 
-class AsyncWaiting(AsyncCoreCommands):
-    """A client of one server that waits for replicas, for event loops."""
+def is_write(args: Any) -> bool:
+    """True if a command may write."""
+    return str(args[0]).upper() not in _READING
+
+
+class _Pipeline:
+    """A pipeline that waits for replicas at its end."""
+
+    def __init__(self, pipeline: Any, sender: Sender) -> None:
+        self._pipeline = pipeline
+        self._sender = sender
+        self._writes = False
+
+    def execute_command(self, *args: Any, **options: Any) -> None:
+        self._writes = self._writes or is_write(args)
+        self._pipeline.execute_command(*args, **options)
+
+    async def execute(self, raise_on_error: bool = True) -> list[Any]:
+        answers = await self._sender.execute(self._pipeline, is_waited_for=self._writes)
+        if raise_on_error:
+            for answer in answers:
+                if isinstance(answer, Exception):
+                    raise answer
+        return answers
+
+
+class _Waiting:
+    """A client of one server that waits for replicas."""
 
     def __init__(self, client: Any, sender: Sender) -> None:
         self._client = client
         self._sender = sender
+
+    def pipeline(self, *, transaction: bool) -> Any:
+        return _Pipeline(self._client.pipeline(transaction=transaction), self._sender)
+
+    async def aclose(self) -> None:
+        await close(self._client)
+
+
+class AsyncWaiting(_Waiting, AsyncCoreCommands):  # type: ignore[misc]
+    """The client for event loops."""
 
     def execute_command(self, *args: Any, **options: Any) -> Awaitable[Any]:
         return self._sender.send(self._client, args, options)
 
-    async def aclose(self) -> None:
-        await close(self._client)
 
-
-class BlockingWaiting(CoreCommands):
-    """The same for threads."""
-
-    def __init__(self, client: Any, sender: Sender) -> None:
-        self._client = client
-        self._sender = sender
+class BlockingWaiting(_Waiting, CoreCommands):
+    """The client for threads."""
 
     def execute_command(self, *args: Any, **options: Any) -> Any:
         return run_sync(self._sender.send(self._client, args, options))
-
-    async def aclose(self) -> None:
-        await close(self._client)

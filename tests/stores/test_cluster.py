@@ -16,7 +16,7 @@ from redis.crc import key_slot
 
 from cm_auth_middleware import SessionStore, StoreError
 from cm_auth_middleware.stores import RedisStore
-from tests.helpers.servers import RedisServer, free_port, redis_server, until
+from tests.helpers.servers import Forwarder, RedisServer, free_port, redis_server, until
 from tests.helpers.stores import run
 
 pytestmark = pytest.mark.slow
@@ -25,15 +25,19 @@ PREFIX = "cm:"  # without braces, so that the keys are spread over the slots
 
 
 class Cluster:
-    """Six nodes; the first three begin as primaries."""
+    """Six nodes; the first three begin as primaries. The first has a forwarder before it."""
 
     def __init__(self, stack: ExitStack) -> None:
         self.nodes: list[RedisServer] = []
-        for _ in range(6):
+        for number in range(6):
             bus = str(free_port())
             options = ["--cluster-enabled", "yes", "--cluster-port", bus]
+            if number == 0:
+                self.name = stack.enter_context(Forwarder(0))
+                options += ["--cluster-announce-port", str(self.name.listens_at)]
             options += ["--cluster-node-timeout", "1500", "--repl-diskless-sync-delay", "0"]
             self.nodes.append(stack.enter_context(redis_server(*options)))
+        self.name.port = self.nodes[0].port
         addresses = [f"127.0.0.1:{node.port}" for node in self.nodes]
         command = ["redis-cli", "--cluster", "create", *addresses]
         command += ["--cluster-replicas", "1", "--cluster-yes"]
@@ -55,6 +59,7 @@ class Cluster:
             for first, _, last in (part.partition("-") for part in words[8:] if "[" not in part):
                 if int(first) <= slot <= int(last or first):
                     port = int(words[1].split("@")[0].split(":")[1])
+                    port = self.name.port if port == self.name.listens_at else port
                     return next(node for node in self.nodes if node.port == port)
         raise AssertionError("no node has the slot")
 
@@ -236,3 +241,57 @@ def test_nothing_is_lost_when_a_primary_stands_still_and_comes_back(
     run(store.close())
     if seconds > 4:
         assert cluster.owner("k0") is not still
+
+
+@pytest.mark.parametrize("threads", [False, True])
+def test_a_late_answer_of_a_node_that_was_replaced_does_not_count(
+    cluster: Cluster, threads: bool
+) -> None:
+    """Its replica knew nothing of the write, whose answer was long on its way."""
+    still = cluster.nodes[0]
+    key = next(f"k{n}" for n in range(100) if cluster.owner(f"k{n}") is still)
+    replica = next(
+        node for node in cluster.nodes[3:] if cluster.ids[still.port].encode() in _myself(node)
+    )
+    for node in cluster.nodes[3:]:
+        node.command("CONFIG", "SET", "cluster-replica-validity-factor", "0")
+    loops = RedisStore(f"{cluster.url}?socket_timeout=30", prefix=PREFIX)
+    store = loops.blocking() if threads else loops
+    asked, answer_now = threading.Event(), threading.Event()
+
+    def held(answer: bytes) -> bytes:
+        if not asked.is_set():
+            asked.set()
+            assert answer_now.wait(60)
+        return answer
+
+    def stand_still() -> None:
+        assert asked.wait(20)
+        still.pause()
+        replica.resume()
+        until(lambda: cluster.owner(key) is replica)
+        until(lambda: cluster.owner(key, asked=1) is replica)
+        until(lambda: cluster.owner(key, asked=2) is replica)
+        answer_now.set()
+
+    async def ask() -> bool:
+        await store.put(key, b"0", 600)
+        assert await store.replace(key, b"-", b"0", 600) is False  # it knows the script
+        time.sleep(1)  # noqa: ASYNC251 - the replica has it
+        replica.pause()
+        still.command("CLIENT", "KILL", "TYPE", "replica")
+        cluster.name.answered = held
+        operator = in_the_background(stand_still)
+        answer = await store.replace(key, b"0", b"1", 600)
+        operator.join()
+        await store.close()
+        return answer
+
+    assert (run(ask()) if threads else anyio.run(ask)) is True
+    assert replica.command("GET", f"{PREFIX}s:{key}") == b"$1\r\n1\r\n"
+    still.resume()
+
+
+def _myself(node: RedisServer) -> bytes:
+    lines = node.command("CLUSTER", "NODES").splitlines()
+    return next(line for line in lines if b"myself" in line)

@@ -18,6 +18,7 @@ import pytest
 
 from cm_auth_middleware import ConfigError, SessionStore, StoreError
 from cm_auth_middleware.stores import PostgresStore, open_store, postgres_pool
+from cm_auth_middleware.stores.circuit_breaker import TRY_EVERY
 from cm_auth_middleware.stores.postgres import SCHEMA, schema
 from cm_auth_middleware.testing import StoreConformance
 from tests.chaos.scenarios import expiry
@@ -115,6 +116,14 @@ class TestPgBouncerForThreads(TestPgBouncer):
 def bouncer(shared: PostgresServer) -> Iterator[str]:
     with pgbouncer(shared) as url:
         yield url
+
+
+async def elapse(seconds: float) -> None:
+    """Wait, on any side."""
+    try:
+        await anyio.sleep(seconds)
+    except RuntimeError:  # no event loop
+        time.sleep(seconds)  # noqa: ASYNC251
 
 
 async def fails(call: Coroutine[Any, Any, Any], sentence: str) -> None:
@@ -368,6 +377,7 @@ def test_a_server_that_stands_still_is_an_error_in_time(
         await fails(store.delete("k"), "did not answer in time|cannot be reached")
         assert time.monotonic() - began < 10
         server.resume()
+        await elapse(TRY_EVERY)  # two time-outs in a row open the circuit breaker
         await store.put("k", b"w", 60)
         assert await store.get("k") == b"w"
 

@@ -1,0 +1,360 @@
+"""Redis: failures of redis-py itself, rights that are missing, and waiting for replicas."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+import redis.asyncio.connection
+import redis.connection
+
+from cm_auth_middleware import ConfigError, SessionStore, StoreError
+from cm_auth_middleware.stores import RedisStore, open_store
+from cm_auth_middleware.testing import StoreConformance
+from tests.helpers.servers import Forwarder, RedisServer, free_port, pair, redis_server, until
+from tests.helpers.stores import run
+
+pytestmark = pytest.mark.slow
+
+DEPLOYMENT = Path(__file__).parents[2] / "docs" / "deployment.md"
+
+
+@pytest.fixture(params=["asyncio", "trio", "threads"])
+def side(request: pytest.FixtureRequest) -> Callable[..., None]:
+    """Runs a check with a store, on each side."""
+
+    def run_check(check: Callable[[Any], Coroutine[Any, Any, None]], url: str) -> None:
+        async def checked(store: SessionStore) -> None:
+            try:
+                await check(store)
+            finally:
+                await store.close()
+
+        if request.param == "threads":
+            run(checked(RedisStore(url).blocking()))
+        else:
+            anyio.run(checked, RedisStore(url), backend=request.param)
+
+    return run_check
+
+
+@pytest.fixture
+def server() -> Iterator[RedisServer]:
+    with redis_server() as server:
+        yield server
+
+
+@pytest.fixture(params=["single", "cluster", "sentinel"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    with ExitStack() as stack:
+        if request.param == "cluster":
+            options = ["--cluster-enabled", "yes", "--cluster-port", str(free_port())]
+            node = stack.enter_context(redis_server(*options))
+            node.command("CLUSTER", "ADDSLOTSRANGE", "0", "16383")
+            until(lambda: b"cluster_state:ok" in node.command("CLUSTER", "INFO"))
+            yield f"redis+cluster://127.0.0.1:{node.port}"
+            return
+        server = stack.enter_context(redis_server())
+        if request.param == "single":
+            yield server.url
+            return
+        file = tmp_path / "sentinel.conf"
+        file.write_text(f"sentinel monitor mymaster 127.0.0.1 {server.port} 1\n")
+        watcher = stack.enter_context(redis_server(sentinel=file))
+        yield f"redis+sentinel://127.0.0.1:{watcher.port}/mymaster"
+
+
+# Failures of the client itself
+
+
+class Broken:
+    """Lets redis-py fail with what it should not raise, so many times."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.left: list[Exception] = []
+        for connection in (
+            redis.connection.AbstractConnection,
+            redis.asyncio.connection.AbstractConnection,
+        ):
+            original = connection.send_packed_command
+
+            def send(
+                itself: Any, command: Any, *args: Any, original: Any = original, **options: Any
+            ) -> Any:
+                packed = command if isinstance(command, bytes) else b"".join(command)
+                if self.left and b"key-of-a-session" in packed:
+                    raise self.left.pop()
+                return original(itself, command, *args, **options)
+
+            monkeypatch.setattr(connection, "send_packed_command", send)
+
+
+ODD = [
+    AttributeError("'NoneType' object has no attribute 'writelines' of key-of-a-session"),
+    AttributeError("'NoneType' object has no attribute 'execute_command' of key-of-a-session"),
+    TypeError("key-of-a-session"),
+    IndexError("key-of-a-session"),
+    KeyError("key-of-a-session"),
+    RuntimeError("key-of-a-session"),
+    ValueError("key-of-a-session"),
+    AssertionError("key-of-a-session"),
+]
+
+
+def test_what_redis_py_raises_is_repeated_once_and_then_a_store_error(
+    side: Callable[..., None], url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = Broken(monkeypatch)
+    key = "key-of-a-session"
+
+    async def check(store: SessionStore) -> None:
+        for error in ODD:
+            broken.left = [error]
+            await store.put(key, b"v", 60)
+            broken.left = [error]
+            assert await store.replace(key, b"v", b"w", 60)
+            broken.left = [error]
+            assert await store.acquire(key, "owner", 60)
+            assert broken.left == []
+            for left, call in ((2, store.get(key)), (1, store.delete(key))):
+                broken.left = [error] * left
+                with pytest.raises(StoreError, match=type(error).__name__) as caught:
+                    await call
+                assert broken.left == []
+                assert key not in str(caught.value)
+                assert re.search(r"in \w+\.py:\d+", str(caught.value))
+                assert caught.value.__context__ is None
+            assert await store.get(key) == b"w"
+
+    side(check, url)
+
+
+def test_a_call_that_is_cancelled_is_no_store_error(server: RedisServer) -> None:
+    async def check() -> None:
+        store = RedisStore(server.url)
+        await store.put("k", b"v", 60)
+        server.pause()
+        task = asyncio.create_task(store.get("k"))
+        await asyncio.sleep(0.1)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        server.resume()
+        assert await store.get("k") == b"v"
+        await store.close()
+
+    asyncio.run(check())
+
+
+# Rights
+
+
+def acl_line() -> list[str]:
+    """The line that the documentation says is to be typed, without `redis-cli`."""
+    section = DEPLOYMENT.read_text().split("## Redis rights (ACL)")[1].split("\n## ")[0]
+    line = re.search(r"^ACL SETUSER (?:.*\\\n)*.*", section, re.MULTILINE)
+    assert line
+    return line[0].replace("\\\n", " ").replace(">password", ">secret").split()
+
+
+class ByTheDocumentedUser(StoreConformance):
+    kind = "single"
+    url = ""
+
+    @pytest.fixture(autouse=True)
+    def _given(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            options = []
+            if self.kind == "cluster":
+                options = ["--cluster-enabled", "yes", "--cluster-port", str(free_port())]
+            node = stack.enter_context(redis_server(*options))
+            if self.kind == "cluster":
+                node.command("CLUSTER", "ADDSLOTSRANGE", "0", "16383")
+                until(lambda: b"cluster_state:ok" in node.command("CLUSTER", "INFO"))
+            assert node.command(*acl_line()) == b"+OK\r\n"
+            scheme = "redis+cluster" if self.kind == "cluster" else "redis"
+            self.url = f"{scheme}://cameras:secret@127.0.0.1:{node.port}"
+            yield
+
+    def make_store(self) -> SessionStore:
+        store = open_store(f"{self.url}?wait_replicas=0")
+        return store.blocking() if self.blocking else store  # type: ignore[attr-defined,no-any-return]
+
+
+class TestTheDocumentedUser(ByTheDocumentedUser):
+    pass
+
+
+class TestTheDocumentedUserInAClusterByThreads(ByTheDocumentedUser):
+    kind = "cluster"
+    blocking = True
+
+
+def test_the_documented_user_may_do_all_that_a_store_does_and_no_more(
+    side: Callable[..., None], server: RedisServer
+) -> None:
+    server.command(*acl_line())
+
+    async def check(store: RedisStore) -> None:
+        await store.put("k", b"prefix", 60)
+        assert await store.find(b"pre") == [("k", b"prefix")]
+        assert await store.count() == 1
+        await store.ping()
+
+    side(check, f"redis://cameras:secret@127.0.0.1:{server.port}?wait_replicas=1&wait_timeout=0.01")
+    allowed = {word for word in acl_line() if word.startswith("+")}
+    assert not any(word.startswith("+@") for word in allowed)
+    for word in allowed - {"+wait", "+cluster|slots", "+cluster|nodes"}:
+        line = [other for other in acl_line() if other != word]
+        server.command("ACL", "DELUSER", "cameras")
+        server.command("FLUSHALL")
+        server.command(*line)
+        command = word[1:].upper()
+        with pytest.raises(StoreError, match=rf"the command .*\b{command}\b.*Redis rights"):
+            run(everything(RedisStore(f"redis://cameras:secret@127.0.0.1:{server.port}")))
+
+
+async def everything(store: RedisStore) -> None:
+    store = store.blocking()
+    try:
+        await store.ping()
+        await store.put("k", b"v", 60)
+        await store.get("k")
+        await store.acquire("k", "o", 60)
+        await store.release("k", "o")
+        await store.replace("k", b"v", b"w", 60)
+        await store.find(b"w")
+        await store.count()
+        await store.delete("k")
+    finally:
+        await store.close()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "NOPERM User cameras has no permissions to run the 'get' command",
+        "NOPERM this user has no permissions to run the 'get' command or its subcommand",
+        "ERR ACL failure in script: User cameras has no permissions to run the 'get' command "
+        "script: 0123456789012345678901234567890123456789, on @user_script:2.",
+        "ERR Error running script (call to f_0123456789012345678901234567890123456789): "
+        "@user_script:2: @user_script: 2: -NOPERM this user has no permissions to run the 'get' "
+        "command or its subcommand",
+    ],
+)
+def test_the_missing_right_is_named_in_the_words_of_other_versions(answer: str) -> None:
+    with redis_server() as server:
+        server.command("SET", "{cm_auth}:s:k", "v")
+        with Forwarder(server.port) as name:
+            name.answered = lambda data: (
+                f"-{answer}\r\n".encode() if data.startswith(b"$1\r\nv") else data
+            )
+            store = RedisStore(name.url).blocking()
+            with pytest.raises(StoreError, match="does not permit the user the command GET:") as e:
+                run(store.get("k"))
+            assert "cameras" not in str(e.value)
+            run(store.close())
+
+
+def test_keys_that_a_user_may_not_touch_are_named_as_the_reason(
+    side: Callable[..., None], server: RedisServer
+) -> None:
+    line = ["~other:*" if word.startswith("~") else word for word in acl_line()]
+    server.command(*line)
+
+    async def check(store: RedisStore) -> None:
+        for call in (store.get("key-of-a-session"), store.delete("key-of-a-session")):
+            with pytest.raises(StoreError, match="the keys of a store") as caught:
+                await call
+            assert "key-of-a-session" not in str(caught.value)
+
+    side(check, f"redis://cameras:secret@127.0.0.1:{server.port}")
+
+
+# Waiting for replicas
+
+
+def test_a_write_waits_for_replicas_on_its_own_connection(
+    side: Callable[..., None], caplog: pytest.LogCaptureFixture
+) -> None:
+    with pair() as (primary, replica):
+        until(lambda: primary.command("WAIT", "1", "100") == b":1\r\n")
+
+        async def check(store: RedisStore) -> None:
+            await store.put("k", b"v", 60)
+            assert b"v" in replica.command("GET", "{cm_auth}:s:k"), "at once"
+            assert await store.replace("k", b"v", b"w", 60)
+            assert b"w" in replica.command("GET", "{cm_auth}:s:k"), "at once"
+            assert await store.acquire("k", "owner", 60)
+            assert b"owner" in replica.command("GET", "{cm_auth}:l:k"), "at once"
+            assert await store.delete("k") == b"w"
+            assert replica.command("GET", "{cm_auth}:s:k") == b"$-1\r\n", "at once"
+            assert waits(primary) >= 4
+            assert not caplog.records
+
+            replica.pause()
+            began = time.monotonic()
+            await store.put("k", b"v", 60)
+            assert time.monotonic() > began + 1.9
+            assert await store.get("k") == b"v", "it counts all the same"
+            await store.put("k", b"w", 60)
+            replica.resume()
+            assert [record.event for record in caplog.records] == ["replicas_behind"]  # type: ignore[attr-defined]
+
+        caplog.set_level(logging.INFO, "cm_auth_middleware")
+        side(check, f"{primary.url}?wait_replicas=1&wait_timeout=2")
+
+
+def waits(server: RedisServer) -> int:
+    """How often it was told to wait for replicas; a script that it does not know costs another."""
+    found = re.search(rb"cmdstat_wait:calls=(\d+)", server.command("INFO", "commandstats"))
+    return int(found[1]) if found else 0
+
+
+def test_in_a_cluster_a_write_waits_at_the_node_of_its_key(side: Callable[..., None]) -> None:
+    with ExitStack() as stack:
+        nodes = []
+        for _ in range(2):
+            options = ["--cluster-enabled", "yes", "--cluster-port", str(free_port())]
+            options += ["--repl-diskless-sync-delay", "0"]
+            nodes.append(stack.enter_context(redis_server(*options)))
+        primary, replica = nodes
+        primary.command("CLUSTER", "ADDSLOTSRANGE", "0", "16383")
+        bus = replica.options[replica.options.index("--cluster-port") + 1]
+        primary.command("CLUSTER", "MEET", "127.0.0.1", str(replica.port), bus)
+        myself = primary.command("CLUSTER", "MYID").split(b"\r\n")[1].decode()
+        until(lambda: myself.encode() in replica.command("CLUSTER", "NODES"))
+        until(lambda: replica.command("CLUSTER", "REPLICATE", myself) == b"+OK\r\n")
+        until(lambda: b"master_link_status:up" in replica.command("INFO", "replication"))
+
+        async def check(store: RedisStore) -> None:
+            await store.put("k", b"v", 60)
+            assert await store.replace("k", b"v", b"w", 60)
+            assert await store.get("k") == b"w"
+            assert waits(primary) >= 2
+            replica.pause()
+            began = time.monotonic()
+            await store.put("k", b"v", 60)
+            assert time.monotonic() > began + 0.4
+            replica.resume()
+
+        url = f"redis+cluster://127.0.0.1:{primary.port}?wait_replicas=1&wait_timeout=0.5"
+        until(lambda: b"cluster_state:ok" in primary.command("CLUSTER", "INFO"))
+        side(check, url)
+
+
+@pytest.mark.parametrize(
+    "options",
+    ["wait_replicas=one", "wait_replicas=-1", "wait_timeout=0", "wait_timeout=5&socket_timeout=2"],
+)
+def test_a_wrong_option_for_waiting_is_refused(options: str) -> None:
+    with pytest.raises(ConfigError):
+        RedisStore(f"redis://localhost?{options}")
