@@ -15,6 +15,7 @@ _MODULES = {
     "client": "client",
     "end-to-end": "end_to_end",
     "growth": "growth",
+    "store": "store",
     "storm": "storm",
     "import": "imports",
     "sizes": "sizes",

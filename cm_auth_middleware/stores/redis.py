@@ -3,31 +3,37 @@
 from __future__ import annotations
 
 import copy
-import hashlib
-import re
-from collections.abc import AsyncIterator
+import math
+import time
+from contextlib import aclosing, suppress
 from typing import Any
 
 from .redis_target import Target  # isort: skip - first, since it reports a missing redis-py
 
-from redis.exceptions import NoScriptError
+from ..errors import StoreError
+from ..runtime.bounded_cache import BoundedCache
+from .redis_clients import AsyncClients, BlockingClients
+from .redis_scan import Walk, pattern_of
+from .redis_script import Command, Script, in_turn
 
-from .redis_clients import AsyncClients, BlockingClients, Call, outcome, scripts
-
-_PAGE = 500  # keys that one step of a listing reads; Redis serves other clients in between
-
-
-class _Script:
-    """A Lua script, which Redis runs as one step."""
-
-    def __init__(self, source: str) -> None:
-        self.source = source
-        self.sha = hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
-        scripts[self.sha] = source
-
+_PREFIX = "cm_auth:"
+_OLD_PREFIX = "{cm_auth}:"  # of releases that kept all keys in one slot
+_OLD_RECORDS = f"{_OLD_PREFIX}s:"
+# What is left for ten minutes in the place of an old record that was moved or deleted. Its first
+# byte tells older releases that a later one wrote it.
+_GONE = b"\x0fcm_auth: gone"
+_MARKED = (_GONE, 600_000)
+_ABSENT = 10.0  # seconds that a key which an older release did not write is not looked for again
+# Values are indexed by so many first bytes: for a session its kind and the tag of its user.
+_TAG = 17
+_GRANT = b"\x02"  # begins the records of grants; they are many, and belong to no user
+_SLACK = 5_000  # milliseconds that an index entry outlives its record, which is written later
+_SURE = 7 * 86_400_000  # milliseconds that an index without a gap is trusted
+_UNSURE = 600_000  # the same, if the last walk filled gaps: an older release may still be running
+_FIRST_PAGES = 8  # pages that the first write of a process looks at
 
 # KEYS[1], then: new value, milliseconds, and each value that may be replaced.
-_REPLACE = _Script("""
+_REPLACE = Script("""
 local value = redis.call('GET', KEYS[1])
 for i = 3, #ARGV do
   if value == ARGV[i] then
@@ -37,13 +43,37 @@ for i = 3, #ARGV do
 end
 return 0
 """)
-_DELETE = _Script("""
+# KEYS[1], then: the mark of a record that is gone, milliseconds; without those no mark is left.
+_DELETE = Script("""
 local value = redis.call('GET', KEYS[1])
-redis.call('DEL', KEYS[1])
+if #ARGV == 0 then
+  redis.call('DEL', KEYS[1])
+else
+  redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+end
+return value ~= ARGV[1] and value
+""")
+# KEYS[1] is an old record, then: the mark, milliseconds, and the value that may be marked, if any
+# may not. It returns the value, which may be the mark.
+_MARK = Script("""
+local value = redis.call('GET', KEYS[1])
+if value and value ~= ARGV[1] and (#ARGV == 2 or value == ARGV[3]) then
+  redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+end
 return value
 """)
+# KEYS[1], then: the value that may be deleted.
+_DELETE_IF = Script("""
+if redis.call('GET', KEYS[1]) == ARGV[1] then
+  redis.call('DEL', KEYS[1])
+end
+""")
+_PEEK = Script("""
+local value = redis.call('GET', KEYS[1])
+return value and {value, redis.call('PTTL', KEYS[1])}
+""")
 # KEYS[1], then: owner, milliseconds.
-_ACQUIRE = _Script("""
+_ACQUIRE = Script("""
 local holder = redis.call('GET', KEYS[1])
 if holder and holder ~= ARGV[1] then
   return 0
@@ -51,31 +81,44 @@ end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 return 1
 """)
-_RELEASE = _Script("""
+_RELEASE = Script("""
 if redis.call('GET', KEYS[1]) == ARGV[1] then
   redis.call('DEL', KEYS[1])
 end
 """)
-# KEYS[1] leads to the slot; then: cursor, pattern of keys, keys to look at, prefix of values, and
-# 1 to return keys and values or 0 to return keys.
-# The key is read twice so that a value of a megabyte that does not match is not copied.
-_SCAN = _Script("""
-local page = redis.call('SCAN', ARGV[1], 'MATCH', ARGV[2], 'COUNT', ARGV[3])
-local found = {page[1]}
-local size = #ARGV[4]
-for _, key in ipairs(page[2]) do
-  if size == 0 or redis.call('GETRANGE', key, 0, size - 1) == ARGV[4] then
-    local value = ARGV[5] == '0' or redis.call('GET', key)
-    if value then
-      found[#found + 1] = key
-      if ARGV[5] == '1' then
-        found[#found + 1] = value
-      end
-    end
+# An index is a sorted set of keys of records, by when they end. It ends with the last one.
+_TIDY = """
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', string.format('%.0f', now))
+local function set_end()
+  local last = redis.call('ZRANGE', KEYS[1], -1, -1, 'WITHSCORES')
+  if last[2] then
+    redis.call('PEXPIREAT', KEYS[1], last[2])
   end
 end
-return found
-""")
+"""
+# KEYS[1] is an index, then: key of a record, milliseconds. It returns 1 if that was not there.
+# An entry is never shortened: of two writers at once, the one whose record stays may be the first.
+_INDEX = Script(
+    _TIDY
+    + """
+local ends = redis.call('ZSCORE', KEYS[1], ARGV[1])
+if not ends or tonumber(ends) < now + ARGV[2] then
+  redis.call('ZADD', KEYS[1], string.format('%.0f', now + ARGV[2]), ARGV[1])
+end
+set_end()
+return ends and 0 or 1
+"""
+)
+# KEYS[1] is an index, then: key of a record.
+_UNINDEX = Script(
+    _TIDY
+    + """
+redis.call('ZREM', KEYS[1], ARGV[1])
+set_end()
+"""
+)
 
 
 class RedisStore:
@@ -98,24 +141,39 @@ class RedisStore:
     After two time-outs in a row, calls fail at once, and one a second tries the server; in a
     cluster, each node by itself.
 
+    Beside each session an entry in an index by user is kept, so finding a user's sessions costs
+    those sessions. The entry is written with each write of the session, and ends with it.
+
     Args:
         url: one of these.
-        prefix: begins every key. The part in braces decides the slot in a cluster, so the prefix
-            needs braces.
+        prefix: begins every key. The keys are spread over all slots of a cluster; if the prefix has
+            a part in braces (``{name}:``), all lie in the one slot that this part decides. With the
+            default, records that releases before 0.2 stored under ``{cm_auth}:`` are found, too,
+            and moved when they are asked for.
 
     Raises:
         ConfigError: the URL is wrong, or redis-py is not installed.
         StoreError: by every method, if Redis cannot be used; once it can, they work again.
     """
 
-    def __init__(self, url: str, *, prefix: str = "{cm_auth}:") -> None:
+    def __init__(self, url: str, *, prefix: str = _PREFIX) -> None:
         self._target = Target.parse(url)
         self._blocking = BlockingClients(self._target)
         self._clients: AsyncClients | BlockingClients
         self._clients = AsyncClients(self._target, self._blocking)
         self._prefix = prefix
         self._records, self._leases = f"{prefix}s:", f"{prefix}l:"
-        self._pattern = re.sub(r"([\\*?\[\]])", r"\\\1", self._records) + "*"
+        self._indexes = [f"{prefix}u:"]
+        self._pattern = pattern_of(self._records)
+        self._has_old = prefix == _PREFIX
+        if self._has_old:
+            self._indexes.append(f"{_OLD_PREFIX}u:")
+            self._pattern = "*cm_auth*:s:*"
+        # Keys without a record of an older release, and when that was found.
+        self._absent: BoundedCache[str, float] = BoundedCache(
+            lambda found: found < time.monotonic() - _ABSENT
+        )
+        self._begun: list[bool] = []  # shared with the twin
 
     def blocking(self) -> RedisStore:
         """Return a twin for threads, with connections of its own."""
@@ -131,21 +189,37 @@ class RedisStore:
             return client.get(name)
 
         value: bytes | None = await self._clients.run(call, call)
-        return value
+        if value is None and self._may_be_old(key):
+            value = await self._move(key)
+        return None if value == _GONE else value
 
     async def put(self, key: str, value: bytes, ttl: float) -> None:
         """Set the value."""
+        left = _milliseconds(ttl)
+        if _is_indexed(value):
+            await self._begin()
         await self._repeatable(
-            lambda client: client.set(self._records + key, value, px=_milliseconds(ttl))
+            *self._index(key, value, left), Command(("SET", self._records + key, value, "PX", left))
         )
+        if self._may_be_old(key):
+            await self._repeatable(_MARK.command(*_MARKED, key=_OLD_RECORDS + key))
+            self._absent[key] = time.monotonic()
 
     async def replace(self, key: str, old: bytes, new: bytes, ttl: float) -> bool:
         """Set `new` if the value is `old`."""
+        left, name = _milliseconds(ttl), self._records + key
+        index = self._index(key, new, left)
         # When a connection breaks, the script may have run or not. If the second try finds
         # `new`, it did: the value is encrypted with a nonce, so no other caller wrote it.
-        arguments = (new, _milliseconds(ttl), old)
-        again = (*arguments, new)
-        return bool(await self._run(_REPLACE, self._records + key, arguments, again))
+        call, again = (
+            in_turn([*index, _REPLACE.command(new, left, *accepted, key=name)])
+            for accepted in ((old,), (old, new))
+        )
+        if (await self._clients.run(call, again))[-1]:
+            return True
+        if not self._may_be_old(key) or await self._move(key) != old:
+            return False
+        return bool((await self._clients.run(call, again))[-1])
 
     async def delete(self, key: str) -> bytes | None:
         """Delete the value and return it.
@@ -154,40 +228,73 @@ class RedisStore:
             StoreError: also when a connection breaks before the reply: a second try would not find
                 a value that the first try deleted.
         """
-        value: bytes | None = await self._run(_DELETE, self._records + key, (), None)
+        former = value = None
+        if self._may_be_old(key):
+            former = await self._once(_MARK.command(*_MARKED, key=_OLD_RECORDS + key))
+        # Where there was an old record, another process may be about to copy it.
+        mark = () if former is None else _MARKED
+        value = await self._once(_DELETE.command(*mark, key=self._records + key))
+        if value is None and former != _GONE:
+            value = former
+        if value is not None and _is_indexed(value):
+            with suppress(StoreError):  # an entry without a record does no harm
+                name = self._indexes[0] + value[:_TAG].hex()
+                await self._repeatable(_UNINDEX.command(key, key=name))
         return value
 
     async def acquire(self, key: str, owner: str, ttl: float) -> bool:
         """Take or extend a lease."""
-        arguments = (owner, _milliseconds(ttl))
-        return bool(await self._run(_ACQUIRE, self._leases + key, arguments, arguments))
+        name = self._leases + key
+        return bool(await self._repeatable(_ACQUIRE.command(owner, _milliseconds(ttl), key=name)))
 
     async def release(self, key: str, owner: str) -> None:
         """Give a lease back."""
-        await self._run(_RELEASE, self._leases + key, (owner,), (owner,))
+        await self._repeatable(_RELEASE.command(owner, key=self._leases + key))
 
     async def purge(self) -> int:
         """Return 0: Redis deletes expired keys by itself."""
         return 0
 
     async def find(self, prefix: bytes) -> list[tuple[str, bytes]]:
-        """Read all keys, a page at a time, and return those whose value begins with `prefix`."""
-        found: dict[str, bytes] = {}  # a page may repeat a key of another
-        async for pairs in self._pages(prefix, with_values=True):
-            for key, value in zip(pairs[::2], pairs[1::2], strict=True):
-                found[key.decode().removeprefix(self._records)] = value
+        """Return the records whose value begins with `prefix`.
+
+        A prefix of 17 bytes, which a user's sessions have in common, is looked up in the index.
+        With a shorter one all keys are read, a page at a time.
+        """
+        found: dict[str, bytes] = {}  # a walk may come by a key twice
+        if _is_indexed(prefix):
+            await self._complete_index()
+            for key in await self._indexed(prefix[:_TAG]):
+                value = await self.get(key)
+                if value is not None and value.startswith(prefix):
+                    found[key] = value
+            return list(found.items())
+        async for page in self._walk().pages(prefix, "value"):
+            for name, value in page:
+                key = self._key_of(name)
+                if value is None or name != self._records + key:
+                    # It moves to another server, or is to be moved to its new name.
+                    value = await self.get(key)
+                if value is not None and value.startswith(prefix):
+                    found[key] = value
         return list(found.items())
 
     async def count(self, prefix: bytes = b"") -> int:
-        """Count the keys, a page at a time."""
-        keys: set[bytes] = set()
-        async for page in self._pages(prefix, with_values=False):
-            keys.update(page)
+        """Count the records, a page at a time."""
+        keys: set[str] = set()
+        async for page in self._walk().pages(prefix, ""):
+            for name, payload in page:
+                key = self._key_of(name)
+                if payload is None:  # it moves to another server
+                    value = await self.get(key)
+                    if value is None or not value.startswith(prefix):
+                        continue
+                keys.add(key)
         return len(keys)
 
     async def ping(self) -> None:
         """Write a key: a replica, or a server without free memory, would still answer a PING."""
-        await self._repeatable(lambda client: client.set(f"{self._prefix}ping", b"", px=1000))
+        await self._repeatable(Command(("SET", f"{self._prefix}ping", b"", "PX", 1000)))
 
     async def close(self) -> None:
         """Close the connections of this event loop, or for the twin those of this process."""
@@ -196,41 +303,125 @@ class RedisStore:
     def __repr__(self) -> str:
         return f"<RedisStore {self._target}>"
 
-    async def _pages(self, prefix: bytes, *, with_values: bool) -> AsyncIterator[list[bytes]]:
-        cursor = b"0"
-        while True:
-            arguments = (cursor, self._pattern, _PAGE, prefix, int(with_values))
-            cursor, *page = await self._run(_SCAN, self._records, arguments, arguments)
-            yield page
-            if cursor == b"0":
-                return
+    # -- the index -------------------------------------------------------------------------
 
-    async def _repeatable(self, call: Call) -> Any:
-        """Run a command; repeat it once if the connection breaks, which does no harm."""
-        return await self._clients.run(call, call)
+    def _index(self, key: str, value: bytes, milliseconds: int) -> list[Command]:
+        """Return what has to be run before a value is written."""
+        if not _is_indexed(value):
+            return []
+        name = self._indexes[0] + value[:_TAG].hex()
+        return [_INDEX.command(key, milliseconds + _SLACK, key=name)]
 
-    async def _run(
-        self, script: _Script, key: str, arguments: tuple[Any, ...], again: tuple[Any, ...] | None
-    ) -> Any:
-        """Run a script.
+    async def _indexed(self, tag: bytes) -> set[str]:
+        """Return the keys of an index; some may have no record."""
+        keys: set[str] = set()
+        for name in self._indexes:
+            command = Command(("ZRANGE", name + tag.hex(), 0, -1))
+            keys.update(key.decode() for key in await self._repeatable(command))
+        return keys
+
+    async def _begin(self) -> None:
+        """Note that the index is complete, if no session is there yet: once in a process."""
+        if self._begun:
+            return
+        self._begun.append(True)
+        with suppress(StoreError):  # then a search has to find out
+            await self._complete_index(_FIRST_PAGES)
+
+    async def _complete_index(self, most: float = math.inf) -> None:
+        """Index the sessions of a release that had no index, unless that was done.
 
         Args:
-            again: its arguments for a second try after the connection broke; None if there must be
-                no second try.
+            most: give up after so many pages.
         """
-        return await self._clients.run(
-            self._call(script, key, arguments),
-            None if again is None else self._call(script, key, again),
-        )
+        name = f"{self._prefix}indexed"
+        if await self._repeatable(Command(("EXISTS", name))):
+            return
+        added = 0
+        async with aclosing(self._walk().pages(b"", "head", _TAG)) as pages:
+            async for page in pages:
+                for record, head in page:
+                    added += await self._index_again(self._key_of(record), head)
+                most -= 1
+                if most < 0:
+                    return
+        left = _UNSURE if added else _SURE
+        await self._repeatable(Command(("SET", name, b"", "PX", left)))
 
-    def _call(self, script: _Script, key: str, arguments: tuple[Any, ...]) -> Call:
-        async def call(client: Any) -> Any:
-            try:
-                return await outcome(client.evalsha(script.sha, 1, key, *arguments))
-            except NoScriptError:
-                return await outcome(client.eval(script.source, 1, key, *arguments))
+    async def _index_again(self, key: str, head: bytes | None) -> int:
+        """Index a record; return 1 if that was missing."""
+        if head is None:  # it moves to another server
+            peeked = await self._repeatable(_PEEK.command(key=self._records + key))
+            if not peeked:
+                return 0
+            value, left = peeked
+        else:
+            milliseconds, _, value = head.partition(b" ")
+            left = int(milliseconds)
+        commands = self._index(key, value, left) if left > 0 else []
+        return await self._repeatable(*commands) if commands else 0
 
-        return call
+    def _walk(self) -> Walk:
+        old = [_OLD_RECORDS] if self._has_old else []
+        names = (self._records, *old)
+        return Walk(self._clients, str(self._target), self._pattern, names, _GONE)
+
+    def _key_of(self, name: str) -> str:
+        return name.removeprefix(self._records if name.startswith(self._records) else _OLD_RECORDS)
+
+    # -- records of older releases ---------------------------------------------------------
+
+    def _may_be_old(self, key: str) -> bool:
+        """Return True if an older release may have stored a record of this key."""
+        if not self._has_old:
+            return False
+        found = self._absent.get(key)
+        return found is None or found < time.monotonic() - _ABSENT
+
+    async def _move(self, key: str) -> Any:
+        """Move the record that an older release stored; return the value that is there then.
+
+        The two names are in different slots, so no script can move it in one step. The copy is
+        made first, and only where there is none; then the old record is marked as gone. `delete`
+        goes the same way and leaves a mark in the new place, too, which keeps a slow process from
+        putting its copy there. Only processes of an older release change the old record in
+        another way: then the copy is taken back.
+        """
+        name, old = self._records + key, _OLD_RECORDS + key
+        get, peek = Command(("GET", name)), _PEEK.command(key=old)
+        while True:
+            # This again, because another process may have moved it since.
+            peeked, found = await self._all(peek, get)
+            value, left = peeked or (_GONE, 0)
+            if found is not None or value == _GONE:
+                self._absent[key] = time.monotonic()
+                return None if found == _GONE else found
+            copy_it = Command(("SET", name, value, "PX", max(left, 1), "NX"))
+            if await self._repeatable(*self._index(key, value, left), copy_it):
+                former = await self._repeatable(_MARK.command(*_MARKED, value, key=old))
+                if former not in (value, _GONE):
+                    await self._repeatable(_DELETE_IF.command(value, key=name))
+
+    # -- running ---------------------------------------------------------------------------
+
+    async def _repeatable(self, *commands: Command) -> Any:
+        """Run commands as `_all` does, and return the answer of the last."""
+        return (await self._all(*commands))[-1]
+
+    async def _all(self, *commands: Command) -> list[Any]:
+        """Run commands, and repeat them once if the connection breaks, which does no harm."""
+        call = in_turn(commands)
+        answers: list[Any] = await self._clients.run(call, call)
+        return answers
+
+    async def _once(self, command: Command) -> Any:
+        """Run a command that must not be run again."""
+        return await self._clients.run(command.run, None)
+
+
+def _is_indexed(value: bytes) -> bool:
+    """Return True for a value, or a prefix, that is long enough and belongs to no grant."""
+    return len(value) >= _TAG and not value.startswith(_GRANT)
 
 
 def _milliseconds(ttl: float) -> int:
