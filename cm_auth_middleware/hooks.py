@@ -28,6 +28,7 @@ class ErrorPage:
         label: the text of the link or button that leads there.
         method: ``get`` for a link, or ``post`` for a form without fields.
         language: the language of the texts: ``en``, ``nl``, ``de``, ``fr`` or ``es``.
+        target: of the link: ``_top`` if the page is in a frame that the next step has to leave.
     """
 
     status: int
@@ -38,6 +39,7 @@ class ErrorPage:
     label: str
     method: str
     language: str
+    target: str = "_self"
 
 
 ErrorHandler = Callable[[ErrorPage], "str | bytes | Awaitable[str | bytes | None] | None"]

@@ -22,6 +22,7 @@ from starlette.responses import StreamingResponse
 from .asgi import ASGIRequest
 from .asgi import _send as send_asgi_response
 from .errors import CMAuthError, ConfigError, SessionExpiredError
+from .web.asking import opens_document
 from .web.request import Request
 from .web.response import problem
 from .wsgi import WSGIRequest
@@ -81,7 +82,8 @@ class _Relay:
 
     def judge(self, request: Request, origins: Origins) -> str:
         """Return the path and query of the request to the API, or raise `_RefusedError`."""
-        if origins.refuse(request, including_reads=True):
+        # A person may open a picture from a mail: whoever linked to it cannot read it.
+        if not opens_document(request) and origins.refuse(request, including_reads=True):
             raise _RefusedError(403, "Cross-site request refused")
         path, query = request.path, request.query
         segments = path.split("/")[1:]

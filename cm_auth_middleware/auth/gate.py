@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import CMAuthError, SessionExpiredError, StoreError, UnavailableError
 from ..events import log
+from ..web.asking import Asker, who_asks
+from ..web.origin import Origins
 from ..web.pages import Pages
 from ..web.request import Request
 from ..web.response import Response, problem
@@ -33,11 +35,13 @@ class Gate:
         runtime = refresher.runtime
         self._sessions = sessions
         self._refresher = refresher
-        self._pages = Pages(config.error_handler, runtime)
+        self.origins = Origins(config.redirect_uri, config.trusted_origins)
+        self._pages = Pages(config.error_handler, runtime, self.origins)
         self._rule = AllowRule(config, runtime)
-        self._login = login = Login(config, sessions, refresher, self._pages, self._rule)
+        self._login = login = Login(
+            config, sessions, refresher, self._pages, self._rule, self.origins
+        )
         self._cookies = login.cookies
-        self.origins = login.origins
         self.end = login.end
         self.is_stale = sessions.is_stale
         self.note_use = sessions.touch_if_due  # when a long-lived connection is used
@@ -72,7 +76,7 @@ class Gate:
             if not (self._rule.admits_everybody or await self._rule.admits(session)):
                 return await self._denied(request)
             if request.is_write and self._is_cross_site(request):
-                return problem(403, "Cross-site request refused")
+                return await self._pages.cross_site(request)
             now, record = session.checked_at, session.record
             if (
                 now >= record.tokens.refresh_at
@@ -92,7 +96,9 @@ class Gate:
         """Respond to a request that has no session, but needs one."""
         if not await self._sessions.was_denied(request):
             return await self._login.required(request)
-        if not request.is_navigation:  # a fetch of the page leaves it for the person to see
+        if (
+            who_asks(request) is Asker.PROGRAM
+        ):  # a fetch of the page leaves it for the person to see
             return await self._denied(request)
         clear = self._sessions.cookie.clear(request)
         return await self._denied(request, clear, self._cookies.clear_fresh_login(request))

@@ -13,8 +13,9 @@ from ..events import log
 from ..runtime.bounded_cache import BoundedCache
 from ..sessions.cookie import Ticket
 from ..sessions.record import Record, Tokens, dumps
+from ..web.asking import Asker, is_early, who_asks
 from ..web.local_target import safe_target
-from ..web.origin import Origins, normal_origin
+from ..web.origin import normal_origin
 from ..web.request import Request
 from ..web.response import Response, json_response, problem, redirect
 from .login_cookies import LoginCookies, PendingLogin
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from ..sessions.manager import SessionManager
     from ..sessions.session import Session
     from ..tokens.refresh import TokenRefresher
+    from ..web.origin import Origins
     from ..web.pages import Pages
     from .allow import AllowRule
 
@@ -54,7 +56,6 @@ class Login:
 
     Attributes:
         cookies: those of logins.
-        origins: those whose pages may use this site.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Login:
         refresher: TokenRefresher,
         pages: Pages,
         rule: AllowRule,
+        origins: Origins,
     ) -> None:
         self._config = config
         self._runtime = refresher.runtime
@@ -73,7 +75,7 @@ class Login:
         self._pages = pages
         self._rule = rule
         self.cookies = LoginCookies(sessions.cookie, config.secret_key, self._runtime.clock)
-        self.origins = Origins(config.redirect_uri, config.trusted_origins)
+        self._origins = origins
         self._hosts = frozenset(host.lower() for host in config.allowed_hosts)
         # The states of callbacks that this process has served.
         self._used: BoundedCache[str, None] = BoundedCache()
@@ -83,13 +85,16 @@ class Login:
     async def required(self, request: Request) -> Response:
         """Answer a request without a session: a login for a browser, a 401 for a program."""
         self._sessions.cookie.check_scheme(request)
-        if not request.is_navigation:
-            headers = []
-            if request.header("hx-request"):
-                page = self.origins.own_page(request, request.header("hx-current-url"))
-                headers = [("HX-Redirect", self.url(request, page))]
-            login = self.url(request, None)
+        asker = who_asks(request)
+        if asker is Asker.PROGRAM:
+            login = self.url(request, self._origins.page_of(request))
+            headers = [("HX-Redirect", login)] if request.header("hx-request") else []
             return problem(401, "Login required", *headers, login_url=login, detail="Log in first.")
+        if asker is Asker.FORM:
+            login = self.url(request, self._pages.page_before(request))
+            return await self._pages.show(request, 401, "form_not_sent", login)
+        if asker is not Asker.PERSON:  # a redirect would lead nowhere
+            return await self._pages.show(request, 401, "log_in", self.url(request, request.url))
         # The next two come back without a session, and would be sent out again for ever.
         if self.cookies.is_fresh_login(request):
             clear = self.cookies.clear_fresh_login(request)
@@ -104,6 +109,8 @@ class Login:
 
     async def login(self, request: Request) -> Response:
         """Serve ``login?next=/path``."""
+        if is_early(request):  # no login begins before a person wants it
+            return await self.required(request)
         return await self._start(request, dict(request.parameters()).get("next"))
 
     def url(self, request: Request, target: str | None) -> str:
@@ -247,8 +254,8 @@ class Login:
         if request.method in ("GET", "HEAD"):
             action = f"{request.mount}{self._config.prefix}/logout?next={quote(target)}"
             return await self._pages.show(request, 200, "log_out", action, method="post")
-        if self.origins.refuse(request):
-            return problem(403, "Cross-site request refused")
+        if self._origins.refuse(request):
+            return await self._pages.cross_site(request)
         session = await self._sessions.load(request)
         if session is not None:
             await self.end(session)

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 from ..display import HOST
 from ..events import log
+from .local_target import safe_target
 from .request import Request
 
 _ORIGIN = re.compile(rf"([a-z][a-z0-9+.-]*)://({HOST})(?::([0-9]{{1,5}}))?")
@@ -74,16 +75,21 @@ class Origins:
         self._log(request, sent)
         return True
 
-    def own_page(self, request: Request, url: str | None) -> str | None:
-        """Return path, query and fragment of a URL of this site; None if it is of another one."""
+    def page_of(self, request: Request) -> str | None:
+        """Return the path, query and fragment of the page that sent a request.
+
+        None if it is not told, or not a page of this app.
+        """
+        header = request.header
         try:
-            parts = urlsplit(url or "")
+            parts = urlsplit(header("hx-current-url") or header("referer") or "")
         except ValueError:
             return None
         origin = normal_origin(f"{parts.scheme}://{parts.netloc}")
         if not origin or not (origin == self._own or self._is_host(request, origin)):
             return None
-        return parts._replace(scheme="", netloc="").geturl()
+        page = parts._replace(scheme="", netloc="").geturl()
+        return page if safe_target(page, request.root_path) == page else None
 
     def _is_host(self, request: Request, origin: str) -> bool:
         """Return True if an origin is the one that the Host header of a request names."""

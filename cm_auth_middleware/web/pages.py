@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING
 
 from ..events import log
 from ..hooks import ErrorHandler, ErrorPage
+from .asking import Asker, is_framed, who_asks
 from .messages import MESSAGES, negotiate
+from .origin import Origins
 from .request import Request
 from .response import NO_STORE, Response, problem
 
@@ -23,15 +25,18 @@ if TYPE_CHECKING:
 # them leads to CameraManager's login, whose hosts are not known here.
 _NO_FORM = "; form-action 'none'"
 # A page that the application draws may have any style and script, but no other site may frame it.
-_CUSTOM_POLICY = "base-uri 'none'; frame-ancestors 'none'"
+_CUSTOM_POLICY = "base-uri 'none'"
 
 
 class Pages:
     """Makes the responses that explain something: a page for a person, a problem for a program."""
 
-    def __init__(self, error_handler: ErrorHandler | None, runtime: Runtime) -> None:
+    def __init__(
+        self, error_handler: ErrorHandler | None, runtime: Runtime, origins: Origins
+    ) -> None:
         self._handler = error_handler
         self._runtime = runtime
+        self._origins = origins
 
     async def failure(
         self,
@@ -45,13 +50,26 @@ class Pages:
 
         Args:
             kind: a key of `MESSAGES`.
-            login: the URL that starts a login; without it the page offers to try its own URL again.
+            login: the URL that starts a login; without it the page offers to try its own URL again,
+                or after a form to go back to the form's page.
         """
-        if request.is_navigation:
-            return await self.show(request, status, kind, login or request.url, *headers)
+        asker = who_asks(request)
+        if asker is not Asker.PROGRAM:
+            link = login or (self.page_before(request) if asker is Asker.FORM else request.url)
+            return await self.show(request, status, kind, link, *headers)
         title, text, _ = MESSAGES[kind]["en"]
         members = {"login_url": login} if login else {}
         return problem(status, title, *headers, detail=text, **members)
+
+    def page_before(self, request: Request) -> str:
+        """Return the URL of the page that sent a request; the app's root if it is not known."""
+        return self._origins.page_of(request) or f"{request.mount}/"
+
+    async def cross_site(self, request: Request) -> Response:
+        """Refuse a request that another site made the browser send."""
+        if who_asks(request) is Asker.FORM:
+            return await self.show(request, 403, "cross_site", f"{request.mount}/")
+        return problem(403, "Cross-site request refused")
 
     async def show(
         self,
@@ -65,11 +83,15 @@ class Pages:
         """Show a person a page, drawn by the application or else by this package."""
         language = negotiate(request.header("accept-language"))
         title, text, label = MESSAGES[kind][language]
-        page = ErrorPage(status, kind, title, text, link, label, method, language)
+        # A link can do no harm in a frame of the application's own pages; the log-out button could.
+        is_frame = method == "get" and is_framed(request)
+        target = "_top" if is_frame and link != request.url else "_self"
+        page = ErrorPage(status, kind, title, text, link, label, method, language, target)
         body, policy = await self._custom_page(page), _CUSTOM_POLICY
         if body is None:
             body = render(page)
             policy = _own_policy() + (_NO_FORM if method == "get" else "")
+        policy += "; frame-ancestors 'self'" if is_frame else "; frame-ancestors 'none'"
         return Response(
             status,
             [
@@ -110,7 +132,8 @@ def render(page: ErrorPage) -> bytes:
             f'<button class="go" type="submit">{label}</button></form>'
         )
     else:
-        action = f'<a class="go" href="{link}">{label}</a>'
+        target = ' target="_top"' if page.target == "_top" else ""
+        action = f'<a class="go" href="{link}"{target}>{label}</a>'
     document = Template(_file("page.html")).substitute(
         language=page.language,
         title=escape(page.title),
@@ -131,6 +154,4 @@ def _file(name: str) -> str:
 def _own_policy() -> str:
     """Return the Content-Security-Policy of this package's pages: their style and nothing else."""
     digest = base64.b64encode(hashlib.sha256(_file("page.css").encode()).digest()).decode()
-    return (
-        f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; frame-ancestors 'none'"
-    )
+    return f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'"

@@ -121,16 +121,6 @@ class Request(ABC):
             return []
 
     @property
-    def is_navigation(self) -> bool:
-        """True if a person's browser requests a page."""
-        if self.method not in ("GET", "HEAD") or self.is_websocket or self.header("hx-request"):
-            return False
-        mode = self.header("sec-fetch-mode")
-        if mode is not None and mode != "navigate":
-            return False
-        return mode == "navigate" or "text/html" in (self.header("accept") or "")
-
-    @property
     def is_write(self) -> bool:
         """True if the request may change state: an unsafe method, or a WebSocket's GET."""
         return self.is_websocket or self.method not in SAFE_METHODS

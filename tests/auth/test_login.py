@@ -70,6 +70,29 @@ async def test_a_program_gets_a_problem_with_the_login_url(world: World) -> None
     assert "set-cookie" not in response.headers
 
 
+@pytest.mark.parametrize(
+    ("referer", "login_url"),
+    [
+        (f"{APP}/deep/5?a=1&b=%2F", "/auth/login?next=/deep/5%3Fa%3D1%26b%3D%252F"),
+        ("http://LOCALHOST:8000/deep/5", "/auth/login?next=/deep/5"),
+        (f"{APP}/", "/auth/login?next=/"),
+        ("http://localhost/deep/5", "/auth/login"),
+        ("https://other.example/deep/5", "/auth/login"),
+        ("http://localhost:8000@evil.example/x", "/auth/login"),
+        (f"{APP}//evil.example/x", "/auth/login"),
+        ("about:client", "/auth/login"),
+        ("http://[", "/auth/login"),
+    ],
+)
+async def test_the_login_url_leads_back_to_the_page_that_asked(
+    world: World, referer: str, login_url: str
+) -> None:
+    """R20: a single-page app that follows it is back where it was, and nowhere else."""
+    client = world.browser(Accept="*/*", Referer=referer)
+    for method in ("GET", "POST"):
+        assert (await client.request(method, "/cameras")).json()["login_url"] == login_url
+
+
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS", "PROPFIND"])
 async def test_other_methods_get_401_even_from_a_browser(world: World, method: str) -> None:
     response = await world.browser().request(method, "/")

@@ -26,7 +26,8 @@ pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 def gallery(engine: AuthEngine) -> Starlette:
     """Every page, drawn and headed as the flow does it."""
-    pages = Pages(engine.config.error_handler, engine.async_services.runtime)
+    services = engine.async_services
+    pages = Pages(engine.config.error_handler, services.runtime, services.gate.origins)
 
     async def show(request: Request) -> Response:
         kind = request.path_params["kind"]

@@ -622,3 +622,25 @@ def test_the_regular_expressions_are_linear() -> None:
     for path in ("/" + "a/" * 4000 + "y", "/" + "a" * 8000, "/a" * 4000):
         judged(["GET /*/*/*/*/x", "GET /a/*"], "GET", path)
     assert re.purge() is None
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("method", "mode", "dest", "status"),
+    [
+        ("GET", "navigate", "document", 200),
+        ("HEAD", "navigate", "document", 200),
+        ("GET", "navigate", "iframe", 403),
+        ("GET", "no-cors", "image", 403),
+        ("GET", "cors", "empty", 403),
+        ("POST", "navigate", "document", 403),
+    ],
+)
+async def test_a_picture_may_be_opened_from_a_mail(
+    proxied: World, method: str, mode: str, dest: str, status: int
+) -> None:
+    """R48: another site may lead a person to it, but not show, read or write it itself."""
+    browser = await proxied.login()
+    headers = {"Sec-Fetch-Mode": mode, "Sec-Fetch-Dest": dest, "Sec-Fetch-Site": "cross-site"}
+    path = "/cm/rest/v2.4/echo"
+    assert (await browser.request(method, path, headers=headers)).status_code == status

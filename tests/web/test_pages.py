@@ -43,6 +43,11 @@ async def cause(kind: str, make_world, language: str = "en", **options):
             world.sim.fail_token(503, times=9)
         store.broken = kind == "store_unavailable"
         return await browser.get("/cameras?a=1")
+    if kind == "form_not_sent":
+        return await browser.post("/cameras?a=1", data={"a": "1"})
+    if kind == "cross_site":
+        await browser.login("/")
+        return await browser.post("/", data={"a": "1"}, headers={"Origin": "https://evil.example"})
     start = await browser.get("/cameras?a=1")
     url = browser.callback_url(start.headers["location"])
     if kind == "login_lost":
@@ -60,6 +65,8 @@ async def cause(kind: str, make_world, language: str = "en", **options):
 
 
 STATUS = {
+    "cross_site": 403,
+    "form_not_sent": 401,
     "denied": 403,
     "log_in": 401,
     "log_out": 200,
