@@ -344,6 +344,7 @@ class _Exchange(ASGIRequest):
     async def respond(self, response: Response) -> None:
         """Send a response of this middleware in place of the application's."""
         self.is_replaced = True
+        response = self._services.gate.origins.share(self, response)
         await _send(response, self._send, head=self.method == "HEAD")
 
     # -- an exchange that lasts: a stream, an upload, a long poll -------------------------------

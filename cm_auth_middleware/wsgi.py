@@ -60,7 +60,7 @@ class CMAuthWSGIMiddleware:
         exchange = _Exchange(environ, self._services, start_response)
         outcome = run_sync(self._gate.handle(exchange))
         if isinstance(outcome, Response):
-            return _send(outcome, exchange, start_response)
+            return _send(self._gate.origins.share(exchange, outcome), exchange, start_response)
         exchange.let_pass(outcome)
         environ["cm_auth.engine"] = self.engine
         environ["cm_auth.session"] = outcome
@@ -206,6 +206,7 @@ class _Exchange(WSGIRequest):
         if response is None:
             raise error
         self.started = True
+        response = self._services.gate.origins.share(self, response)
         return _send(response, self, self._start_response)
 
     def _before_start(self, status: str) -> Response | None:
@@ -214,7 +215,8 @@ class _Exchange(WSGIRequest):
         if not (is_failure or needs_check or self.ended):
             return None
         error = self._environ.get("cm_auth.error")
-        return run_sync(gate.before_response(self, session, is_failure, error, self.ended))
+        response = run_sync(gate.before_response(self, session, is_failure, error, self.ended))
+        return response and gate.origins.share(self, response)
 
     # -- a response that lasts ---------------------------------------------------------------
 

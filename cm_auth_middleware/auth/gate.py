@@ -66,7 +66,9 @@ class Gate:
             if route is not None:
                 methods, serve = route
                 if request.method not in methods.split(", "):
-                    return problem(405, "Method not allowed", ("Allow", methods))
+                    return self.origins.preflight(request) or problem(
+                        405, "Method not allowed", ("Allow", methods)
+                    )
                 return await serve(request)
             if self.is_exempt(request):
                 return await self._session_if_any(request)
@@ -94,6 +96,9 @@ class Gate:
 
     async def _refuse(self, request: Request) -> Response:
         """Respond to a request that has no session, but needs one."""
+        preflight = self.origins.preflight(request)
+        if preflight is not None:
+            return preflight
         if not await self._sessions.was_denied(request):
             return await self._login.required(request)
         if (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from ipaddress import IPv6Address
 from urllib.parse import urlsplit
 
@@ -11,8 +12,10 @@ from ..display import HOST
 from ..events import log
 from .local_target import safe_target
 from .request import Request
+from .response import NO_STORE, PLAIN, Response
 
 _ORIGIN = re.compile(rf"([a-z][a-z0-9+.-]*)://({HOST})(?::([0-9]{{1,5}}))?")
+_TOKENS = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~, -]{1,2000}")  # names, and commas between them
 _PORTS = {"http": 80, "https": 443}  # which browsers leave out
 _MOST_PAIRS = 100  # pairs of origins that one process logs; visitors may send any number
 _MOST_TEXT = 200  # characters of an origin that are logged
@@ -54,6 +57,8 @@ class Origins:
         self._own = normal_origin(f"{callback.scheme}://{callback.netloc}")
         # A page of these may send any request: browsers let no other page name them.
         self._trusted = frozenset(filter(None, (self._own, *trusted)))
+        # Those that need CORS.
+        self._others = self._trusted - {self._own}
         self._logged: set[tuple[str, str]] = set()
 
     def refuse(self, request: Request, *, including_reads: bool = False) -> bool:
@@ -74,6 +79,34 @@ class Origins:
             return False
         self._log(request, sent)
         return True
+
+    def preflight(self, request: Request) -> Response | None:
+        """Return the answer to a CORS preflight of a trusted origin; None for another request.
+
+        A preflight has no cookie, so the application, behind the login, cannot answer it.
+        """
+        method = request.header("access-control-request-method")
+        names = request.header("access-control-request-headers")
+        if request.method != "OPTIONS" or not method or not self._is_other(request):
+            return None
+        headers = [PLAIN, ("Access-Control-Allow-Methods", method), NO_STORE]
+        if names:
+            headers.append(("Access-Control-Allow-Headers", names))
+        return Response(200, headers) if _TOKENS.fullmatch(f"{method},{names or ''}") else None
+
+    def share(self, request: Request, response: Response) -> Response:
+        """Let the page of a trusted origin read a response of this package (CORS)."""
+        if not self._others or not self._is_other(request):
+            return response
+        cors = [
+            ("Access-Control-Allow-Origin", normal_origin(request.header("origin") or "")),
+            ("Access-Control-Allow-Credentials", "true"),
+            ("Vary", "Origin"),
+        ]
+        return replace(response, headers=[*response.headers, *cors])
+
+    def _is_other(self, request: Request) -> bool:
+        return normal_origin(request.header("origin") or "") in self._others
 
     def page_of(self, request: Request) -> str | None:
         """Return the path, query and fragment of the page that sent a request.

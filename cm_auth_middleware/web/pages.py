@@ -16,7 +16,7 @@ from .asking import Asker, is_framed, who_asks
 from .messages import MESSAGES, negotiate
 from .origin import Origins
 from .request import Request
-from .response import NO_STORE, Response, problem
+from .response import CHALLENGE, NO_STORE, Response, problem
 
 if TYPE_CHECKING:
     from ..runtime.base import Runtime
@@ -101,6 +101,7 @@ class Pages:
                 ("X-Content-Type-Options", "nosniff"),
                 ("Referrer-Policy", "same-origin"),
                 NO_STORE,
+                *([CHALLENGE] if status == 401 else []),
                 *headers,
             ],
             body,

@@ -10,6 +10,9 @@ from typing import Any
 Headers = list[tuple[str, str]]
 
 NO_STORE = ("Cache-Control", "no-store")
+PLAIN = ("Content-Type", "text/plain; charset=utf-8")  # WSGI wants one even for no body
+CHALLENGE = ("WWW-Authenticate", 'Cookie realm="CameraManager"')
+"""The header that each 401 has to have (RFC 9110 §15.5.2). Browsers do nothing about its scheme."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,13 +26,14 @@ class Response:
 
 def redirect(status: int, location: str, *headers: tuple[str, str]) -> Response:
     """Send the browser to another URL."""
-    plain = ("Content-Type", "text/plain; charset=utf-8")  # WSGI wants one even for no body
-    return Response(status, [("Location", location), plain, *headers, NO_STORE])
+    return Response(status, [("Location", location), PLAIN, *headers, NO_STORE])
 
 
 def problem(status: int, title: str, *headers: tuple[str, str], **members: Any) -> Response:
     """Tell a program what is wrong (RFC 9457)."""
     body = {"type": "about:blank", "title": title, "status": status, **members}
+    if status == 401:
+        headers = (CHALLENGE, *headers)
     return json_response(status, body, *headers, content_type="application/problem+json")
 
 
