@@ -14,7 +14,7 @@ from ..runtime.bounded_cache import BoundedCache
 from ..sessions.cookie import Ticket
 from ..sessions.record import Record, Tokens, dumps
 from ..web.asking import Asker, is_early, who_asks
-from ..web.local_target import safe_target
+from ..web.local_target import next_target, safe_target
 from ..web.origin import normal_origin
 from ..web.request import Request
 from ..web.response import Response, json_response, problem, redirect
@@ -76,6 +76,8 @@ class Login:
         self._rule = rule
         self.cookies = LoginCookies(sessions.cookie, config.secret_key, self._runtime.clock)
         self._origins = origins
+        names = ("login", "callback", "logout", "session", "signed-out")
+        self._routes = frozenset(f"{config.prefix}/{name}" for name in names)
         self._hosts = frozenset(host.lower() for host in config.allowed_hosts)
         # The states of callbacks that this process has served.
         self._used: BoundedCache[str, None] = BoundedCache()
@@ -111,7 +113,7 @@ class Login:
         """Serve ``login?next=/path``."""
         if is_early(request):  # no login begins before a person wants it
             return await self.required(request)
-        return await self._start(request, dict(request.parameters()).get("next"))
+        return await self._start(request, next_target(request.query))
 
     def url(self, request: Request, target: str | None) -> str:
         """Return the URL that starts a login and leads to `target`."""
@@ -125,9 +127,9 @@ class Login:
             log("host_not_allowed", host=repr(request.host[:100]))
             return await self._pages.failure(request, 400, "unknown_host")
         safe = safe_target(target, request.root_path)
-        if unquote(urlsplit(safe).path).startswith(f"{request.root_path}{self._config.prefix}/"):
+        if unquote(urlsplit(safe).path).removeprefix(request.root_path) in self._routes:
             safe = f"{request.mount}/"  # a login never ends at a login
-        login, value = self.cookies.start(redirect_uri, safe)
+        login, value = self.cookies.start(redirect_uri, safe, f"{request.mount}/")
         verifier = self.cookies.code_verifier(login.state)
         location = self._oauth.authorization_url(redirect_uri, login.state, verifier)
         name = self.cookies.name(request, login.state)
@@ -250,7 +252,7 @@ class Login:
 
     async def logout(self, request: Request) -> Response:
         """Serve ``logout?next=/path``: GET shows a button, POST ends the session."""
-        target = safe_target(dict(request.parameters()).get("next"), request.root_path)
+        target = safe_target(next_target(request.query), request.root_path)
         if request.method in ("GET", "HEAD"):
             action = f"{request.mount}{self._config.prefix}/logout?next={quote(target)}"
             return await self._pages.show(request, 200, "log_out", action, method="post")

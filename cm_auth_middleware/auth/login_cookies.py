@@ -6,7 +6,9 @@ import base64
 import hashlib
 import hmac
 import json
+import re
 import secrets
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass, replace
 
@@ -18,6 +20,9 @@ from ..web.response import Headers
 
 LOGIN_LIFETIME = 600  # seconds: a password manager and a second factor take minutes
 MAX_COOKIE = 4096  # bytes: the length of a cookie that every browser keeps (RFC 6265 §6.1)
+_MOST_VALUE = 3_400  # characters of its value: an answer's headers have to stay below 4 kB
+_SHORT = 512  # bytes that are not compressed
+_MOST_UNPACKED = 16_384  # bytes
 _MOST_LOGINS = 12  # pending logins that one browser may have
 _MOST_LOGIN_BYTES = 6_000  # of their cookies together: servers refuse headers beyond 8 kB
 _FRESH = 60  # seconds after a login in which a missing session means that cookies are not kept
@@ -68,13 +73,19 @@ class LoginCookies:
         """Return the cookie's name, a hash of the state, by which the callback finds it."""
         return self._prefix(request) + hashlib.sha256(state.encode()).hexdigest()[:16]
 
-    def start(self, redirect_uri: str, target: str) -> tuple[PendingLogin, str]:
-        """Begin a login; return it and the cookie's value. A target too long becomes ``/``."""
+    def start(self, redirect_uri: str, target: str, root: str) -> tuple[PendingLogin, str]:
+        """Begin a login; return it and the cookie's value.
+
+        A target that is too long for a cookie loses its fragment, then its query; if it still is,
+        the login leads to the `root` of the app.
+        """
         now = int(self._clock())
         login = PendingLogin(secrets.token_urlsafe(32), redirect_uri, target, now)
         value = self._dump(login)
-        if len(value) > MAX_COOKIE - 256:  # the name and the attributes count too
-            login = replace(login, target="/")
+        for shorter in (target.partition("#")[0], re.split("[?#]", target)[0], root):
+            if len(value) <= _MOST_VALUE:
+                break
+            login = replace(login, target=shorter)
             value = self._dump(login)
         return login, value
 
@@ -84,8 +95,8 @@ class LoginCookies:
             return None
         try:
             payload = self._signer.unsign(value)
-            return PendingLogin(*json.loads(base64.urlsafe_b64decode(payload + b"==")))
-        except (BadSignature, ValueError, TypeError):  # TypeError: of another version
+            return PendingLogin(*json.loads(_unpack(base64.urlsafe_b64decode(payload + b"=="))))
+        except (BadSignature, ValueError, TypeError, zlib.error):  # of another version
             return None
 
     def find(self, request: Request, state: str) -> PendingLogin | None:
@@ -109,7 +120,7 @@ class LoginCookies:
 
     def _dump(self, login: PendingLogin) -> str:
         fields = json.dumps(astuple(login), separators=(",", ":")).encode()
-        return self._signer.sign(base64.urlsafe_b64encode(fields).rstrip(b"=")).decode()
+        return self._signer.sign(base64.urlsafe_b64encode(_pack(fields)).rstrip(b"=")).decode()
 
     def add(self, request: Request, name: str, value: str) -> Headers:
         """Set a pending login.
@@ -164,3 +175,16 @@ class LoginCookies:
 
     def _fresh_name(self, request: Request) -> str:
         return self._session_cookie.name(request) + FRESH_SUFFIX
+
+
+def _pack(fields: bytes) -> bytes:
+    """Compress a long target: a deep link may be longer than a cookie."""
+    packed = fields if len(fields) <= _SHORT else zlib.compress(fields, 9)
+    return packed if len(packed) < len(fields) else fields
+
+
+def _unpack(packed: bytes) -> bytes:
+    """Reverse `_pack`: zlib's data begins with an x, JSON with a bracket."""
+    if packed[:1] != b"x":
+        return packed
+    return zlib.decompressobj().decompress(packed, _MOST_UNPACKED)

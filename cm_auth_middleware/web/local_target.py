@@ -1,12 +1,14 @@
-"""Judging paths: where a browser may be sent."""
+"""The judgement of paths: where a browser may be sent."""
 
 from __future__ import annotations
 
 import re
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 MAX_TARGET = 4096  # characters of a target; a longer one is not followed
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+# Characters that browsers take for a slash, or that become one when they are normalized.
+_SLASHES = str.maketrans(dict.fromkeys("\\\uff0f\u2044\u2215\u29f8\uff3c", "/"))
 
 
 def mount_url(root_path: str) -> str:
@@ -18,16 +20,17 @@ def mount_url(root_path: str) -> str:
 def safe_target(target: str | None, root_path: str = "") -> str:
     """Return `target` if a browser takes it for a path of this app, else the app's root.
 
-    It is judged raw and decoded, as the URL standard (WHATWG) resolves it: a backslash counts as a
-    slash, tabs and line ends are removed, dot segments are resolved.
+    Its path is judged raw and decoded, as the URL standard (WHATWG) resolves it: a backslash counts
+    as a slash, tabs and line ends are removed, dot segments are resolved. What leads to this app is
+    returned as it stands, a "//" after the first segment and a backslash in the query included.
     """
     root = f"{mount_url(root_path)}/"
     if not target or len(target) > MAX_TARGET or not target.isascii():
         return root
-    forms = (target, unquote(target), unquote(unquote(target)))
-    if not all(is_local(form.split("?", 1)[0].split("#", 1)[0]) for form in forms):
+    path = re.split(r"[?#]", target, maxsplit=1)[0]
+    if not all(map(_stays_here, (path, unquote(path), unquote(unquote(path))))):
         return root
-    if _CONTROL.search(target) or " " in target or "\\" in target:
+    if _CONTROL.search(target) or " " in target or "\\" in path:
         return root
     try:
         parts = urlsplit(target)
@@ -36,6 +39,31 @@ def safe_target(target: str | None, root_path: str = "") -> str:
     if parts.scheme or parts.netloc or not f"{unquote(parts.path)}/".startswith(unquote(root)):
         return root
     return target
+
+
+def next_target(query: str) -> str | None:
+    """Return the parameter ``next`` of a query; None if there is none.
+
+    A link that was written by hand has it as it is: ``next=/x?a=1&b=2``. Its "?" tells that all
+    the rest belongs to it. Front ends append ``?next=…`` to a ``login_url`` that has one.
+    """
+    found = re.search(r"(?:^|&)next=([^&]*\?.*)", query, re.DOTALL)
+    if found is not None:
+        _, again, last = found[1].rpartition("?next=")
+        return unquote(last) if again else found[1]
+    try:
+        return dict(parse_qsl(query, errors="strict", max_num_fields=20)).get("next")
+    except ValueError:
+        return None
+
+
+def _stays_here(path: str) -> bool:
+    """Return True if a path names no host, however its characters are read."""
+    path = path.translate(_SLASHES)
+    if not path.startswith("/") or path.startswith("//") or _CONTROL.search(path):
+        return False
+    # "/..//evil" and "/.//evil" resolve to "//evil".
+    return not {".", ".."} & set(path.split("/"))
 
 
 def is_local(path: str) -> bool:

@@ -1,4 +1,4 @@
-"""The small pages that a person may see: one layout, no script, no external resource."""
+"""The small pages that a person may see: one layout, a few lines of script, nothing to load."""
 
 from __future__ import annotations
 
@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 # The log-out form goes without: browsers apply form-action to its redirects too, and the last of
 # them leads to CameraManager's login, whose hosts are not known here.
 _NO_FORM = "; form-action 'none'"
+# The pages that are shown at the address that was asked for, and whose link leads back to it.
+_AT_ADDRESS = frozenset(
+    {"log_in", "login_lost", "denied", "unavailable", "store_unavailable", "unknown_host"}
+)
 # A page that the application draws may have any style and script, but no other site may frame it.
 _CUSTOM_POLICY = "base-uri 'none'"
 
@@ -90,7 +94,7 @@ class Pages:
         body, policy = await self._custom_page(page), _CUSTOM_POLICY
         if body is None:
             body = render(page)
-            policy = _own_policy() + (_NO_FORM if method == "get" else "")
+            policy = _own_policy(kind in _AT_ADDRESS) + (_NO_FORM if method == "get" else "")
         policy += "; frame-ancestors 'self'" if is_frame else "; frame-ancestors 'none'"
         return Response(
             status,
@@ -141,6 +145,7 @@ def render(page: ErrorPage) -> bytes:
         style=_file("page.css"),
         text=escape(page.text),
         action=action,
+        script=f"<script>{_file('page.js')}</script>\n" if page.kind in _AT_ADDRESS else "",
     )
     return document.encode()
 
@@ -152,7 +157,11 @@ def _file(name: str) -> str:
 
 
 @cache
-def _own_policy() -> str:
-    """Return the Content-Security-Policy of this package's pages: their style and nothing else."""
-    digest = base64.b64encode(hashlib.sha256(_file("page.css").encode()).digest()).decode()
-    return f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'"
+def _own_policy(has_script: bool) -> str:
+    """Return the Content-Security-Policy of this package's pages: their own style and script."""
+    policy = f"default-src 'none'; style-src '{_digest('page.css')}'; base-uri 'none'"
+    return f"{policy}; script-src '{_digest('page.js')}'" if has_script else policy
+
+
+def _digest(name: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(_file(name).encode()).digest()).decode()

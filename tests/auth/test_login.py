@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import random
+import string
 from urllib.parse import parse_qs, urlsplit
 
+import httpx2
 import pytest
+from starlette.applications import Starlette
+from starlette.routing import Mount
+from werkzeug.middleware.dispatcher import DispatcherMiddleware
 
 from tests.helpers.world import APP, CM, HTML, JSON, World
 
@@ -144,6 +150,93 @@ async def test_a_target_elsewhere_becomes_the_root(world: World, target: str) ->
     response = await browser.get("/auth/login", params={"next": target})
     page = await browser.get(browser.callback_url(response.headers["location"]))
     assert page.headers["location"] == "/"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/deep/a//b", "/deep/https://cams.example/x?y=https://z", "/deep/a%5Cb", "/deep/a%2Fb%2Fc",
+        "/deep/x?q=a\\b", "/deep/x?q={a|b}^`'", "/deep/x?next=/y&next=//z", "/deep/%25%2525",
+        "/deep/x?a+b=%20&&=&c", "/deep/x?", "/deep/;v=1,2/@:!$&'()*+", "/auth/profile?a=1",
+        "/auth/login/help", "/deep/caf%C3%A9%EF%BC%8F",
+    ],
+)  # fmt: skip
+async def test_what_a_browser_asked_for_comes_back_byte_for_byte(world: World, path: str) -> None:
+    """R17, R53 and their kind; also below the prefix, where the application may have routes."""
+    browser = world.browser()
+    asked = httpx2.URL(APP).copy_with(raw_path=path.encode())
+    start = await browser.get(asked)
+    assert start.status_code == 302
+    done = await browser.get(browser.callback_url(start.headers["location"]))
+    if world.side == "wsgi":  # PEP 3333 hands paths on decoded, and this server nothing else
+        path = path.replace("%2F", "/")
+    # WSGI and ASGI do not tell "/x?" from "/x".
+    assert done.headers["location"] == path.removesuffix("?")
+
+
+LETTERS = "".join(random.Random(17).choices(string.ascii_letters + string.digits + "-_", k=4_000))
+
+
+@pytest.mark.parametrize(
+    ("path", "back"),
+    [
+        (f"/ui/x?q={LETTERS[:3_000]}", f"/ui/x?q={LETTERS[:3_000]}"),
+        (f"/ui/x?q={'filter=1&' * 400}", f"/ui/x?q={'filter=1&' * 400}"),
+        (f"/ui/x?q={LETTERS}", "/ui/x"),
+        (f"/ui/{LETTERS}?q=1", "/ui/"),
+        (f"/ui/x?q={'a' * 5_000}", "/ui/"),
+    ],
+    ids=["random", "a report", "a query too long", "a path too long", "longer than any target"],
+)
+async def test_a_long_deep_link_comes_back_or_stays_in_its_application(
+    world: World, path: str, back: str
+) -> None:
+    """R17: below a mount, "/" is another application."""
+    if world.side == "asgi":
+        world.net.add(APP, Starlette(routes=[Mount("/ui", app=world.app)]))
+    else:
+        world.net.add_wsgi(APP, DispatcherMiddleware(world.app, {"/ui": world.app}))
+    browser = world.browser()
+    start = await browser.get(path)
+    assert start.status_code == 302
+    assert sum(len(k) + len(v) + 4 for k, v in start.headers.multi_items()) < 4_096
+    done = await browser.get(browser.callback_url(start.headers["location"]))
+    assert done.headers["location"] == back
+
+
+@pytest.mark.parametrize(
+    ("query", "target"),
+    [
+        ("next=/deep/x?a=1&b=2", "/deep/x?a=1&b=2"),
+        ("lang=nl&next=/deep/x?a=1&b=%2F", "/deep/x?a=1&b=%2F"),
+        ("next=/deep/x%3Fa%3D1%26b%3D2&lang=nl", "/deep/x?a=1&b=2"),
+        ("next=/deep/x&a=1", "/deep/x"),
+        ("next=/deep/old?next=%2Fdeep%2Fnew%3Fa%3D1", "/deep/new?a=1"),
+        ("nextpage=/deep/x?next", "/"),
+        ("next=//evil.example/x?a=1&b=2", "/"),
+        ("next=/x?next=//evil.example", "/"),
+        ("next=/deep/x?a=1%0d%0aSet-Cookie:x", "/deep/x?a=1%0d%0aSet-Cookie:x"),
+        ("next=", "/"),
+    ],
+)
+async def test_a_target_that_was_written_by_hand_is_kept_whole(world, query: str, target) -> None:
+    """R53: in a login's link and in a logout's."""
+    browser = world.browser()
+    start = await browser.get(f"/auth/login?{query}")
+    done = await browser.get(browser.callback_url(start.headers["location"]))
+    assert done.headers["location"] == target
+    out = await browser.post(f"/auth/logout?{query}")
+    assert out.headers["location"] == target
+
+
+async def test_htmx_comes_back_to_the_fragment_too(world: World) -> None:
+    """R32: htmx tells the whole address of its page."""
+    htmx = {"HX-Request": "true", "HX-Current-URL": f"{APP}/deep/page?a=1#cam=3"}
+    browser = world.browser()
+    refused = await browser.get("/cameras", headers=htmx)
+    start = await browser.get(refused.headers["hx-redirect"])
+    done = await browser.get(browser.callback_url(start.headers["location"]))
+    assert done.headers["location"] == "/deep/page?a=1#cam=3"
 
 
 async def test_the_login_route_goes_to_its_target(world: World) -> None:

@@ -134,6 +134,57 @@ def test_a_person_walks_from_page_to_page(page: Page, site) -> None:
     expect(page).to_have_url(f"{site.url}/")
 
 
+@pytest.mark.parametrize(
+    "address", ["/deep/x?q=1#cam=3&zoom=2", "/deep/x#/live/5?a=%20b", "/deep/x?next=/y#a'%22<b>"]
+)
+def test_the_fragment_of_the_address_survives_the_login(page: Page, site, address: str) -> None:
+    """R32: no server sees it; the landing page's script puts it into the link."""
+    page.goto(address)
+    before = page.url
+    page.get_by_role("link", name="Inloggen met CameraManager").click()
+    page.get_by_label("E-mail").fill("anna@example.com")
+    page.get_by_label("Password").fill("cameras")
+    page.get_by_role("button", name="Log in").click()
+    page.get_by_role("button", name="Allow").click()
+    expect(page).to_have_url(before)
+    assert page.evaluate("location.href") == before
+
+
+def test_trying_again_keeps_the_fragment(browser: Browser, shown: AppServer) -> None:
+    """R32: the page of an outage stands in between, too. One that leads elsewhere does not."""
+    page = browser.new_page()
+    for kind, link in (
+        ("unavailable", "/next%23cam%3D3"),
+        ("log_in", "/next%23cam%3D3"),
+        ("signed_out", "/next"),
+    ):
+        page.goto(f"{shown.url}/{kind}#cam=3")
+        assert page.locator("a.go").get_attribute("href").removeprefix(shown.url) == link
+    page.context.close()
+
+
+def own_page(page: Page, body: str) -> None:
+    """Open a page of the application's, which a browser kept from before the session ended."""
+    page.route("**/kept", lambda route: route.fulfill(content_type="text/html", body=body))
+    page.goto("/kept")
+
+
+def test_the_page_in_a_frame_opens_the_login_at_the_top(page: Page, site, cm) -> None:
+    """R33: CameraManager is not asked for within the frame."""
+    own_page(page, '<iframe src="/deep/x"></iframe>')
+    frame = page.frame_locator("iframe")
+    frame.get_by_role("link", name="Inloggen met CameraManager").click()
+    expect(page.get_by_label("E-mail")).to_be_visible()
+    assert page.url.startswith(cm.url)
+
+
+def test_a_form_that_came_too_late_gets_a_page(page: Page, site) -> None:
+    """R19: and its link leads to the login."""
+    own_page(page, "<form method=post action=/data><input name=a><button>Send</button></form>")
+    page.get_by_role("button", name="Send").click()
+    expect(page.get_by_role("heading", name="Het formulier is niet verzonden")).to_be_visible()
+
+
 def test_a_logout_whose_redirects_lead_to_another_origin_is_not_stopped(page, cm) -> None:
     page.goto("/auth/logout?next=/auth/login")
     page.get_by_role("button", name="Uitloggen").click()

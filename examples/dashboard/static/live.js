@@ -11,7 +11,9 @@
     const answer = await fetch(api + path, options);
     if (answer.status === 401) {
       const { login_url: login } = await answer.json();
-      location.assign(`${login}?next=${encodeURIComponent(location.pathname)}`);
+      const url = new URL(login, location);
+      url.searchParams.set("next", location.pathname + location.search + location.hash);
+      location.assign(url);
       return new Promise(() => {}); // this page is about to be left: nothing more happens on it
     }
     if (!answer.ok) throw new Error(`${answer.status} for ${path}`);

@@ -6,7 +6,8 @@
 // stay logged in, it requests the current page, which counts. Style .session-warning as you like.
 (() => {
   const { prefix = "/auth", warn = "120" } = document.currentScript.dataset;
-  const login = `${prefix}/login?next=${encodeURIComponent(location.pathname + location.search)}`;
+  const page = location.pathname + location.search + location.hash;
+  const login = `${prefix}/login?next=${encodeURIComponent(page)}`;
   const box = Object.assign(document.createElement("div"), { className: "session-warning" });
   box.setAttribute("role", "alert");
   let timer;
