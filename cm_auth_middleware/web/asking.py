@@ -63,20 +63,24 @@ def who_asks(request: Request) -> Asker:
     if request.method not in ("GET", "HEAD"):
         kind = (header("content-type") or "").partition(";")[0].strip().lower()
         return Asker.FORM if is_told or kind in _FORMS else Asker.PROGRAM
-    if _OFFICE.search(header("user-agent") or ""):
+    agent = header("user-agent") or ""
+    if "ffice" in agent and _OFFICE.search(agent):  # to look for a part costs a tenth
         return Asker.OFFICE
-    return Asker.FRAME if is_framed(request) else Asker.PERSON
+    return Asker.FRAME if _is_frame(mode, dest) else Asker.PERSON
 
 
 def is_framed(request: Request) -> bool:
     """Return True if the answer is shown in a frame of another page."""
-    mode, dest = request.header("sec-fetch-mode"), request.header("sec-fetch-dest")
-    return dest in _FRAMES or mode == "nested-navigate"
+    return _is_frame(request.header("sec-fetch-mode"), request.header("sec-fetch-dest"))
 
 
 def is_early(request: Request) -> bool:
     """Return True if a browser asks before a person does: a prefetch, or a preview."""
-    return any(_EARLY.search(request.header(name) or "") for name in _PURPOSES)
+    for name in _PURPOSES:
+        value = request.header(name)
+        if value is not None and _EARLY.search(value):
+            return True
+    return False
 
 
 def opens_document(request: Request) -> bool:
@@ -86,6 +90,10 @@ def opens_document(request: Request) -> bool:
         and request.header("sec-fetch-mode") == "navigate"
         and request.header("sec-fetch-dest") in (None, "document")
     )
+
+
+def _is_frame(mode: str | None, dest: str | None) -> bool:
+    return dest in _FRAMES or mode == "nested-navigate"
 
 
 def _is_script(request: Request) -> bool:
