@@ -76,7 +76,7 @@ class Login:
         self._rule = rule
         self.cookies = LoginCookies(sessions.cookie, config.secret_key, self._runtime.clock)
         self._origins = origins
-        names = ("login", "callback", "logout", "session", "signed-out")
+        names = ("login", "callback", "logout", "session", "signed-out", "health")
         self._routes = frozenset(f"{config.prefix}/{name}" for name in names)
         self._hosts = frozenset(host.lower() for host in config.allowed_hosts)
         # The states of callbacks that this process has served.

@@ -182,11 +182,19 @@ LETTERS = "".join(random.Random(17).choices(string.ascii_letters + string.digits
     [
         (f"/ui/x?q={LETTERS[:3_000]}", f"/ui/x?q={LETTERS[:3_000]}"),
         (f"/ui/x?q={'filter=1&' * 400}", f"/ui/x?q={'filter=1&' * 400}"),
+        (f"/ui/x?q={LETTERS[:3_500]}", "/ui/x"),
         (f"/ui/x?q={LETTERS}", "/ui/x"),
         (f"/ui/{LETTERS}?q=1", "/ui/"),
         (f"/ui/x?q={'a' * 5_000}", "/ui/"),
     ],
-    ids=["random", "a report", "a query too long", "a path too long", "longer than any target"],
+    ids=[
+        "random",
+        "a report",
+        "a little too long",
+        "a query too long",
+        "a path too long",
+        "longer than any target",
+    ],
 )
 async def test_a_long_deep_link_comes_back_or_stays_in_its_application(
     world: World, path: str, back: str

@@ -158,6 +158,16 @@ async def test_a_trusted_origin_may_read_the_answers_of_the_middleware(make_worl
     assert "access-control-allow-origin" not in own.headers
 
 
+async def test_so_may_it_where_the_session_ended_under_the_handler(make_world) -> None:
+    """R11: the response that takes the place of the application's."""
+    world = make_world(trusted_origins=FRONT)
+    browser = await world.login()
+    world.sim.revoke_user("anna@example.com")
+    ended = await browser.get("/cameras", headers={**JSON, "Origin": FRONT})
+    assert ended.status_code == 401
+    assert ended.headers["access-control-allow-origin"] == FRONT
+
+
 async def test_a_cors_middleware_around_ours_answers_for_both() -> None:
     """R11: the order that the documentation says; no header is there twice."""
     world = World(trusted_origins=FRONT)
