@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from .record import Record
 
 
+# Older releases kept users with NaN in them, which is no JSON to a browser.
+_USERS = json.JSONDecoder(parse_constant=lambda _: None)
 _MOST_FLAT = 2_048  # characters of a user that is kept parsed; a thousand of them are
 
 
@@ -129,7 +131,7 @@ class Session:
         text = self.record.user
         if self._user is None or self._user[0] is not text:
             user = _flat_user(text) if len(text) <= _MOST_FLAT else None
-            self._user = text, json.loads(text) if user is None else dict(user)
+            self._user = text, _parsed(text) if user is None else dict(user)
         return self._user[1]
 
     @property
@@ -208,8 +210,13 @@ class Session:
         return f"<Session {self.log_id}>"
 
 
+def _parsed(text: str) -> dict[str, Any]:
+    user: dict[str, Any] = _USERS.decode(text)
+    return user
+
+
 @lru_cache(1024)
 def _flat_user(text: str) -> dict[str, Any] | None:
     """Return a user to be copied, ten times as fast as to parse it; None if values are nested."""
-    user: dict[str, Any] = json.loads(text)
+    user = _parsed(text)
     return None if any(isinstance(value, dict | list) for value in user.values()) else user

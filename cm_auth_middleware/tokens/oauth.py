@@ -12,7 +12,7 @@ import httpx2
 
 from ..errors import OAuthError, OperatorError, TokenRefusedError, UnavailableError
 from ..events import log
-from ..sessions.record import Tokens
+from ..sessions.record import Tokens, dumps
 
 if TYPE_CHECKING:
     from ..runtime.base import Runtime
@@ -24,6 +24,8 @@ _KNOWN = (
     "unsupported_grant_type",
 )  # fmt: skip
 _MOST_USER = 100_000  # bytes of the user's JSON: it is kept with the session
+_MOST_LEVELS = 32  # of lists and objects in it: Python's JSON does not read any number
+_MOST_TOKEN = 8_192  # characters; servers take no longer header (nginx and Tomcat: 8 kB)
 _UNKNOWN_LIFETIME = 3600.0  # seconds, when expires_in is missing or no number
 _SHORTEST_LIFETIME = 10.0  # seconds: a server that says 0 must not cause a refresh at each request
 _LONGEST_LIFETIME = 10 * 365 * 86_400.0
@@ -122,8 +124,10 @@ class OAuthClient:
                 raise UnavailableError(
                     f"CameraManager answered {response.status_code} to the question for the user"
                 )
-            user = _json(response)
-            if not isinstance(user, dict) or len(response.content) > _MOST_USER:
+            # Python reads NaN, and 1e999 as infinity, and would write them: to a browser they are
+            # no JSON (RFC 8259 §6).
+            user = _json(response, parse_constant=lambda _: None, parse_float=_finite)
+            if not isinstance(user, dict) or not _can_be_kept(user):
                 raise UnavailableError("CameraManager's user is no small JSON object")
         return user
 
@@ -243,12 +247,15 @@ class OAuthClient:
         if old is not None:
             lifetime = max(lifetime, _SHORTEST_LIFETIME)
         refresh_token = _printable(members.get("refresh_token")) or old
+        scope = _printable(members.get("scope")) or self._scope
+        if max(map(len, (access_token, refresh_token or "", scope))) > _MOST_TOKEN:
+            raise UnavailableError("CameraManager gave a token or a scope that is too long")
         return Tokens(
             access_token=access_token,
             refresh_token=refresh_token,
             expires_at=now + lifetime,
             refresh_at=now + lifetime - min(self._leeway, lifetime / 2),
-            scope=_printable(members.get("scope")) or self._scope,
+            scope=scope,
             former_refresh_token=None if refresh_token == old else old,
         )
 
@@ -266,12 +273,29 @@ def _bearer(access_token: str) -> dict[str, str]:
     return {"Accept": "application/json", "Authorization": f"Bearer {access_token}"}
 
 
-def _json(response: httpx2.Response) -> Any:
+def _finite(text: str) -> float | None:
+    number = float(text)
+    return number if math.isfinite(number) else None
+
+
+def _json(response: httpx2.Response, **hooks: Callable[[str], Any]) -> Any:
     """Return the JSON value of a response; None if it holds none."""
     try:
-        return response.json()
+        return response.json(**hooks)
     except (ValueError, RecursionError):
         return None
+
+
+def _can_be_kept(user: dict[str, Any]) -> bool:
+    """Return True if a user is small as a session keeps it, and not deep."""
+    return _is_shallow(user, _MOST_LEVELS) and len(dumps(user)) <= _MOST_USER
+
+
+def _is_shallow(value: Any, levels: int) -> bool:
+    if not isinstance(value, dict | list):
+        return True
+    inner = value.values() if isinstance(value, dict) else value
+    return levels > 0 and all(_is_shallow(item, levels - 1) for item in inner)
 
 
 def _printable(value: Any) -> str | None:
