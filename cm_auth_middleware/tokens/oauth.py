@@ -13,7 +13,7 @@ import httpx2
 
 from ..errors import OAuthError, OperatorError, TokenRefusedError, UnavailableError
 from ..events import log
-from ..sessions.record import Tokens
+from ..sessions.record import Tokens, dumps
 
 if TYPE_CHECKING:
     from ..runtime.base import Runtime
@@ -125,7 +125,9 @@ class OAuthClient:
                 raise UnavailableError(
                     f"CameraManager answered {response.status_code} to the question for the user"
                 )
-            user = _json(response)
+            # Python reads NaN, and 1e999 as infinity, and would write them: to a browser they are
+            # no JSON (RFC 8259 §6).
+            user = _json(response, parse_constant=lambda _: None, parse_float=_finite)
             if not isinstance(user, dict) or not _can_be_kept(user):
                 raise UnavailableError("CameraManager's user is no small JSON object")
         return user
@@ -272,25 +274,22 @@ def _bearer(access_token: str) -> dict[str, str]:
     return {"Accept": "application/json", "Authorization": f"Bearer {access_token}"}
 
 
-def _json(response: httpx2.Response) -> Any:
+def _finite(text: str) -> float | None:
+    number = float(text)
+    return number if math.isfinite(number) else None
+
+
+def _json(response: httpx2.Response, **hooks: Callable[[str], Any]) -> Any:
     """Return the JSON value of a response; None if it holds none."""
     try:
-        return response.json()
+        return response.json(**hooks)
     except (ValueError, RecursionError):
         return None
 
 
 def _can_be_kept(user: dict[str, Any]) -> bool:
-    """Return True if a user is small, and JSON as other programs know it.
-
-    Python also reads NaN, and numbers that are too large as infinity (RFC 8259 §6 has neither).
-    """
-    if not _is_shallow(user, _MOST_LEVELS):
-        return False
-    try:
-        return len(json.dumps(user, separators=(",", ":"), allow_nan=False)) <= _MOST_USER
-    except ValueError:
-        return False
+    """Return True if a user is small as a session keeps it, and not deep."""
+    return _is_shallow(user, _MOST_LEVELS) and len(dumps(user)) <= _MOST_USER
 
 
 def _is_shallow(value: Any, levels: int) -> bool:

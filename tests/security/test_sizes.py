@@ -94,13 +94,35 @@ async def test_a_token_of_eight_kilobytes_is_kept(make_world: MakeWorld) -> None
     assert (await browser.get("/state")).json()["scope"] == "s" * 1_000
 
 
-NO_JSON = [
-    b"NaN",
-    b"Infinity",
-    b'[1, {"y": -Infinity}]',
-    b"1e999",
-    b"-1e999",
-    b"[[1e400]]",
+NO_NUMBERS = [
+    (b"NaN", None),
+    (b"Infinity", None),
+    (b'[1, {"y": -Infinity}]', [1, {"y": None}]),
+    (b"1e999", None),
+    (b"-1e999", None),
+    (b"[[1e400]]", [[None]]),
+    (b"1.5", 1.5),
+]
+
+
+@pytest.mark.parametrize(("sent", "shown"), NO_NUMBERS)
+async def test_a_number_that_is_none_is_null_to_a_browser(
+    world: World, sent: bytes, shown: Any
+) -> None:
+    """67: at the login, and when the user is read anew."""
+    raw = RawUser(world)
+    raw.body = ANNA % sent
+    browser = world.browser(**HTML)
+    assert (await browser.login()).status_code == 200
+    assert strict((await browser.get("/auth/session")).text)["user"]["x"] == shown
+    raw.body = ANNA % (b"[2, %s]" % sent)
+    world.clock.tick(901)
+    assert (await browser.get("/cameras")).status_code == 200
+    await world.close()  # which waits for what runs beside requests
+    assert strict((await browser.get("/auth/session")).text)["user"]["x"] == [2, shown]
+
+
+TOO_MUCH = [
     b"9" * 5_000,  # digits: Python refuses them
     b"[" * 33 + b"]" * 33,
     b'{"y":' * 900 + b"1" + b"}" * 900,
@@ -110,7 +132,7 @@ NO_JSON = [
 ]
 
 
-@pytest.mark.parametrize("value", NO_JSON, ids=range(len(NO_JSON)))
+@pytest.mark.parametrize("value", TOO_MUCH, ids=range(len(TOO_MUCH)))
 async def test_a_user_that_cannot_be_kept_is_a_clear_error_at_the_login(
     world: World, value: bytes
 ) -> None:
@@ -123,7 +145,7 @@ async def test_a_user_that_cannot_be_kept_is_a_clear_error_at_the_login(
     assert strict(session) == {"authenticated": False, "user": None, "expires_in": 0}
 
 
-@pytest.mark.parametrize("value", NO_JSON, ids=range(len(NO_JSON)))
+@pytest.mark.parametrize("value", TOO_MUCH, ids=range(len(TOO_MUCH)))
 async def test_a_user_that_cannot_be_kept_changes_nothing_later(world: World, value: bytes) -> None:
     """67: when the user is read anew, the one that is known stays."""
     raw = RawUser(world)
