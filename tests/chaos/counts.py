@@ -19,6 +19,8 @@ class Counts:
         token_calls: refreshes that reached CameraManager.
         sessions: logged-in browsers that should have survived.
         lost: those of them that did not.
+        recovered: seconds, at most, from when the store worked again until every request did.
+        slowest: seconds that a request took, at most.
         wrong: a sentence for each thing that was not as it has to be.
         complaints: what the processes said of it.
     """
@@ -30,6 +32,8 @@ class Counts:
     token_calls: int = 0
     sessions: int = 0
     lost: int = 0
+    recovered: float | None = None
+    slowest: float = 0.0
     wrong: list[str] = field(default_factory=list)
     complaints: list[str] = field(default_factory=list)
 
@@ -63,5 +67,7 @@ class Counts:
             f"{self.scenario:<34} {self.store:<7} rounds {self.rounds:>3}  "
             f"token calls {self.token_calls:>4}  lost {self.lost}/{self.sessions}  {answers}"
         )
+        if self.recovered is not None:
+            line += f"  recovered in {self.recovered:.2f} s  slowest {self.slowest:.1f} s"
         wrong = (f"    WRONG {sentence}" for sentence in self.wrong)
         return "\n".join([line, *wrong, *(f"    | {line}" for line in self.complaints)])

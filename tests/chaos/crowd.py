@@ -7,6 +7,7 @@ would be a test of the client.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -58,10 +59,27 @@ class Response:
         return json.loads(self.body)
 
 
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """An answer, and when its request was sent, in seconds of the monotonic clock."""
+
+    sent: float
+    response: Response
+
+    @property
+    def answered(self) -> float:
+        return self.sent + self.response.seconds
+
+
 class Crowd:
-    """Sends requests at once, each over a connection of its own."""
+    """Sends requests at once, each over a connection of its own.
+
+    Attributes:
+        asked_at: when `ask` last sent some, in seconds of the monotonic clock.
+    """
 
     def __init__(self) -> None:
+        self.asked_at = 0.0
         self._runner = asyncio.Runner()
         self._idle: dict[int, list[Any]] = {}
 
@@ -92,6 +110,33 @@ class Crowd:
 
         self._runner.run(leave())
 
+    def keep_asking(
+        self, browsers: Sequence[Sequence[Ask]], pause: float, is_over: Callable[[], bool]
+    ) -> list[Seen]:
+        """Let each browser send its requests in turn, over and over, and return all answers.
+
+        Args:
+            pause: seconds from an answer to that browser's next request.
+        """
+        seen: list[Seen] = []
+
+        async def browse(asks: Sequence[Ask], delay: float) -> None:
+            await asyncio.sleep(delay)
+            for ask in itertools.cycle(asks):
+                if is_over():
+                    return
+                connection = await self._connect(ask.port)
+                sent = time.monotonic()
+                seen.append(Seen(sent, await self._exchange(ask, connection, sent)))
+                await asyncio.sleep(pause)
+
+        async def browse_all() -> None:
+            delays = (pause * n / len(browsers) for n in range(len(browsers)))
+            await asyncio.gather(*map(browse, browsers, delays))
+
+        self._runner.run(browse_all())
+        return seen
+
     def close(self) -> None:
         async def close() -> None:
             for connections in self._idle.values():
@@ -110,7 +155,7 @@ class Crowd:
 
         connections = await asyncio.gather(*(connect(ask) for ask in asks))
         deeds = [asyncio.create_task(_later(*deed)) for deed in meanwhile]
-        started = time.monotonic()
+        self.asked_at = started = time.monotonic()
         waiting = [
             self._exchange(ask, connection, started)
             for ask, connection in zip(asks, connections, strict=True)
