@@ -1,4 +1,7 @@
-"""Play scenarios and print what came of them: `python -m tests.chaos --store redis --repeat 50`."""
+"""Play scenarios and print what came of them: `python -m tests.chaos --store redis --repeat 50`.
+
+`python -m tests.chaos soak` plays the soak instead; see `tests.chaos.soak`.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import sys
 import time
 from collections.abc import Sequence
 
+from . import soak
 from .fleets import FLEET_SCENARIOS, KINDS, Stages, by_kind
 from .rig import EVERY_STORE
 from .scenarios import SCENARIOS, NotPlayedError
@@ -21,6 +25,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--list", action="store_true", help="name the scenarios and leave")
     parser.add_argument("scenario", nargs="*", help="parts of names; default: all")
     options = parser.parse_args(arguments)
+    if options.scenario == ["soak"]:
+        outcome = soak.play(soak.Size.from_env(), lambda line: print(line, flush=True))
+        print(outcome)
+        return int(bool(outcome.wrong))
     failed = False
 
     def is_chosen(name: str) -> bool:

@@ -10,7 +10,7 @@ import asyncio
 import itertools
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -136,6 +136,33 @@ class Crowd:
 
         self._runner.run(browse_all())
         return seen
+
+    def pour(
+        self,
+        asks: Iterator[Ask],
+        rate: float,
+        seconds: float,
+        note: Callable[[Ask, Response], None],
+    ) -> None:
+        """Send so many requests a second, whether or not those before were answered.
+
+        Args:
+            note: is called with each request and its answer.
+        """
+
+        async def send(ask: Ask) -> None:
+            note(ask, await self._exchange(ask, await self._connect(ask.port), time.monotonic()))
+
+        async def pour() -> None:
+            began, sent = time.monotonic(), 0
+            async with asyncio.TaskGroup() as tasks:
+                while (passed := time.monotonic() - began) < seconds:
+                    for _ in range(int(passed * rate) - sent):
+                        tasks.create_task(send(next(asks)))
+                        sent += 1
+                    await asyncio.sleep(0.01)
+
+        self._runner.run(pour())
 
     def close(self) -> None:
         async def close() -> None:
