@@ -19,7 +19,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from cm_auth_middleware import AuthEngine, CMAuthMiddleware
+from cm_auth_middleware import AuthEngine, CMAuthMiddleware, UnavailableError
 from cm_auth_middleware.flask import CMAuth
 from cm_auth_middleware.tokens import refresh
 from tests.helpers.apps import make_app, make_wsgi_app
@@ -66,11 +66,18 @@ def asgi() -> Any:
     engine = make_engine()
 
     async def sessions(request: Request) -> Response:
-        found = await engine.sessions(request.path_params["user"])
+        try:
+            found = await engine.sessions(request.path_params["user"])
+        except UnavailableError:
+            return JSONResponse("again in a moment", 503)
         return JSONResponse([[info.reference, info.address] for info in found])
 
     async def logout(request: Request) -> Response:
-        return JSONResponse(await engine.logout_user(request.path_params["user"]))
+        try:
+            ended = await engine.logout_user(request.path_params["user"])
+        except UnavailableError:
+            return JSONResponse("again in a moment", 503)
+        return JSONResponse(ended)
 
     routes = [
         Route("/admin/sessions/{user}", sessions),
