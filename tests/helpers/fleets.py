@@ -23,7 +23,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import redis
+from redis.backoff import NoBackoff
 from redis.crc import key_slot
+from redis.retry import Retry
 
 from .certificates import signed
 from .servers import RedisServer, free_port
@@ -31,8 +33,8 @@ from .servers import RedisServer, free_port
 SLOTS = 16_384
 PRIMARY = "main"  # the name of the primary at the sentinels
 DOWN_AFTER = 1.5  # seconds without an answer after which a node counts as down
-_ANSWER = 0.3  # seconds that a node has to answer a test
-_PATIENCE = 60.0  # seconds for a fleet to be whole: two cores, which others use too
+_ANSWER = 2.0  # seconds that a node has to answer a test: two cores, which others use too
+_PATIENCE = 60.0  # seconds for a fleet to be whole
 _NOBODY = "02:00:00:00:00:01"  # the hardware address of no machine
 
 # What a store needs, and no more; the names of the keys begin with the prefix of `RedisStore`.
@@ -152,7 +154,7 @@ class Node(RedisServer):
         name = self._user or None
         with redis.Redis(
             unix_socket_path=str(self.socket), username=name, password=name, protocol=2,
-            socket_timeout=patience, decode_responses=True,
+            socket_timeout=patience, decode_responses=True, retry=Retry(NoBackoff(), 0),
         ) as client:  # fmt: skip
             client.response_callbacks.clear()
             return client.execute_command(*words)
@@ -183,11 +185,13 @@ class Node(RedisServer):
 
     def info(self, section: str) -> dict[str, str]:
         """Return a section of INFO."""
-        lines = self.ask("INFO", section, patience=2).splitlines()
+        lines = self.ask("INFO", section).splitlines()
         return dict(line.split(":", 1) for line in lines if ":" in line)
 
     def accepts(self, key: str) -> bool:
         """True if it takes a write now."""
+        if not self.is_up:
+            return False
         with contextlib.suppress(redis.RedisError):
             return bool(self.ask("SET", key, "", "PX", 1000) == "OK")
         return False
