@@ -37,10 +37,20 @@ local page = redis.call('SCAN', ARGV[1], 'MATCH', ARGV[2], 'COUNT', ARGV[3])
 local server = redis.call('INFO', 'server')
 local found = {page[1], string.match(server, 'run_id:(%x+)') or ''}
 local size = #ARGV[4]
+local denied
+local function ask(command, ...)
+  local answer = redis.pcall(command, ...)
+  local err = type(answer) == 'table' and answer.err
+  if err and (string.find(err, 'NOPERM') or string.find(err, 'ACL failure')
+      or string.find(err, 'user executing the script')) then
+    denied = command
+  end
+  return answer
+end
 local function is_ours(key)
   for i = 8, #ARGV do
     if string.sub(key, 1, #ARGV[i]) == ARGV[i] then
-      return redis.pcall('STRLEN', key) ~= #ARGV[7] or redis.pcall('GET', key) ~= ARGV[7]
+      return ask('STRLEN', key) ~= #ARGV[7] or ask('GET', key) ~= ARGV[7]
     end
   end
 end
@@ -48,14 +58,14 @@ for _, key in ipairs(page[2]) do
   if is_ours(key) then
     local answer = ''
     if size > 0 then
-      answer = redis.pcall('GETRANGE', key, 0, size - 1)
+      answer = ask('GETRANGE', key, 0, size - 1)
     end
     if answer == ARGV[4] then
       if ARGV[5] == 'value' then
-        answer = redis.pcall('GET', key)
+        answer = ask('GET', key)
       elseif ARGV[5] == 'head' then
-        local left = redis.pcall('PTTL', key)
-        answer = redis.pcall('GETRANGE', key, 0, ARGV[6] - 1)
+        local left = ask('PTTL', key)
+        answer = ask('GETRANGE', key, 0, ARGV[6] - 1)
         if type(left) == 'number' and type(answer) == 'string' then
           answer = string.format('%d ', left) .. answer
         end
@@ -69,6 +79,9 @@ for _, key in ipairs(page[2]) do
       found[#found + 1] = false
     end
   end
+end
+if denied then
+  return redis.error_reply("NOPERM no permissions to run the '" .. denied .. "' command")
 end
 return found
 """)

@@ -11,6 +11,7 @@ import functools
 import importlib.util
 import os
 import random
+import re
 import shutil
 import socket
 import ssl
@@ -37,13 +38,18 @@ _ANSWER = 2.0  # seconds that a node has to answer a test: two cores, which othe
 _PATIENCE = 60.0  # seconds for a fleet to be whole
 _NOBODY = "02:00:00:00:00:01"  # the hardware address of no machine
 
-# What a store needs, and no more; the names of the keys begin with the prefix of `RedisStore`.
-LEAST_RIGHTS = (
-    "resetchannels ~{cm_auth}:* -@all +get +set +del +eval +evalsha +scan +getrange +ping"
-    " +select +command +cluster|slots +cluster|shards +cluster|nodes"
-)
-LEAST_RIGHTS_AT_SENTINELS = "resetchannels -@all +ping +sentinel|get-master-addr-by-name"
-LEAST_RIGHTS_AT_SENTINELS += " +sentinel|master +sentinel|masters +sentinel|sentinels"
+DEPLOYMENT = Path(__file__).parents[2] / "docs" / "deployment.md"
+
+
+def documented_rights() -> str:
+    """The rights that the documentation says a user of Redis needs, as ACL SETUSER takes them."""
+    section = DEPLOYMENT.read_text().split("## Redis rights (ACL)")[1].split("\n## ")[0]
+    line = re.search(r"^ACL SETUSER cameras on >password ((?:.*\\\n)*.*)", section, re.MULTILINE)
+    assert line
+    return line[1].replace("\\\n", " ")
+
+
+RIGHTS_AT_SENTINELS = "resetchannels -@all +sentinel|get-master-addr-by-name +sentinel|master"
 _APP, _ADMIN = "application", "administrator"  # users, each with its name as password
 
 
@@ -584,7 +590,7 @@ class _Maker:
         """Options: TLS with certificates on both sides, and a user with the least rights."""
         if self._certificates is None:
             return []
-        rights = LEAST_RIGHTS_AT_SENTINELS if sentinel else LEAST_RIGHTS
+        rights = RIGHTS_AT_SENTINELS if sentinel else documented_rights()
         users = [
             "user default off",
             f"user {_APP} on >{_APP} {rights}",
