@@ -15,7 +15,7 @@ from tests.helpers.servers import redis_server
 from tests.helpers.stores import HangingStore
 from tests.helpers.world import MakeWorld
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 SOON = 1.0  # seconds: the bound is 0.25, and the machine may be busy
 ANNA, NOBODY = "anna@example.com", "nobody"

@@ -145,7 +145,7 @@ def test_no_login_cookie_but_ours_matches(value: str, state: str) -> None:
     cookie = LoginCookies(session_cookie, [SECRET_KEY], lambda: 1.8e9)
     assert cookie.load(value) is None
     assert cookie.match(value, state.encode("utf-8", "replace").decode()) is None
-    login, signed = cookie.start(f"{APP}/auth/callback", "/")
+    login, signed = cookie.start(f"{APP}/auth/callback", "/", "/")
     assert cookie.match(signed, login.state) == login
     assert TicketSigner([SECRET_KEY]).load(signed) is None
     assert cookie.load(TicketSigner([SECRET_KEY]).dump(Ticket.new())) is None

@@ -17,7 +17,7 @@ from tests.helpers.browser import ANNA, BOB, Browser
 from tests.helpers.stores import CountingStore
 from tests.helpers.world import JSON, MakeWorld, World
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 LIFETIME = 43_199
 STRICT = {"rotate_refresh_tokens": True, "revoke_family_on_reuse": True}

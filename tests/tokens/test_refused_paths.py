@@ -15,7 +15,7 @@ from tests.helpers.apps import make_app, make_wsgi_app
 from tests.helpers.world import MakeWorld, World
 from tests.sessions.test_handles import Job
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 CAMERAS, USER = "/rest/v2.4/cameras", "/rest/v2.3/users/self"
 PATHS = [CAMERAS, "/rest/v2.4/cameras/status", "/rest/v2.4/cameras/2001", "/rest/v2.4/echo"]

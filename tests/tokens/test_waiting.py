@@ -18,7 +18,7 @@ from tests.helpers.browser import Browser
 from tests.helpers.stores import CountingStore
 from tests.helpers.world import JSON, MakeWorld, World
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 LIFETIME = 43_199
 MOST = 10  # commands a second, each process

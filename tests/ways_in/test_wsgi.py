@@ -358,13 +358,13 @@ from cm_auth_middleware.runtime.threads import ThreadRuntime
 cache, runtime = BoundedCache(), ThreadRuntime(10.0, "http://localhost")
 held, go = threading.Event(), threading.Event()
 def hold():
-    with cache._lock, runtime._lock, runtime.single_flight._lock:
+    with cache._memory.lock, runtime._lock, runtime.single_flight._lock:
         held.set(); go.wait()
 threading.Thread(target=hold, daemon=True).start()
 held.wait()
 pid = os.fork()
 if pid == 0:
-    with cache._lock, runtime._lock, runtime.single_flight._lock:
+    with cache._memory.lock, runtime._lock, runtime.single_flight._lock:
         os._exit(7)
 status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 go.set()
