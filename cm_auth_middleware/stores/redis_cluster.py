@@ -13,9 +13,10 @@ from __future__ import annotations
 import asyncio
 import errno
 import random
+import threading
 import time
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from typing import Any, NamedTuple
 
 from redis import exceptions
@@ -55,6 +56,20 @@ class SilentNodeError(exceptions.TimeoutError):
     """A node did not answer the last calls, so this one was not sent."""
 
 
+class _Verdict(NamedTuple):
+    """What other nodes say of one.
+
+    Attributes:
+        began: when they were asked, by the monotonic clock.
+        maps: the node of each slot, as each of them knows it.
+        is_certain: False if the node may be about to be replaced.
+    """
+
+    began: float
+    maps: list[list[Node | None]]
+    is_certain: bool
+
+
 class _Cluster:
     """The part of the client that is the same for event loops and threads.
 
@@ -66,6 +81,7 @@ class _Cluster:
     """
 
     _sleep: Callable[[float], Awaitable[None]]
+    _turn: Callable[[str], AbstractAsyncContextManager[None]]  # of those who ask about a node
 
     def __init__(
         self,
@@ -79,7 +95,10 @@ class _Cluster:
         self._breakers = breakers
         self._send = send
         self._clients: dict[str, Any] = {}
-        self._waiting: dict[str, dict[object, float]] = {}
+        self._questioned: dict[str, Any] = {}  # clients for questions about the cluster
+        self._trusted_at: dict[str, float] = {}  # when a node answered last, and was believed
+        self._verdicts: dict[str, _Verdict] = {}
+        self._turns: dict[str, Any] = {}
         self._slots: list[Node | None] = []
         self._primaries: list[Node] = []
         self._is_stale = True
@@ -123,20 +142,16 @@ class _Cluster:
     async def _ask_owner(
         self, node: Node, slot: int, args: Any, options: dict[str, Any], *, is_asking: bool
     ) -> Any:
-        waiting = self._waiting.setdefault(node.name, {})
-        call = object()
-        waiting[call] = time.monotonic()
-        try:
-            answer = await self._ask(node, args, options, is_asking=is_asking)
-            # A node that stood still, until a replica took its place, answers as if it were a
-            # primary still, and then forgets what it was told. See redis_sentinels.
-            if time.monotonic() < min(list(waiting.values())) + _SILENCE:
-                return answer
-            if is_asking or await self._is_owner(node, slot):
-                return answer
+        asked_at = time.monotonic()
+        answer = await self._ask(node, args, options, is_asking=is_asking)
+        # A node that stood still, until a replica took its place, answers as if it were a primary
+        # still, and then forgets what it was told. See redis_sentinels.
+        now = time.monotonic()
+        silence = now - max(asked_at, self._trusted_at.get(node.name, 0.0))
+        if silence >= _SILENCE and not is_asking and not await self._is_owner(node, slot, now):
             raise exceptions.ConnectionError("the node is no longer the primary")
-        finally:
-            del waiting[call]
+        self._trusted_at[node.name] = time.monotonic()
+        return answer
 
     async def _ask(
         self, node: Node, args: Any, options: dict[str, Any], *, is_asking: bool = False
@@ -226,48 +241,77 @@ class _Cluster:
         )
         return others
 
-    async def _is_owner(self, node: Node, slot: int) -> bool:
-        """Ask other nodes if one has a slot, until it is certain; True if none answers."""
-        deadline = time.monotonic() + _SETTLE
+    async def _is_owner(self, node: Node, slot: int, answered_at: float) -> bool:
+        """Ask other nodes if one has a slot, until it is certain; True if none answers.
+
+        Calls that wait for the same node share the answer: asking costs more than what they asked.
+        """
+        async with self._turn(node.name):
+            verdict = self._verdicts.get(node.name)
+            if verdict is None or verdict.began < answered_at:
+                verdict = self._verdicts[node.name] = await self._judge(node)
+        for slots in verdict.maps:
+            owner = slots[slot]
+            if owner is not None and owner.name != node.name:
+                self._is_stale = True
+                return False
+        return verdict.is_certain
+
+    async def _judge(self, node: Node) -> _Verdict:
+        """Ask other nodes for their maps, until none of them is about to replace this one."""
+        began = time.monotonic()
         while True:
-            is_certain = True
+            maps, is_certain = [], True
             for witness in self._witnesses(but=node)[:3]:
                 with suppress(Exception):
-                    owner = _slots(witness, await self._question(witness, "CLUSTER SLOTS"))[slot]
-                    if owner is not None and owner.name != node.name:
-                        self._is_stale = True
-                        return False
+                    slots = _slots(witness, await self._question(witness, "CLUSTER SLOTS"))
+                    maps.append(slots)
+                    known = next((one for one in slots if one and one.name == node.name), None)
                     table = await self._question(witness, "CLUSTER NODES")
-                    is_certain = is_certain and not (owner and _is_failing(table, owner))
-            if is_certain or time.monotonic() > deadline:
-                return is_certain
+                    is_certain = is_certain and not (known and _is_failing(table, known))
+            if is_certain or time.monotonic() > began + _SETTLE:
+                return _Verdict(began, maps, is_certain)
             await self._sleep(_PAUSE)
 
     async def _question(self, node: Node, command: str) -> Any:
-        """Ask for something about the cluster, by a connection that is not kept."""
-        client = self._connect(
-            node.host,
-            node.port,
-            socket_timeout=_MAP_TIMEOUT,
-            socket_connect_timeout=_MAP_TIMEOUT,
-        )
-        client.set_response_callback(command, lambda answer, **_: answer)
+        """Ask for something about the cluster, by a connection that does not wait for long."""
+        client = self._questioned.pop(node.name, None)
+        if client is None:
+            client = self._connect(
+                node.host,
+                node.port,
+                socket_timeout=_MAP_TIMEOUT,
+                socket_connect_timeout=_MAP_TIMEOUT,
+            )
+            client.set_response_callback("CLUSTER SLOTS", _unparsed)
+            client.set_response_callback("CLUSTER NODES", _unparsed)
         try:
-            return await outcome(client.execute_command(command))
-        finally:
+            answer = await outcome(client.execute_command(command))
+        except BaseException:
             await close(client)
+            raise
+        other = self._questioned.setdefault(node.name, client)
+        if other is not client:  # two asked at once
+            await close(client)
+        return answer
 
     async def aclose(self) -> None:
         """Close all connections."""
-        while self._clients:
-            _, client = self._clients.popitem()
-            await close(client)
+        for clients in (self._clients, self._questioned):
+            while clients:
+                _, client = clients.popitem()
+                await close(client)
 
 
 class AsyncCluster(_Cluster, AsyncCoreCommands):  # type: ignore[misc]
     """The client for event loops."""
 
     _sleep = staticmethod(asyncio.sleep)
+
+    @asynccontextmanager
+    async def _turn(self, name: str) -> AsyncIterator[None]:
+        async with self._turns.setdefault(name, asyncio.Lock()):
+            yield
 
     def execute_command(self, *args: Any, **options: Any) -> Awaitable[Any]:
         return self._execute(*args, **options)
@@ -280,8 +324,17 @@ class BlockingCluster(_Cluster, CoreCommands):
     async def _sleep(seconds: float) -> None:
         time.sleep(seconds)  # noqa: ASYNC251
 
+    @asynccontextmanager
+    async def _turn(self, name: str) -> AsyncIterator[None]:
+        with self._turns.setdefault(name, threading.Lock()):
+            yield
+
     def execute_command(self, *args: Any, **options: Any) -> Any:
         return run_sync(self._execute(*args, **options))
+
+
+def _unparsed(answer: Any, **_: Any) -> Any:
+    return answer
 
 
 async def outcome(answer: Any) -> Any:
