@@ -33,7 +33,13 @@ def coverage(session: nox.Session) -> None:
     """The quick and the slow tests, and which branches they leave out."""
     session.install("-e", ".[test]")
     session.run(
-        "coverage", "run", "-m", "pytest", "-q", "-m", "not matrix and not chaos and not interop"
+        "coverage",
+        "run",
+        "-m",
+        "pytest",
+        "-q",
+        "-m",
+        "not matrix and not chaos and not fleets and not interop and not soak",
     )
     session.run("coverage", "report", "--skip-covered")
 

@@ -1,4 +1,4 @@
-"""Plays each scenario with each kind of fleet that it is for: `pytest -m chaos`."""
+"""Plays each scenario with each kind of fleet that it is for: `pytest -m fleets`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .conftest import PLAYED
 from .fleets import FLEET_SCENARIOS, Stages, by_kind
 from .scenarios import NotPlayedError
 
-pytestmark = [pytest.mark.chaos, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.fleets, pytest.mark.timeout(300)]
 
 
 @pytest.fixture(scope="module")
