@@ -155,7 +155,7 @@ def test_every_extra_for_users_is_tried() -> None:
     text = (ROOT / "pyproject.toml").read_text()
     section = text.partition("[project.optional-dependencies]\n")[2].partition("\n[")[0]
     extras = set(re.findall(r"^(\w+) = ", section, re.M))
-    assert extras - {"bench", "dev", "docs", "fuzz", "matrix", "test"} == set(PROMISES)
+    assert extras - {"bench", "deploy", "dev", "docs", "fuzz", "matrix", "test"} == set(PROMISES)
 
 
 def test_the_plugin_says_what_a_real_port_needs(venv: MakeVenv, tmp_path: Path) -> None:
