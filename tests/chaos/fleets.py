@@ -36,6 +36,10 @@ _SOCKET = 5.0  # seconds after which the store gives up an answer
 _WATCHED = 2.0  # seconds that all must be well after an outage
 _BROWSERS, _PAUSE = 20, 0.3  # who asks all the while, and how often (seconds)
 _DOWN = 45.0  # seconds that a failover may take on a busy machine
+_THREADS = 16  # of the gunicorn
+# The same where all of a server's threads may wait for the store: one for each request at once, and
+# some. With fewer, what needs no store waits all the same, in the server, for a free thread.
+_MANY_THREADS = 96
 _OTHERS = 100  # the first user who is not among those of SESSIONS
 
 
@@ -53,7 +57,8 @@ class Stage:
             directory = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="fleet")))
             self.fleet: Fleet = self._stack.enter_context(KINDS[kind]())
             options = {"settings": STRICT, "timeout": _TIMEOUT, "store": self.fleet.url}
-            self.site = Rig(directory, side="both", workers=3, **options)
+            threads = _MANY_THREADS if kind == "one" else _THREADS
+            self.site = Rig(directory, side="both", workers=3, threads=threads, **options)
             self._stack.callback(self.site.close)
             self.cookies = [self.log_in(number) for number in range(SESSIONS)]
             self._stack = self._stack.pop_all()
