@@ -126,6 +126,7 @@ class Load:
         self.outages: list[tuple[float, float]] = []
         self._site, self._counts = stage.site, counts
         self._seen: list[Seen] = []
+        self._has_expired = False
         self._is_over = threading.Event()
         if is_quiet:
             self._is_over.set()
@@ -159,9 +160,15 @@ class Load:
     def storm(self, *meanwhile: tuple[float, Callable[[], object]]) -> list[Response]:
         """Let all access tokens expire, and all browsers ask at once.
 
+        Before they expire again, each session is asked for until it is served: one that met
+        nothing but 503 since the last time would rightly be refreshed once for both.
+
         Args:
             meanwhile: as for `Crowd.ask`.
         """
+        if self._has_expired:
+            recover(self._counts, self._site, self.stage.cookies)
+        self._has_expired = True
         self._site.expire()
         crowd = self._site.crowd
         answers = crowd.ask(self._site.asks(self.stage.cookies, BURST), *meanwhile)
