@@ -56,8 +56,12 @@ class CircuitBreaker:
         """Note that the server answered, be it with an error."""
         self._timeouts = 0
 
-    def timed_out(self) -> None:
-        """Note that a call had no answer in time."""
+    def timed_out(self, *, try_at_once: bool = False) -> None:
+        """Note that a call had no answer in time.
+
+        Args:
+            try_at_once: do not wait for a second before the first call that tries the server.
+        """
         self._timeouts += 1
         if self._timeouts == _TIMEOUTS:
-            self._try_at = self._clock() + TRY_EVERY
+            self._try_at = self._clock() + (0.0 if try_at_once else TRY_EVERY)

@@ -314,7 +314,10 @@ class _Clients(ABC):
     async def _attempt(self, link: _Link, is_trial: bool, call: Call, again: Call | None) -> Any:
         """Run a call with the client of a link; see `run`."""
         if self._breaker.is_open and not is_trial:  # since this call began to wait for its turn
-            raise StoreError(f"{self._target} {_SILENT}")
+            # Those before it may all have waited for a server that is no longer the primary.
+            await self._ask_sentinels(time.monotonic() - ASK_EVERY)
+            if self._breaker.is_open:
+                raise StoreError(f"{self._target} {_SILENT}")
         if link.is_over:
             link = self._link()
         user = object()
@@ -331,7 +334,7 @@ class _Clients(ABC):
                     answer = await answer if hasattr(answer, "__await__") else answer
                 except Exception as error:
                     failure = StoreError(f"{self._target} {_sentence(error)}")
-                    after = self._judge(error)
+                    after = self._judge(error, link)
                 else:
                     if self._breaker.is_suspect:
                         self._breaker.answered()
@@ -374,7 +377,11 @@ class _Clients(ABC):
         await self._ask_sentinels(now)
         return link.address == sentinels.address
 
-    def _judge(self, error: Exception) -> _After:
+    def _is_replaced(self, link: _Link) -> bool:
+        sentinels = self._sentinels
+        return link.is_over or (sentinels is not None and link.address != sentinels.address)
+
+    def _judge(self, error: Exception, link: _Link) -> _After:
         """Decide what becomes of a call that failed, and tell the circuit breaker."""
         if self._target.kind == "cluster" and isinstance(error, _UNSETTLED):
             return _After.REPEAT
@@ -389,9 +396,11 @@ class _Clients(ABC):
             self._breaker.answered()
             return _After.FAIL
         if is_silence(error):
-            # The nodes of a cluster have circuit breakers of their own.
-            if self._target.kind != "cluster":
-                self._breaker.timed_out()
+            # The nodes of a cluster have circuit breakers of their own. And a server whose place
+            # another one has taken says nothing about that one.
+            if self._target.kind != "cluster" and not self._is_replaced(link):
+                # The next call asks the sentinels: do not wait a second for that.
+                self._breaker.timed_out(try_at_once=self._sentinels is not None)
             return _After.FAIL
         is_repeatable = isinstance(error, exceptions.ConnectionError)
         return _After.AGAIN if is_repeatable else _After.FAIL

@@ -139,6 +139,7 @@ class Rig:
             ``wsgi`` (one gunicorn with threads for all), or ``both`` (as ``asgi``, but the last
             worker is a gunicorn with threads).
         workers: how many processes.
+        threads: of each gunicorn.
         skews: seconds that the workers' clocks are ahead; 0 for those not given.
         settings: of the simulator.
         camera_manager: the module of this folder that plays CameraManager.
@@ -155,6 +156,7 @@ class Rig:
         file: Path | None = None,
         side: str = "asgi",
         workers: int = 4,
+        threads: int = 16,
         skews: Sequence[float] = (),
         settings: dict[str, Any] | None = None,
         camera_manager: str = "camera_manager",
@@ -183,7 +185,7 @@ class Rig:
         separate = workers if side in ("asgi", "both") else 1
         self.ports = [free_port() for _ in range(separate)]
         self.skews = [*skews, *([0.0] * (separate - len(skews)))]
-        self._workers = workers
+        self._workers, self._threads = workers, threads
         self.workers = [self._start(n) for n in range(separate)]
         for n in range(separate):
             self.wait_for(n)
@@ -220,7 +222,8 @@ class Rig:
             processes = self._workers if self.side == "wsgi" else 1
             command = [sys.executable, "-m", "gunicorn", "--no-control-socket", *quiet]
             command += ["-b", f"127.0.0.1:{port}", "-w", str(processes), "-k", "gthread"]
-            command += ["--threads", "16", "--keep-alive", "600", "tests.chaos.site:wsgi()"]
+            command += ["--threads", str(self._threads), "--keep-alive", "600"]
+            command.append("tests.chaos.site:wsgi()")
         return Process(command, log, **environment)
 
     def close(self) -> None:

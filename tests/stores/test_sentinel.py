@@ -15,6 +15,7 @@ import anyio
 import pytest
 
 from cm_auth_middleware import SessionStore, StoreError
+from cm_auth_middleware.runtime.run_sync import run_sync
 from cm_auth_middleware.stores import RedisStore
 from tests.helpers.servers import RedisServer, clients_of, pair, redis_server, until
 from tests.helpers.stores import run
@@ -177,6 +178,62 @@ def test_no_session_is_lost_when_the_primary_stands_still_and_comes_back(
     if seconds > 4:
         assert group.is_failed_over()
     until(lambda: sum(clients_of(sentinel) for sentinel in group.sentinels) < 12)
+
+
+@pytest.mark.parametrize("side", ["asyncio", "threads"])
+def test_calls_that_wait_for_a_replaced_primary_stop_no_call_to_the_new_one(
+    group: Group, side: str
+) -> None:
+    store: Any = RedisStore(f"{group.url}?socket_timeout=5")
+    failed: list[str] = []
+
+    async def call(store: Any, errors: list[str]) -> None:
+        try:
+            await store.get("key")
+        except StoreError as error:
+            errors.append(str(error))
+
+    def fail_over() -> None:
+        time.sleep(0.3)  # calls are under way, by all connections
+        until(group.is_failed_over)
+
+    async def on_a_loop() -> None:
+        await store.put("key", b"value", 600)
+        group.primary.pause()
+        async with anyio.create_task_group() as tasks:
+            for _ in range(16):
+                tasks.start_soon(call, store, [])
+            await anyio.to_thread.run_sync(fail_over)
+            for _ in range(16):
+                tasks.start_soon(call, store, failed)
+        await store.close()
+
+    def in_threads() -> None:
+        twin = store.blocking()
+        run_sync(twin.put("key", b"value", 600))
+        group.primary.pause()
+
+        def ask(errors: list[str]) -> None:
+            run_sync(call(twin, errors))
+
+        lists: tuple[list[str], list[str]] = ([], failed)
+        first, then = (
+            [threading.Thread(target=ask, args=[errors]) for _ in range(16)] for errors in lists
+        )
+        for thread in first:
+            thread.start()
+        fail_over()
+        for thread in then:
+            thread.start()
+        for thread in first + then:
+            thread.join()
+        run_sync(twin.close())
+
+    try:
+        anyio.run(on_a_loop) if side == "asyncio" else in_threads()
+    finally:
+        group.primary.resume()
+    assert not failed
 
 
 def _offset_of(info: bytes) -> int:
