@@ -164,11 +164,13 @@ class KeptTokens:
         """
         if self._runtime.monotonic() < self.failed_at + _TROUBLE:
             return True
-        if await self._is_lost(self._newest):
-            self.note_trouble()
-            await self.put_back()
-            return True
-        return await self._is_restoring()
+        if self._newest not in self._kept:
+            return await self._is_restoring()
+        if not await self._is_lost(self._newest):
+            return False
+        self.note_trouble()
+        await self.put_back()
+        return True
 
     async def settled(self, find: Callable[[], Awaitable[T | None]]) -> T | None:
         """Wait until others have put back what the store may have lost.
