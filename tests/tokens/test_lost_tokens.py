@@ -172,3 +172,82 @@ async def test_newer_tokens_of_another_process_stay(make_world: MakeWorld) -> No
     for world in (site.one, site.two):
         assert await status(same(browser, world)) == 200
     assert site.calls == 2
+
+
+async def test_a_process_waits_from_when_the_store_works_again_not_from_its_last_failure(
+    make_world: MakeWorld,
+) -> None:
+    site = Site(make_world, **STRICT)
+    browser = await site.one.login()
+    before = site.state()
+    site.one.clock.tick(LIFETIME)
+    assert await status(browser) == 200
+    site.store.broken |= {"get", "put", "replace", "acquire", "release"}
+    assert await status(same(browser, site.two)) == 503
+    await anyio.sleep(2)  # a failover takes seconds, in which calls may wait instead of failing
+    site.set_back(before)
+    site.store.broken.clear()
+    assert await status(same(browser, site.two)) == 200
+    assert await status(browser) == 200
+    assert site.calls == 1
+
+
+async def test_a_process_waits_as_long_as_another_one_tells_that_it_puts_tokens_back(
+    make_world: MakeWorld,
+) -> None:
+    site = Site(make_world, **STRICT)
+    browser = await site.one.login()
+    before = site.state()
+    site.one.clock.tick(LIFETIME)
+    assert await status(browser) == 200
+    after = site.state()
+    await site.one.close()  # the test puts back instead, and takes its time
+    site.set_back(before)
+    await site.memory.put("restoring", b"1", 600)
+    found: list[int] = []
+
+    async def ask() -> None:
+        found.append(await status(same(browser, site.two)))
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(ask)
+        await anyio.sleep(2.5)
+        assert found == []
+        site.set_back(after)
+    assert found == [200]
+    assert site.calls == 1
+
+
+async def test_who_found_tokens_puts_them_back_too(make_world: MakeWorld) -> None:
+    site = Site(make_world, **STRICT)
+    browser = await site.one.login()
+    before = site.state()
+    site.one.clock.tick(LIFETIME)
+    assert await status(browser) == 200
+    grants = site.grants()
+    await site.one.close()
+    # Process two meets the session as it was, and finds newer tokens in the record of the grant.
+    site.set_back(before)
+    for grant, (value, _) in grants.items():
+        await site.memory.put(grant, value, 600)
+    assert await status(same(browser, site.two)) == 200
+    site.set_back(before)
+    await until_written(site, before)
+    assert await status(same(browser, site.two)) == 200
+    assert site.calls == 1
+
+
+async def test_each_record_is_looked_at_since_one_server_of_a_cluster_may_lose_its_own(
+    make_world: MakeWorld,
+) -> None:
+    site = Site(make_world, **STRICT)
+    browsers = [await site.one.login(email=user) for user in (ANNA, BOB)]
+    site.one.clock.tick(LIFETIME)
+    for browser in browsers:
+        assert await status(browser) == 200
+    for grant in sorted(site.grants()):
+        await site.memory.delete(grant)
+        deadline = time.monotonic() + 20
+        while grant not in site.grants():
+            assert time.monotonic() < deadline, "it was not put back"
+            await anyio.sleep(0.02)
