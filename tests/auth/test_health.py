@@ -64,6 +64,7 @@ async def test_a_store_that_fails_is_503_without_a_reason_until_it_works(
     assert (await browser.get("/auth/health")).status_code == 200
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("asked_each_time")
 async def test_a_store_that_hangs_is_503_within_a_second(make_world: MakeWorld) -> None:
     store = HangingStore()
@@ -103,6 +104,7 @@ async def test_a_crowd_of_probes_asks_the_store_once_a_second(
     assert store.asked["ping"] <= 1 + (time.monotonic() - began) / health._REUSED
 
 
+@pytest.mark.slow
 async def test_probes_of_a_store_that_hangs_do_not_pile_up(
     make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -109,8 +109,10 @@ def take_redis(heist: Heist, server: RedisServer) -> None:
 
     with Redis(port=server.port) as client:
         client.save()
-        names = [name for name in client.scan_iter(count=1000) if b"cm_auth:s:" in name]
-        heist.records = {name.decode().partition("cm_auth:s:")[2]: client.get(name) for name in names}
+        names = list(client.scan_iter("cm_auth:s:*", count=1000))
+        heist.records = {
+            name.decode().removeprefix("cm_auth:s:"): client.get(name) for name in names
+        }
         server_side = [*client.scan_iter(count=1000), *map(client.dump, client.scan_iter())]
     heist.files = {
         str(path): path.read_bytes() for path in server.directory.rglob("*") if path.is_file()

@@ -115,6 +115,7 @@ async def test_the_session_id_is_new_at_every_login(world: World) -> None:
     assert (await browser.get("/")).status_code == 200
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["memory", "sqlite"])
 async def test_sessions_that_are_over_leave_the_store_without_a_cron_job(
     make_world: MakeWorld, tmp_path: Path, kind: str

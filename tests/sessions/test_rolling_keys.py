@@ -111,6 +111,7 @@ async def test_a_login_ends_under_the_key_alone_that_signed_it(make_world, keys)
     await log_in(start, make_world(beside=start, secret_key=keys[-1:]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [1, 2, 3])
 async def test_handles_of_one_step_open_at_the_next(fleet: Fleet, number: int) -> None:
     before, after = fleet.mix(number)
@@ -124,6 +125,7 @@ async def test_handles_of_one_step_open_at_the_next(fleet: Fleet, number: int) -
         assert (await at(maker, browser).get("/cameras", headers=JSON)).status_code == 200
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [1, 2, 3])
 async def test_an_administrator_at_either_step_finds_and_ends_all_sessions_of_a_user(
     fleet: Fleet, number: int

@@ -21,6 +21,7 @@ class TestDictStore(StoreConformance):
         return DictStore()
 
 
+@pytest.mark.slow
 class TestDictStoreForThreads(TestDictStore):
     blocking = True
 

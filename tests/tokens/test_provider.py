@@ -158,6 +158,7 @@ async def test_a_login_a_call_a_refresh_and_a_logout_work_there_too(world, serve
     assert len((await browser.get("/cameras")).json()) == 4
     assert [c.status for c in world.sim.token_calls("refresh_token")] == [200]
 
+    await world.close()  # the user is read anew beside the request
     world.sim.expire_access_tokens()  # a logout there needs no living one
     assert (await browser.post("/auth/logout")).status_code == 303
     assert len(server.revoked) == 1
