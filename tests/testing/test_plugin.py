@@ -417,9 +417,8 @@ def test_pytest_imports_nothing_for_those_who_do_not_use_it(pytester: pytest.Pyt
             assert not heavy & set(sys.modules)
         """
     )
-    run = pytester.runpytest_subprocess(
-        "-p", "no:anyio", "-p", "no:playwright", "-p", "no:base_url"
-    )
+    others = [f"-pno:{name}" for name in ("anyio", "playwright", "base_url", "valkey")]
+    run = pytester.runpytest_subprocess(*others)
     run.assert_outcomes(passed=1)
 
 
