@@ -213,6 +213,7 @@ async def test_a_rule_that_raises_ends_nothing(make_world) -> None:
     assert (await browser.get("/")).status_code == 200
 
 
+@pytest.mark.slow
 async def test_a_logout_while_the_user_is_read_stays_one(make_world) -> None:
     world = make_world()
     browser = await world.login()

@@ -122,6 +122,7 @@ async def test_a_name_that_looks_like_ours_to_python_is_another(world: World, bl
     assert (await visit(world, login, callback))[0] == 302
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("junk", JUNK, ids=range(len(JUNK)))
 async def test_junk_among_the_cookies_decides_nothing(world: World, junk: bytes) -> None:
     """23: alone it is nobody; before and after a valid cookie, that one counts."""

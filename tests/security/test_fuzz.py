@@ -151,6 +151,7 @@ def test_no_login_cookie_but_ours_matches(value: str, state: str) -> None:
     assert cookie.load(TicketSigner([SECRET_KEY]).dump(Ticket.new())) is None
 
 
+@pytest.mark.slow
 @PROFILE
 @given(answer=st.dictionaries(
     st.sampled_from(["access_token", "refresh_token", "expires_in", "token_type", "scope", "error",

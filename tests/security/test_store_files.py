@@ -20,6 +20,8 @@ from cm_auth_middleware.stores import SQLiteStore, sqlite_file
 from tests.helpers.stores import run
 from tests.helpers.world import SECRET_KEY, MakeWorld
 
+pytestmark = pytest.mark.slow
+
 PARTS = ("", "-wal", "-shm", "-journal")
 Check = Callable[[SQLiteStore], Coroutine[Any, Any, None]]
 

@@ -41,6 +41,7 @@ async def volley(browser: Browser, count: int, path: str = "/") -> list[int]:
     return statuses
 
 
+@pytest.mark.slow
 async def test_a_session_that_is_used_is_written_once_a_minute(
     world: World, store: CountingStore
 ) -> None:

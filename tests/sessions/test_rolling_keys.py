@@ -12,7 +12,7 @@ from cm_auth_middleware.testing import Settings
 from tests.helpers.browser import ANNA, BOB, Browser
 from tests.helpers.world import JSON, MakeWorld, World
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 OLD = "old_PelDNAjKQHoOUda-FFNa77NqZpQiWbOkdUFeo57uFJmi"
 NEW = "new_uqX3Ixt9mzJN224xzA4jfDlx7IuKgyvme_E_Bo_D2ffk"

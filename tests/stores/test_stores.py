@@ -16,6 +16,7 @@ from tests.helpers.stores import DictStore
 from tests.helpers.world import Clock
 
 
+@pytest.mark.slow
 class TestDictStore(StoreConformance):
     def make_store(self) -> SessionStore:
         return DictStore()

@@ -422,6 +422,7 @@ TRICKS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", [path for path in TRICKS if "/./" not in path])  # httpx2 cleans
 async def test_a_path_that_is_more_than_it_seems_is_refused(proxied: World, path: str) -> None:
     browser = await proxied.login()

@@ -132,6 +132,7 @@ async def test_a_page_writes_where_its_origin_is_this_sites(make_world, case: Ca
     assert answer.status_code == case.expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 async def test_a_page_opens_a_websocket_where_it_may_write(make_world, side, case: Case) -> None:
     """R14, R42: the same judgement on both sides."""

@@ -108,6 +108,7 @@ async def test_each_page_says_what_happened_and_what_to_do(kind: str, make_world
     assert not re.search(r"(src|href|url)\W+https?:", response.text)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("language", LANGUAGES)
 @pytest.mark.parametrize("kind", sorted(MESSAGES))
 async def test_each_page_speaks_the_persons_language(kind: str, language: str, make_world) -> None:
