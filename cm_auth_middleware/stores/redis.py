@@ -181,14 +181,6 @@ class RedisStore:
         twin._clients = self._blocking
         return twin
 
-    @property
-    def failed_at(self) -> float:
-        """When a call last failed, or had to be repeated, by the monotonic clock.
-
-        Another server may have taken the place of one that failed, without all that it had.
-        """
-        return self._clients.failed_at
-
     async def get(self, key: str) -> bytes | None:
         """Return the value, or None."""
         name = self._records + key

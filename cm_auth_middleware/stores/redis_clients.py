@@ -155,17 +155,12 @@ class _Link:
 
 
 class _Shared:
-    """What the clients for event loops and for threads of a process have in common.
-
-    Attributes:
-        failed_at: when a call last failed, or had to be repeated, by the monotonic clock.
-    """
+    """What the clients for event loops and for threads of a process have in common."""
 
     def __init__(self, target: Target) -> None:
         self.breaker = CircuitBreaker()
         self.nodes: dict[str, CircuitBreaker] = {}
         self.sender = Sender(target.wait_replicas, target.wait_timeout)
-        self.failed_at = float("-inf")
         self.sentinels: Sentinels | None = None
         if target.kind == "sentinel":
             self.sentinels = Sentinels(target.sentinel_connections, target.service)
@@ -189,11 +184,6 @@ class _Clients(ABC):
         self._shared = shared
         self._breaker = shared.breaker
         self._sentinels = shared.sentinels
-
-    @property
-    def failed_at(self) -> float:
-        """When a call last failed, or had to be repeated, by the monotonic clock."""
-        return self._shared.failed_at
 
     @abstractmethod
     def _registry(self) -> tuple[MutableMapping[Any, _Link], Any]:
@@ -312,7 +302,6 @@ class _Clients(ABC):
         now = time.monotonic()
         await self._ask_sentinels(now - (SILENCE if link.is_silent(now) else ASK_EVERY))
         while link.address != sentinels.address:
-            self._shared.failed_at = time.monotonic()
             link = self._change(link, self._renew(link, at_once=True) or link, user)
         return link
 
@@ -353,7 +342,6 @@ class _Clients(ABC):
                         return answer
                     failure = StoreError(f"{self._target} has got another primary meanwhile")
                     after = _After.AGAIN
-                self._shared.failed_at = time.monotonic()
                 # Not raised in the clause above: it would be chained to an error that may quote
                 # keys.
                 if after is _After.RENEW and not is_renewed:

@@ -63,7 +63,6 @@ gone.grant.<hash>      random: the grant was logged out       a logout; a login 
 gone.<session>         an administrator ended the session     `logout_user`
 lease.grant.<hash>     (lease) one refresh                    a refresh
 refused.<session>      some path refuses living tokens        a 401 to a new token
-restoring              tokens are being put back              `kept_tokens`, after a loss
 denied.<session>       ``allow`` ended the session            `auth.revalidation`
 user.<session>         (lease) one reading of the user        `auth.revalidation`
 <name of a cookie>     (lease) a login that was used          `auth.login`
@@ -90,26 +89,21 @@ If the store loses what it has acknowledged
 
 A replica that takes its primary's place has not got everything: replication is asynchronous. Then
 the store has the old refresh token again, and its second use may end the grant. So a process keeps
-the tokens that it fetched, or found in the store, for a minute (`kept_tokens`):
+the tokens that it fetched for a minute (`kept_tokens`):
 
 - Before it fetches tokens it takes its own, if they came in the place of those that are held now.
-- Twice a second it looks at one of its records, mostly the newest. If one is lost, or the store has
-  failed, it looks at all, and puts back what is lost. While it does, it tells so in the store.
-- Another process cannot know what was lost, but it can notice that something was: a record that
-  it saved or found last is gone; or, if it has none, others tell that they put tokens back; or
-  the store failed in the last 15 s, be it in a call that went well when it was repeated. It looks
-  before each token call, and then waits for what others put back, without the lease: until the
-  record that it waits for could be read for 1.5 s, and nobody tells. The time begins when the
-  store works, not at its last failure: calls may wait through a failover, and fail no more. After
-  10 s it gives up with 503.
-- If the store fails between that look and the token call, there is no call, but 503.
+- Twice a second it looks at one of its records, mostly the newest, and after a failure four times a
+  second. If one is lost, it puts back all.
+- Another process cannot know what was lost, but it can notice that something was: the record that
+  it saved last is gone, or the store failed. It looks before each call, and then waits for what
+  others put back: after a failure for a second at most, after a loss for four.
 
 Tokens are put back under the lease of their refresh token, only in the place of those that they
 replaced, and not after a logout. Sessions are not: they lead to the record of the grant (rule 2).
 
-What remains: the processes that fetched or found the tokens end together with the primary, or are
-cut off from the store, or need longer than 1.5 s to begin; a process that saved and found no tokens
-in the last minute, and saw no failure, refreshes before others notice the loss; of a cluster only
-the server fails on which it saved none. Other changes that were lost (a login, `session.data`) stay
-lost, and so does a logout: its tokens are revoked at CameraManager, if that could be reached.
+What remains: the process that fetched the tokens ends together with the primary, or is cut off from
+the store; a process that saved no tokens in the last minute, and saw no failure, refreshes within
+a second or two after the failover; of a cluster only the server fails on which it saved none. Other
+changes that were lost (a login, `session.data`) stay lost, and so does a logout: its tokens are
+revoked at CameraManager, if that could be reached.
 """

@@ -46,7 +46,7 @@ _ASK_AGAIN = 1.0  # seconds until a lease is asked for again that another proces
 _LEASE_MARGIN = 5.0  # seconds that a lease is longer than a token call may take
 _SAVE_AGAIN = 0.25  # seconds between attempts to save new tokens in a store that fails
 _SAVE_PATIENCE = 15.0  # seconds of such attempts
-_HELD_UP = 0.5  # seconds between the look for newer tokens and a token call that are short enough
+_SETTLING = 16  # looks at what others may put back into a store that may have lost tokens
 
 
 class Refreshed(NamedTuple):
@@ -104,7 +104,7 @@ class TokenRefresher:
         self._on_refresh = on_refresh
         self.breaker = CircuitBreaker(runtime.clock)
         memory = runtime.cache_memory
-        self.kept = KeptTokens(runtime, self.store, grants, self._put_back)
+        self.kept = KeptTokens(runtime, grants, self._put_back)
         self._known_alive_until: BoundedCache[int, float] = BoundedCache(memory=memory)
         # By token and path.
         self._refuses_until: BoundedCache[int, float] = BoundedCache(memory=memory)
@@ -281,7 +281,6 @@ class TokenRefresher:
                 raise SessionExpiredError
             held = session.record.tokens
             if held.access_token != refused:
-                self.kept.keep_found(of.record.tokens, held)
                 return Refreshed(held, is_new=False)
             try:
                 refreshed = await self._newer_than(held)
@@ -374,7 +373,6 @@ class GrantRefresh:
         self._breaker = refresher.breaker
         self._kept = refresher.kept
         self._lease = Lease(refresher.runtime, refresher.store, f"lease.{self.name}")
-        self._settled_at = -math.inf
         self._before: GrantState | None = None  # when this refresh began to wait for another one
 
     async def newer_than_held(self) -> Refreshed:
@@ -402,13 +400,16 @@ class GrantRefresh:
 
     async def _settle(self) -> Refreshed | None:
         """Wait if the store may just have lost tokens, without the lease: others put them back."""
-        found = None
-        is_kept = self._kept.find(self._refresh_token, self._held, GrantState()) is not None
-        # Tokens that this process keeps it puts back itself.
-        if not is_kept and await self._kept.is_trouble():
-            found = await self._kept.settled(self._look)
-        self._settled_at = self._runtime.monotonic()
-        return found
+        if self._kept.find(self._refresh_token, self._held, GrantState()) is not None:
+            return None  # this process will do that
+        for _ in range(_SETTLING):
+            wait = await self._kept.trouble()
+            if wait <= 0:
+                break
+            if (found := await self._look()) is not None:
+                return found
+            await self._runtime.sleep(min(wait, _POLL_LAST))
+        return None
 
     async def _look(self) -> Refreshed | None:
         """Return newer tokens that another process has saved; None if there are none.
@@ -435,8 +436,6 @@ class GrantRefresh:
         tokens = state.tokens
         if tokens is None or tokens.access_token == self._held.access_token:
             return None
-        if self._held.refresh_token == self._refresh_token:
-            self._kept.keep_found(self._held, tokens, state.logout)
         return Refreshed(tokens, is_new=False)
 
     async def _refresh_holding_lease(self) -> Refreshed:
@@ -450,10 +449,6 @@ class GrantRefresh:
         if kept is not None:
             return await self._save(kept, state)
         self._share_failure(state, before)
-        is_held_up = self._runtime.monotonic() > self._settled_at + _HELD_UP
-        if is_held_up and self._kept.failed_at > self._settled_at:
-            # A failover may lie between: the record just read may lack what others will put back.
-            raise UnavailableError("the store failed before the refresh")
         tokens = state.tokens or self._held
         try:
             fresh = await self._request(tokens.refresh_token or self._refresh_token)
