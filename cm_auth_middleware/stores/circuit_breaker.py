@@ -5,6 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from ..errors import StoreError
+
+SILENT = "did not answer in time; it is tried once a second"
 TRY_EVERY = 1.0  # seconds between two calls that try a silent server
 SLOW = 1.0  # seconds after which a connection that fails was cut off rather than refused
 _TIMEOUTS = 2  # in a row
@@ -50,6 +53,21 @@ class CircuitBreaker:
         if now < self._try_at:
             return False
         self._try_at = now + TRY_EVERY
+        return True
+
+    def enter(self, server: object) -> bool:
+        """Return True if a call is to try a server that is silent.
+
+        Args:
+            server: begins the sentence of the error.
+
+        Raises:
+            StoreError: the server is silent, and this call is not to try it.
+        """
+        if not self.is_open:
+            return False
+        if not self.admit():
+            raise StoreError(f"{server} {SILENT}")
         return True
 
     def answered(self) -> None:

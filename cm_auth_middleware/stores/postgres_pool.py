@@ -27,7 +27,7 @@ import anyio.to_thread
 from ..display import is_certain, shown_location
 from ..errors import ConfigError, StoreError
 from ..runtime.run_sync import run_sync, running_loop
-from .circuit_breaker import SLOW, CircuitBreaker
+from .circuit_breaker import SILENT, SLOW, CircuitBreaker
 
 try:
     import psycopg
@@ -73,7 +73,6 @@ _SENTENCES = {
     **dict.fromkeys(_CONFLICT, "is too busy with the same record"),
 }
 _UNREACHABLE = "cannot be reached"
-_SILENT = "did not answer in time; it is tried once a second"
 # libpq has no SQLSTATE of a failed connection, only text: the first that is found in it counts.
 _CONNECT_SENTENCES = (
     ("certificate", "cannot be reached: its certificate cannot be verified"),
@@ -369,23 +368,11 @@ class _Pools(ABC):
     async def close(self) -> None:
         """Close the connections made here; those in use are closed after their statement."""
 
-    def _admit(self) -> bool:
-        """Return True if a statement is to try a server that is silent.
-
-        Raises:
-            StoreError: the server is silent, and this statement is not to try it.
-        """
-        if not self._breaker.is_open:
-            return False
-        if not self._breaker.admit():
-            raise StoreError(f"{self._target} {_SILENT}")
-        return True
-
     async def _attempt(
         self, pool: _Pool, is_trial: bool, statement: Statement, again: Statement | None
     ) -> Answer:
         if self._breaker.is_open and not is_trial:  # since this statement began to wait
-            raise StoreError(f"{self._target} {_SILENT}")
+            raise StoreError(f"{self._target} {SILENT}")
         conflicts = _CONFLICTS
         while True:
             connection: Any = None
@@ -508,7 +495,7 @@ class BlockingPools(_Pools):
         self._pools: dict[int, _Pool] = {}
 
     async def run(self, statement: Statement, again: Statement | None) -> Answer:
-        is_trial = self._admit()
+        is_trial = self._breaker.enter(self._target)
         pool = self._pools.get(os.getpid())
         if pool is None:
             # Without a lock, which a fork could leave locked: of two threads, one's pool stays.
@@ -553,7 +540,7 @@ class AsyncPools(_Pools):
         loop = running_loop()
         if not _is_psycopgs(loop):
             return await self._in_a_thread(lambda: run_sync(self._blocking.run(statement, again)))
-        is_trial = self._admit()
+        is_trial = self._breaker.enter(self._target)
         pool = self._pool(loop)
         if pool.slots.locked():
             try:

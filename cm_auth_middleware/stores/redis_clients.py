@@ -22,7 +22,7 @@ from redis import exceptions
 
 from ..errors import StoreError
 from ..runtime.run_sync import run_sync, running_loop
-from .circuit_breaker import CircuitBreaker
+from .circuit_breaker import SILENT, CircuitBreaker
 from .redis_cluster import (
     AsyncCluster,
     BlockingCluster,
@@ -69,7 +69,6 @@ _UNSETTLED = (
 _REFUSAL = re.compile(r"(?:^-?|: -)(READONLY|NOREPLICAS|LOADING|MASTERDOWN)\b")
 _REPLICA = "is a replica that cannot be written: name the primary"
 _UNREACHABLE = "cannot be reached"
-_SILENT = "did not answer in time; it is tried once a second"
 _SENTENCES: tuple[tuple[type[Exception], str], ...] = (
     (exceptions.AuthenticationError, "refuses the user or the password"),
     (exceptions.AuthorizationError, "refuses the user or the password"),
@@ -78,7 +77,7 @@ _SENTENCES: tuple[tuple[type[Exception], str], ...] = (
     (exceptions.MasterDownError, "is a replica without its primary: name the primary"),
     (FailoverError, "is getting another primary"),
     (exceptions.OutOfMemoryError, "is out of memory: raise its maxmemory"),
-    (SilentNodeError, _SILENT),
+    (SilentNodeError, SILENT),
     (exceptions.TimeoutError, "did not answer in time"),
     (TimeoutError, "did not answer in time"),
     (exceptions.ConnectionError, _UNREACHABLE),
@@ -221,18 +220,6 @@ class _Clients(ABC):
     async def close(self) -> None:
         """Close the connections made here; those in use are closed after their call."""
 
-    def _admit(self) -> bool:
-        """Return True if a call is to try a server that is silent.
-
-        Raises:
-            StoreError: the server is silent, and this call is not to try it.
-        """
-        if not self._breaker.is_open:
-            return False
-        if not self._breaker.admit():
-            raise StoreError(f"{self._target} {_SILENT}")
-        return True
-
     async def _find_link(self) -> _Link:
         """Return the link to use, of which calls wait for a slot."""
         if self._sentinels is not None and self._sentinels.address is None:
@@ -317,7 +304,7 @@ class _Clients(ABC):
             # Those before it may all have waited for a server that is no longer the primary.
             await self._ask_sentinels(time.monotonic() - ASK_EVERY)
             if self._breaker.is_open:
-                raise StoreError(f"{self._target} {_SILENT}")
+                raise StoreError(f"{self._target} {SILENT}")
         if link.is_over:
             link = self._link()
         user = object()
@@ -429,7 +416,7 @@ class BlockingClients(_Clients):
         self._links: dict[int, _Link] = {}
 
     async def run(self, call: Call, again: Call | None) -> Any:
-        is_trial = self._admit()
+        is_trial = self._breaker.enter(self._target)
         link = await self._find_link()
         try:
             link.slots.get(timeout=_QUEUE)
@@ -484,7 +471,7 @@ class AsyncClients(_Clients):
     async def run(self, call: Call, again: Call | None) -> Any:
         if not isinstance(running_loop(), asyncio.AbstractEventLoop):
             return await self._in_a_thread(lambda: run_sync(self._blocking.run(call, again)))
-        is_trial = self._admit()
+        is_trial = self._breaker.enter(self._target)
         link = await self._find_link()
         if link.slots.locked():
             try:
