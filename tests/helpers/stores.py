@@ -8,7 +8,7 @@ import textwrap
 import threading
 import time
 from collections import Counter
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,32 @@ def run(coroutine: Coroutine[Any, Any, Any]) -> Any:
     except StopIteration as stop:
         return stop.value
     raise AssertionError("a blocking store suspended")
+
+
+def checks_of(side: str, make: Callable[..., Any]) -> Callable[..., None]:
+    """Return a function that runs a check with a store on a side, and closes the store.
+
+    Args:
+        side: "asyncio", "trio" or "threads".
+        make: makes the store of what the function is given behind the check.
+    """
+
+    def run_check(
+        check: Callable[[Any], Coroutine[Any, Any, None]], *given: Any, **options: Any
+    ) -> None:
+        async def checked(store: Any) -> None:
+            try:
+                await check(store)
+            finally:
+                await store.close()
+
+        store = make(*given, **options)
+        if side == "threads":
+            run(checked(store.blocking()))
+        else:
+            anyio.run(checked, store, backend=side)
+
+    return run_check
 
 
 async def increment(store: SessionStore, key: str, times: int) -> None:

@@ -6,9 +6,9 @@ import os
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from typing import Any
+from functools import partial
 
 import anyio
 import pytest
@@ -17,7 +17,7 @@ from redis.crc import key_slot
 from cm_auth_middleware import SessionStore, StoreError
 from cm_auth_middleware.stores import RedisStore
 from tests.helpers.servers import Forwarder, RedisServer, free_port, redis_server, until
-from tests.helpers.stores import run
+from tests.helpers.stores import checks_of, run
 
 pytestmark = pytest.mark.slow
 
@@ -87,20 +87,7 @@ def cluster() -> Iterator[Cluster]:
 @pytest.fixture(params=["asyncio", "trio", "threads"])
 def side(request: pytest.FixtureRequest) -> Callable[..., None]:
     """Runs a check with a store, on each side."""
-
-    def run_check(check: Callable[[SessionStore], Coroutine[Any, Any, None]], url: str) -> None:
-        async def checked(store: SessionStore) -> None:
-            try:
-                await check(store)
-            finally:
-                await store.close()
-
-        if request.param == "threads":
-            run(checked(RedisStore(url, prefix=PREFIX).blocking()))
-        else:
-            anyio.run(checked, RedisStore(url, prefix=PREFIX), backend=request.param)
-
-    return run_check
+    return checks_of(request.param, partial(RedisStore, prefix=PREFIX))
 
 
 def in_the_background(work: Callable[[], None]) -> threading.Thread:

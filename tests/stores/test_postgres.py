@@ -32,7 +32,7 @@ from tests.helpers.postgres import (
     postgres_server,
 )
 from tests.helpers.servers import Forwarder
-from tests.helpers.stores import INCREMENTS, finish, increment, run, start
+from tests.helpers.stores import INCREMENTS, checks_of, finish, increment, run, start
 
 pytestmark = pytest.mark.slow
 
@@ -54,20 +54,7 @@ def server() -> Iterator[PostgresServer]:
 @pytest.fixture(params=["asyncio", "trio", "threads"])
 def side(request: pytest.FixtureRequest) -> Callable[..., None]:
     """Runs a check with a store, on each side."""
-
-    def run_check(check: Callable[[SessionStore], Coroutine[Any, Any, None]], url: str) -> None:
-        async def checked(store: SessionStore) -> None:
-            try:
-                await check(store)
-            finally:
-                await store.close()
-
-        if request.param == "threads":
-            run(checked(PostgresStore(url).blocking()))
-        else:
-            anyio.run(checked, PostgresStore(url), backend=request.param)
-
-    return run_check
+    return checks_of(request.param, PostgresStore)
 
 
 # The protocol

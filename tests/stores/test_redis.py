@@ -35,7 +35,7 @@ from tests.helpers.servers import (
     redis_server,
     until,
 )
-from tests.helpers.stores import INCREMENTS, finish, increment, run, start
+from tests.helpers.stores import INCREMENTS, checks_of, finish, increment, run, start
 
 pytestmark = pytest.mark.slow
 
@@ -61,20 +61,7 @@ def server() -> Iterator[RedisServer]:
 @pytest.fixture(params=["asyncio", "trio", "threads"])
 def side(request: pytest.FixtureRequest) -> Callable[..., None]:
     """Runs a check with a store, on each side."""
-
-    def run_check(check: Callable[[SessionStore], Coroutine[Any, Any, None]], url: str) -> None:
-        async def checked(store: SessionStore) -> None:
-            try:
-                await check(store)
-            finally:
-                await store.close()
-
-        if request.param == "threads":
-            run(checked(RedisStore(url).blocking()))
-        else:
-            anyio.run(checked, RedisStore(url), backend=request.param)
-
-    return run_check
+    return checks_of(request.param, RedisStore)
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])

@@ -6,12 +6,11 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import anyio
 import pytest
 import redis.asyncio.connection
 import redis.connection
@@ -21,7 +20,7 @@ from cm_auth_middleware.stores import RedisStore, open_store
 from cm_auth_middleware.testing import StoreConformance
 from tests.helpers.fleets import documented_rights
 from tests.helpers.servers import Forwarder, RedisServer, free_port, pair, redis_server, until
-from tests.helpers.stores import run
+from tests.helpers.stores import checks_of, run
 
 pytestmark = pytest.mark.slow
 
@@ -29,20 +28,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(params=["asyncio", "trio", "threads"])
 def side(request: pytest.FixtureRequest) -> Callable[..., None]:
     """Runs a check with a store, on each side."""
-
-    def run_check(check: Callable[[Any], Coroutine[Any, Any, None]], url: str) -> None:
-        async def checked(store: SessionStore) -> None:
-            try:
-                await check(store)
-            finally:
-                await store.close()
-
-        if request.param == "threads":
-            run(checked(RedisStore(url).blocking()))
-        else:
-            anyio.run(checked, RedisStore(url), backend=request.param)
-
-    return run_check
+    return checks_of(request.param, RedisStore)
 
 
 @pytest.fixture

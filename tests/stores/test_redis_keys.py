@@ -22,7 +22,7 @@ from redis.cluster import key_slot
 from cm_auth_middleware import StoreError
 from cm_auth_middleware.stores import RedisStore
 from tests.helpers.servers import Forwarder, RedisServer, free_port, pair, redis_server, until
-from tests.helpers.stores import run
+from tests.helpers.stores import checks_of, run
 from tests.helpers.world import JSON, MakeWorld
 
 pytestmark = pytest.mark.slow
@@ -36,20 +36,7 @@ OLD = "{cm_auth}:s:"
 @pytest.fixture(params=["asyncio", "trio", "threads"])
 def side(request: pytest.FixtureRequest) -> Side:
     """Runs a check with a store, on each side."""
-
-    def run_check(check: Check, url: str, **options: Any) -> None:
-        async def checked(store: RedisStore) -> None:
-            try:
-                await check(store)
-            finally:
-                await store.close()
-
-        if request.param == "threads":
-            run(checked(RedisStore(url, **options).blocking()))
-        else:
-            anyio.run(checked, RedisStore(url, **options), backend=request.param)
-
-    return run_check
+    return checks_of(request.param, RedisStore)
 
 
 @pytest.fixture
