@@ -286,6 +286,7 @@ class AuthEngine:
 
         async def step(services: Services) -> None:
             await services.runtime.close()
+            await services.refresher.failovers.close()
             if isinstance(self.config.store, str):  # the code that made a store object closes it
                 await services.sessions.store.close()
 

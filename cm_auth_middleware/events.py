@@ -57,6 +57,10 @@ EVENTS = {
         WARNING,
         "the store had lost new tokens, in a failover for example, and has them again: `count`",
     ),
+    "keepers_gone": Event(
+        WARNING,
+        "processes that may keep tokens which a failover lost do not answer any more: `count`",
+    ),
     "revoke_failed": Event(WARNING, "tokens may still be valid at CameraManager: `reason`"),
     "touch_failed": Event(
         WARNING, "the store did not save the time of last use: `session`, `reason`"

@@ -213,6 +213,7 @@ class Login:
         await self._refresher.grants.add_login(tokens)
         record = Record(tokens, dumps(user), now, now, address=request.address, user_read_at=now)
         session = await self._sessions.create(ticket, record)
+        self._refresher.failovers.note_use()
         self._rule.note(session, is_allowed=True)
         if previous is not None:
             user_id = self._sessions.sealer.user_id

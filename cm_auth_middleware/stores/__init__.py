@@ -21,6 +21,7 @@ __all__ = [
     "CountsRecords",
     "FindsByPrefix",
     "HasBlockingTwin",
+    "HasEpochs",
     "MemoryStore",
     "PostgresStore",
     "RedisStore",
@@ -46,7 +47,8 @@ class SessionStore(Protocol):
     seconds and positive. A method that cannot reach its storage raises `StoreError`; it never
     returns None or False instead.
 
-    A store may also have the methods of `FindsByPrefix`, `CountsRecords` and `HasBlockingTwin`.
+    A store may also have the methods of `FindsByPrefix`, `CountsRecords`,
+    `HasEpochs` and `HasBlockingTwin`.
     `cm_auth_middleware.testing.StoreConformance` checks all of it.
     """
 
@@ -104,6 +106,22 @@ class HasBlockingTwin(Protocol):
 
     def blocking(self) -> SessionStore:
         """Return a store on the same storage whose methods block the thread and never suspend."""
+
+
+@runtime_checkable
+class HasEpochs(Protocol):
+    """A store that tells when a server took over that may lack what was acknowledged.
+
+    Replication is asynchronous in most databases: a replica that becomes the primary may have lost
+    the last writes of the one before it. That begins an epoch, and so does a restart that may lose
+    some. Who refreshed tokens then puts them back.
+    """
+
+    async def epochs(self, key: str | None = None) -> frozenset[str]:
+        """Return the name of the epoch of the server that has a key, or of all servers.
+
+        A name is never used again. The set is empty if the server does not tell it.
+        """
 
 
 class StoreURL(NamedTuple):

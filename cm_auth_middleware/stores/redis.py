@@ -13,6 +13,7 @@ from .redis_target import Target  # isort: skip - first, since it reports a miss
 from ..errors import StoreError
 from ..runtime.bounded_cache import BoundedCache
 from .redis_clients import AsyncClients, BlockingClients
+from .redis_epochs import replication_ids
 from .redis_scan import Walk, pattern_of
 from .redis_script import Command, Script, in_turn
 
@@ -291,6 +292,20 @@ class RedisStore:
                         continue
                 keys.add(key)
         return len(keys)
+
+    async def epochs(self, key: str | None = None) -> frozenset[str]:
+        """Return the replication id of the primary that has a key, or of all primaries.
+
+        A replica that is promoted, and a primary that starts, give themselves a new one (INFO
+        replication, ``master_replid``). A server that has none, as some proxies do, tells nothing.
+        """
+        name = None if key is None else self._records + key
+
+        async def call(client: Any) -> frozenset[str]:
+            return await replication_ids(client, name)
+
+        found: frozenset[str] = await self._clients.run(call, call)
+        return found
 
     async def ping(self) -> None:
         """Write a key: a replica, or a server without free memory, would still answer a PING."""

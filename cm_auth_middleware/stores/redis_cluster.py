@@ -201,6 +201,10 @@ class _Cluster:
         """Return a node that has slots, as far as is known."""
         return next((node for node in self.get_primaries() if node[:2] == (host, port)), None)
 
+    def get_node_from_key(self, key: str) -> Node:
+        """Return the node that has the slot of a key, as far as is known."""
+        return self._owner(key_slot(key.encode()))
+
     async def initialize(self) -> None:
         """Learn which nodes have which slots, unless that is known."""
         await self._refresh_if_stale()

@@ -18,7 +18,7 @@ from ..events import log
 from ..runtime.run_sync import run_sync
 from .redis_cluster import close, outcome
 
-_READING = frozenset({"GET", "EXISTS", "ZRANGE", "SCAN", "CLUSTER NODES"})
+_READING = frozenset({"GET", "EXISTS", "ZRANGE", "SCAN", "INFO", "CLUSTER NODES"})
 _LOG_EVERY = 60.0  # seconds
 
 

@@ -15,6 +15,7 @@ from cm_auth_middleware.stores import (
     CountsRecords,
     FindsByPrefix,
     HasBlockingTwin,
+    HasEpochs,
     SessionStore,
 )
 
@@ -403,6 +404,18 @@ class StoreConformance:
                 "store and twin must share leases"
             )
             _drive(twin.close())
+
+        self._run(check)
+
+    def test_epochs_last_while_no_server_takes_over(self) -> None:
+        async def check(store: SessionStore) -> None:
+            if not isinstance(store, HasEpochs):
+                _skip("the store has no epochs()")
+            key = _key()
+            epochs = await store.epochs()
+            assert await store.epochs(key) <= epochs, "a key's server is one of all servers"
+            await store.put(key, b"v", _LONG)
+            assert await store.epochs() == epochs, "an epoch ended though nothing happened"
 
         self._run(check)
 

@@ -62,6 +62,8 @@ grant.<hash>           newest tokens, last failure            the lease's holder
 gone.grant.<hash>      random: the grant was logged out       a logout; a login deletes it
 gone.<session>         an administrator ended the session     `logout_user`
 lease.grant.<hash>     (lease) one refresh                    a refresh
+epoch.<epoch>          who has not put tokens back yet        `failovers`
+keepers                processes that may keep tokens         `failovers`
 refused.<session>      some path refuses living tokens        a 401 to a new token
 denied.<session>       ``allow`` ended the session            `auth.revalidation`
 user.<session>         (lease) one reading of the user        `auth.revalidation`
@@ -89,21 +91,29 @@ If the store loses what it has acknowledged
 
 A replica that takes its primary's place has not got everything: replication is asynchronous. Then
 the store has the old refresh token again, and its second use may end the grant. So a process keeps
-the tokens that it fetched for a minute (`kept_tokens`):
+the tokens that it fetched for a minute (`kept_tokens`), and puts them back. The others have to wait
+for that, though they cannot know what was lost (`failovers`):
 
+- The store names the **epoch** of a server (`HasEpochs`): another one begins when a replica is
+  promoted, or a server starts again. Redis has such a name, its replication id.
+- Processes that are used enter themselves among the **keepers**, in the store, beforehand. Each
+  looks at the epochs twice a second.
+- Whoever sees a new epoch first notes it in the store, with all keepers. Each of these puts back
+  what was lost, waits for its own token calls under way, and then takes its name away.
+- Before each token call, a process looks if the epoch of the server that has the record is
+  **settled**: no name is left. If not, it gives the lease back, which others need, and waits: for
+  3 s, then the request is answered with 503. Processes that show no sign of life for 6 s are no
+  longer waited for.
 - Before it fetches tokens it takes its own, if they came in the place of those that are held now.
-- Twice a second it looks at one of its records, mostly the newest, and after a failure four times a
-  second. If one is lost, it puts back all.
-- Another process cannot know what was lost, but it can notice that something was: the record that
-  it saved last is gone, or the store failed. It looks before each call, and then waits for what
-  others put back: after a failure for a second at most, after a loss for four.
 
 Tokens are put back under the lease of their refresh token, only in the place of those that they
 replaced, and not after a logout. Sessions are not: they lead to the record of the grant (rule 2).
 
 What remains: the process that fetched the tokens ends together with the primary, or is cut off from
-the store; a process that saved no tokens in the last minute, and saw no failure, refreshes within
-a second or two after the failover; of a cluster only the server fails on which it saved none. Other
-changes that were lost (a login, `session.data`) stay lost, and so does a logout: its tokens are
-revoked at CameraManager, if that could be reached.
+the store for longer than 6 s; it was first used after the last moment that the new primary has.
+Other changes that were lost (a login, `session.data`) stay lost, and so does a logout: its tokens
+are revoked at CameraManager, if that could be reached.
+
+Of a store without epochs none of this is known. With any store, a process that saw it fail
+refreshes nothing for 0.8 s: another one may be about to save what it could not.
 """

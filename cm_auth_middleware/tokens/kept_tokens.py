@@ -6,28 +6,21 @@ The docstring of this folder explains why ("If the store loses what it has ackno
 from __future__ import annotations
 
 import math
-import weakref
 from collections.abc import Awaitable, Callable
-from functools import partial
 from sys import getsizeof
 from typing import TYPE_CHECKING, NamedTuple
 
-from ..errors import StoreError
 from ..events import log
-from ..runtime.after_fork import after_fork
 from ..runtime.bounded_cache import BoundedCache
 from ..sessions.record import size_in_memory
 
 if TYPE_CHECKING:
-    from ..runtime.base import Repetition, Runtime
+    from ..runtime.base import Runtime
     from ..sessions.record import Tokens
     from .grant_records import GrantRecords, GrantState
 
 _KEPT = 60.0  # seconds that tokens are kept once they were saved
-_LOOK_EVERY = 0.25  # seconds between looks at the store after trouble
-_LOOK_IN_PEACE = 0.5  # the same without trouble
-_AFTER_FAILURE = 0.8  # seconds without refreshes after the store failed: others put tokens back
-_AFTER_LOSS = 4.0  # the same once a loss was found: a busy process needs seconds for many tokens
+_AFTER_FAILURE = 0.8  # seconds without refreshes after the store failed: others save tokens
 
 
 class Kept(NamedTuple):
@@ -36,6 +29,8 @@ class Kept(NamedTuple):
     Attributes:
         held: the tokens in whose place they came.
         logout: the mark of a logout that was known then.
+        lease_owner: of the lease under which they were fetched. A server that takes over may know
+            that lease, and not that it was given back.
         saved_at: when the store took them, by the monotonic clock; infinite until it does.
         is_unsaved: True once it was given up to save them, because the store fails.
     """
@@ -43,6 +38,7 @@ class Kept(NamedTuple):
     held: Tokens
     tokens: Tokens
     logout: bytes | None
+    lease_owner: str
     saved_at: float = math.inf
     is_unsaved: bool = False
 
@@ -71,15 +67,6 @@ class KeptTokens:
             self._is_over, memory=runtime.cache_memory, size=_size
         )
         self._trouble_until = -math.inf
-        self._look_at = -math.inf
-        self._newest = ""  # the refresh token whose exchange was saved last
-        self._turn = 0
-        self.after_fork()
-        after_fork(self)
-
-    def after_fork(self) -> None:
-        """Start to look anew: the task or thread that did was not forked."""
-        self._watch: Repetition | None = None
 
     def _is_over(self, kept: Kept) -> bool:
         return self._runtime.monotonic() - kept.saved_at > _KEPT
@@ -89,9 +76,13 @@ class KeptTokens:
     def keep(self, refresh_token: str, kept: Kept) -> None:
         """Keep the tokens that a refresh token was exchanged for."""
         self._kept[refresh_token] = kept
-        if self._watch is None or self._watch.is_over:
-            work = partial(_look_if_alive, weakref.ref(self))
-            self._watch = self._runtime.repeat(_LOOK_EVERY, work)
+
+    def holds_any(self) -> bool:
+        """Return True if any tokens are kept."""
+        for key, kept in list(self._kept.items()):
+            if self._is_over(kept):
+                self.drop(key)
+        return bool(self._kept)
 
     def note_saved(self, refresh_token: str) -> None:
         """Note that the store has the tokens now."""
@@ -99,7 +90,6 @@ class KeptTokens:
         if kept is not None:
             now = self._runtime.monotonic()
             self._kept[refresh_token] = kept._replace(saved_at=now, is_unsaved=False)
-            self._newest = refresh_token
 
     def note_unsaved(self, refresh_token: str) -> None:
         """Note that the store has failed for too long to take the tokens."""
@@ -126,34 +116,46 @@ class KeptTokens:
             if refresh_token in (key, kept.tokens.refresh_token):
                 self.drop(key)
 
-    # -- when the store may have lost something --------------------------------------------
+    # -- when the store has failed, or may have lost something --------------------------------
 
-    def note_trouble(self, seconds: float = _AFTER_FAILURE) -> None:
-        """Note that the store has failed: it may come back with less than it had."""
-        until = self._runtime.monotonic() + seconds
-        self._trouble_until = max(self._trouble_until, until)
-
-    async def trouble(self) -> float:
-        """Return the seconds to wait until others have put back what the store may have lost.
+    def note_trouble(self) -> None:
+        """Note that the store has failed: another process may have tokens that it could not save.
 
         A token call with a refresh token that was used already may end the grant.
         """
-        is_calm = self._runtime.monotonic() >= self._trouble_until
-        if is_calm and await self._is_lost(self._newest):
-            self.note_trouble(_AFTER_LOSS)
-            await self.put_back()
+        self._trouble_until = self._runtime.monotonic() + _AFTER_FAILURE
+
+    def trouble(self) -> float:
+        """Return the seconds to wait until such tokens are saved; negative after that."""
         return self._trouble_until - self._runtime.monotonic()
 
-    async def put_back(self) -> None:
-        """Give the store all tokens again that it does not have."""
-        await self._runtime.single_flight.do("put back", self._put_all_back)
-
-    async def _put_all_back(self) -> None:
-        count = 0
+    async def save_unsaved(self) -> None:
+        """Save the tokens that the store did not take."""
         for refresh_token, kept in list(self._kept.items()):
-            count += await self._put_back(refresh_token, kept)
+            if kept.is_unsaved:
+                await self._put_back(refresh_token, kept)
+
+    async def put_back(self, progress: Callable[[], Awaitable[None]]) -> bool:
+        """Give the store all tokens again that it has lost.
+
+        Args:
+            progress: is called between the tokens.
+
+        Returns:
+            False if another process holds the lease of some: try again.
+        """
+        is_complete, count = True, 0
+        # What was saved last is lost first.
+        for refresh_token, kept in reversed(list(self._kept.items())):
+            if await self._is_lost(refresh_token):
+                if await self._put_back(refresh_token, kept):
+                    count += 1
+                elif await self._is_lost(refresh_token):
+                    is_complete = False
+                await progress()
         if count:
             log("tokens_put_back", count=count)
+        return is_complete
 
     async def _is_lost(self, refresh_token: str) -> bool:
         kept = self._kept.get(refresh_token)
@@ -163,40 +165,3 @@ class KeptTokens:
         if state.tokens is None:  # or encrypted with a secret key that this process does not have
             return state.stored is None or bool(state.failure)
         return state.tokens.access_token == kept.held.access_token
-
-    async def _look(self) -> bool:
-        """Look if the store still has what it took; return False once nothing is kept."""
-        for key, kept in list(self._kept.items()):
-            if self._is_over(kept):
-                self.drop(key)
-        if not self._kept:
-            self._watch = None  # the next refresh starts another watch
-            return bool(self._kept)
-        now = self._runtime.monotonic()
-        if now >= self._look_at:
-            try:
-                await self._look_at_one()
-            except StoreError:
-                self.note_trouble()
-            except Exception:
-                log("watch_failed", exc_info=True)
-            is_trouble = now < self._trouble_until + _KEPT
-            self._look_at = now + (0 if is_trouble else _LOOK_IN_PEACE)
-        return True
-
-    async def _look_at_one(self) -> None:
-        # A server that takes another one's place has all that came before some moment. So the
-        # newest tells of all; but a cluster has several servers, so the others have a turn, too.
-        everything = list(self._kept.items())
-        self._turn += 1
-        another = everything[self._turn % len(everything)][0]
-        looked_at = another if self._turn % 2 else self._newest
-        if any(kept.is_unsaved for _, kept in everything) or await self._is_lost(looked_at):
-            self.note_trouble(_AFTER_LOSS)
-            await self.put_back()
-
-
-async def _look_if_alive(reference: weakref.ref[KeptTokens]) -> bool:
-    """Look, unless the engine is gone: a watch that sleeps must not keep it alive."""
-    kept = reference()
-    return kept is not None and await kept._look()

@@ -25,6 +25,7 @@ from ..errors import (
 from ..events import log
 from ..runtime.bounded_cache import BoundedCache
 from .circuit_breaker import PAUSE, CircuitBreaker
+from .failovers import Failovers
 from .grant_records import REFUSED, UNAVAILABLE, GrantRecords, GrantState, grant_name
 from .kept_tokens import Kept, KeptTokens
 from .oauth import OAuthClient
@@ -46,7 +47,6 @@ _ASK_AGAIN = 1.0  # seconds until a lease is asked for again that another proces
 _LEASE_MARGIN = 5.0  # seconds that a lease is longer than a token call may take
 _SAVE_AGAIN = 0.25  # seconds between attempts to save new tokens in a store that fails
 _SAVE_PATIENCE = 15.0  # seconds of such attempts
-_SETTLING = 16  # looks at what others may put back into a store that may have lost tokens
 
 
 class Refreshed(NamedTuple):
@@ -84,6 +84,7 @@ class TokenRefresher:
     Attributes:
         revalidation: reads users anew; set once, by the gate.
         kept: the tokens that this process fetched lately.
+        failovers: notices that the store may have lost some.
     """
 
     revalidation: Revalidation
@@ -105,6 +106,7 @@ class TokenRefresher:
         self.breaker = CircuitBreaker(runtime.clock)
         memory = runtime.cache_memory
         self.kept = KeptTokens(runtime, grants, self._put_back)
+        self.failovers = Failovers(runtime, self.store, self.kept)
         self._known_alive_until: BoundedCache[int, float] = BoundedCache(memory=memory)
         # By token and path.
         self._refuses_until: BoundedCache[int, float] = BoundedCache(memory=memory)
@@ -353,7 +355,8 @@ class TokenRefresher:
             await self.oauth.revoke_newest(newest)
 
     async def _put_back(self, refresh_token: str, kept: Kept) -> bool:
-        return await GrantRefresh(self, kept.held, refresh_token).put_back()
+        refresh = GrantRefresh(self, kept.held, refresh_token, kept.lease_owner)
+        return await refresh.put_back()
 
 
 class GrantRefresh:
@@ -361,9 +364,16 @@ class GrantRefresh:
 
     Args:
         held: tokens that are refused or have expired.
+        lease_owner: the owner of the lease, if it was taken before.
     """
 
-    def __init__(self, refresher: TokenRefresher, held: Tokens, refresh_token: str) -> None:
+    def __init__(
+        self,
+        refresher: TokenRefresher,
+        held: Tokens,
+        refresh_token: str,
+        lease_owner: str | None = None,
+    ) -> None:
         self.name = grant_name(refresh_token)
         self._held = held
         self._refresh_token = refresh_token
@@ -372,7 +382,8 @@ class GrantRefresh:
         self._oauth = refresher.oauth
         self._breaker = refresher.breaker
         self._kept = refresher.kept
-        self._lease = Lease(refresher.runtime, refresher.store, f"lease.{self.name}")
+        self._failovers = refresher.failovers
+        self._lease = Lease(refresher.runtime, refresher.store, f"lease.{self.name}", lease_owner)
         self._before: GrantState | None = None  # when this refresh began to wait for another one
 
     async def newer_than_held(self) -> Refreshed:
@@ -385,31 +396,28 @@ class GrantRefresh:
                     return found
                 await self._breaker.wait(self.name, self._runtime.sleep)
             if self._runtime.monotonic() >= ask_at:
-                if (found := await self._settle()) is not None:
-                    return found
+                await self._wait_after_failure()
                 if await self._lease.acquire():
-                    break
+                    if (found := await self._refresh_holding_lease()) is not None:
+                        return found
+                    # Without the lease: others need it to put tokens back.
+                    found = await self._failovers.wait(self.name, self._look)
+                    if found is not None:
+                        return found
+                    continue
                 ask_at = self._runtime.monotonic() + _ASK_AGAIN
             if (found := await self._look()) is not None:
                 return found
             if self._runtime.monotonic() > give_up_at:
                 raise UnavailableError("another process holds the refresh for too long")
             await self._runtime.sleep(pause)
-        async with self._lease.kept():
-            return await self._refresh_holding_lease()
+        raise AssertionError("there is always another pause")
 
-    async def _settle(self) -> Refreshed | None:
-        """Wait if the store may just have lost tokens, without the lease: others put them back."""
-        if self._kept.find(self._refresh_token, self._held, GrantState()) is not None:
-            return None  # this process will do that
-        for _ in range(_SETTLING):
-            wait = await self._kept.trouble()
-            if wait <= 0:
-                break
-            if (found := await self._look()) is not None:
-                return found
-            await self._runtime.sleep(min(wait, _POLL_LAST))
-        return None
+    async def _wait_after_failure(self) -> None:
+        """Wait if the store has just failed, without the lease: others save their tokens."""
+        if self._kept.find(self._refresh_token, self._held, GrantState()) is None:
+            while (wait := self._kept.trouble()) > 0:
+                await self._runtime.sleep(wait)
 
     async def _look(self) -> Refreshed | None:
         """Return newer tokens that another process has saved; None if there are none.
@@ -438,7 +446,13 @@ class GrantRefresh:
             return None
         return Refreshed(tokens, is_new=False)
 
-    async def _refresh_holding_lease(self) -> Refreshed:
+    async def _refresh_holding_lease(self) -> Refreshed | None:
+        """Find newer tokens, or request them; None if the store may just have lost some."""
+        async with self._lease.kept():
+            with self._failovers.exchange():
+                return await self._refresh()
+
+    async def _refresh(self) -> Refreshed | None:
         state = await self._grants.state(self._refresh_token)
         if (found := self._newer_in(state)) is not None:
             return found
@@ -449,6 +463,8 @@ class GrantRefresh:
         if kept is not None:
             return await self._save(kept, state)
         self._share_failure(state, before)
+        if not await self._failovers.is_settled(self.name):
+            return None
         tokens = state.tokens or self._held
         try:
             fresh = await self._request(tokens.refresh_token or self._refresh_token)
@@ -511,7 +527,9 @@ class GrantRefresh:
 
     async def _save(self, fresh: Tokens, before: GrantState) -> Refreshed:
         """Save new tokens. They exist nowhere else, so a store that fails is asked again."""
-        self._kept.keep(self._refresh_token, Kept(self._held, fresh, before.logout))
+        kept = Kept(self._held, fresh, before.logout, self._lease.owner)
+        self._kept.keep(self._refresh_token, kept)
+        self._failovers.watch()
         give_up_at = self._runtime.monotonic() + _SAVE_PATIENCE
         while True:
             try:
@@ -603,20 +621,23 @@ class Lease:
 
     Attributes:
         seconds: that it lasts if it is not renewed.
+        owner: a random name of who takes it.
     """
 
-    def __init__(self, runtime: Runtime, store: SessionStore, key: str) -> None:
+    def __init__(
+        self, runtime: Runtime, store: SessionStore, key: str, owner: str | None = None
+    ) -> None:
         self.seconds = runtime.timeout + _LEASE_MARGIN
         self._runtime = runtime
         self._store = store
         self._key = key
-        self._owner = secrets.token_hex(16)
+        self.owner = owner or secrets.token_hex(16)
         self._asked_at = -math.inf, -math.inf
 
     async def acquire(self) -> bool:
         """Take the lease, or renew it; True unless another process holds it."""
         now = self._now()
-        is_held = await self._store.acquire(self._key, self._owner, self.seconds)
+        is_held = await self._store.acquire(self._key, self.owner, self.seconds)
         self._asked_at = now
         return is_held
 
@@ -640,7 +661,7 @@ class Lease:
     async def release(self) -> None:
         """Give the lease back."""
         with suppress(StoreError):  # it runs out by itself
-            await self._store.release(self._key, self._owner)
+            await self._store.release(self._key, self.owner)
 
     async def _renew(self) -> None:
         with suppress(StoreError):  # tried again in a moment, and before the tokens are saved

@@ -1,4 +1,4 @@
-"""A failover that loses a storm of refreshes, with real processes and Redis: `pytest -m fleets`.
+"""A failover that loses a storm of refreshes, with real processes and Redis.
 
 The link to the replica is cut before the tokens of many users expire, at a server that ends a grant
 whose old refresh token is used again. Then the replica takes the primary's place.
@@ -15,7 +15,7 @@ from tests.helpers.servers import Forwarder, pair
 from .camera_manager import email
 from .rig import Rig, statuses
 
-pytestmark = [pytest.mark.fleets, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(900)]
 
 USERS = 100
 STRICT = {"rotate_refresh_tokens": True, "revoke_family_on_reuse": True}

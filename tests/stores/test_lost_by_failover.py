@@ -1,7 +1,4 @@
-"""A failover that loses a storm of refreshes, with two engines in one process: `pytest -m fleets`.
-
-It holds on an idle machine only: who does not know the new tokens waits for too short a time.
-"""
+"""A failover that loses a storm of refreshes, with two engines in one process."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ from tests.helpers.browser import Browser
 from tests.helpers.servers import Forwarder, pair
 from tests.helpers.world import JSON, MakeWorld, World
 
-pytestmark = [pytest.mark.anyio, pytest.mark.fleets]
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 
 @pytest.mark.parametrize("end", ["killed", "made a replica"])
