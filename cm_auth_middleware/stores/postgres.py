@@ -22,6 +22,7 @@ from .postgres_pool import (
     identifier,
 )
 
+_TIMELINE = b"SELECT substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)"
 _VERSION = 1  # of the table; the schema names it, too
 _PURGE_BATCH = 50  # expired rows that one write removes: a few ms
 _PURGE_EVERY = 30.0  # seconds between looking for expired rows when there were few
@@ -162,6 +163,15 @@ class PostgresStore:
         """Count the live records; only the first 17 bytes of a prefix are compared."""
         rows, _ = await self._with_prefix("count", prefix)
         return int(rows[0][0])
+
+    async def epochs(self, key: str | None = None) -> frozenset[str]:  # noqa: ARG002
+        """Return the primary's timeline: a standby that is promoted begins another one.
+
+        A server that only speaks like PostgreSQL may have none, and tells nothing.
+        """
+        statement = Statement(_TIMELINE, unsupported=Answer([], 0))
+        rows, _ = await self._pools.run(statement, statement)
+        return frozenset(f"timeline {name}" for (name,) in rows)
 
     async def ping(self) -> None:
         """Write a row: a standby, or a server with a full disk, would still answer a question."""

@@ -56,6 +56,7 @@ _STANDBY = "25006"
 _NO_TABLE = "42P01"
 _NO_RIGHT = "42501"
 _CONFLICT = {"40001", "40P01"}
+_UNSUPPORTED = {"0A000", "42883", _NO_RIGHT}  # not implemented, no such function
 _ENDED = {"57P01", "57P02", "57P03", "57P05"}
 _CONNECTION = "08"  # class of errors; PgBouncer's, if its connection to the server breaks
 _SENTENCES = {
@@ -119,18 +120,24 @@ class _SilentError(Exception):
 _ERRORS = (psycopg.Error, OSError, _SilentError)
 
 
-class Statement(NamedTuple):
-    """A statement and its parameters."""
-
-    sql: bytes
-    parameters: tuple[Any, ...] = ()
-
-
 class Answer(NamedTuple):
     """The rows of a statement, and how many it returned or changed."""
 
     rows: list[Any]
     affected: int
+
+
+class Statement(NamedTuple):
+    """A statement and its parameters.
+
+    Attributes:
+        unsupported: the answer that stands for one of a server that cannot do this, or may not;
+            None if it is an error.
+    """
+
+    sql: bytes
+    parameters: tuple[Any, ...] = ()
+    unsupported: Answer | None = None
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -400,6 +407,8 @@ class _Pools(ABC):
             elif time.monotonic() > began + SLOW:
                 self._breaker.timed_out()
                 raise failure
+            if state in _UNSUPPORTED and statement.unsupported is not None:
+                return statement.unsupported
             if state == _STANDBY:  # the statement was not run, so it may be repeated
                 if connection.generation == pool.generation and not pool.renew():
                     raise failure

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.servers import Forwarder, pair
+from tests.helpers.servers import Forwarder, catch_up, pair
 
 from .camera_manager import email
 from .rig import Rig, statuses
@@ -30,6 +30,7 @@ def test_a_storm_that_a_failover_loses_costs_no_session(
         site = Rig(tmp_path, side=side, workers=2, settings=STRICT, store=name.url)
         try:
             cookies = [site.login(n % len(site.ports), email(n)) for n in range(USERS)]
+            catch_up(old, new)
             new.command("REPLICAOF", "NO", "ONE")  # it gets nothing any more
             mark = site.cm.mark()
             site.expire()

@@ -30,6 +30,7 @@ _HBA = """
 local all all trust
 host all cm 127.0.0.1/32 scram-sha-256
 host all all 127.0.0.1/32 trust
+host replication all 127.0.0.1/32 trust
 """
 
 
@@ -209,6 +210,28 @@ def postgres_server(*options: str) -> Iterator[PostgresServer]:
         try:
             server.start()
             server.command("CREATE ROLE cm LOGIN PASSWORD '" + PASSWORD + "'")
+            yield server
+        finally:
+            server.stop()
+
+
+@contextlib.contextmanager
+def standby(primary: PostgresServer) -> Iterator[PostgresServer]:
+    """Run a standby that follows a primary, which is restarted for that."""
+    with tempfile.TemporaryDirectory(prefix="pg", dir="/tmp") as directory:
+        server = PostgresServer(Path(directory), primary.options)
+        primary.stop()
+        shutil.rmtree(server.data)
+        subprocess.run(["cp", "-a", primary.data, server.data], check=True)
+        (server.data / "standby.signal").touch()
+        (server.data / "postmaster.pid").unlink(missing_ok=True)
+        primary.start()
+        server.options = [
+            *primary.options,
+            f"primary_conninfo=host=127.0.0.1 port={primary.port} user=postgres",
+        ]
+        try:
+            server.start()
             yield server
         finally:
             server.stop()

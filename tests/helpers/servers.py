@@ -174,10 +174,20 @@ def pair() -> Iterator[tuple[RedisServer, RedisServer]]:
         yield primary, replica
 
 
+def catch_up(old: RedisServer, new: RedisServer) -> None:
+    """Wait until the replica has all that the primary has now."""
+
+    def offset(server: RedisServer, name: bytes) -> int:
+        told = server.command("INFO", "replication")
+        return int(told.split(name + b":")[1].split()[0])
+
+    written = offset(old, b"master_repl_offset")
+    until(lambda: offset(new, b"slave_repl_offset") >= written)
+
+
 def exchange(old: RedisServer, new: RedisServer) -> None:
     """Make the replica the primary, with all that it has, and the primary its replica."""
-    offset = old.command("INFO", "replication").split(b"master_repl_offset:")[1].split()[0]
-    until(lambda: b"slave_repl_offset:" + offset in new.command("INFO", "replication"))
+    catch_up(old, new)
     new.command("REPLICAOF", "NO", "ONE")
     old.command("REPLICAOF", "127.0.0.1", str(new.port))
 
