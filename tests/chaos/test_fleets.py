@@ -25,7 +25,7 @@ def test_fleet(kind: str, name: str, stages: Stages, pytestconfig: pytest.Config
     try:
         counts = FLEET_SCENARIOS[name].play(name, stages.get(kind))
     except NotPlayedError as reason:
-        if os.environ.get("CM_AUTH_REQUIRE_CHAOS") == "1":
+        if os.environ.get("CM_AUTH_REQUIRE_FLEETS") == "1":
             pytest.fail(f"NOT PLAYED: {reason}")
         pytest.skip(f"NOT PLAYED: {reason}")
     except BaseException:
