@@ -17,7 +17,7 @@ from .report import Figure, number
 from .world import redis_server
 
 NAME = "store"
-_SIZES = (1_000, 100_000)
+_SIZES = (1_000, 100_000, 1_000_000)
 _TTL = 3600  # seconds
 _MINE = 5  # sessions of the user who is looked for
 _BATCH = 10_000
