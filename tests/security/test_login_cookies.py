@@ -276,6 +276,16 @@ async def test_an_application_whose_own_url_is_too_long_says_so(make_world) -> N
         assert size(answer) < MOST_HEADERS
 
 
+async def test_the_login_cookies_of_another_application_are_none_of_ours(world: World) -> None:
+    """58: they are neither used nor cleared, however much they look like ours."""
+    theirs = {f"{other}_login_{n}": f"{n:022}" for n in range(12) for other in ("other12", "my")}
+    cookies = "; ".join(f"{name}={value[:21]}A" for name, value in theirs.items())
+    start = await started(world.browser(Cookie=cookies))
+    [line] = start.headers.get_list("set-cookie")
+    assert line.startswith(f"{NAME}_login_")
+    assert line.partition("=")[2].partition(";")[0] not in cookies
+
+
 async def test_cookies_of_an_earlier_release_are_cleared(world: World) -> None:
     """58: as far as they fit; none of them matches a state."""
     names = [f"{NAME}_login_{n:016x}" for n in range(5)] + [f"{NAME}_login_60", f"{NAME}_login_7"]
