@@ -257,6 +257,9 @@ class Login:
         """
         if login is not None:
             login = replace(login, target=safe_target(login.target, request.root_path))
+            is_overwritten = self.cookies.is_overwritten(request, login)
+            if is_overwritten and await self._sessions.load(request) is None:
+                return await self._start(request, login.target)
         return await self._stale(request, login)
 
     async def _stale(self, request: Request, login: PendingLogin | None) -> Response:

@@ -24,6 +24,7 @@ _MOST_OWN = 12  # that it gets one by one; the logins after them share a cookie
 # too, and servers refuse headers beyond 8 kB.
 _MOST_BYTES = 2_990
 _SESSION_BYTES = 149  # of a session's cookies, without their names
+_MANY = 4  # login cookies that show that a browser had many tabs at once
 _PAUSE = 10  # seconds without a login
 _STRIDE = 37  # about the golden ratio of 60, so that few multiples of it are close to each other
 _PROOF = re.compile("[A-Za-z0-9_-]{21}[AQgw]")  # 16 bytes in base64url
@@ -50,8 +51,8 @@ class LoginCookies:
     Tabs that a browser restores all at once do not know of each other's cookies, so each gets one
     of its own. Their names are `_MOST_LOGINS` numbers, given out one after the other, so that the
     Cookie header stays below 3 kB however many tabs there are. A tab whose cookie another tab
-    overwrote is led to its page all the same as soon as any tab is logged in. Tabs that come one by
-    one, and so show `_MOST_OWN` cookies, share the first of them.
+    overwrote is led to its page as soon as any tab is logged in, and begins anew before that. Tabs
+    that come one by one, and so show `_MOST_OWN` cookies, share the first of them.
 
     The server stores nothing for a visitor.
 
@@ -102,12 +103,23 @@ class LoginCookies:
 
     def began_here(self, request: Request, login: PendingLogin) -> bool:
         """Return True if this browser began the login, and it has not expired."""
-        # It may begin a minute from now: two servers' clocks differ a little.
-        if not -60 <= self._clock() - login.started_at <= LOGIN_LIFETIME:
+        if not self._is_in_time(login):
             return False
         name, proof = self._name(request, login.number), _text(login.proof).encode()
         values = [value.encode() for key, value in request.cookies if key == name]
         return any(hmac.compare_digest(value, proof) for value in values[:2])
+
+    def is_overwritten(self, request: Request, login: PendingLogin) -> bool:
+        """Return True if another one of many tabs seems to have overwritten the cookie of a login.
+
+        A browser with few login cookies has more likely followed a link that an attacker made.
+        """
+        proofs = self._proofs(request)
+        return self._is_in_time(login) and len(proofs) >= _MANY and login.number in proofs
+
+    def _is_in_time(self, login: PendingLogin) -> bool:
+        # It may begin a minute from now: two servers' clocks differ a little.
+        return -60 <= self._clock() - login.started_at <= LOGIN_LIFETIME
 
     def set(self, request: Request, proof: Proof) -> tuple[str, str]:
         """Set the cookie of a login that begins."""

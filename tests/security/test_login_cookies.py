@@ -98,6 +98,35 @@ async def test_any_number_of_tabs_on_both_schemes_leaves_small_cookies(make_worl
         assert max(map(len, lines)) < MOST_COOKIES
 
 
+@pytest.mark.slow
+async def test_a_tab_whose_cookie_was_overwritten_begins_anew_by_itself(world: World) -> None:
+    """58: more tabs than cookies, and the first one to log in is one that lost its own."""
+    paths = [KINDS["long"](n) for n in range(90)]
+    browser, starts = await restored(world, paths)
+    again = await browser.get(browser.callback_url(starts[3].headers["location"]))
+    assert again.headers["location"].startswith(f"{CM}/oauth/authorize?")
+    assert world.sim.requests == []
+    done = await browser.get(browser.callback_url(again.headers["location"]))
+    assert done.headers["location"] == paths[3]
+    for n in (4, 89, 0, 50):
+        done = await browser.get(browser.callback_url(starts[n].headers["location"]))
+        assert done.headers["location"] == paths[n]
+        assert size(done) < MOST_HEADERS
+
+
+async def test_another_browser_with_many_tabs_of_its_own_ends_no_login(world: World) -> None:
+    """2, 58: it begins one of its own at most, and is nobody until that ends."""
+    mine = world.browser()
+    url = mine.callback_url((await started(mine)).headers["location"])
+    other, _ = await restored(world, [f"/deep/{n}" for n in range(70)])
+    answer = await other.get(url)
+    assert answer.headers["location"].startswith(f"{CM}/oauth/authorize?")
+    assert other.named(NAME) == []
+    assert world.sim.requests == []
+    world.clock.tick(601)
+    assert (await other.get(url)).status_code == 400
+
+
 async def test_tabs_that_come_one_by_one_share_a_cookie_in_the_end(world: World) -> None:
     """58: and a login that is cancelled takes nothing from those that share it."""
     browser = world.browser()
