@@ -308,6 +308,7 @@ async def test_an_application_whose_own_url_is_too_long_says_so(make_world) -> N
 async def test_the_login_cookies_of_another_application_are_none_of_ours(world: World) -> None:
     """58: they are neither used nor cleared, however much they look like ours."""
     theirs = {f"{other}_login_{n}": f"{n:022}" for n in range(12) for other in ("other12", "my")}
+    theirs[f"{NAME}_login_59"] = "B" * 22  # one of ours
     cookies = "; ".join(f"{name}={value[:21]}A" for name, value in theirs.items())
     start = await started(world.browser(Cookie=cookies))
     [line] = start.headers.get_list("set-cookie")
