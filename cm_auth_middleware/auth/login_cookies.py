@@ -24,6 +24,7 @@ _MOST_OWN = 12  # that it gets one by one; the logins after them share a cookie
 # too, and servers refuse headers beyond 8 kB.
 _MOST_BYTES = 2_990
 _SESSION_BYTES = 149  # of a session's cookies, without their names
+_MOST_STRAYS = 12  # cookies that one response clears
 _MANY = 4  # login cookies that show that a browser had many tabs at once
 _PAUSE = 10  # seconds without a login
 _STRIDE = 37  # about the golden ratio of 60, so that few multiples of it are close to each other
@@ -141,7 +142,8 @@ class LoginCookies:
         proofs, prefix = self._proofs(request), self._prefix(request)
         ours = {f"{prefix}{number}" for number in proofs}
         names = {name for name, _ in request.cookies if name.startswith(prefix)}
-        return [self._session_cookie.header(request, name, "", 0) for name in sorted(names - ours)]
+        strays = sorted(names - ours)[:_MOST_STRAYS]
+        return [self._session_cookie.header(request, name, "", 0) for name in strays]
 
     def lease(self, request: Request, login: PendingLogin) -> str:
         """Return the key in the store under which a login is marked as used."""

@@ -20,7 +20,7 @@ MOST_STATE = 4_000  # characters; a longer one was not made here
 PROOF_BYTES = 16  # 128 bits, which nobody guesses (RFC 6749 §10.10)
 _NONCE_BYTES = 12
 _TAG_BYTES = 16
-_SHORT = 512  # bytes that are not compressed
+_SHORT = 256  # bytes that are not compressed
 _MOST_UNPACKED = 16_384  # bytes
 _PLAIN, _COMPRESSED = 1, 2  # how the two URLs are written
 # How the URLs are written, the time of the start, the number of the cookie, and the proof in it.
