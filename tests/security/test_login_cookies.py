@@ -57,9 +57,17 @@ def pending(browser: Browser) -> list[str]:
     return [cookie.name for cookie in browser.cookies.jar if "_login_" in cookie.name]
 
 
-@pytest.mark.parametrize("site", [APP, SECURE], ids=["http", "https"])
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("tabs", [12, pytest.param(40, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("tabs", "kind", "site"),
+    [
+        (12, "long", SECURE),
+        pytest.param(12, "long", APP, marks=pytest.mark.slow),
+        pytest.param(12, "short", APP, marks=pytest.mark.slow),
+        pytest.param(40, "short", SECURE, marks=pytest.mark.slow),
+        pytest.param(40, "long", APP, marks=pytest.mark.slow),
+        pytest.param(40, "long", SECURE, marks=pytest.mark.slow),
+    ],
+)
 async def test_tabs_that_are_restored_at_once_each_arrive(
     world: World, tabs: int, kind: str, site: str
 ) -> None:
@@ -114,6 +122,7 @@ async def test_a_tab_whose_cookie_was_overwritten_begins_anew_by_itself(world: W
         assert size(done) < MOST_HEADERS
 
 
+@pytest.mark.slow
 async def test_another_browser_with_many_tabs_of_its_own_ends_no_login(world: World) -> None:
     """2, 58: it begins one of its own at most, and is nobody until that ends."""
     mine = world.browser()
@@ -127,6 +136,7 @@ async def test_another_browser_with_many_tabs_of_its_own_ends_no_login(world: Wo
     assert (await other.get(url)).status_code == 400
 
 
+@pytest.mark.slow
 async def test_tabs_that_come_one_by_one_share_a_cookie_in_the_end(world: World) -> None:
     """58: and a login that is cancelled takes nothing from those that share it."""
     browser = world.browser()
@@ -141,6 +151,7 @@ async def test_tabs_that_come_one_by_one_share_a_cookie_in_the_end(world: World)
         assert done.headers["location"] == f"/deep/{n}"
 
 
+@pytest.mark.slow
 async def test_a_cookie_that_is_shared_lives_ten_minutes_from_the_last_start(world: World) -> None:
     """58: the tab that shares it has as much time as any other."""
     browser = world.browser()
@@ -172,6 +183,7 @@ async def test_a_state_tells_no_page_and_is_short_for_a_short_target(world: Worl
     assert len(seen) == 4
 
 
+@pytest.mark.slow
 async def test_a_state_with_any_letter_changed_is_refused(world: World) -> None:
     """1, 58: nor are there two ways to write the same one: it would count as another login."""
     browser = world.browser()
@@ -209,6 +221,7 @@ async def test_another_browser_needs_the_very_cookie(world: World) -> None:
     assert (await visit(world, good, url.removeprefix(APP)))[0] == 302
 
 
+@pytest.mark.slow
 async def test_a_tab_that_is_late_or_lost_its_cookie_still_finds_its_page(world: World) -> None:
     """58: by itself with a session; without one, by the link on the page that says so."""
     browser = world.browser()
@@ -225,6 +238,7 @@ async def test_a_tab_that_is_late_or_lost_its_cookie_still_finds_its_page(world:
     assert len(world.sim.token_calls()) == calls
 
 
+@pytest.mark.slow
 async def test_a_second_login_as_another_user_in_another_tab_counts(world: World) -> None:
     """10, 58: two tabs that began before either ended: the last one says who it is."""
     browser = world.browser()
@@ -252,6 +266,7 @@ async def test_the_state_of_another_application_leads_to_none_of_its_pages(make_
     assert answer.headers["location"] == "/two/"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("target", "back"),
     [
@@ -275,6 +290,7 @@ async def test_a_target_that_fits_into_no_header_is_shortened(
     assert done.headers["location"] == out.headers["location"] == back
 
 
+@pytest.mark.slow
 async def test_htmx_is_told_a_login_that_fits_into_a_header(world: World) -> None:
     """58: quoted twice, a URL becomes longer."""
     browser = world.browser()
@@ -289,6 +305,7 @@ async def test_htmx_is_told_a_login_that_fits_into_a_header(world: World) -> Non
         await browser.post("/auth/logout")
 
 
+@pytest.mark.slow
 async def test_an_application_whose_own_url_is_too_long_says_so(make_world) -> None:
     """58: a visitor may choose the path that it is mounted at ("/{tenant}")."""
     world = make_world()
@@ -305,6 +322,7 @@ async def test_an_application_whose_own_url_is_too_long_says_so(make_world) -> N
         assert size(answer) < MOST_HEADERS
 
 
+@pytest.mark.slow
 async def test_the_login_cookies_of_another_application_are_none_of_ours(world: World) -> None:
     """58: they are neither used nor cleared, however much they look like ours."""
     theirs = {f"{other}_login_{n}": f"{n:022}" for n in range(12) for other in ("other12", "my")}
@@ -316,6 +334,7 @@ async def test_the_login_cookies_of_another_application_are_none_of_ours(world: 
     assert line.partition("=")[2].partition(";")[0] not in cookies
 
 
+@pytest.mark.slow
 async def test_cookies_of_an_earlier_release_are_cleared(world: World) -> None:
     """58: as far as they fit; none of them matches a state."""
     names = [f"{NAME}_login_{n:016x}" for n in range(5)] + [f"{NAME}_login_60", f"{NAME}_login_7"]
