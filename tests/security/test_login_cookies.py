@@ -15,8 +15,9 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
 
+from cm_auth_middleware.auth.login_state import StateSealer
 from tests.helpers.browser import BOB, Browser
-from tests.helpers.world import APP, CM, World
+from tests.helpers.world import APP, CM, SECRET_KEY, World
 
 from .visits import NAME, query_of, started, visit
 
@@ -200,6 +201,27 @@ async def test_a_state_with_any_letter_changed_is_refused(world: World) -> None:
         assert answer.status_code == 400, other
     assert world.sim.requests == []
     assert (await browser.get(url)).headers["location"] == "/cameras"
+
+
+async def test_a_state_of_a_later_release_or_of_another_key_is_none(world: World) -> None:
+    """1, 58: it is refused like any text, and so is one that is cut in the middle of a byte."""
+    browser = world.browser()
+    await started(browser)
+    [cookie] = browser.cookies.jar
+    number, proof = (
+        int(cookie.name.rpartition("_")[2]),
+        base64.urlsafe_b64decode(f"{cookie.value}=="),
+    )
+    now = int(world.clock())
+    other = StateSealer(["another key " * 4]).seal(number, proof, f"{APP}/auth/callback", "/x", now)
+    later = StateSealer([SECRET_KEY])
+    plain = bytes([9]) + now.to_bytes(4) + bytes([number]) + proof + b"unknown"
+    sealed = bytes(12) + later._cipher(-1).encrypt(bytes(12), plain, None)
+    state = base64.urlsafe_b64encode(sealed).rstrip(b"=").decode()
+    for forged in (other.state, state, "A", "A" * 61, "A" * 5_000):
+        answer = await browser.get(f"/auth/callback?code=AbCdEf&state={forged}")
+        assert answer.status_code == 400
+    assert world.sim.requests == []
 
 
 async def test_another_browser_needs_the_very_cookie(world: World) -> None:
