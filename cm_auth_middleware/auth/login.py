@@ -324,8 +324,6 @@ class Login:
 
 def _lead(request: Request, status: int, target: str, *headers: tuple[str, str]) -> Response:
     """Redirect to a path of this application; one that is too long for a header loses its query."""
-    for shorter in shorter_targets(target, f"{request.mount}/"):
-        response = redirect(status, shorter, *headers)
-        if response.fits:
-            break
-    return response
+    root = f"{request.mount}/"
+    responses = (redirect(status, path, *headers) for path in shorter_targets(target, root))
+    return next((found for found in responses if found.fits), redirect(status, root, *headers))
