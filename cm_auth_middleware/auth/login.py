@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import secrets
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote, unquote, urlsplit
 
@@ -14,11 +15,12 @@ from ..runtime.bounded_cache import BoundedCache
 from ..sessions.cookie import Ticket
 from ..sessions.record import Record, Tokens, dumps
 from ..web.asking import Asker, is_early, who_asks
-from ..web.local_target import next_target, safe_target
+from ..web.local_target import next_target, safe_target, shorter_targets
 from ..web.origin import normal_origin
 from ..web.request import Request
 from ..web.response import Response, json_response, problem, redirect
-from .login_cookies import LoginCookies, PendingLogin
+from .login_cookies import LoginCookies
+from .login_state import PendingLogin
 
 if TYPE_CHECKING:
     from ..config import CMAuthConfig
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 
 _DOUBLE_CLICK = 60.0  # seconds in which the same callback may come again, to any process
 _MOST_CODE = 1024  # characters; CameraManager's have six
+_MOST_LOCATION = 3_680  # characters: with its cookie, it fits into a header (`web.response`)
 _MOST_QUERY = 8192  # characters of a callback's query that are looked at
 _FAILURES = {403: "login_cancelled", 502: "login_unavailable", 503: "login_not_kept"}
 
@@ -41,7 +44,7 @@ class _Callback(NamedTuple):
     """A callback whose state matches a pending login.
 
     Attributes:
-        clear: the header that clears the cookie of the pending login.
+        clear: the header that clears the cookie of the pending login, if it fails.
     """
 
     request: Request
@@ -89,8 +92,11 @@ class Login:
         self._sessions.cookie.check_scheme(request)
         asker = who_asks(request)
         if asker is Asker.PROGRAM:
-            login = self.url(request, self._origins.page_of(request))
-            headers = [("HX-Redirect", login)] if request.header("hx-request") else []
+            page = self._origins.page_of(request)
+            login = self.url(request, page)
+            headers = []
+            if request.header("hx-request"):
+                headers.append(("HX-Redirect", self._short_url(request, page)))
             return problem(401, "Login required", *headers, login_url=login, detail="Log in first.")
         if asker is Asker.FORM:
             login = self.url(request, self._pages.page_before(request))
@@ -101,7 +107,8 @@ class Login:
         if self.cookies.is_fresh_login(request):
             clear = self.cookies.clear_fresh_login(request)
             return await self._pages.show(request, 400, "login_lost", request.url, clear)
-        if self.cookies.has_pending(request, dict(request.parameters()).get("state", "")):
+        pending = self.cookies.open(dict(request.parameters()).get("state", ""))
+        if pending is not None and self.cookies.began_here(request, pending):
             # A proxy sent a callback to another path than ``callback``.
             log("callback_not_routed", path=repr(request.path[:100]))
             return await self._pages.show(request, 400, "login_lost", f"{request.mount}/")
@@ -120,6 +127,11 @@ class Login:
         url = f"{request.mount}{self._config.prefix}/login"
         return f"{url}?next={quote(target, safe='/')}" if target else url
 
+    def _short_url(self, request: Request, target: str | None) -> str:
+        """Return the same in a length that fits into a header."""
+        shorter = (self.url(request, path) for path in shorter_targets(target or "", ""))
+        return next(url for url in shorter if len(url) <= _MOST_LOCATION or "?" not in url)
+
     async def _start(self, request: Request, target: str | None) -> Response:
         """Send the browser to CameraManager; it comes back to `target`."""
         redirect_uri = self._redirect_uri(request)
@@ -129,11 +141,17 @@ class Login:
         safe = safe_target(target, request.root_path)
         if unquote(urlsplit(safe).path).removeprefix(request.root_path) in self._routes:
             safe = f"{request.mount}/"  # a login never ends at a login
-        login, value = self.cookies.start(redirect_uri, safe, f"{request.mount}/")
-        verifier = self.cookies.code_verifier(login)
-        location = self._oauth.authorization_url(redirect_uri, login.state, verifier)
-        name = self.cookies.name(request, login.state)
-        return redirect(302, location, *self.cookies.add(request, name, value))
+        proof = self.cookies.proof(request)
+        for shorter in shorter_targets(safe, f"{request.mount}/"):
+            login = self.cookies.start(proof, redirect_uri, shorter)
+            verifier = self.cookies.code_verifier(login)
+            location = self._oauth.authorization_url(redirect_uri, login.state, verifier)
+            if len(location) <= _MOST_LOCATION:
+                break
+        else:  # the application is mounted at a path that a visitor may choose
+            return problem(414, "The application's own URL is too long for a login")
+        response = redirect(302, location, self.cookies.set(request, proof))
+        return response.with_what_fits(*self.cookies.clear_strays(request))
 
     def _redirect_uri(self, request: Request) -> str | None:
         if self._config.redirect_uri:
@@ -153,12 +171,14 @@ class Login:
         if len(query) != len(pairs) or len(request.query) > _MOST_QUERY:
             login_again = self.url(request, None)
             return await self._pages.failure(request, 400, "login_invalid", login=login_again)
-        login = self.cookies.find(request, query.get("state", ""))
-        if login is None or login.state in self._used:
+        login = self.cookies.open(query.get("state", ""))
+        if login is None or not self.cookies.began_here(request, login):
+            return await self._not_begun_here(request, login)
+        if login.state in self._used:
             return await self._stale(request, login)
         self._used[login.state] = None
-        name = self.cookies.name(request, login.state)
-        callback = _Callback(request, login, self.cookies.clear(request, name))
+        name = self.cookies.lease(request, login)
+        callback = _Callback(request, login, self.cookies.release(request, login))
         if "error" in query:
             denied = query["error"] == "access_denied"
             log("login_cancelled", error="access_denied" if denied else "another")
@@ -206,7 +226,7 @@ class Login:
     async def _open_session(
         self, callback: _Callback, tokens: Tokens, user: dict[str, Any]
     ) -> Response:
-        request, login, clear = callback
+        request, login, _ = callback
         now = self._runtime.clock()
         previous = await self._sessions.load(request)
         ticket = Ticket.new()
@@ -224,21 +244,30 @@ class Login:
         log("login", session=session.log_id)
         await self._runtime.run_hook("on_login", self._config.on_login, session)
         await self._sessions.save(session)
-        return redirect(
-            302,
-            login.target,
-            self._sessions.cookie.set(request, ticket, session.logged_in_at),
-            self.cookies.set_fresh_login(request),
-            clear,
-        )
+        cookie = self._sessions.cookie.set(request, ticket, session.logged_in_at)
+        response = _lead(request, 302, login.target, cookie)
+        marks = self.cookies.set_fresh_login(request), self.cookies.clear(request, login)
+        return response.with_what_fits(*marks)
 
     # -- logins that fail ------------------------------------------------------------------
+
+    async def _not_begun_here(self, request: Request, login: PendingLogin | None) -> Response:
+        """Answer a callback that this browser cannot prove to be its own, or that is too late.
+
+        Its target may be that of an application with the same key.
+        """
+        if login is not None:
+            login = replace(login, target=safe_target(login.target, request.root_path))
+            is_overwritten = self.cookies.is_overwritten(request, login)
+            if is_overwritten and await self._sessions.load(request) is None:
+                return await self._start(request, login.target)
+        return await self._stale(request, login)
 
     async def _stale(self, request: Request, login: PendingLogin | None) -> Response:
         """Answer a callback that is too late, or comes again: a browser with a session goes on."""
         session = await self._sessions.load(request)
         if session is not None:
-            return redirect(302, login.target if login else f"{request.mount}/")
+            return _lead(request, 302, login.target if login else f"{request.mount}/")
         log("login_stale")
         login_again = self.url(request, login.target if login else None)
         return await self._pages.failure(request, 400, "login_stale", login=login_again)
@@ -263,7 +292,7 @@ class Login:
         if session is not None:
             await self.end(session)
         clear = self._sessions.cookie.clear(request)
-        return redirect(303, target, clear, self.cookies.clear_fresh_login(request))
+        return _lead(request, 303, target, clear, self.cookies.clear_fresh_login(request))
 
     async def signed_out(self, request: Request) -> Response:
         """Serve a page to send people to after a logout: ``logout?next=/auth/signed-out``."""
@@ -292,3 +321,10 @@ class Login:
         await self._refresher.end_grant(record.tokens)
         log("logout", session=session.log_id)
         await self._runtime.run_hook("on_logout", self._config.on_logout, session)
+
+
+def _lead(request: Request, status: int, target: str, *headers: tuple[str, str]) -> Response:
+    """Redirect to a path of this application; one that is too long for a header loses its query."""
+    root = f"{request.mount}/"
+    responses = (redirect(status, path, *headers) for path in shorter_targets(target, root))
+    return next((found for found in responses if found.fits), redirect(status, root, *headers))

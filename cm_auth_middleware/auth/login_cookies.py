@@ -1,62 +1,68 @@
-"""The cookies of logins: one for each pending attempt, and one that marks a fresh login."""
+"""The cookies of logins: small ones that prove a browser, and one that marks a fresh login."""
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import hmac
-import json
+import itertools
+import os
 import re
 import secrets
-import zlib
+from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Callable, Sequence
-from dataclasses import astuple, dataclass, replace
+from typing import NamedTuple
 
-from itsdangerous import BadSignature
-
-from ..sessions.cookie import SessionCookie, signer
+from ..sessions.cookie import SessionCookie
 from ..web.request import Request
 from ..web.response import Headers
+from .login_state import PROOF_BYTES, PendingLogin, StateSealer
 
 LOGIN_LIFETIME = 600  # seconds: a password manager and a second factor take minutes
-MAX_COOKIE = 4096  # bytes: the length of a cookie that every browser keeps (RFC 6265 §6.1)
-_MOST_VALUE = 3_400  # characters of its value: an answer's headers have to stay below 4 kB
-_SHORT = 512  # bytes that are not compressed
-_MOST_UNPACKED = 16_384  # bytes
-_MOST_LOGINS = 12  # pending logins that one browser may have
-_MOST_LOGIN_BYTES = 6_000  # of their cookies together: servers refuse headers beyond 8 kB
+_MOST_LOGINS = 60  # login cookies that one browser may have, when many tabs begin at once
+_MOST_OWN = 12  # that it gets one by one; the logins after them share a cookie
+# Bytes of our cookies in a Cookie header. Of a site that has both schemes, https gets those of http
+# too, and servers refuse headers beyond 8 kB.
+_MOST_BYTES = 2_990
+_SESSION_BYTES = 149  # of a session's cookies, without their names
+_MOST_STRAYS = 12  # cookies that one response clears
+_MANY = 4  # login cookies that show that a browser had many tabs at once
+_PAUSE = 10  # seconds without a login
+_STRIDE = 37  # about the golden ratio of 60, so that few multiples of it are close to each other
+_PROOF = re.compile("[A-Za-z0-9_-]{21}[AQgw]")  # 16 bytes in base64url
+_NUMBERS = {str(number): number for number in range(_MOST_LOGINS)}
 _FRESH = 60  # seconds after a login in which a missing session means that cookies are not kept
 FRESH_SUFFIX = "_in"  # of the name of the cookie that marks a fresh login
 _CLOCK_SKEW = 300  # seconds that two servers' clocks may differ
 
 
-@dataclass(frozen=True, slots=True, repr=False)
-class PendingLogin:
-    """One login attempt, as its cookie holds it. ``started_at`` is in epoch seconds.
+class Proof(NamedTuple):
+    """A login cookie: its number, which is a part of its name, and its value, a random text."""
 
-    Attributes:
-        key: the secret key that signed the cookie, as its place in the list; it is not in there.
-    """
-
-    state: str
-    redirect_uri: str
-    target: str
-    started_at: int
-    key: int = -1
+    number: int
+    value: str
 
 
 class LoginCookies:
-    """Signs, sets, finds and clears the cookies of logins.
+    """Sets, finds and clears the cookies of logins.
 
-    Each attempt has a cookie of its own, so that tabs which log in at once do not overwrite each
-    other. The server stores nothing for a visitor: the PKCE verifier is derived from the state.
+    A login's state says everything about it (`login_state`). A cookie of 22 random characters
+    proves that the browser which comes back with a state is the one that began; otherwise an
+    attacker could log somebody else in to an account of theirs (RFC 6749 §10.12).
+
+    Tabs that a browser restores all at once do not know of each other's cookies, so each gets one
+    of its own. Their names are `_MOST_LOGINS` numbers, given out one after the other, so that the
+    Cookie header stays below 3 kB however many tabs there are. A tab whose cookie another tab
+    overwrote is led to its page as soon as any tab is logged in, and begins anew before that. Tabs
+    that come one by one, and so show `_MOST_OWN` cookies, share the first of them.
+
+    The server stores nothing for a visitor.
 
     A login sets a mark for a minute. A browser that sends it without a session does not keep the
     session cookie, and would be sent to log in again for ever.
 
     Args:
         session_cookie: the site's, whose name and attributes these cookies share.
-        secret_keys: from oldest to newest: the newest signs, all verify.
+        secret_keys: from oldest to newest: the newest encrypts states, all decrypt them.
         clock: epoch seconds.
     """
 
@@ -68,104 +74,100 @@ class LoginCookies:
     ) -> None:
         self._session_cookie = session_cookie
         self._clock = clock
-        self._signers = [signer([key], "login") for key in secret_keys]
-        self._pkce_keys = [
-            hashlib.sha256(b"cm_auth.pkce:" + key.encode()).digest() for key in secret_keys
-        ]
+        self._states = StateSealer(secret_keys)
+        self.open, self.code_verifier = self._states.open, self._states.code_verifier
+        self._numbers, self._last_start = itertools.count(), 0.0
 
     # -- pending logins --------------------------------------------------------------------
 
-    def name(self, request: Request, state: str) -> str:
-        """Return the cookie's name, a hash of the state, by which the callback finds it."""
-        return self._prefix(request) + hashlib.sha256(state.encode()).hexdigest()[:16]
+    def proof(self, request: Request) -> Proof:
+        """Return the login cookie that a new login of this browser has."""
+        proofs = self._proofs(request)
+        if len(proofs) >= min(_MOST_OWN, self._most(request)):
+            return next(itertools.starmap(Proof, proofs.items()))
+        # A process gives out one number after the other. Workers, with process ids in a row, begin
+        # far apart from each other, and do so again after a pause: tabs that are restored at once
+        # are spread over all of them.
+        now = self._clock()
+        if now - self._last_start > _PAUSE:
+            self._numbers = itertools.count()
+        self._last_start = now
+        first, most = os.getpid() * _STRIDE + next(self._numbers), self._most(request)
+        numbers = (number % most for number in range(first, first + most))
+        free = next(number for number in numbers if number not in proofs)
+        return Proof(free, _text(secrets.token_bytes(PROOF_BYTES)))
 
-    def start(self, redirect_uri: str, target: str, root: str) -> tuple[PendingLogin, str]:
-        """Begin a login; return it and the cookie's value.
+    def start(self, proof: Proof, redirect_uri: str, target: str) -> PendingLogin:
+        """Begin a login in the browser that has this cookie, or gets it now."""
+        raw = urlsafe_b64decode(f"{proof.value}==")
+        return self._states.seal(proof.number, raw, redirect_uri, target, int(self._clock()))
 
-        A target that is too long for a cookie loses its fragment, then its query; if it still is,
-        the login leads to the `root` of the app.
+    def began_here(self, request: Request, login: PendingLogin) -> bool:
+        """Return True if this browser began the login, and it has not expired."""
+        if not self._is_in_time(login):
+            return False
+        name, proof = self._name(request, login.number), _text(login.proof).encode()
+        values = [value.encode() for key, value in request.cookies if key == name]
+        return any(hmac.compare_digest(value, proof) for value in values[:2])
+
+    def is_overwritten(self, request: Request, login: PendingLogin) -> bool:
+        """Return True if another one of many tabs seems to have overwritten the cookie of a login.
+
+        A browser with few login cookies has more likely followed a link that an attacker made.
         """
-        now = int(self._clock())
-        login = PendingLogin(secrets.token_urlsafe(32), redirect_uri, target, now)
-        value = self._dump(login)
-        for shorter in (target.partition("#")[0], re.split("[?#]", target)[0], root):
-            if len(value) <= _MOST_VALUE:
-                break
-            login = replace(login, target=shorter)
-            value = self._dump(login)
-        return login, value
+        proofs = self._proofs(request)
+        return self._is_in_time(login) and len(proofs) >= _MANY and login.number in proofs
 
-    def load(self, value: str) -> PendingLogin | None:
-        """Return the pending login of a cookie, whatever its age; None if it does not verify."""
-        if len(value) > MAX_COOKIE or not value.isascii():
-            return None
-        for key in range(-1, -1 - len(self._signers), -1):
-            try:
-                payload = self._signers[key].unsign(value)
-                fields = json.loads(_unpack(base64.urlsafe_b64decode(payload + b"==")))
-                return replace(PendingLogin(*fields), key=key)
-            except BadSignature:
-                continue
-            except (ValueError, TypeError, zlib.error):  # of another version
-                return None
-        return None
-
-    def find(self, request: Request, state: str) -> PendingLogin | None:
-        """Return this browser's pending login with this state, if it has not expired."""
-        name = self.name(request, state)
-        values = [value for key, value in request.cookies if key == name]
-        return next(filter(None, (self.match(value, state) for value in values[:2])), None)
-
-    def match(self, value: str, state: str) -> PendingLogin | None:
-        """Return the pending login if the cookie belongs to this state and has not expired."""
-        login = self.load(value)
-        if login is None or not hmac.compare_digest(login.state.encode(), state.encode()):
-            return None
+    def _is_in_time(self, login: PendingLogin) -> bool:
         # It may begin a minute from now: two servers' clocks differ a little.
-        return login if -60 <= self._clock() - login.started_at <= LOGIN_LIFETIME else None
+        return -60 <= self._clock() - login.started_at <= LOGIN_LIFETIME
 
-    def code_verifier(self, login: PendingLogin) -> str:
-        """Return the PKCE code verifier of a login (RFC 7636 §4.1), which is never stored.
+    def set(self, request: Request, proof: Proof) -> tuple[str, str]:
+        """Set the cookie of a login that begins."""
+        name = self._name(request, proof.number)
+        return self._session_cookie.header(request, name, proof.value, LOGIN_LIFETIME)
 
-        It comes from the key that signed the cookie: the process that the login ends at may have
-        another list of keys, with that key in another place.
-        """
-        digest = hmac.digest(self._pkce_keys[login.key], login.state.encode(), "sha256")
-        return base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
+    def clear(self, request: Request, login: PendingLogin) -> tuple[str, str]:
+        """Clear the cookie of a login that worked."""
+        return self._session_cookie.header(request, self._name(request, login.number), "", 0)
 
-    def _dump(self, login: PendingLogin) -> str:
-        fields = json.dumps(astuple(login)[:-1], separators=(",", ":")).encode()
-        return self._signers[-1].sign(base64.urlsafe_b64encode(_pack(fields)).rstrip(b"=")).decode()
+    def release(self, request: Request, login: PendingLogin) -> tuple[str, str]:
+        """Clear the cookie of a login that failed, unless others may share it."""
+        if len(self._proofs(request)) < _MOST_OWN:
+            return self.clear(request, login)
+        return self.set(request, Proof(login.number, _text(login.proof)))
 
-    def add(self, request: Request, name: str, value: str) -> Headers:
-        """Set a pending login.
+    def clear_strays(self, request: Request) -> Headers:
+        """Clear the cookies with our names that are none of ours, or of an earlier release."""
+        proofs, prefix = self._proofs(request), self._prefix(request)
+        ours = {f"{prefix}{number}" for number in proofs}
+        names = {name for name, _ in request.cookies if name.startswith(prefix)}
+        strays = sorted(names - ours)[:_MOST_STRAYS]
+        return [self._session_cookie.header(request, name, "", 0) for name in strays]
 
-        Clear the oldest ones, and any that do not verify, so that they do not pile up.
-        """
-        prefix = self._prefix(request)
-        found = {n: v for n, v in request.cookies if n.startswith(prefix)}
-        loaded = {n: self.load(v) for n, v in found.items()}
-        youngest_first = sorted(
-            found, key=lambda n: login.started_at if (login := loaded[n]) else 0, reverse=True
-        )
-        total, cleared = len(value), []
-        for count, old in enumerate(youngest_first, start=2):
-            total += len(found[old])
-            if count > _MOST_LOGINS or total > _MOST_LOGIN_BYTES or loaded[old] is None:
-                cleared.append(old)
-        return [
-            self._session_cookie.header(request, name, value, LOGIN_LIFETIME),
-            *(self.clear(request, old) for old in cleared[:_MOST_LOGINS]),
-        ]
+    def lease(self, request: Request, login: PendingLogin) -> str:
+        """Return the key in the store under which a login is marked as used."""
+        return self._prefix(request) + hashlib.sha256(login.state.encode()).hexdigest()[:16]
 
-    def clear(self, request: Request, name: str) -> tuple[str, str]:
-        """Clear a pending login: each works once."""
-        return self._session_cookie.header(request, name, "", 0)
+    def _proofs(self, request: Request) -> dict[int, str]:
+        """Return the login cookies of a request: the numbers in their names, and their values."""
+        prefix, most = self._prefix(request), self._most(request)
+        proofs: dict[int, str] = {}
+        if prefix in request.cookie_line:
+            for name, value in request.cookies:
+                number = _NUMBERS.get(name[len(prefix) :], most)
+                if name.startswith(prefix) and number < most and _PROOF.fullmatch(value):
+                    proofs.setdefault(number, value)
+        return proofs
 
-    def has_pending(self, request: Request, state: str) -> bool:
-        """Return True if this browser has a pending login with this state."""
-        name = self.name(request, state)
-        return any(key == name for key, _ in request.cookies)
+    def _most(self, request: Request) -> int:
+        """Return the number of login cookies that one browser may have."""
+        name = self._session_cookie.name(request)
+        size = len(f"{self._name(request, 10)}={_text(bytes(PROOF_BYTES))}; ")
+        return min(_MOST_LOGINS, (_MOST_BYTES - _SESSION_BYTES - 2 * len(name)) // size)
+
+    def _name(self, request: Request, number: int) -> str:
+        return f"{self._prefix(request)}{number}"
 
     def _prefix(self, request: Request) -> str:
         return f"{self._session_cookie.name(request)}_login_"
@@ -192,14 +194,5 @@ class LoginCookies:
         return self._session_cookie.name(request) + FRESH_SUFFIX
 
 
-def _pack(fields: bytes) -> bytes:
-    """Compress a long target: a deep link may be longer than a cookie."""
-    packed = fields if len(fields) <= _SHORT else zlib.compress(fields, 9)
-    return packed if len(packed) < len(fields) else fields
-
-
-def _unpack(packed: bytes) -> bytes:
-    """Reverse `_pack`: zlib's data begins with an x, JSON with a bracket."""
-    if packed[:1] != b"x":
-        return packed
-    return zlib.decompressobj().decompress(packed, _MOST_UNPACKED)
+def _text(proof: bytes) -> str:
+    return urlsafe_b64encode(proof).rstrip(b"=").decode()

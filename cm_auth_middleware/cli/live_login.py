@@ -26,6 +26,7 @@ from cm_auth_middleware.config import LOOPBACK
 
 _PATIENCE = 600.0  # seconds for a login; a person may need a second factor
 _DOUBT = 5.0  # seconds in which a callback with the state may follow one without
+_STATE_BYTES = 150  # 200 characters, about as many as in an application's login
 _ATTEMPTS = 3  # at pasting the address
 _MOST_ADDRESS = 8192  # characters
 
@@ -118,7 +119,7 @@ class Logins:
         Raises:
             Cancelled: the person did not.
         """
-        state, verifier = secrets.token_urlsafe(32), secrets.token_urlsafe(32)
+        state, verifier = secrets.token_urlsafe(_STATE_BYTES), secrets.token_urlsafe(32)
         self._secrets.add(verifier)
         url = self.url(state, verifier)
         self.source.expect(state)  # before a fast browser comes back

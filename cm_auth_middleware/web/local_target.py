@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 MAX_TARGET = 4096  # characters of a target; a longer one is not followed
@@ -39,6 +40,14 @@ def safe_target(target: str | None, root_path: str = "") -> str:
     if parts.scheme or parts.netloc or not f"{unquote(parts.path)}/".startswith(unquote(root)):
         return root
     return target
+
+
+def shorter_targets(target: str, root: str) -> Iterator[str]:
+    """Yield a target, then without its fragment, then without its query, and at last the root.
+
+    These are for the places that a long URL does not fit into.
+    """
+    yield from (target, target.partition("#")[0], re.split("[?#]", target)[0], root)
 
 
 def next_target(query: str) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 Headers = list[tuple[str, str]]
@@ -15,6 +15,13 @@ CHALLENGE = ("WWW-Authenticate", 'Cookie realm="CameraManager"')
 """The header that each 401 has to have (RFC 9110 §15.5.2). Browsers do nothing about its scheme."""
 
 
+MOST_HEADERS = 3_920
+"""Bytes that the headers of a response may have: nginx refuses more than 4096 (proxy_buffer_size).
+
+The rest is for what the server adds.
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class Response:
     """A response that takes the place of the application's."""
@@ -22,6 +29,23 @@ class Response:
     status: int
     headers: Headers
     body: bytes = b""
+
+    @property
+    def fits(self) -> bool:
+        """True if every proxy takes headers of this size."""
+        return _size(self.headers) <= MOST_HEADERS
+
+    def with_what_fits(self, *headers: tuple[str, str]) -> Response:
+        """Return the response with those of these headers, from the first on, that it can bear."""
+        fitting = list(self.headers)
+        for header in headers:
+            if _size([*fitting, header]) <= MOST_HEADERS:
+                fitting.append(header)
+        return replace(self, headers=fitting)
+
+
+def _size(headers: Headers) -> int:
+    return sum(len(name) + len(value) + len(": \r\n") for name, value in headers)
 
 
 def redirect(status: int, location: str, *headers: tuple[str, str]) -> Response:

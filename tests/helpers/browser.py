@@ -179,6 +179,10 @@ class Visitor:
         request = self._client.build_request("GET", self.origin + "/")
         return request.headers.get("Cookie", "")
 
+    def take_cookies(self, response: httpx2.Response) -> None:
+        """Keep the cookies of a response that another of its connections got meanwhile."""
+        self._client.cookies.extract_cookies(response)
+
     def close(self) -> None:
         """Close the browser."""
         self._client.close()

@@ -63,9 +63,9 @@ class Multiplexed:
         self._ended: set[int] = set()
         self._flush()
 
-    def ask(self, path: str, cookie: str = "") -> int:
+    def ask(self, path: str, cookie: str = "", accept: str = "application/json") -> int:
         """Send a GET; see `answer` for what comes of it."""
-        return self._open([(":method", "GET"), *self._common(path, cookie)], end=True)
+        return self._open([(":method", "GET"), *self._common(path, cookie, accept)], end=True)
 
     def answer(self, stream: int) -> Response:
         """Wait for the whole response of a request."""
@@ -121,9 +121,11 @@ class Multiplexed:
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
-    def _common(self, path: str, cookie: str) -> list[tuple[str, str]]:
+    def _common(
+        self, path: str, cookie: str, accept: str = "application/json"
+    ) -> list[tuple[str, str]]:
         headers = [(":scheme", self._scheme), (":authority", self._authority), (":path", path)]
-        headers += [("accept", "application/json")]
+        headers += [("accept", accept)]
         return [*headers, ("cookie", cookie)] if cookie else headers
 
     def _open(self, headers: list[tuple[str, str]], *, end: bool) -> int:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import socket
 import ssl
+import string
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
@@ -172,6 +175,45 @@ def test_behind_nginx_under_a_path(
         tls = ssl.create_default_context(cafile=str(authority / "ca.pem"))
         walk(site, simulator, websockets=server == "uvicorn", transport=NamedHost(HOST, tls),
              tls=tls)  # fmt: skip
+
+
+@pytest.mark.parametrize("length", [10, 2_700])
+@pytest.mark.parametrize("server", SERVERS)
+def test_forty_tabs_that_are_restored_at_once_each_arrive(
+    server: str, length: int, simulator: Simulated, authority: Path, tmp_path: Path
+) -> None:
+    """58: nginx as it comes refuses headers of responses beyond 4 kB, and of requests beyond 8."""
+    needs(programs=["nginx"])
+    needs_server(server)
+    command, module = SERVERS[server]
+    tls = ssl.create_default_context(cafile=str(authority / "ca.pem"))
+    letters = string.ascii_letters + string.digits
+    queries = [
+        f"tab={n}&q={''.join(random.Random(n).choices(letters, k=length))}" for n in range(40)
+    ]
+    with (
+        serve(server, command, tmp_path / "log", variables(simulator), app=f"{APPS}{module}:app")
+        as direct,
+        nginx(direct, authority, "", False) as site,
+        Visitor(site.origin, NamedHost(HOST, tls)) as visitor,
+    ):  # fmt: skip
+
+        def open_tab(query: str) -> httpx2.Response:
+            with Visitor(site.origin, NamedHost(HOST, tls)) as tab:  # without a cookie yet
+                return tab.navigate(f"/?{query}")
+
+        with ThreadPoolExecutor(20) as pool:
+            tabs = list(pool.map(open_tab, queries))
+        for tab in tabs:
+            assert tab.status_code == 302, tab.text
+            visitor.take_cookies(tab)
+        assert len(visitor.cookie_header) < 6_000
+        for tab, query in reversed(list(zip(tabs, queries, strict=True))):
+            page = visitor.log_in(tab.headers["location"])
+            assert page.status_code == 200, page.text
+            assert page.json()["query"] == query
+        assert simulator.count("POST", "/oauth/token", "authorization_code") == 40
+        assert visitor.navigate("/").status_code == 200
 
 
 FORGED = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import ssl
 import subprocess
 import sys
@@ -178,6 +179,33 @@ def test_two_users_on_one_http2_connection_are_two_users(
             if kind == "asgi":
                 outside = connection.answer(connection.ask("/outside"))
                 assert outside.json() == ["numbers", "started"]
+
+
+@pytest.mark.parametrize("cell", ["hypercorn tls", "hypercorn-trio h2c", "granian-wsgi tls"])
+def test_forty_tabs_on_one_http2_connection_each_arrive(
+    cell: str, simulator: Simulated, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """58: a browser sends the requests of all its tabs before the first answer has come."""
+    paths = [f"/who?tab={n}&q={secrets.token_urlsafe(2_000)}" for n in range(40)]
+    with (
+        served(cell, simulator, tmp_path, request) as (site, tls),
+        Visitor(site.origin, httpx2.HTTPTransport(verify=tls or True)) as visitor,
+    ):
+        with Multiplexed(site.origin, tls) as connection:
+            streams = [connection.ask(path, accept="text/html") for path in paths]
+            answers = [connection.answer(stream) for stream in streams]
+        for answer in answers:
+            assert answer.status == 302, answer
+            assert sum(len(name) + len(value) + 4 for name, value in answer.headers) < 4_096
+            asked = httpx2.Request("GET", site.origin)
+            headers = [pair for pair in answer.headers if not pair[0].startswith(":")]
+            visitor.take_cookies(httpx2.Response(302, headers=headers, request=asked))
+        assert len(visitor.cookie_header) < 6_000
+        for answer, path in zip(reversed(answers), reversed(paths), strict=True):
+            page = visitor.log_in(dict(answer.headers)["location"])
+            assert page.status_code == 200, page.text
+            assert str(page.url) == f"{site.origin}{path}"
+        assert simulator.count("POST", "/oauth/token", "authorization_code") == 40
 
 
 @pytest.mark.parametrize("cell", WEBSOCKETS)

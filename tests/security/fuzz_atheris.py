@@ -13,17 +13,15 @@ from collections.abc import Callable
 import atheris
 
 with atheris.instrument_imports(include=["cm_auth_middleware"]):
-    from cm_auth_middleware.auth.login_cookies import LoginCookies
-    from cm_auth_middleware.sessions.cookie import SessionCookie, TicketSigner
+    from cm_auth_middleware.sessions.cookie import TicketSigner
     from tests.helpers.world import SECRET_KEY
 
-    from .fuzzing import Sides, check_cookie, check_exempt, check_handle, check_target
+    from .fuzzing import Sides, check_cookie, check_exempt, check_handle, check_state, check_target
 
 _MOUNTS = ["", "/sub", "/a/b"]
 _METHODS = ["GET", "HEAD", "POST", "OPTIONS"]
 _HEADERS = ["host", "origin", "accept", "sec-fetch-site", "sec-fetch-mode", "hx-request", "cookie"]
 _session = TicketSigner([SECRET_KEY])
-_login = LoginCookies(SessionCookie([SECRET_KEY], 3600, lambda: 1.8e9), [SECRET_KEY], lambda: 1.8e9)
 
 
 def paths(data: bytes) -> None:
@@ -38,14 +36,12 @@ def paths(data: bytes) -> None:
 
 
 def cookies(data: bytes) -> None:
-    """Session cookies, login cookies and handles: none is ours, and none is an error."""
+    """Session cookies, states and handles: none is ours, and none is an error."""
     given = atheris.FuzzedDataProvider(data)
     value = given.ConsumeString(200)
-    state = given.ConsumeUnicodeNoSurrogates(50)
     assert _session.load(value) is None
     assert _session.load(f"{value[:86]:A<86}.{value[86:129]:A<43}") is None
-    assert _login.load(value) is None
-    assert _login.match(value, state) is None
+    check_state(given.ConsumeUnicode(50))
     check_handle(value)
 
 

@@ -15,6 +15,7 @@ import httpx2
 
 from cm_auth_middleware import AuthEngine
 from cm_auth_middleware.auth.exempt import ExemptPaths
+from cm_auth_middleware.auth.login_state import StateSealer
 from cm_auth_middleware.errors import CMAuthError
 from cm_auth_middleware.runtime.run_sync import run_sync
 from cm_auth_middleware.sessions.encryption import Sealer
@@ -27,6 +28,7 @@ from .visits import call_asgi, call_wsgi, send_asgi, send_wsgi, session_of
 EXEMPT = ("/health", "/public/*")
 _exempt = ExemptPaths(EXEMPT)
 _sealer = Sealer([SECRET_KEY], "userId")
+_states = StateSealer([SECRET_KEY])
 
 
 def check_target(target: str, mount: str, judge: Callable[[str, str], str] = safe_target) -> None:
@@ -58,6 +60,18 @@ def check_handle(handle: str) -> None:
     """No text is a handle but those that we made."""
     assert _sealer.open_handle(handle) is None
     assert _sealer.open_handle("cmauth1." + handle) is None
+
+
+def check_state(text: str) -> None:
+    """No text is a state but those that we made, and each of them has one form."""
+    assert _states.open(text) is None
+    ours = _states.seal(7, bytes(16), f"{APP}/auth/callback", "/cameras", 1_800_000_000).state
+    login = _states.open(ours)
+    assert login is not None
+    assert login.target == "/cameras"
+    for at in (0, len(text) % len(ours), max(0, len(ours) - len(text))):
+        altered = ours[:at] + text + ours[at + len(text) :]
+        assert altered == ours or _states.open(altered) is None
 
 
 class Sides:

@@ -75,7 +75,7 @@ async def test_the_same_callback_again_makes_no_token_call(world: World) -> None
     await browser.get(url)
     again = await browser.get(url)
     assert again.status_code == 302
-    assert again.headers["location"] == "/"
+    assert again.headers["location"] == "/cameras"
     both = world.browser(Cookie=f"{cookies}; {NAME}={session_of(browser)}")
     assert (await both.get(url)).headers["location"] == "/cameras"
     assert "Start again" in (await world.browser(Cookie=cookies).get(url)).text

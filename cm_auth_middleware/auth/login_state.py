@@ -1,0 +1,143 @@
+"""The state of a login (RFC 6749 §4.1.1): what the login is for, encrypted, in the server's URL."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+import secrets
+import struct
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+MOST_STATE = 4_000  # characters; a longer one was not made here
+PROOF_BYTES = 16  # 128 bits, which nobody guesses (RFC 6749 §10.10)
+_NONCE_BYTES = 12
+_TAG_BYTES = 16
+_SHORT = 256  # bytes that are not compressed
+_MOST_UNPACKED = 16_384  # bytes
+_PLAIN, _COMPRESSED = 1, 2  # how the two URLs are written
+# How the URLs are written, the time of the start, the number of the cookie, and the proof in it.
+_FIXED = struct.Struct(f">BIB{PROOF_BYTES}s")
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class PendingLogin:
+    """One login attempt, as its state tells it.
+
+    Attributes:
+        state: the text that the server sends back.
+        number: of the login cookie that this browser has.
+        proof: the content of that cookie: a browser without it did not begin this login.
+        redirect_uri: byte for byte the one of the authorization URL.
+        target: the path of this application where the login leads to.
+        started_at: epoch seconds.
+        key: the secret key that encrypted the state, as its place in the list; not in the state.
+    """
+
+    state: str
+    number: int
+    proof: bytes
+    redirect_uri: str
+    target: str
+    started_at: int
+    key: int = -1
+
+
+class StateSealer:
+    """Writes states and reads them.
+
+    A state is encrypted by AES-256-GCM, so that neither the server nor its log nor a Referer header
+    tells which page somebody asked for, and nobody else can write one. The target travels in it,
+    and not in a cookie, because all tabs send all cookies: few long URLs would fill what servers
+    accept.
+
+    Args:
+        secret_keys: from oldest to newest: the newest encrypts, all decrypt.
+    """
+
+    def __init__(self, secret_keys: Sequence[str]) -> None:
+        self._keys = [_derive(key, b"cm_auth.state") for key in secret_keys]
+        self._pkce_keys = [
+            hashlib.sha256(b"cm_auth.pkce:" + key.encode()).digest() for key in secret_keys
+        ]
+        self._ciphers: dict[int, AESGCM] = {}
+
+    def seal(
+        self, number: int, proof: bytes, redirect_uri: str, target: str, started_at: int
+    ) -> PendingLogin:
+        """Begin a login."""
+        kind, urls = _PLAIN, f"{redirect_uri}\n{target}".encode()
+        if len(urls) > _SHORT and len(packed := zlib.compress(urls, 9)) < len(urls):
+            kind, urls = _COMPRESSED, packed
+        plain = _FIXED.pack(kind, started_at, number, proof) + urls
+        nonce = secrets.token_bytes(_NONCE_BYTES)
+        state = _encode(nonce + self._cipher(-1).encrypt(nonce, plain, None))
+        return PendingLogin(state, number, proof, redirect_uri, target, started_at)
+
+    def open(self, state: str) -> PendingLogin | None:
+        """Return the login of a state, whatever its age and browser; None if it is not ours."""
+        raw = _decode(state)
+        if raw is None or len(raw) < _NONCE_BYTES + _FIXED.size + _TAG_BYTES:
+            return None
+        from cryptography.exceptions import InvalidTag
+
+        for key in range(-1, -1 - len(self._keys), -1):
+            try:
+                plain = self._cipher(key).decrypt(raw[:_NONCE_BYTES], raw[_NONCE_BYTES:], None)
+            except InvalidTag:
+                continue
+            kind, started_at, number, proof = _FIXED.unpack_from(plain)
+            urls = plain[_FIXED.size :]
+            if kind == _COMPRESSED:
+                urls = zlib.decompressobj().decompress(urls, _MOST_UNPACKED)
+            elif kind != _PLAIN:
+                return None  # of a later release
+            redirect_uri, _, target = urls.decode().partition("\n")
+            return PendingLogin(state, number, proof, redirect_uri, target, started_at, key)
+        return None
+
+    def code_verifier(self, login: PendingLogin) -> str:
+        """Return the PKCE code verifier of a login (RFC 7636 §4.1), which is never stored.
+
+        It comes from the key that encrypted the state: the process that the login ends at may have
+        another list of keys, with that key in another place.
+        """
+        return _encode(hmac.digest(self._pkce_keys[login.key], login.state.encode(), "sha256"))
+
+    def _cipher(self, key: int) -> AESGCM:
+        cipher = self._ciphers.get(key)
+        if cipher is None:
+            from cryptography.hazmat.primitives.ciphers.aead import AESGCM  # 20 ms: when needed
+
+            cipher = self._ciphers[key] = AESGCM(self._keys[key])
+        return cipher
+
+
+def _derive(secret_key: str, purpose: bytes) -> bytes:
+    return hmac.digest(secret_key.encode(), purpose, "sha256")
+
+
+def _encode(raw: bytes) -> str:
+    return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
+
+
+def _decode(text: str) -> bytes | None:
+    """Return the bytes of a text in base64url; None if `_encode` did not write it.
+
+    Decoders ignore the last bits of some texts, and each login must have one state only: the same
+    state is not used twice.
+    """
+    if len(text) > MOST_STATE or not text.isascii():
+        return None
+    try:
+        raw = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+    except binascii.Error:
+        return None
+    return raw if _encode(raw) == text else None
