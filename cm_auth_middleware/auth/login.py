@@ -34,6 +34,16 @@ _MOST_CODE = 1024  # characters; CameraManager's have six
 _MOST_QUERY = 8192  # characters of a callback's query that are looked at
 _FAILURES = {403: "login_cancelled", 502: "login_unavailable", 503: "login_not_kept"}
 
+# What a server may answer in place of a code (RFC 6749 §4.1.2.1; the last three: OpenID Connect
+# Core §3.1.2.6). Any other text may be anything, and is not logged.
+_FAULTS = frozenset(
+    {"invalid_request", "invalid_scope", "server_error", "temporarily_unavailable",
+     "unauthorized_client", "unsupported_response_type"}
+)  # fmt: skip
+_DECLINED = frozenset(
+    {"access_denied", "consent_required", "interaction_required", "login_required"}
+)
+
 _HOST = re.compile(rf"(?P<name>{HOST})(:(?P<port>[0-9]{{1,5}}))?")
 
 
@@ -160,9 +170,7 @@ class Login:
         name = self.cookies.name(request, login.state)
         callback = _Callback(request, login, self.cookies.clear(request, name))
         if "error" in query:
-            denied = query["error"] == "access_denied"
-            log("login_cancelled", error="access_denied" if denied else "another")
-            return await self._failed(callback, 403)
+            return await self._refused(callback, query["error"])
         code = query.get("code", "")
         if not 0 < len(code) <= _MOST_CODE or not code.isascii() or not code.isprintable():
             return await self._failed(callback, 400)
@@ -241,6 +249,16 @@ class Login:
         log("login_stale")
         login_again = self.url(request, login.target if login else None)
         return await self._pages.failure(request, 400, "login_stale", login=login_again)
+
+    async def _refused(self, callback: _Callback, error: str) -> Response:
+        """Answer a callback that brings an error instead of a code."""
+        if error not in _FAULTS:  # the person declined, or could have gone on and did not
+            log("login_cancelled", error=error if error in _DECLINED else "another")
+            return await self._failed(callback, 403)
+        if error == "unauthorized_client":
+            log("api_key_refused", error=error)
+        log("login_failed", reason=f"CameraManager answered {error}")
+        return await self._failed(callback, 502)
 
     async def _failed(self, callback: _Callback, status: int) -> Response:
         request, login, clear = callback

@@ -354,6 +354,34 @@ async def test_a_refused_login_is_a_page_of_ours(world: World, headers: dict[str
 
 
 @pytest.mark.parametrize(
+    ("error", "status", "title", "logged"),
+    [
+        ("access_denied", 403, "cancelled", "login_cancelled error=access_denied"),
+        ("login_required", 403, "cancelled", "login_cancelled error=login_required"),
+        ("consent_required", 403, "cancelled", "login_cancelled error=consent_required"),
+        ("s3cret", 403, "cancelled", "login_cancelled error=another"),
+        ("temporarily_unavailable", 502, "did not work", "answered temporarily_unavailable"),
+        ("server_error", 502, "did not work", "answered server_error"),
+        ("invalid_scope", 502, "did not work", "answered invalid_scope"),
+        ("unauthorized_client", 502, "did not work", "api_key_refused error=unauthorized_client"),
+    ],
+)
+async def test_only_who_cancelled_is_told_so(
+    world: World, caplog, error: str, status: int, title: str, logged: str
+) -> None:
+    caplog.set_level("INFO", "cm_auth_middleware")
+    browser = world.browser()
+    state = location(await browser.get("/cameras?a=1"))["state"]
+    response = await browser.get(f"/auth/callback?error={error}&state={state}")
+    assert response.status_code == status
+    assert title in response.text
+    assert "/auth/login?next=/cameras%3Fa%3D1" in response.text
+    assert logged in caplog.text
+    assert "s3cret" not in caplog.text + response.text
+    assert world.sim.requests == []
+
+
+@pytest.mark.parametrize(
     "what",
     [500, 503, 429, "html", "xml", "truncated", "drop", {"error": "invalid_client"}, {"a": 1},
      (200, {"access_token": ""}), (200, {"access_token": "a", "token_type": "mac"}),
