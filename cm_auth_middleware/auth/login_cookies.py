@@ -28,6 +28,7 @@ _MOST_LOGIN_BYTES = 6_000  # of their cookies together: servers refuse headers b
 _FRESH = 60  # seconds after a login in which a missing session means that cookies are not kept
 FRESH_SUFFIX = "_in"  # of the name of the cookie that marks a fresh login
 _CLOCK_SKEW = 300  # seconds that two servers' clocks may differ
+_HASH = re.compile("[0-9a-f]{16}")  # how the name of a pending login ends
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -121,8 +122,9 @@ class LoginCookies:
         login = self.load(value)
         if login is None or not hmac.compare_digest(login.state.encode(), state.encode()):
             return None
-        # It may begin a minute from now: two servers' clocks differ a little.
-        return login if -60 <= self._clock() - login.started_at <= LOGIN_LIFETIME else None
+        # It may begin a while from now: two servers' clocks differ a little.
+        age = self._clock() - login.started_at
+        return login if -_CLOCK_SKEW <= age <= LOGIN_LIFETIME else None
 
     def code_verifier(self, login: PendingLogin) -> str:
         """Return the PKCE code verifier of a login (RFC 7636 §4.1), which is never stored.
@@ -140,10 +142,15 @@ class LoginCookies:
     def add(self, request: Request, name: str, value: str) -> Headers:
         """Set a pending login.
 
-        Clear the oldest ones, and any that do not verify, so that they do not pile up.
+        Clear the oldest ones, so that they do not pile up, and before them any that do not verify:
+        those of an application beside this one, which has another key, only if there are too many.
         """
         prefix = self._prefix(request)
-        found = {n: v for n, v in request.cookies if n.startswith(prefix)}
+        found = {
+            n: v
+            for n, v in request.cookies
+            if n.startswith(prefix) and _HASH.fullmatch(n, len(prefix))
+        }
         loaded = {n: self.load(v) for n, v in found.items()}
         youngest_first = sorted(
             found, key=lambda n: login.started_at if (login := loaded[n]) else 0, reverse=True
@@ -151,7 +158,7 @@ class LoginCookies:
         total, cleared = len(value), []
         for count, old in enumerate(youngest_first, start=2):
             total += len(found[old])
-            if count > _MOST_LOGINS or total > _MOST_LOGIN_BYTES or loaded[old] is None:
+            if count > _MOST_LOGINS or total > _MOST_LOGIN_BYTES:
                 cleared.append(old)
         return [
             self._session_cookie.header(request, name, value, LOGIN_LIFETIME),

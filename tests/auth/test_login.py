@@ -12,7 +12,7 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
 
-from tests.helpers.world import APP, CM, HTML, JSON, World
+from tests.helpers.world import APP, CM, HTML, JSON, SECRET_KEY, World
 
 pytestmark = pytest.mark.anyio
 
@@ -271,6 +271,45 @@ async def test_abandoned_logins_do_not_pile_up(world: World) -> None:
         assert sum(len(c.value or "") for c in cookies) < 6500
     page = await browser.login("/deep/last")
     assert page.url.path == "/deep/last"
+
+
+async def test_a_login_leaves_the_cookies_of_an_application_beside_it_alone(make_world) -> None:
+    """Cookies do not know ports: two applications on localhost see those of each other."""
+    other_key = SECRET_KEY[::-1]
+    for options in ({}, {"cookie_name": "cm_auth_login_portal"}):
+        one, two = make_world(), make_world(secret_key=other_key, **options)
+        first, second = one.browser(), two.browser()
+        begun = await first.get("/deep/one")
+        second.cookies = first.cookies
+        await second.login("/deep/two")
+        session = second.named(options.get("cookie_name", "cm_auth"))
+        first.cookies = second.cookies
+        await first.get("/auth/login")
+        assert first.named(options.get("cookie_name", "cm_auth")) == session
+        assert (await first.finish(begun.headers["location"])).url.path == "/deep/one"
+
+
+async def test_cookies_that_look_like_logins_do_not_pile_up_either(world: World) -> None:
+    browser = world.browser()
+    for n in range(40):
+        browser.cookies.set(f"cm_auth_login_{n:016x}", "x" * 100, "localhost.local")
+    start = await browser.get("/deep/one")
+    kept = [c for c in browser.cookies.jar if "_login_" in c.name]
+    assert len(kept) <= 29  # twelve are cleared at a time
+    for _ in range(3):
+        await browser.get("/auth/login")
+    assert len([c for c in browser.cookies.jar if "_login_" in c.name]) <= 12
+    assert (await browser.finish(start.headers["location"])).url.path == "/deep/one"
+
+
+@pytest.mark.parametrize("skew", [-240.0, 240.0])
+async def test_the_clocks_of_two_servers_may_differ(make_world, skew: float) -> None:
+    one = make_world(skew=skew)
+    two = make_world(beside=one)
+    browser = one.browser()
+    start = await browser.get("/deep/one")
+    one.net.add(APP, two.app)
+    assert (await browser.finish(start.headers["location"])).url.path == "/deep/one"
 
 
 async def test_logging_in_again_ends_the_old_session(world: World) -> None:
