@@ -216,14 +216,14 @@ class Login:
     ) -> Response:
         request, login, clear = callback
         now = self._runtime.clock()
-        previous = await self._sessions.load(request)
+        earlier = await self._sessions.load_all(request)
         ticket = Ticket.new()
         await self._refresher.grants.add_login(tokens)
         record = Record(tokens, dumps(user), now, now, address=request.address, user_read_at=now)
         session = await self._sessions.create(ticket, record)
         self._rule.note(session, is_allowed=True)
-        if previous is not None:
-            user_id = self._sessions.sealer.user_id
+        user_id = self._sessions.sealer.user_id
+        for previous in earlier:
             if user_id(previous.record) != user_id(record):
                 await self.end(previous)  # this browser could not log that user out later
             else:  # the new session may live on the very same tokens
@@ -276,8 +276,7 @@ class Login:
             return await self._pages.show(request, 200, "log_out", action, method="post")
         if self._origins.refuse(request):
             return await self._pages.cross_site(request)
-        session = await self._sessions.load(request)
-        if session is not None:
+        for session in await self._sessions.load_all(request):
             await self.end(session)
         clear = self._sessions.cookie.clear(request)
         return redirect(303, target, clear, self.cookies.clear_fresh_login(request))
@@ -305,7 +304,8 @@ class Login:
     async def end(self, session: Session) -> None:
         """Log a session out, here and at CameraManager; here even if CameraManager is down."""
         await self._refresher.grants.mark_logged_out(session.record.tokens)
-        record = await self._sessions.delete(session)
+        record, was_there = await self._sessions.delete(session)
         await self._refresher.end_grant(record.tokens)
-        log("logout", session=session.log_id)
-        await self._runtime.run_hook("on_logout", self._config.on_logout, session)
+        if was_there:  # else a logout at the same time told of it
+            log("logout", session=session.log_id)
+            await self._runtime.run_hook("on_logout", self._config.on_logout, session)
