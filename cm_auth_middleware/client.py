@@ -105,6 +105,8 @@ class _Lazy:
 
     def __getattr__(self, name: str) -> Any:
         # Python calls this for an attribute that is missing: before the first use, for any.
+        if "_cm" not in self.__dict__:  # an empty one, which copy.copy() is about to fill
+            raise AttributeError(name)
         factory, session = self.__dict__["_cm"]
         for attribute, value in factory.attributes(session).items():
             self.__dict__.setdefault(attribute, value)
