@@ -15,7 +15,7 @@ from .engine import AuthEngine
 from .errors import ConfigError, SessionExpiredError
 from .events import log
 from .web.request import Request
-from .web.response import Response, must_not_be_cached
+from .web.response import Response, must_not_be_cached, varies_by_cookie
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
@@ -546,22 +546,22 @@ async def _ignore() -> None:
 
 def _private(headers: Iterable[tuple[bytes, bytes]], added: Headers) -> _RawHeaders:
     """Mark a response as private to one user, and add the headers of this middleware."""
-    result, own, vary = list(headers), [], None
+    result, own, varied = list(headers), [], []
     for header in result:
         name = header[0].lower()  # which ASGI wants, and not every application keeps to
         if name == b"cache-control":
             own.append(header[1].decode("latin-1"))
-        elif name == b"vary" and vary is None:
-            vary = header
+        elif name == b"vary":
+            varied.append(header)
     if not own:
         result.append(_NO_STORE)
     elif must_not_be_cached(own, added):
         result = [header for header in result if header[0].lower() != b"cache-control"]
         result.append(_NO_STORE)
-    if vary is None:
+    if not varied:
         result.append(_VARY)
-    elif b"cookie" not in vary[1].lower():
-        result[result.index(vary)] = (b"vary", vary[1] + b", Cookie")
+    elif not varies_by_cookie([value.decode("latin-1") for _, value in varied]):
+        result[result.index(varied[0])] = (b"vary", varied[0][1] + b", Cookie")
     if added:
         result += _raw(added)
     return result
