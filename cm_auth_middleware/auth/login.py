@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import secrets
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote, unquote, urlsplit
 
@@ -302,7 +303,15 @@ class Login:
         return json_response(200, info, ("Vary", "Cookie"))
 
     async def end(self, session: Session) -> None:
-        """Log a session out, here and at CameraManager; here even if CameraManager is down."""
+        """Log a session out, here and at CameraManager; here even if CameraManager is down.
+
+        Some servers cancel a request whose browser has left. A logout goes on without it, or its
+        tokens would live on at CameraManager.
+        """
+        flight = f"logout.{secrets.token_hex(8)}"
+        await self._runtime.single_flight.do(flight, partial(self._end, session))
+
+    async def _end(self, session: Session) -> None:
         await self._refresher.grants.mark_logged_out(session.record.tokens)
         record, was_there = await self._sessions.delete(session)
         await self._refresher.end_grant(record.tokens)

@@ -245,6 +245,30 @@ async def test_two_logouts_at_once_are_one(make_world, side: str, caplog) -> Non
     assert events == ["login", "logout"]
 
 
+@pytest.mark.parametrize("side", ["asgi"])  # no server can cancel a thread
+async def test_a_logout_goes_on_when_its_browser_leaves(make_world) -> None:
+    deleted, go_on, told = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    class Waiting(MemoryStore):
+        async def delete(self, key: str) -> bytes | None:
+            found = await super().delete(key)
+            if len(key) == 64:
+                deleted.set()
+                await asyncio.wait_for(go_on.wait(), 20)
+            return found
+
+    world = make_world(store=Waiting(), on_logout=lambda _: told.set())
+    browser = await world.login()
+    request = asyncio.create_task(browser.post("/auth/logout"))
+    await asyncio.wait_for(deleted.wait(), 20)
+    request.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await request
+    go_on.set()
+    await asyncio.wait_for(told.wait(), 20)
+    assert [call.status for call in world.sim.calls("/rest/*/tokens/current", "DELETE")] == [204]
+
+
 async def test_logout_ends_the_session_even_when_camera_manager_is_down(world: World) -> None:
     browser = await world.login()
     cookie = browser.named("cm_auth")[0]
