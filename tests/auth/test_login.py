@@ -225,6 +225,14 @@ async def test_a_long_deep_link_comes_back_or_stays_in_its_application(
         ("next=/x?next=//evil.example", "/"),
         ("next=/deep/x?a=1%0d%0aSet-Cookie:x", "/deep/x?a=1%0d%0aSet-Cookie:x"),
         ("next=", "/"),
+        ("next=/deep/a%20report", "/deep/a%20report"),  # of a path that was decoded before
+        ("next=/deep/caf%C3%A9%3Fq%3D%C3%BC+1%23%C3%A9", "/deep/caf%C3%A9?q=%C3%BC%201#%C3%A9"),
+        ("next=/deep/a%2520report", "/deep/a%20report"),
+        ("next=/%EF%BC%8Fevil.example", "/"),  # full-width slashes
+        ("next=/%C2%A0/evil.example", "/%C2%A0/evil.example"),
+        ("next=%C2%A0//evil.example", "/"),
+        ("next=%20//evil.example", "/"),
+        ("next=/%C2%85/evil.example", "/"),
     ],
 )
 async def test_a_target_that_was_written_by_hand_is_kept_whole(world, query: str, target) -> None:
