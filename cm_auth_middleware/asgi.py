@@ -15,7 +15,7 @@ from .engine import AuthEngine
 from .errors import ConfigError, SessionExpiredError
 from .events import log
 from .web.request import Request
-from .web.response import Response, must_not_be_cached
+from .web.response import Response, must_not_be_cached, varies_by_cookie
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
@@ -33,7 +33,9 @@ _RawHeaders = list[tuple[bytes, bytes]]
 
 _NO_STORE = (b"cache-control", b"no-store")
 _VARY = (b"vary", b"Cookie")
-_LOGGED_OUT = 4401  # close code: 4000 + 401, in the range for applications (RFC 6455 §7.4.2)
+# Close codes of WebSockets: 4000 + 401, in the range for applications (RFC 6455 §7.4.2); and "Try
+# Again Later", of IANA's registry.
+_LOGGED_OUT, _TRY_LATER = 4401, 1013
 
 
 class CMState(TypedDict):
@@ -141,13 +143,14 @@ class CMAuthMiddleware:
     async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
         outcome = await self._gate.handle(ASGIRequest(scope))
         if isinstance(outcome, Response):
-            await _deny(outcome, scope, receive, send)
+            await receive()  # websocket.connect
+            await _deny(outcome, scope, send)
             return
         scope = {**scope, "state": self._own_state(scope, outcome)}
         if outcome is None:
-            await self.app(scope, receive, send)
+            await _WebSocket(self._services, receive, send).run(self.app, scope)
         else:
-            await _WebSocket(self._services, outcome, receive, send).run(self.app, scope)
+            await _OwnedWebSocket(self._services, outcome, receive, send).run(self.app, scope)
 
     def _own_state(self, scope: Scope, session: Session | None) -> dict[str, Any]:
         """Return a state of this request's own, with its session and client.
@@ -416,21 +419,68 @@ class _Exchange(ASGIRequest):
 
 
 class _WebSocket:
-    """A WebSocket; a message of the browser counts as a use of its session."""
+    """A WebSocket, on an exempt path perhaps a visitor's."""
 
-    def __init__(self, services: Services, session: Session, receive: Receive, send: Send) -> None:
-        self.session = session
-        self.is_old = False
+    def __init__(self, services: Services, receive: Receive, send: Send) -> None:
         self._gate = services.gate
         self._receive = receive
         self._send = send
+        self._is_connected = self._is_accepted = self._is_closed = False
+
+    async def run(self, app: ASGIApp, scope: Scope) -> None:
+        """Let the application serve it."""
+        try:
+            await app(scope, self.receive, self.send)
+        except Exception as error:
+            if not await self._tell(error, scope):
+                raise
+
+    async def receive(self) -> Message:
+        """Pass on a message of the browser."""
+        message = await self._receive()
+        self._is_connected = True
+        if message["type"] == "websocket.disconnect":
+            self._is_closed = True
+        return message
+
+    async def send(self, message: Message) -> None:
+        """Pass on a message of the application."""
+        await self._send(message)
+        if message["type"] == "websocket.accept":
+            self._is_accepted = True
+        elif message["type"] in ("websocket.close", "websocket.http.response.start"):
+            self._is_closed = True
+
+    async def _tell(self, error: Exception, scope: Scope) -> bool:
+        """Tell the browser of an error of this package; return False for any other."""
+        response = await self._gate.response_to(ASGIRequest(scope), error)
+        if response is None:
+            return False
+        if not self._is_closed:
+            with suppress(Exception):  # the browser left
+                if self._is_accepted:
+                    await self._send({"type": "websocket.close", "code": _close_code(response)})
+                else:
+                    if not self._is_connected:
+                        await self._receive()
+                    await _deny(response, scope, self._send)
+        return True
+
+
+class _OwnedWebSocket(_WebSocket):
+    """A WebSocket with a session; a message of the browser counts as a use of it."""
+
+    def __init__(self, services: Services, session: Session, receive: Receive, send: Send) -> None:
+        super().__init__(services, receive, send)
+        self.session = session
+        self.is_old = False
         self._waits = _Waits(self, services)
         self._open = services.connections.add(self)
 
     async def run(self, app: ASGIApp, scope: Scope) -> None:
         """Let the application serve it."""
         try:
-            await app(scope, self.receive, self.send)
+            await super().run(app, scope)
         except Exception as error:
             if not (self._waits.ended and _is_about_the_end(error)):
                 raise
@@ -441,7 +491,7 @@ class _WebSocket:
     async def receive(self) -> Message:
         """Pass on a message of the browser."""
         try:
-            message = await self._waits.wait(self._receive)
+            message = await self._waits.wait(lambda: _WebSocket.receive(self))
         except _GoneError:
             return {"type": "websocket.disconnect", "code": _LOGGED_OUT, "reason": "logged out"}
         if message["type"] == "websocket.receive":
@@ -452,13 +502,13 @@ class _WebSocket:
         """Pass on a message of the application, which does not count as a use of the session."""
         if self.session.data_was_read:
             await self._gate.save_late(self.session)
-        await self._waits.wait(lambda: self._send(message))
+        await self._waits.wait(lambda: _WebSocket.send(self, message))
 
     async def end(self) -> None:
         """Close a WebSocket whose session has ended: see `connections`."""
         if self._waits.ended:
             return
-        self._waits.ended = True
+        self._waits.ended = self._is_closed = True
         try:
             # Before the handler learns it: some servers close by themselves when it returns.
             with suppress(Exception):  # it closed just now
@@ -496,22 +546,22 @@ async def _ignore() -> None:
 
 def _private(headers: Iterable[tuple[bytes, bytes]], added: Headers) -> _RawHeaders:
     """Mark a response as private to one user, and add the headers of this middleware."""
-    result, own, vary = list(headers), [], None
+    result, own, varied = list(headers), [], []
     for header in result:
         name = header[0].lower()  # which ASGI wants, and not every application keeps to
         if name == b"cache-control":
             own.append(header[1].decode("latin-1"))
-        elif name == b"vary" and vary is None:
-            vary = header
+        elif name == b"vary":
+            varied.append(header)
     if not own:
         result.append(_NO_STORE)
     elif must_not_be_cached(own, added):
         result = [header for header in result if header[0].lower() != b"cache-control"]
         result.append(_NO_STORE)
-    if vary is None:
+    if not varied:
         result.append(_VARY)
-    elif b"cookie" not in vary[1].lower():
-        result[result.index(vary)] = (b"vary", vary[1] + b", Cookie")
+    elif not varies_by_cookie([value.decode("latin-1") for _, value in varied]):
+        result[result.index(varied[0])] = (b"vary", varied[0][1] + b", Cookie")
     if added:
         result += _raw(added)
     return result
@@ -527,13 +577,16 @@ async def _send(response: Response, send: Send, *, head: bool) -> None:
     await send({"type": "http.response.body", "body": b"" if head else response.body})
 
 
-async def _deny(response: Response, scope: Scope, receive: Receive, send: Send) -> None:
+async def _deny(response: Response, scope: Scope, send: Send) -> None:
     """Refuse a WebSocket before it is accepted (the ASGI denial response extension)."""
-    await receive()  # websocket.connect
     if "websocket.http.response" not in cast("dict[str, Any]", scope.get("extensions") or {}):
-        await send({"type": "websocket.close", "code": _LOGGED_OUT})
+        await send({"type": "websocket.close", "code": _close_code(response)})
         return
     headers = _raw(response.headers)
     start = {"type": "websocket.http.response.start", "status": response.status, "headers": headers}
     await send(start)
     await send({"type": "websocket.http.response.body", "body": response.body})
+
+
+def _close_code(response: Response) -> int:
+    return _TRY_LATER if response.status == 503 else _LOGGED_OUT

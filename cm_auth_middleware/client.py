@@ -105,6 +105,8 @@ class _Lazy:
 
     def __getattr__(self, name: str) -> Any:
         # Python calls this for an attribute that is missing: before the first use, for any.
+        if "_cm" not in self.__dict__:  # an empty one, which copy.copy() is about to fill
+            raise AttributeError(name)
         factory, session = self.__dict__["_cm"]
         for attribute, value in factory.attributes(session).items():
             self.__dict__.setdefault(attribute, value)
@@ -137,6 +139,7 @@ class BearerAuth(httpx2.Auth):
         if _origin(request.url) != self._origin or "Authorization" in request.headers:
             yield request
             return
+        answer: httpx2.Response | None = None
         try:
             await refresher.ensure_fresh(session)
             body = None
@@ -165,11 +168,14 @@ class BearerAuth(httpx2.Auth):
                 is_new = await refresher.replace(session, token)
                 if not can_replay:
                     break
-            response.stream = _Watched(response.stream, refresher, session)
+            answer = response
+            answer.stream = _Watched(answer.stream, refresher, session)
         except CMAuthError as error:
             # For the adapter, if the framework turns the error into a 500 on its way.
             session.client_error = error
             raise
+        finally:
+            _forget_bearer(request, answer)
 
     def sync_auth_flow(
         self, request: httpx2.Request
@@ -197,6 +203,21 @@ class BearerAuth(httpx2.Auth):
         if "invalid_token" in response.headers.get("WWW-Authenticate", ""):
             return True
         return await self._refresher.is_dead(self._session, token)
+
+
+def _forget_bearer(request: httpx2.Request, response: httpx2.Response | None) -> None:
+    """Remove the token from a request that is over, and from those that redirects made of it.
+
+    A handler may pickle or log a response with its request. A request that it sends again, or one
+    that follows a redirect later, gets the token that is valid then.
+    """
+    requests = [request]
+    if response is not None:
+        requests += [each.request for each in (*response.history, response)]
+        if response.next_request is not None:
+            requests.append(response.next_request)
+    for each in requests:
+        each.headers.pop("Authorization", None)
 
 
 class _Watched(httpx2.AsyncByteStream, httpx2.SyncByteStream):

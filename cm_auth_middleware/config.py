@@ -260,6 +260,9 @@ class CMAuthConfig:
                 raise ConfigError(f"{name} is a string, or None")
         if self.cookie_secure not in (True, False, None):
             raise ConfigError("cookie_secure is True, False or None")
+        for name in ("auto_login", "cross_site_check"):
+            if getattr(self, name) not in (True, False):  # to Python, the text "false" is true
+                raise ConfigError(f"{name} is True or False")
         for name in FUNCTIONS:
             if getattr(self, name) is not None and not callable(getattr(self, name)):
                 raise ConfigError(f"{name} is a function, or None")
@@ -346,6 +349,11 @@ class CMAuthConfig:
                 raise ConfigError(
                     f"exempt has no path in place {number}: each starts with / and may end in /* "
                     "for a subtree"
+                )
+            if re.search(r"[?#]|%[0-9A-Fa-f]{2}|\s$", path):
+                raise ConfigError(
+                    f"exempt has more than a path in place {number}: paths are compared as the "
+                    "application routes them, decoded and without a query: /café, not /caf%C3%A9"
                 )
 
     def _check_allowed(self) -> None:
@@ -445,6 +453,8 @@ def _bytes(name: str, value: int | str) -> int:
 
 
 def _split(name: str, value: str) -> Any:
+    if re.search(r"\s", value):  # urlsplit() drops some of them, and others it keeps
+        raise ConfigError(f"{name} has a space or a line end in it")
     with contextlib.suppress(ValueError):  # whose text quotes a part of the value
         parts = urlsplit(value)
         _ = parts.port  # raises ValueError if the port is not a number

@@ -21,6 +21,7 @@ _PARTS = re.compile(r"([^/?#]*)([^?#]*)(?:\?([^#]*))?(#.*)?")
 HOST = r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])"
 """A pattern of host names and IP addresses as they are written in a URL."""
 
+_PORTED = re.compile(r"\[([0-9A-Fa-f:.]{2,45})\](?::[0-9]{1,5})?|([0-9.]{7,15}):[0-9]{1,5}")
 _ADDRESS = rf"{HOST}(?::[0-9]{{1,5}})?"
 _HOSTS = re.compile(rf"{_ADDRESS}(?:,{_ADDRESS})*")
 # Characters that neither separate the parts of a URL nor stand for another character.
@@ -66,10 +67,12 @@ def ip_address(text: str) -> str:
     """Return an IP address in its canonical form; empty for anything else.
 
     An IPv4 address that is written as an IPv6 one (RFC 4291 §2.5.5.2) becomes the IPv4 address.
-    The zone of a link-local address (RFC 4007 §11) is dropped: it may be any text.
+    The zone of a link-local address (RFC 4007 §11) is dropped: it may be any text. So are the port
+    and the brackets that some proxies write into X-Forwarded-For (Azure's gateways, IIS).
     """
+    found = _PORTED.fullmatch(text)
     try:
-        address = ipaddress.ip_address(text)
+        address = ipaddress.ip_address((found[1] or found[2]) if found else text)
     except ValueError:
         return ""
     mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None

@@ -35,7 +35,7 @@ class Event(NamedTuple):
 
 EVENTS = {
     "login": Event(INFO, "a session began: `session`"),
-    "login_cancelled": Event(INFO, "the person declined at CameraManager: `error`"),
+    "login_cancelled": Event(INFO, "the person did not log in at CameraManager: `error`"),
     "login_denied": Event(INFO, "`allow` refused the user"),
     "login_stale": Event(INFO, "a callback came twice, too late, or from another browser"),
     "login_failed": Event(WARNING, "CameraManager or the store failed during a login: `reason`"),

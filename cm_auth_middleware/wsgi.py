@@ -16,7 +16,7 @@ from .engine import AuthEngine
 from .errors import SessionExpiredError
 from .runtime.run_sync import run_sync
 from .web.request import Request
-from .web.response import NO_STORE, Response, must_not_be_cached
+from .web.response import NO_STORE, Response, must_not_be_cached, varies_by_cookie
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -350,9 +350,10 @@ def _private(headers: Headers, added: Headers) -> Headers:
         kind.append(header)
     if must_not_be_cached([value for _, value in cached], added):
         cached = [NO_STORE]
-    vary = ", ".join(value for _, value in varied) if varied else ""
-    if "cookie" not in vary.lower():
-        varied = [("Vary", f"{vary}, Cookie" if vary else "Cookie")]
+    if not varied:
+        varied = [("Vary", "Cookie")]
+    elif not varies_by_cookie(values := [value for _, value in varied]):
+        varied = [("Vary", ", ".join([*values, "Cookie"]))]
     return result + cached + varied + added
 
 

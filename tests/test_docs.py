@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import html
+import json
 import os
 import re
 import runpy
@@ -124,3 +126,53 @@ def test_every_option_is_in_the_table() -> None:
 def test_the_readme_names_every_option() -> None:
     text = (ROOT / "README.md").read_text()
     assert [option.name for option in fields(CMAuthConfig) if f"`{option.name}`" not in text] == []
+
+
+# What users type into the search, and the entry of docs/limits.md that has the answer.
+SEARCHED = {
+    "iframe": ["iframe", "embed", "SameSite=None", "Partitioned", "CHIPS"],
+    "sub-domains": ["sub-domains", "cookie domain", "Domain=", "one login"],
+    "wildcards": ["wildcards", "*.example.com", "allowed_hosts"],
+    "session-cookie": ["browser closes", "remember me"],
+    "stateless": ["stateless", "JWT"],
+    "identity-providers": ["single sign-on", "OpenID Connect", "SAML", "Google", "Microsoft"],
+    "single-logout": ["single logout", "back-channel"],
+    "several-accounts": ["several accounts", "switch user", "private window"],
+    "post-data": ["POST", "form"],
+    "fragment": ["fragment", "#cam=3"],
+    "roles": ["roles", "permissions", "groups"],
+    "native-apps": ["native apps", "mobile", "API key", "Bearer", "X-Forwarded-User"],
+    "access-token": ["access token", "X-Forwarded-Access-Token", "pickled"],
+    "forward-auth": ["auth_request", "forward auth", "sidecar"],
+    "mail-links": ["links in mails", "chat", "snapshot"],
+    "no-store": ["no-store", "bfcache", "304", "back button"],
+    "offline": ["offline", "service worker", "PWA", "manifest", "use-credentials"],
+    "csrf-tokens": ["CSRF"],
+    "origin-null": ["Origin: null"],
+    "rate-limits": ["rate limit", "CAPTCHA"],
+    "x-forwarded": ["X-Forwarded-"],
+}
+
+
+@pytest.mark.slow
+def test_what_it_does_not_do_is_found_by_the_words_that_users_type(tmp_path: Path) -> None:
+    """In the index that the search of the built pages uses; each entry is one of it."""
+    pytest.importorskip("mkdocs", reason="NOT TESTED: pip install -e '.[docs]'")
+    command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--site-dir", str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, check=True, timeout=300)
+    index = json.loads((tmp_path / "search" / "search_index.json").read_text())
+    found = {
+        entry["location"].partition("#")[2]: html.unescape(f"{entry['title']} {entry['text']}")
+        for entry in index["docs"]
+        if entry["location"].startswith("limits.html#")
+    }
+    headings = {"where-the-cookie-goes", "logging-in-and-out", "clients-that-are-no-browser",
+                "caches-and-offline", "what-is-left-to-others"}  # fmt: skip
+    assert set(found) == set(SEARCHED) | headings
+    missing = [
+        (entry, word)
+        for entry, words in SEARCHED.items()
+        for word in words
+        if word.lower() not in re.sub(r"<[^>]+>", "", found[entry]).lower()
+    ]
+    assert missing == []

@@ -192,14 +192,18 @@ class Gate:
         return None
 
     async def response_to(self, request: Request, error: BaseException | None) -> Response | None:
-        """Return the response to an error of this package; None for any other error."""
-        while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-            error = error.exceptions[0]  # a task group on the way wrapped it
-        if isinstance(error, SessionExpiredError):
+        """Return the response to an error of this package; None for any other error.
+
+        A task group raises a group of all that its tasks raised.
+        """
+        parts = _parts(error)
+        unavailable = [part for part in parts if isinstance(part, UnavailableError)]
+        others = [part for part in parts if not isinstance(part, UnavailableError)]
+        if not all(isinstance(part, SessionExpiredError) for part in others):
+            return None
+        if others:
             return await self._login.required(request)
-        if isinstance(error, UnavailableError):
-            return await self._unavailable(request, error)
-        return None
+        return await self._unavailable(request, unavailable[0]) if unavailable else None
 
     async def session_over(self, request: Request) -> Response | None:
         """Return the response to a request whose session ended before its response began."""
@@ -235,3 +239,10 @@ class Gate:
             await self._sessions.save(session)
         except CMAuthError as error:
             log("data_lost", session=session.log_id, reason=error)
+
+
+def _parts(error: BaseException | None) -> list[BaseException]:
+    """Return the errors of a group, however deep, or the one error; none for None."""
+    if isinstance(error, BaseExceptionGroup):
+        return [part for each in error.exceptions for part in _parts(each)]
+    return [] if error is None else [error]

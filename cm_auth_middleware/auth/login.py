@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import secrets
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote, unquote, urlsplit
 
@@ -36,6 +37,16 @@ _MOST_CODE = 1024  # characters; CameraManager's have six
 _MOST_LOCATION = 3_680  # characters: with its cookie, it fits into a header (`web.response`)
 _MOST_QUERY = 8192  # characters of a callback's query that are looked at
 _FAILURES = {403: "login_cancelled", 502: "login_unavailable", 503: "login_not_kept"}
+
+# What a server may answer in place of a code (RFC 6749 §4.1.2.1; the last three: OpenID Connect
+# Core §3.1.2.6). Any other text may be anything, and is not logged.
+_FAULTS = frozenset(
+    {"invalid_request", "invalid_scope", "server_error", "temporarily_unavailable",
+     "unauthorized_client", "unsupported_response_type"}
+)  # fmt: skip
+_DECLINED = frozenset(
+    {"access_denied", "consent_required", "interaction_required", "login_required"}
+)
 
 _HOST = re.compile(rf"(?P<name>{HOST})(:(?P<port>[0-9]{{1,5}}))?")
 
@@ -180,9 +191,7 @@ class Login:
         name = self.cookies.lease(request, login)
         callback = _Callback(request, login, self.cookies.release(request, login))
         if "error" in query:
-            denied = query["error"] == "access_denied"
-            log("login_cancelled", error="access_denied" if denied else "another")
-            return await self._failed(callback, 403)
+            return await self._refused(callback, query["error"])
         code = query.get("code", "")
         if not 0 < len(code) <= _MOST_CODE or not code.isascii() or not code.isprintable():
             return await self._failed(callback, 400)
@@ -228,15 +237,15 @@ class Login:
     ) -> Response:
         request, login, _ = callback
         now = self._runtime.clock()
-        previous = await self._sessions.load(request)
+        earlier = await self._sessions.load_all(request)
         ticket = Ticket.new()
         await self._refresher.grants.add_login(tokens)
         record = Record(tokens, dumps(user), now, now, address=request.address, user_read_at=now)
         session = await self._sessions.create(ticket, record)
         self._refresher.failovers.note_use()
         self._rule.note(session, is_allowed=True)
-        if previous is not None:
-            user_id = self._sessions.sealer.user_id
+        user_id = self._sessions.sealer.user_id
+        for previous in earlier:
             if user_id(previous.record) != user_id(record):
                 await self.end(previous)  # this browser could not log that user out later
             else:  # the new session may live on the very same tokens
@@ -272,6 +281,16 @@ class Login:
         login_again = self.url(request, login.target if login else None)
         return await self._pages.failure(request, 400, "login_stale", login=login_again)
 
+    async def _refused(self, callback: _Callback, error: str) -> Response:
+        """Answer a callback that brings an error instead of a code."""
+        if error not in _FAULTS:  # the person declined, or could have gone on and did not
+            log("login_cancelled", error=error if error in _DECLINED else "another")
+            return await self._failed(callback, 403)
+        if error == "unauthorized_client":
+            log("api_key_refused", error=error)
+        log("login_failed", reason=f"CameraManager answered {error}")
+        return await self._failed(callback, 502)
+
     async def _failed(self, callback: _Callback, status: int) -> Response:
         request, login, clear = callback
         kind = _FAILURES.get(status, "login_invalid")
@@ -288,8 +307,7 @@ class Login:
             return await self._pages.show(request, 200, "log_out", action, method="post")
         if self._origins.refuse(request):
             return await self._pages.cross_site(request)
-        session = await self._sessions.load(request)
-        if session is not None:
+        for session in await self._sessions.load_all(request):
             await self.end(session)
         clear = self._sessions.cookie.clear(request)
         return _lead(request, 303, target, clear, self.cookies.clear_fresh_login(request))
@@ -315,12 +333,21 @@ class Login:
         return json_response(200, info, ("Vary", "Cookie"))
 
     async def end(self, session: Session) -> None:
-        """Log a session out, here and at CameraManager; here even if CameraManager is down."""
+        """Log a session out, here and at CameraManager; here even if CameraManager is down.
+
+        Some servers cancel a request whose browser has left. A logout goes on without it, or its
+        tokens would live on at CameraManager.
+        """
+        flight = f"logout.{secrets.token_hex(8)}"
+        await self._runtime.single_flight.do(flight, partial(self._end, session))
+
+    async def _end(self, session: Session) -> None:
         await self._refresher.grants.mark_logged_out(session.record.tokens)
-        record = await self._sessions.delete(session)
+        record, was_there = await self._sessions.delete(session)
         await self._refresher.end_grant(record.tokens)
-        log("logout", session=session.log_id)
-        await self._runtime.run_hook("on_logout", self._config.on_logout, session)
+        if was_there:  # else a logout at the same time told of it
+            log("logout", session=session.log_id)
+            await self._runtime.run_hook("on_logout", self._config.on_logout, session)
 
 
 def _lead(request: Request, status: int, target: str, *headers: tuple[str, str]) -> Response:

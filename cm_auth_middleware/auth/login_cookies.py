@@ -32,6 +32,7 @@ _PROOF = re.compile("[A-Za-z0-9_-]{21}[AQgw]")  # 16 bytes in base64url
 _NUMBERS = {str(number): number for number in range(_MOST_LOGINS)}
 _FRESH = 60  # seconds after a login in which a missing session means that cookies are not kept
 FRESH_SUFFIX = "_in"  # of the name of the cookie that marks a fresh login
+_NUMBER = re.compile("[0-9a-f]{1,16}")  # how their names end, with a hash in earlier releases
 _CLOCK_SKEW = 300  # seconds that two servers' clocks may differ
 
 
@@ -119,8 +120,9 @@ class LoginCookies:
         return self._is_in_time(login) and len(proofs) >= _MANY and login.number in proofs
 
     def _is_in_time(self, login: PendingLogin) -> bool:
-        # It may begin a minute from now: two servers' clocks differ a little.
-        return -60 <= self._clock() - login.started_at <= LOGIN_LIFETIME
+        # It may begin a while from now: two servers' clocks differ a little.
+        age = self._clock() - login.started_at
+        return -_CLOCK_SKEW <= age <= LOGIN_LIFETIME
 
     def set(self, request: Request, proof: Proof) -> tuple[str, str]:
         """Set the cookie of a login that begins."""
@@ -141,7 +143,12 @@ class LoginCookies:
         """Clear the cookies with our names that are none of ours, or of an earlier release."""
         proofs, prefix = self._proofs(request), self._prefix(request)
         ours = {f"{prefix}{number}" for number in proofs}
-        names = {name for name, _ in request.cookies if name.startswith(prefix)}
+        names = {
+            name
+            for name, _ in request.cookies
+            # Not the session cookie of an application beside this one, whose name begins so.
+            if name.startswith(prefix) and _NUMBER.fullmatch(name, len(prefix))
+        }
         strays = sorted(names - ours)[:_MOST_STRAYS]
         return [self._session_cookie.header(request, name, "", 0) for name in strays]
 

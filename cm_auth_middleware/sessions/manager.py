@@ -129,6 +129,15 @@ class SessionManager:
                 return session
         return None
 
+    async def load_all(self, request: Request) -> list[Session]:
+        """Return each live session of a request, without counting it as a use.
+
+        There may be several on http, where a neighbouring host can set a cookie of our name.
+        """
+        tickets = {ticket.record_id: ticket.cookie_key for ticket, _ in self.cookie.read(request)}
+        loaded = [await self.load_record(*ticket) for ticket in tickets.items()]
+        return [session for session in loaded if session is not None]
+
     async def load_record(self, record_id: str, cookie_key: bytes) -> Session | None:
         """Return the live session of a record, without storing that it is used; else None."""
         _, record = await self._load(record_id, cookie_key)
@@ -228,13 +237,13 @@ class SessionManager:
         except StoreError as error:  # it can be read but not written: the user need not notice
             log("touch_failed", session=session.log_id, reason=error)
 
-    async def delete(self, session: Session) -> Record:
-        """Delete a session's record; return its newest version."""
+    async def delete(self, session: Session) -> tuple[Record, bool]:
+        """Delete a session's record; return its newest version, and True if it was there."""
         sealed = await self.store.delete(session.record_id)
         self._opened.pop(session.record_id, None)
         session.ended = True
         record = self._record(session.record_id, session.cookie_key, sealed)
-        return record or session.record
+        return record or session.record, sealed is not None
 
     # -- sessions of users who may no longer come in ---------------------------------------
 

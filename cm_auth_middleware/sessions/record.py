@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import astuple, dataclass, replace
 from sys import getsizeof
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn, SupportsIndex
 
 from ..errors import SessionDataError
 
@@ -27,6 +27,12 @@ class Tokens:
     refresh_at: float
     scope: str
     former_refresh_token: str | None = None
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        raise TypeError(
+            "tokens cannot be pickled or copied: a queue, a cache or a file would hold them in the "
+            "clear; give a job the handle that session.export() returns"
+        )
 
 
 @dataclass(frozen=True, slots=True, repr=False)

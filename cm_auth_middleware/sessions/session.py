@@ -213,6 +213,14 @@ class Session:
     def __repr__(self) -> str:
         return f"<Session {self.log_id}>"
 
+    def __copy__(self) -> Session:
+        """Return the same object: a session is one thing, and its tokens are not copied."""
+        return self
+
+    def __deepcopy__(self, memo: Any) -> Session:
+        """Return the same object."""
+        return self
+
 
 def _parsed(text: str) -> dict[str, Any]:
     user: dict[str, Any] = _USERS.decode(text)

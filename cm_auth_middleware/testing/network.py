@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import ssl
 from collections.abc import Callable, Iterable
@@ -26,7 +27,7 @@ class Network(httpx2.AsyncBaseTransport, httpx2.BaseTransport):
 
     Attributes:
         apps: the apps by origin; when one is deleted, connections to its origin fail.
-        seen: every request so far.
+        seen: every request so far, as it was sent.
     """
 
     def __init__(self) -> None:
@@ -63,7 +64,10 @@ class Network(httpx2.AsyncBaseTransport, httpx2.BaseTransport):
         self._loop.close()
 
     def _find(self, request: httpx2.Request) -> Any:
-        self.seen.append(request)
+        # As it was sent: a client may change its request later.
+        sent = copy.copy(request)
+        sent.headers = request.headers.copy()
+        self.seen.append(sent)
         origin = origin_of(request.url)
         if origin not in self.apps:
             raise httpx2.ConnectError(f"no application listens at {origin}")

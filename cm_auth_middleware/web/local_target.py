@@ -8,6 +8,7 @@ from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 MAX_TARGET = 4096  # characters of a target; a longer one is not followed
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_UNQUOTED = re.compile(r"[ \u00a0-\U0010ffff]+")  # which no URL has as they are
 # Characters that browsers take for a slash, or that become one when they are normalized.
 _SLASHES = str.maketrans(dict.fromkeys("\\\uff0f\u2044\u2215\u29f8\uff3c", "/"))
 
@@ -61,9 +62,11 @@ def next_target(query: str) -> str | None:
         _, again, last = found[1].rpartition("?next=")
         return unquote(last) if again else found[1]
     try:
-        return dict(parse_qsl(query, errors="strict", max_num_fields=20)).get("next")
+        target = dict(parse_qsl(query, errors="strict", max_num_fields=20)).get("next")
     except ValueError:
         return None
+    # Frameworks hand paths on decoded, and applications put them here: "/report name", "/café".
+    return target and _UNQUOTED.sub(lambda found: quote(found[0]), target)
 
 
 def _stays_here(path: str) -> bool:

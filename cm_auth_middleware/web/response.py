@@ -81,3 +81,12 @@ def must_not_be_cached(own: Sequence[str], added: Headers) -> bool:
         return not own
     words = {word.strip().lower() for line in own for word in line.split(",")}
     return not words & {"private", "no-store"}
+
+
+def varies_by_cookie(own: Sequence[str]) -> bool:
+    """Return True if the application's Vary headers, line by line, name Cookie or everything.
+
+    Another name may contain the word: ``X-Cookie-Consent``.
+    """
+    words = {word.strip().lower() for line in own for word in line.split(",")}
+    return not words.isdisjoint(("cookie", "*"))

@@ -12,7 +12,7 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
 
-from tests.helpers.world import APP, CM, HTML, JSON, World
+from tests.helpers.world import APP, CM, HTML, JSON, SECRET_KEY, World
 
 pytestmark = pytest.mark.anyio
 
@@ -225,6 +225,14 @@ async def test_a_long_deep_link_comes_back_or_stays_in_its_application(
         ("next=/x?next=//evil.example", "/"),
         ("next=/deep/x?a=1%0d%0aSet-Cookie:x", "/deep/x?a=1%0d%0aSet-Cookie:x"),
         ("next=", "/"),
+        ("next=/deep/a%20report", "/deep/a%20report"),  # of a path that was decoded before
+        ("next=/deep/caf%C3%A9%3Fq%3D%C3%BC+1%23%C3%A9", "/deep/caf%C3%A9?q=%C3%BC%201#%C3%A9"),
+        ("next=/deep/a%2520report", "/deep/a%20report"),
+        ("next=/%EF%BC%8Fevil.example", "/"),  # full-width slashes
+        ("next=/%C2%A0/evil.example", "/%C2%A0/evil.example"),
+        ("next=%C2%A0//evil.example", "/"),
+        ("next=%20//evil.example", "/"),
+        ("next=/%C2%85/evil.example", "/"),
     ],
 )
 async def test_a_target_that_was_written_by_hand_is_kept_whole(world, query: str, target) -> None:
@@ -271,6 +279,45 @@ async def test_abandoned_logins_do_not_pile_up(world: World) -> None:
         assert sum(len(c.value or "") for c in cookies) < 6500
     page = await browser.login("/deep/last")
     assert page.url.path == "/deep/last"
+
+
+async def test_a_login_leaves_the_cookies_of_an_application_beside_it_alone(make_world) -> None:
+    """Cookies do not know ports: two applications on localhost see those of each other."""
+    other_key = SECRET_KEY[::-1]
+    for options in ({}, {"cookie_name": "cm_auth_login_portal"}):
+        one, two = make_world(), make_world(secret_key=other_key, **options)
+        first, second = one.browser(), two.browser()
+        begun = await first.get("/deep/one")
+        second.cookies = first.cookies
+        await second.login("/deep/two")
+        session = second.named(options.get("cookie_name", "cm_auth"))
+        first.cookies = second.cookies
+        await first.get("/auth/login")
+        assert first.named(options.get("cookie_name", "cm_auth")) == session
+        assert (await first.finish(begun.headers["location"])).url.path == "/deep/one"
+
+
+async def test_cookies_that_look_like_logins_do_not_pile_up_either(world: World) -> None:
+    browser = world.browser()
+    for n in range(40):
+        browser.cookies.set(f"cm_auth_login_{n:016x}", "x" * 100, "localhost.local")
+    start = await browser.get("/deep/one")
+    kept = [c for c in browser.cookies.jar if "_login_" in c.name]
+    assert len(kept) <= 29  # twelve are cleared at a time
+    for _ in range(3):
+        await browser.get("/auth/login")
+    assert len([c for c in browser.cookies.jar if "_login_" in c.name]) <= 12
+    assert (await browser.finish(start.headers["location"])).url.path == "/deep/one"
+
+
+@pytest.mark.parametrize("skew", [-240.0, 240.0])
+async def test_the_clocks_of_two_servers_may_differ(make_world, skew: float) -> None:
+    one = make_world(skew=skew)
+    two = make_world(beside=one)
+    browser = one.browser()
+    start = await browser.get("/deep/one")
+    one.net.add(APP, two.app)
+    assert (await browser.finish(start.headers["location"])).url.path == "/deep/one"
 
 
 async def test_logging_in_again_ends_the_old_session(world: World) -> None:
@@ -350,6 +397,34 @@ async def test_a_refused_login_is_a_page_of_ours(world: World, headers: dict[str
     assert "script" not in response.text
     assert "alert" not in str(response.headers)
     assert "/auth/login" in response.text
+    assert world.sim.requests == []
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "title", "logged"),
+    [
+        ("access_denied", 403, "cancelled", "login_cancelled error=access_denied"),
+        ("login_required", 403, "cancelled", "login_cancelled error=login_required"),
+        ("consent_required", 403, "cancelled", "login_cancelled error=consent_required"),
+        ("s3cret", 403, "cancelled", "login_cancelled error=another"),
+        ("temporarily_unavailable", 502, "did not work", "answered temporarily_unavailable"),
+        ("server_error", 502, "did not work", "answered server_error"),
+        ("invalid_scope", 502, "did not work", "answered invalid_scope"),
+        ("unauthorized_client", 502, "did not work", "api_key_refused error=unauthorized_client"),
+    ],
+)
+async def test_only_who_cancelled_is_told_so(
+    world: World, caplog, error: str, status: int, title: str, logged: str
+) -> None:
+    caplog.set_level("INFO", "cm_auth_middleware")
+    browser = world.browser()
+    state = location(await browser.get("/cameras?a=1"))["state"]
+    response = await browser.get(f"/auth/callback?error={error}&state={state}")
+    assert response.status_code == status
+    assert title in response.text
+    assert "/auth/login?next=/cameras%3Fa%3D1" in response.text
+    assert logged in caplog.text
+    assert "s3cret" not in caplog.text + response.text
     assert world.sim.requests == []
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import pickle
 import re
@@ -21,6 +22,7 @@ from starlette.responses import PlainTextResponse, RedirectResponse
 from cm_auth_middleware import AuthEngine, CMAuthConfig, ConfigError
 from cm_auth_middleware.sessions.encryption import MAX_RECORD, Sealer
 from cm_auth_middleware.sessions.record import Record, Tokens
+from cm_auth_middleware.sessions.session import Session
 from cm_auth_middleware.stores import MemoryStore, RedisStore, SQLiteStore
 from cm_auth_middleware.testing import SimulatorServer
 from tests.helpers.certificates import self_signed
@@ -519,3 +521,33 @@ def test_no_option_of_the_environment_is_about_tls() -> None:
 def test_the_threads_that_these_tests_start_end() -> None:
     """The helpers leave nothing behind."""
     assert not [t for t in threading.enumerate() if "drip" in t.name]
+
+
+async def test_no_session_takes_its_tokens_along_where_it_is_pickled(make_world) -> None:
+    """33: a queue or a cache pickles what it is given; a job gets a handle instead."""
+    sessions: list[Session] = []
+    world = make_world(on_login=sessions.append)
+    await world.login()
+    [session] = sessions
+    cm = await world.client_for(session.export())
+    for thing in (session, session.record, session.record.tokens, {"session": [session]}):
+        with pytest.raises(TypeError, match=r"session\.export\(\)"):
+            pickle.dumps(thing)
+    for thing in (cm, world.engine):
+        with pytest.raises((TypeError, AttributeError)):
+            pickle.dumps(thing)
+    assert copy.copy(session) is copy.deepcopy([session])[0] is session
+    assert pickle.loads(pickle.dumps(dict(session.user))) == session.user
+
+
+async def test_a_copy_of_a_client_is_one_for_the_same_user(make_world) -> None:
+    """33: before its first use, and after it."""
+    handles: list[str] = []
+    world = make_world(on_login=lambda session: handles.append(session.export()))
+    await world.login()
+    cm = await world.client_for(handles[0])
+    for _ in range(2):
+        copied = copy.copy(cm)
+        answer = await world.on_its_side(lambda copied=copied: copied.get("/rest/v2.4/cameras"))
+        assert len(answer.json()) == 4
+        await world.on_its_side(lambda: cm.get("/rest/v2.4/cameras"))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import json
+import threading
 
 import anyio
 import pytest
@@ -182,6 +184,89 @@ async def test_logout_ends_the_session_here_and_there(world: World) -> None:
     assert [c.status for c in world.sim.calls("/rest/*/tokens/current", "DELETE")] == [204]
     thief = world.browser(Cookie=f"cm_auth={old}")
     assert (await thief.get("/")).status_code == 302
+
+
+async def test_a_logout_ends_each_session_that_the_browser_sends(world: World) -> None:
+    """A neighbouring host may have set a second cookie of our name, on http."""
+    anna, bob = await world.login(), await world.login("bob@example.com")
+    cookies = [f"cm_auth={browser.named('cm_auth')[0]}" for browser in (anna, bob)]
+    both = world.browser(Cookie="; ".join([*cookies, cookies[0]]))
+    assert (await both.post("/auth/logout")).status_code == 303
+    for cookie in cookies:
+        assert (await world.browser(Cookie=cookie).get("/")).status_code == 302
+    revoked = world.sim.calls("/rest/*/tokens/current", "DELETE")
+    assert [call.status for call in revoked] == [204, 204]
+
+
+async def test_a_login_ends_each_session_that_the_browser_sends(world: World) -> None:
+    anna, bob = await world.login(), await world.login("bob@example.com")
+    cookies = [f"cm_auth={browser.named('cm_auth')[0]}" for browser in (anna, bob)]
+    both = world.browser()
+    start = await both.get("/auth/login")
+    pending = "; ".join(f"{c.name}={c.value}" for c in both.cookies.jar)
+    url = both.callback_url(start.headers["location"])
+    both.cookies.clear()
+    answer = await both.get(url, headers={"Cookie": "; ".join([*cookies, pending])})
+    assert answer.headers["location"] == "/"
+    for cookie in cookies:
+        assert (await world.browser(Cookie=cookie).get("/")).status_code == 302
+    assert (await both.get("/")).text.endswith("anna@example.com")
+
+
+async def test_two_logouts_at_once_are_one(make_world, side: str, caplog) -> None:
+    """A double click: both find the session before either has ended it."""
+    caplog.set_level("INFO", "cm_auth_middleware")
+    met = threading.Barrier(2) if side == "wsgi" else asyncio.Barrier(2)
+    logouts: list[str] = []
+
+    class Meeting(MemoryStore):
+        is_meeting = False
+
+        async def delete(self, key: str) -> bytes | None:
+            if self.is_meeting and len(key) == 64:
+                met.wait(20) if side == "wsgi" else await asyncio.wait_for(met.wait(), 20)
+            return await super().delete(key)
+
+    store = Meeting()
+    world = make_world(store=store, on_logout=lambda session: logouts.append(session.log_id))
+    browser = await world.login()
+    store.is_meeting = True
+    answers: list[int] = []
+
+    async def log_out() -> None:
+        answers.append((await browser.post("/auth/logout")).status_code)
+
+    async with anyio.create_task_group() as group:
+        for _ in range(2):
+            group.start_soon(log_out)
+    assert answers == [303, 303]
+    assert len(logouts) == 1
+    events = [record.event for record in caplog.records if hasattr(record, "event")]
+    assert events == ["login", "logout"]
+
+
+@pytest.mark.parametrize("side", ["asgi"])  # no server can cancel a thread
+async def test_a_logout_goes_on_when_its_browser_leaves(make_world) -> None:
+    deleted, go_on, told = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    class Waiting(MemoryStore):
+        async def delete(self, key: str) -> bytes | None:
+            found = await super().delete(key)
+            if len(key) == 64:
+                deleted.set()
+                await asyncio.wait_for(go_on.wait(), 20)
+            return found
+
+    world = make_world(store=Waiting(), on_logout=lambda _: told.set())
+    browser = await world.login()
+    request = asyncio.create_task(browser.post("/auth/logout"))
+    await asyncio.wait_for(deleted.wait(), 20)
+    request.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await request
+    go_on.set()
+    await asyncio.wait_for(told.wait(), 20)
+    assert [call.status for call in world.sim.calls("/rest/*/tokens/current", "DELETE")] == [204]
 
 
 async def test_logout_ends_the_session_even_when_camera_manager_is_down(world: World) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 
 import httpx2
@@ -11,6 +12,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route
+from starlette.websockets import WebSocket
 
 from cm_auth_middleware import CMAuthMiddleware, ConfigError, UnavailableError
 from cm_auth_middleware.auth import connections
@@ -67,6 +69,101 @@ async def test_an_open_websocket_closes_after_a_logout(world: World, monkeypatch
     sent = await Socket(world, headers).run()
     world.app.app = inner
     assert sent == [{"type": "websocket.accept"}, {"type": "websocket.close", "code": 4401}]
+
+
+def end_under_it(world: World, how: str) -> None:
+    """Let the next call of a handler find its session over, or its token not to be renewed."""
+    if how == "over":
+        world.sim.revoke_user("anna@example.com")
+    else:
+        world.sim.fail_api(401, times=9)
+        world.sim.fail_token(503, times=9)
+
+
+@pytest.mark.parametrize(("how", "status", "code"), [("over", 401, 4401), ("down", 503, 1013)])
+async def test_a_websocket_is_told_why_it_ends_under_its_handler(how, status, code) -> None:
+    accepts = True
+
+    async def app(scope, receive, send) -> None:
+        if accepts:
+            await receive()
+            await send({"type": "websocket.accept", "subprotocol": "chat"})
+        await scope["state"]["cm"].get("/rest/v2.4/cameras")
+
+    world = World(app=app)
+    browser = world.browser()
+    start = await browser.get("/auth/login")
+    await browser.get(browser.callback_url(start.headers["location"]))
+    headers = {"Host": "localhost:8000", "Cookie": f"cm_auth={browser.named('cm_auth')[0]}"}
+    end_under_it(world, how)
+    accept = {"type": "websocket.accept", "subprotocol": "chat"}
+    assert await Socket(world, headers).run() == [accept, {"type": "websocket.close", "code": code}]
+    if how == "down":
+        accepts = False
+        sent = await Socket(world, headers).run()
+        assert [(m["type"], m.get("status")) for m in sent] == [
+            ("websocket.http.response.start", status),
+            ("websocket.http.response.body", None),
+        ]
+        plain = await Socket(world, headers, denial=False).run()
+        assert plain == [{"type": "websocket.close", "code": code}]
+    await world.close()
+
+
+async def test_a_websocket_that_closed_already_is_told_nothing() -> None:
+    async def app(scope, receive, send) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        await send({"type": "websocket.close", "code": 1000})
+        raise UnavailableError("down")
+
+    world = World(app=app, exempt=["/ws"])
+    sent = await Socket(world, {"Host": "localhost:8000"}).run()
+    assert sent == [{"type": "websocket.accept"}, {"type": "websocket.close", "code": 1000}]
+
+
+async def test_a_visitors_websocket_that_needs_a_login_is_told_so() -> None:
+    app = FastAPI()
+
+    @app.websocket("/ws")
+    async def socket(websocket: WebSocket, session: CMSession) -> None:
+        raise AssertionError("there is nobody")
+
+    world = World(app=app, exempt=["/ws"])
+    sent = await Socket(world, {"Host": "localhost:8000"}).run()
+    assert sent[0]["status"] == 401
+
+
+async def test_a_websocket_handlers_own_error_is_the_servers_to_handle() -> None:
+    async def app(scope, receive, send) -> None:
+        raise ZeroDivisionError
+
+    world = World(app=app, exempt=["/ws"])
+    with pytest.raises(ZeroDivisionError):
+        await Socket(world, {"Host": "localhost:8000"}).run()
+
+
+@pytest.mark.parametrize(("how", "status"), [("over", 302), ("down", 503)])
+async def test_calls_side_by_side_that_fail_alike_are_answered_as_one(how, status) -> None:
+    async def overview(request: Request) -> Response:
+        cm = request.state.cm
+        async with asyncio.TaskGroup() as group:
+            async with asyncio.TaskGroup() as inner:
+                inner.create_task(cm.get("/rest/v2.4/cameras"))
+                inner.create_task(cm.get("/rest/v2.4/cameras"))
+            group.create_task(cm.get("/rest/v2.4/cameras"))
+        return JSONResponse([])
+
+    async def mixed(request: Request) -> Response:
+        raise ExceptionGroup("of several kinds", [UnavailableError("down"), ZeroDivisionError()])
+
+    world = World(app=make_app([Route("/overview", overview), Route("/mixed", mixed)]))
+    browser = await world.login()
+    with pytest.raises(ExceptionGroup):
+        await browser.get("/mixed")
+    end_under_it(world, how)
+    assert (await browser.get("/overview")).status_code == status
+    await world.close()
 
 
 @pytest.mark.parametrize(

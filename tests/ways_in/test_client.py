@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -214,6 +215,50 @@ async def test_what_one_request_changes_in_its_client_no_other_finds(make_world,
         if value is vars(two)[name] and not isinstance(value, _UNCHANGING)
     }
     assert shared == {"_transport", "_mounts"}
+
+
+async def opened(make_world, **options):
+    """Somebody's client, outside of any request: on the event loop, or for threads."""
+    handles: list[str] = []
+    world = make_world(on_login=lambda session: handles.append(session.export()), **options)
+    await world.login()
+    return world, await world.client_for(handles[0])
+
+
+async def test_a_response_that_is_kept_has_no_token_in_it(make_world) -> None:
+    world, cm = await opened(make_world)
+    url = "/rest/v2.4/redirect?to=/rest/v2.4/cameras"
+    response = await world.on_its_side(lambda: cm.get(url, follow_redirects=True))
+    stopped = await world.on_its_side(lambda: cm.get(url))
+    assert response.status_code == 200
+    assert len(response.history) == 1
+    assert stopped.status_code == 302
+    for each in (response, *response.history, stopped):
+        assert "authorization" not in each.request.headers
+    kept = pickle.dumps([response, stopped])
+    assert b"Front gate" in kept
+    tokens = [call.headers["authorization"][7:] for call in world.sim.calls("/rest/v2.4/cameras")]
+    assert tokens
+    assert not any(token.encode() in kept for token in tokens)
+
+
+async def test_a_call_that_failed_has_no_token_in_it(make_world) -> None:
+    world, cm = await opened(make_world)
+    del world.net.apps[CM]
+    with pytest.raises(httpx2.ConnectError) as raised:
+        await world.on_its_side(lambda: cm.get("/rest/v2.4/cameras"))
+    assert "authorization" in world.net.seen[-1].headers
+    assert "authorization" not in raised.value.request.headers
+
+
+async def test_a_request_that_is_sent_again_gets_the_newest_token(make_world) -> None:
+    world, cm = await opened(make_world)
+    request = cm.build_request("GET", "/rest/v2.4/redirect?to=/rest/v2.4/cameras")
+    first = await world.on_its_side(lambda: cm.send(request))
+    world.clock.tick(43_300)
+    for again in (request, first.next_request):
+        response = await world.on_its_side(lambda again=again: cm.send(again))
+        assert response.status_code in (200, 302), response.text
 
 
 @pytest.mark.slow

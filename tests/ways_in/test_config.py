@@ -72,6 +72,18 @@ GOOD = {"client_id": "id", "client_secret": "secret", "secret_key": SECRET_KEY}
         ({"prefix": None}, "prefix is a string"),
         ({"redirect_uri": 7}, "redirect_uri is a string"),
         ({"secret_key": 12345}, "secret_key is a string or several"),
+        ({"redirect_uri": " https://host/auth/callback"}, "redirect_uri has a space"),
+        (
+            {"redirect_uri": "https://host/auth/callback\n"},
+            "redirect_uri has a space or a line end",
+        ),
+        ({"base_url": "https://host\n"}, "base_url has a space or a line end"),
+        ({"auto_login": "no"}, "auto_login is True or False"),
+        ({"cross_site_check": "true"}, "cross_site_check is True or False"),
+        ({"exempt": ["/ok", "/feed?action=rss"]}, "exempt has more than a path in place 2"),
+        ({"exempt": "/caf%C3%A9/*"}, "decoded and without a query: /café"),
+        ({"exempt": "/#/public"}, "exempt has more than a path"),
+        ({"exempt": "/health "}, "exempt has more than a path"),
     ],
 )
 def test_a_wrong_option_is_one_clear_sentence(options, message: str) -> None:

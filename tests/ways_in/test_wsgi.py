@@ -108,6 +108,22 @@ async def test_a_failure_of_the_applications_own_passes_through(world: World) ->
             await browser.get("/")
 
 
+@pytest.mark.parametrize(
+    ("errors", "status"),
+    [
+        ([SessionExpiredError(), UnavailableError("down")], 302),
+        ([UnavailableError("down"), ExceptionGroup("inner", [UnavailableError("down")])], 503),
+    ],
+)
+async def test_a_group_of_our_errors_is_answered_as_one(world: World, errors, status) -> None:
+    def app(environ, start_response):
+        raise ExceptionGroup("calls in several threads", errors)
+
+    browser = await world.login()
+    put_behind(world, app)
+    assert (await browser.get("/")).status_code == status
+
+
 async def test_an_error_after_the_start_is_the_servers_to_handle(world: World) -> None:
     def app(environ, start_response):
         start(start_response)

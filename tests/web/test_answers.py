@@ -196,3 +196,34 @@ async def test_a_cors_middleware_inside_of_ours_is_enough_for_a_trusted_origin()
     assert answer.json() == {"a": 1}
     assert answer.headers.get_list("access-control-allow-origin") == [FRONT]
     await world.close()
+
+
+@pytest.mark.parametrize(
+    ("own", "sent"),
+    [
+        (["X-Cookie-Consent"], "X-Cookie-Consent, Cookie"),
+        (["Accept-Encoding", "X-Cookies, Accept"], "Accept-Encoding, X-Cookies, Accept, Cookie"),
+        (["Accept", "cookie"], "Accept, cookie"),
+        (["*"], "*"),
+        ([], "Cookie"),
+    ],
+)
+async def test_each_answer_with_a_session_varies_by_the_cookie(make_world, side, own, sent) -> None:
+    """Else a cache that the application allows gives one user's page to another."""
+    headers = [("Content-Type", "text/plain"), ("Cache-Control", "max-age=60")]
+    headers += [("Vary", value) for value in own]
+
+    async def asgi(scope, receive, send) -> None:
+        raw = [(name.encode(), value.encode()) for name, value in headers]
+        await send({"type": "http.response.start", "status": 200, "headers": raw})
+        await send({"type": "http.response.body", "body": b"page"})
+
+    def wsgi(environ, start_response):
+        start_response("200 OK", headers)
+        return [b"page"]
+
+    world = make_world(app=asgi if side == "asgi" else wsgi)
+    browser = await world.login()
+    answer = await browser.get("/")
+    found = {word.strip() for word in answer.headers["vary"].split(",")}
+    assert found == {word.strip() for word in sent.split(",")}
