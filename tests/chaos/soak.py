@@ -26,9 +26,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from redis import Redis
+
 from cm_auth_middleware import AuthEngine
 from cm_auth_middleware.sessions.cookie import Ticket, TicketSigner
 from cm_auth_middleware.sessions.record import Record, Tokens
+from cm_auth_middleware.stores import RedisStore
+from cm_auth_middleware.stores.redis_script import Command
 from tests.helpers.fleets import SentinelGroup, sentinel_group
 from tests.helpers.world import SECRET_KEY
 
@@ -39,7 +43,7 @@ from .scenarios import ENDED
 
 LIFETIME = 600.0  # seconds that an access token lives
 _LEEWAY = 60.0  # seconds before that a refresh is due
-_AT_ONCE = 64  # sessions that a loader writes at a time
+_AT_ONCE = 1_000  # commands that a loader sends at a time
 _LOADERS = 2
 _LOGOUTS = 0.01  # of the requests
 _FAILOVER_EVERY = 240.0  # seconds
@@ -151,16 +155,35 @@ async def write(engine: AuthEngine, number: int) -> None:
     await engine.async_services.sessions.create(ticket(number), record)
 
 
-async def write_all(options: dict[str, Any], numbers: range) -> None:
-    engine = AuthEngine(**options)
-    left = iter(numbers)
+class Loader(RedisStore):
+    """Writes what the store writes, many commands at a time: a million sessions take minutes."""
 
-    async def some() -> None:
-        for number in left:
-            await write(engine, number)
+    def __init__(self, port: int) -> None:
+        super().__init__(f"redis://127.0.0.1:{port}")
+        self._has_old = False
+        self._begun.append(True)
+        self._pipeline = Redis(port=port).pipeline(transaction=False)
 
-    await asyncio.gather(*(some() for _ in range(_AT_ONCE)))
+    async def _all(self, *commands: Command) -> list[Any]:
+        for command in commands:
+            is_script = bool(command.source)
+            words = ("EVAL", command.source, *command.words[2:]) if is_script else command.words
+            self._pipeline.execute_command(*words)
+        if len(self._pipeline) >= _AT_ONCE:
+            self._pipeline.execute()
+        return [None] * len(commands)
+
+    async def close(self) -> None:
+        self._pipeline.execute()
+
+
+async def write_all(options: dict[str, Any], port: int, numbers: range) -> None:
+    store = Loader(port)
+    engine = AuthEngine(**{**options, "store": store})
+    for number in numbers:
+        await write(engine, number)
     await engine.close()
+    await store.close()
 
 
 class Browsers:
@@ -224,7 +247,7 @@ def play(size: Size, say: Callable[[str], object] = print) -> Outcome:
         stack.callback(rig.close)
         before = _redis_memory(fleet)
         began = time.monotonic()
-        _load(rig.options, size.sessions)
+        _load(rig.options, fleet.primary().port, size.sessions)
         outcome.bytes_per_session = (_redis_memory(fleet) - before) * 2**20 / size.sessions
         say(f"loaded {size.sessions} sessions in {time.monotonic() - began:.0f} s")
         _ask(rig, fleet, outcome, say)
@@ -233,13 +256,13 @@ def play(size: Size, say: Callable[[str], object] = print) -> Outcome:
     return outcome
 
 
-def _load(options: dict[str, Any], sessions: int) -> None:
+def _load(options: dict[str, Any], port: int, sessions: int) -> None:
     share = -(-sessions // _LOADERS)
     command = [sys.executable, "-m", "tests.chaos.soak"]
     environment = {**os.environ, "SOAK": json.dumps(options)}
     loaders = []
     for first in range(0, sessions, share):
-        part = [str(first), str(min(share, sessions - first))]
+        part = [str(port), str(first), str(min(share, sessions - first))]
         loaders.append(subprocess.Popen([*command, *part], cwd=ROOT, env=environment))
     statuses = [loader.wait() for loader in loaders]
     assert not any(statuses), "the sessions could not be written"
@@ -363,5 +386,5 @@ def _redis_clients(fleet: SentinelGroup) -> int:
 
 
 if __name__ == "__main__":
-    first, count = map(int, sys.argv[1:])
-    asyncio.run(write_all(json.loads(os.environ["SOAK"]), range(first, first + count)))
+    port, first, count = map(int, sys.argv[1:])
+    asyncio.run(write_all(json.loads(os.environ["SOAK"]), port, range(first, first + count)))
