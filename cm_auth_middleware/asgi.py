@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .auth.gate import Gate
     from .config import CMAuthConfig, CMAuthOptions
     from .engine import Services
+    from .runtime.event_loops import EventLoopRuntime
     from .sessions.session import Session
     from .web.response import Headers
 
@@ -132,9 +133,12 @@ class CMAuthMiddleware:
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def closing_send(message: Message) -> None:
             if message["type"].startswith("lifespan.shutdown."):
+                runtime.note_lifespan(is_open=False)
                 await self.engine.close()  # before the server hears of it and stops the loop
             await send(message)
 
+        runtime = cast("EventLoopRuntime", self._services.runtime)
+        runtime.note_lifespan(is_open=True)
         self._services.warm_up()
         await self.app(scope, receive, closing_send)
 

@@ -195,7 +195,12 @@ class AuthEngine:
     def _make(self, kind: type[Runtime], store: SessionStore) -> Services:
         config = self.config
         runtime = kind(
-            config.timeout, config.base_url, self._transport, self._clock, self._cache_memory
+            config.timeout,
+            config.base_url,
+            self._transport,
+            self._clock,
+            self._cache_memory,
+            config.background,
         )
         services = Services(config, runtime, store)
         telemetry.watched_engines.add(self)
