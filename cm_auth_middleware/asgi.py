@@ -11,7 +11,7 @@ import anyio
 
 from .auth import connections
 from .client import AsyncCMClient, LazyAsyncCMClient
-from .engine import AuthEngine
+from .engine import AuthEngine, asgi_state
 from .errors import ConfigError, SessionExpiredError
 from .events import log
 from .web.request import Request
@@ -61,7 +61,6 @@ class CMAuthMiddleware:
     def __init__(
         self,
         app: ASGIApp,
-        /,
         *,
         config: CMAuthConfig | None = None,
         engine: AuthEngine | None = None,
@@ -95,6 +94,7 @@ class CMAuthMiddleware:
             exchange.session = session  # type: ignore[assignment]
         exchange.state = state = self._own_state(scope, session)
         scope = {**scope, "state": state}
+        mounted = asgi_state.set(state)
         response, watched = None, None
         if session is not None:
             receive = exchange.receive
@@ -110,6 +110,7 @@ class CMAuthMiddleware:
             if response is None and not (exchange.ended and _is_about_the_end(error)):
                 raise
         finally:
+            asgi_state.reset(mounted)
             if watched is not None and session is not None:
                 watched.discard(exchange)
                 session.is_closed = True
