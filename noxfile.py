@@ -28,6 +28,28 @@ def tests(session: nox.Session) -> None:
     session.run("pytest", *session.posargs)
 
 
+@nox.session(python="3.11")
+def lowest(session: nox.Session) -> None:
+    """Some of the tests, with the lowest version of each dependency that pyproject.toml allows."""
+    folder = Path(session.create_tmp())
+    (folder / "lowest.txt").write_text("\n".join(_floors()))
+    session.install("uv")  # pip takes minutes for it
+    install = ["uv", "pip", "install", "-q", "-e", ".[fastapi,otel,test]"]
+    httpx = "httpx"  # of Starlette's TestClient, which newer ones have by httpx2
+    session.run(*install, httpx, "-c", str(folder / "lowest.txt"))
+    session.run("pytest", *session.posargs)
+
+
+def _floors() -> list[str]:
+    """Return ``name==version`` for the lowest version of each dependency of users."""
+    project = nox.project.load_toml("pyproject.toml")["project"]
+    extras = project["optional-dependencies"]
+    needed = [*project["dependencies"]]
+    for extra in ("redis", "postgres", "fastapi", "flask", "otel", "testing", "cli", "demo"):
+        needed += extras[extra]
+    return sorted({requirement.replace(">=", "==") for requirement in needed})
+
+
 @nox.session
 def coverage(session: nox.Session) -> None:
     """The quick and the slow tests, and which branches they leave out."""

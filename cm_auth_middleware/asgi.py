@@ -11,7 +11,7 @@ import anyio
 
 from .auth import connections
 from .client import AsyncCMClient, LazyAsyncCMClient
-from .engine import AuthEngine
+from .engine import AuthEngine, asgi_state
 from .errors import ConfigError, SessionExpiredError
 from .events import log
 from .web.request import Request
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .auth.gate import Gate
     from .config import CMAuthConfig, CMAuthOptions
     from .engine import Services
+    from .runtime.event_loops import EventLoopRuntime
     from .sessions.session import Session
     from .web.response import Headers
 
@@ -62,7 +63,6 @@ class CMAuthMiddleware:
     def __init__(
         self,
         app: ASGIApp,
-        /,
         *,
         config: CMAuthConfig | None = None,
         engine: AuthEngine | None = None,
@@ -96,6 +96,7 @@ class CMAuthMiddleware:
             exchange.session = session  # type: ignore[assignment]
         exchange.state = state = self._own_state(scope, session)
         scope = {**scope, "state": state}
+        mounted = asgi_state.set(state)
         response, watched = None, None
         if session is not None:
             receive = exchange.receive
@@ -111,6 +112,7 @@ class CMAuthMiddleware:
             if response is None and not (exchange.ended and _is_about_the_end(error)):
                 raise
         finally:
+            asgi_state.reset(mounted)
             if watched is not None and session is not None:
                 watched.discard(exchange)
                 session.is_closed = True
@@ -134,9 +136,12 @@ class CMAuthMiddleware:
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def closing_send(message: Message) -> None:
             if message["type"].startswith("lifespan.shutdown."):
+                runtime.note_lifespan(is_open=False)
                 await self.engine.close()  # before the server hears of it and stops the loop
             await send(message)
 
+        runtime = cast("EventLoopRuntime", self._services.runtime)
+        runtime.note_lifespan(is_open=True)
         self._services.warm_up()
         await self.app(scope, receive, closing_send)
 

@@ -136,6 +136,7 @@ class BearerAuth(httpx2.Auth):
         """Yield what to send, and receive the responses (httpx2's protocol)."""
         refresher, session = self._refresher, self._session
         request.extensions = {**request.extensions, _SESSION: session}
+        token: str | None
         if _origin(request.url) != self._origin or "Authorization" in request.headers:
             yield request
             return
@@ -173,7 +174,11 @@ class BearerAuth(httpx2.Auth):
         except CMAuthError as error:
             # For the adapter, if the framework turns the error into a 500 on its way.
             session.client_error = error
-            raise
+            # Debuggers and services such as Sentry record the variables of each frame: those of
+            # the refresh are tokens. The message and the log say what happened.
+            token = None
+            error.__context__ = None
+            raise error.with_traceback(None) from None
         finally:
             _forget_bearer(request, answer)
 

@@ -34,7 +34,7 @@ FUNCTIONS = ("allow", "on_login", "on_refresh", "on_logout", "error_handler")  #
 LISTS = (
     "secret_key", "exempt", "allowed_hosts", "trusted_origins", "allow_emails", "allow_accounts",
 )  # fmt: skip
-_SWITCHES = ("cookie_secure", "cross_site_check", "auto_login")
+_SWITCHES = ("background", "cookie_secure", "cross_site_check", "auto_login")
 _TIMES = ("idle_timeout", "absolute_timeout", "refresh_leeway", "timeout")
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")  # RFC 9110 §5.6.2
 _ADDRESS = re.compile(r"(\*|[^\s@*,:]+)@[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*")
@@ -59,6 +59,7 @@ class CMAuthOptions(TypedDict, total=False):
     refresh_leeway: float | timedelta
     timeout: float | timedelta
     cache_size: int
+    background: bool | None
     cookie_name: str | None
     cookie_secure: bool | None
     allowed_hosts: Iterable[str]
@@ -108,6 +109,9 @@ class CMAuthConfig:
         timeout: The total time for each call to CameraManager that the middleware itself makes.
         cache_size: Bytes of memory that opened sessions, verified cookies and other results may
             take together in each process. What does not fit is computed again.
+        background: Refresh tokens and read users in the background, beside requests. False does it
+            within requests, for hosts where nothing goes on once a response was sent; if not given,
+            the middleware finds that out.
         cookie_name: The name of the session cookie; ``cm_auth`` if not given. On https, ``__Host-``
             is put before it, which keeps neighbouring hosts from setting the cookie. A name that
             begins with ``__Secure-`` is used as it is, and does not keep them from it.
@@ -157,6 +161,7 @@ class CMAuthConfig:
     refresh_leeway: float = 60
     timeout: float = 10
     cache_size: int = MOST_BYTES
+    background: bool | None = None
     cookie_name: str | None = None
     cookie_secure: bool | None = None
     allowed_hosts: tuple[str, ...] = LOOPBACK
@@ -258,8 +263,9 @@ class CMAuthConfig:
         for name in ("redirect_uri", "cookie_name"):
             if not isinstance(getattr(self, name), str | None):
                 raise ConfigError(f"{name} is a string, or None")
-        if self.cookie_secure not in (True, False, None):
-            raise ConfigError("cookie_secure is True, False or None")
+        for name in ("background", "cookie_secure"):
+            if getattr(self, name) not in (True, False, None):
+                raise ConfigError(f"{name} is True, False or None")
         for name in ("auto_login", "cross_site_check"):
             if getattr(self, name) not in (True, False):  # to Python, the text "false" is true
                 raise ConfigError(f"{name} is True or False")

@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Coroutine
 from contextlib import nullcontext
+from contextvars import ContextVar
 from functools import partial
 from typing import TYPE_CHECKING, Any, Unpack, cast
 from urllib.parse import urlsplit
 
+import anyio.to_thread
 import httpx2
 
 from . import telemetry
@@ -35,6 +37,14 @@ from .tokens.refresh import TokenRefresher
 
 if TYPE_CHECKING:
     from .sessions.session import Session
+
+
+asgi_state: ContextVar[dict[str, Any]] = ContextVar("cm_auth_state")
+"""The ``state`` of the ASGI request that this code runs for.
+
+A WSGI application that is mounted in an ASGI one finds its session by it: the bridge in between
+passes on the context, but not the state.
+"""
 
 
 class Services:
@@ -195,7 +205,12 @@ class AuthEngine:
     def _make(self, kind: type[Runtime], store: SessionStore) -> Services:
         config = self.config
         runtime = kind(
-            config.timeout, config.base_url, self._transport, self._clock, self._cache_memory
+            config.timeout,
+            config.base_url,
+            self._transport,
+            self._clock,
+            self._cache_memory,
+            config.background,
         )
         services = Services(config, runtime, store)
         telemetry.watched_engines.add(self)
@@ -290,7 +305,15 @@ class AuthEngine:
             if isinstance(self.config.store, str):  # the code that made a store object closes it
                 await services.sessions.store.close()
 
-        return self._run(step)
+        closing, threads = self._run(step), self._threads
+        if closing is None or threads is None:
+            return closing
+
+        async def close_both() -> None:
+            await closing
+            await anyio.to_thread.run_sync(lambda: run_sync(step(threads)))
+
+        return close_both()
 
     def __repr__(self) -> str:
         return f"<AuthEngine {self.config.base_url}>"

@@ -9,11 +9,13 @@ from flask import Flask, Response, request
 from werkzeug.local import LocalProxy
 
 from .config import CMAuthConfig, CMAuthOptions
-from .engine import AuthEngine
+from .engine import AuthEngine, asgi_state
 from .errors import CMAuthError, ConfigError, SessionExpiredError, UnavailableError
 from .wsgi import CMAuthWSGIMiddleware
 
 if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIEnvironment
+
     from .client import CMClient
     from .sessions.session import Session
 
@@ -90,19 +92,33 @@ def _note_error(error: Exception) -> Response:
 def _client() -> Any:
     environ = request.environ  # read once: each access through Flask's proxy takes a microsecond
     if "cm_auth.client" not in environ:
-        raise CMAuthError("there is no client here: CMAuth(app, …) is missing")
+        _take_from_asgi(environ, "client")
     client = environ["cm_auth.client"]
     if client is None:
-        environ["cm_auth.error"] = SessionExpiredError("no user is logged in")
-        raise environ["cm_auth.error"]
+        error = SessionExpiredError("no user is logged in")
+        environ["cm_auth.error"] = asgi_state.get({})["cm_error"] = error
+        raise error
     return client
 
 
 def _session() -> Any:
     environ = request.environ
     if "cm_auth.session" not in environ:
-        raise CMAuthError("there is no session here: CMAuth(app, …) is missing")
+        _take_from_asgi(environ, "session")
     return environ["cm_auth.session"]
+
+
+def _take_from_asgi(environ: WSGIEnvironment, name: str) -> None:
+    """Give an app that is mounted in an ASGI app the session of the middleware around that one."""
+    state = asgi_state.get(None)
+    if state is None:
+        raise CMAuthError(
+            f"there is no {name} here: CMAuth(app, …) is missing; or this app is mounted in an "
+            "ASGI app behind CMAuthMiddleware, by a bridge that does not pass on the context"
+        )
+    session, engine = state["cm_session"], state["cm_auth"]
+    environ["cm_auth.session"] = session
+    environ["cm_auth.client"] = session and engine.sync_client(session)
 
 
 cm = cast("CMClient", LocalProxy(_client))

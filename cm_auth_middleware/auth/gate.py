@@ -230,7 +230,7 @@ class Gate:
         """Return True if a session that a long-lived connection holds is still there."""
         if session.ended or not await self._sessions.reload(session):
             return False
-        self._revalidation.start_if_due(session)
+        await self._revalidation.start_if_due(session)
         return await self._rule.admits(session)
 
     async def save_late(self, session: Session) -> None:

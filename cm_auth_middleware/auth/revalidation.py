@@ -57,10 +57,10 @@ class Revalidation:
         """Return True if the copy of the user is old."""
         return self._runtime.clock() - session.record.user_read_at >= self.every
 
-    def start_if_due(self, session: Session) -> None:
+    async def start_if_due(self, session: Session) -> None:
         """Read the user of a session anew, beside the request, if that is due."""
         if self.is_due(session):
-            self.start(session)
+            await self.start(session)
 
     async def run_if_due(self, session: Session) -> bool:
         """Read the user of a session anew, if that is due, and wait for it; return True then."""
@@ -69,11 +69,11 @@ class Revalidation:
         await self._review(session)
         return True
 
-    def start(self, session: Session) -> None:
+    async def start(self, session: Session) -> None:
         """Read the user of a session anew, beside the request."""
         if self._take(session):
             work = partial(self._review, session)
-            self._runtime.single_flight.start(f"user {session.record_id}", work)
+            await self._runtime.run_beside(f"user {session.record_id}", work)
 
     def _take(self, session: Session) -> bool:
         """Return True if this caller is to read the user, and note that it does."""

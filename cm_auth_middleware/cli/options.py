@@ -36,6 +36,7 @@ _KNOWN = {
     "revalidate": re.compile(r"[0-9]{1,10}(\.[0-9]{1,6})?|(?i:none)"),
     "cache_size": re.compile(r"[0-9]{1,15}"),
     "cookie_name": re.compile(r"(__Host-|__Secure-)?[A-Za-z0-9_-]{1,64}"),
+    "background": _SWITCH,
     "cookie_secure": _SWITCH,
     "allowed_hosts": re.compile(r"[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]"),
     "trusted_origins": re.compile(

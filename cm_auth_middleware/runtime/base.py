@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import ssl
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 from typing import Any, Protocol
 
 import httpx2
@@ -18,6 +19,10 @@ from .defaults import DEFAULTS
 from .http import redact_logged_headers
 
 Work = Callable[[], Coroutine[Any, Any, Any]]
+
+# Hosts that stop a process as soon as its response was sent, by a variable that each of them sets:
+# AWS Lambda, Google Cloud Run and Functions, Azure Functions, Vercel.
+_FREEZING_HOSTS = ("AWS_LAMBDA_FUNCTION_NAME", "K_SERVICE", "FUNCTIONS_WORKER_RUNTIME", "VERCEL")
 
 MOST_LATE = 8  # pieces of work that go on although their callers no longer wait for them
 
@@ -97,6 +102,7 @@ class Runtime(ABC):
         transport: sends requests instead of a connection pool of the runtime's own.
         clock: returns epoch seconds.
         cache_memory: shared by the caches of the parts that this runtime serves.
+        background: True if work goes on once a response was sent, False if not; None to find out.
 
     Attributes:
         monotonic: a clock for waiting, which does not jump when the system's time is set.
@@ -112,6 +118,7 @@ class Runtime(ABC):
         transport: httpx2.AsyncBaseTransport | httpx2.BaseTransport | None = None,
         clock: Callable[[], float] = time.time,
         cache_memory: CacheMemory | None = None,
+        background: bool | None = None,
     ) -> None:
         self.timeout = timeout
         self.cache_memory = cache_memory or CacheMemory()
@@ -120,6 +127,7 @@ class Runtime(ABC):
         self._base_url = base_url
         self._transport = transport
         self._tls_context: ssl.SSLContext | None = None
+        self._background = False if background is None and _is_frozen_between() else background
         redact_logged_headers()
         self._start()
 
@@ -162,6 +170,24 @@ class Runtime(ABC):
         A short one is read, which gives its connection back to the pool: at most `MAX_DISCARDED`
         bytes as they were sent, within `timeout`. The connection of a longer one is closed.
         """
+
+    # -- beside requests -------------------------------------------------------------------
+
+    async def run_beside(self, key: str, work: Work) -> None:
+        """Run `work` beside the request, unless it is under way for `key`; ignore its errors.
+
+        It is waited for where nothing goes on once the response was sent, or may not: new tokens
+        that a host cuts off are lost, and their session with them.
+        """
+        if self._outlives_requests() if self._background is None else self._background:
+            self.single_flight.start(key, work)
+        else:
+            with suppress(Exception):
+                await self.single_flight.do(key, work)
+
+    @abstractmethod
+    def _outlives_requests(self) -> bool:
+        """Return True if work that is started here is known to go on after the response."""
 
     # -- time ------------------------------------------------------------------------------
 
@@ -211,3 +237,8 @@ class Runtime(ABC):
     @abstractmethod
     async def close(self) -> None:
         """Wait for refreshes under way, then close the connections."""
+
+
+def _is_frozen_between() -> bool:
+    """Return True if this host stops the process between requests."""
+    return any(os.environ.get(name) for name in _FREEZING_HOSTS)

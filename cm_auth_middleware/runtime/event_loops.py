@@ -7,10 +7,10 @@ import inspect
 import os
 import sys
 import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager, suppress
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import anyio
 import httpx2
@@ -35,6 +35,19 @@ class EventLoopRuntime(Runtime):
         self._pools: weakref.WeakKeyDictionary[Any, _Pools] = weakref.WeakKeyDictionary()
         self._repetitions: weakref.WeakKeyDictionary[Any, set[Repetition]]
         self._repetitions = weakref.WeakKeyDictionary()
+        self._lasting: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    def note_lifespan(self, *, is_open: bool) -> None:
+        """Note that the server runs its lifespan on this event loop, which lasts until its end."""
+        if is_open:
+            self._lasting.add(running_loop())
+        else:
+            self._lasting.discard(running_loop())
+
+    def _outlives_requests(self) -> bool:
+        # A loop may be made for one request (`asyncio.run`, a test client), or run only during
+        # requests (Mangum).
+        return running_loop() in self._lasting
 
     def transport(self) -> Any:
         return self._given_transport() or self._own_pools().clients
@@ -44,7 +57,11 @@ class EventLoopRuntime(Runtime):
         loop = running_loop()
         pools = self._pools.get(loop)
         if pools is None or pools.pid != os.getpid():
-            pools = self._pools[loop] = _Pools(os.getpid(), _pool(self._tls()), _pool(self._tls()))
+            for ended in [loop for loop in self._pools if getattr(loop, "is_closed", bool)()]:
+                del self._pools[ended]  # its connections refer to it, so it would never be freed
+            pools = _Pools(os.getpid(), _pool(self._tls()), _pool(self._tls()))
+            self._pools[loop] = pools
+            pools.close_at_the_end()
         return pools
 
     async def call(
@@ -126,7 +143,12 @@ class EventLoopRuntime(Runtime):
             raise failure
 
     def repeat(self, every: float, work: Callable[[], Awaitable[bool]]) -> Repetition:
-        repetitions = self._repetitions.setdefault(running_loop(), set())
+        loop = running_loop()
+        repetitions = self._repetitions.setdefault(loop, set())
+        if isinstance(loop, asyncio.AbstractEventLoop):
+            timed = _TimedRepetition(loop, self.single_flight, every, work, repetitions)
+            timed.start()
+            return timed
         repetition = Repetition(anyio.CancelScope())
 
         async def run() -> None:
@@ -155,8 +177,71 @@ class EventLoopRuntime(Runtime):
         await self.single_flight.wait_all()
         pools = self._pools.pop(loop, None)
         if pools is not None:
-            await pools.clients.aclose()
-            await pools.calls.aclose()
+            await pools.aclose()
+
+
+class _TimedRepetition(Repetition):
+    """Work that a timer of asyncio repeats: between its turns no task is left.
+
+    A loop that was made for one request is closed with whatever is on it. A timer that is dropped
+    with it does no harm, but a task would, and asyncio would complain of it.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        single_flight: SingleFlight,
+        every: float,
+        work: Callable[[], Awaitable[bool]],
+        running: set[Repetition],
+    ) -> None:
+        super().__init__(self)
+        self._loop = loop
+        self._spawn = single_flight.spawn
+        self._every = every
+        self._work = work
+        self._running = running
+        self._timer: asyncio.TimerHandle | None = None
+        self._scope: anyio.CancelScope | None = None
+
+    @property
+    def is_over(self) -> bool:
+        return self._is_over or self._loop.is_closed()
+
+    @is_over.setter
+    def is_over(self, value: bool) -> None:
+        self._is_over = value
+
+    def start(self) -> None:
+        self._running.add(self)
+        self._wait()
+
+    def cancel(self) -> None:
+        """Stop the work."""
+        self._end()
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._scope is not None:
+            self._scope.cancel()
+
+    def _wait(self) -> None:
+        self._timer = self._loop.call_later(self._every, self._spawn, self._turn)
+
+    async def _turn(self) -> None:
+        goes_on = False
+        try:
+            with anyio.CancelScope() as self._scope:
+                goes_on = await self._work()
+        finally:
+            self._scope = None
+            if goes_on and not self._is_over:
+                self._wait()
+            else:
+                self._end()
+
+    def _end(self) -> None:
+        self.is_over = True
+        self._running.discard(self)
 
 
 class SingleFlight:
@@ -216,16 +301,37 @@ class SingleFlight:
             trio.lowlevel.spawn_system_task(function)
 
 
-class _Pools(NamedTuple):
+class _Pools:
     """The connections of one event loop: the ready clients', and those of the middleware's calls.
 
     A client that waits for a new token may keep its connection meanwhile, and the call for that
     token must not wait until one is free.
     """
 
-    pid: int
-    clients: httpx2.AsyncBaseTransport
-    calls: httpx2.AsyncBaseTransport
+    def __init__(
+        self, pid: int, clients: httpx2.AsyncBaseTransport, calls: httpx2.AsyncBaseTransport
+    ) -> None:
+        self.pid = pid
+        self.clients = clients
+        self.calls = calls
+        self._ending: AsyncGenerator[None, None]
+
+    def close_at_the_end(self) -> None:
+        """Close them when the event loop ends: it ends its asynchronous generators (PEP 525)."""
+        self._ending = self._close_later()
+        with suppress(StopIteration):  # it waits for nothing before its first result
+            self._ending.__anext__().send(None)
+
+    async def _close_later(self) -> AsyncGenerator[None, None]:
+        try:
+            yield
+        finally:
+            await self.clients.aclose()
+            await self.calls.aclose()
+
+    async def aclose(self) -> None:
+        """Close all of them now."""
+        await self._ending.aclose()
 
 
 def _pool(tls: Any) -> httpx2.AsyncBaseTransport:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import socket
+import sys
 import threading
 import time
 from collections import deque
@@ -89,6 +90,11 @@ class ThreadRuntime(Runtime):
                 rest.count(part)
         stream.close()
         response.stream = httpx2.ByteStream(b"")
+
+    def _outlives_requests(self) -> bool:
+        # Without --enable-threads, uWSGI before 2.0.30 keeps the interpreter's lock between
+        # requests. Its module is only there within uWSGI.
+        return bool(getattr(sys.modules.get("uwsgi"), "has_threads", True))
 
     async def sleep(self, seconds: float) -> None:
         time.sleep(seconds)  # noqa: ASYNC251 - blocks on purpose: there is no event loop here

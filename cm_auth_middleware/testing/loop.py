@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import socket
 import threading
+import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from contextlib import ExitStack
+from functools import partial
 from typing import Any, TypeVar
 
 from anyio.from_thread import BlockingPortal, start_blocking_portal
@@ -40,5 +44,25 @@ class LoopThread:
     def _running(self) -> BlockingPortal:
         with self._lock:
             if self._portal is None:
-                self._portal = self._stack.enter_context(start_blocking_portal())
+                options = {"loop_factory": new_event_loop}
+                portal = start_blocking_portal("asyncio", backend_options=options)
+                self._portal = self._stack.enter_context(portal)
             return self._portal
+
+
+def new_event_loop() -> asyncio.AbstractEventLoop:
+    """Make an event loop that works in spite of what a test does to its process.
+
+    A loop wakes itself by a pair of sockets, which ``pytest --disable-socket`` would forbid
+    although they reach no network; and it would wait for ever for a clock that freezegun stopped.
+    """
+    forbidding = socket.socket
+    allowing = next(kind for kind in forbidding.__mro__ if kind.__module__ == "socket")
+    socket.socket = allowing  # type: ignore[assignment, misc]
+    try:
+        loop = asyncio.new_event_loop()
+    finally:
+        socket.socket = forbidding  # type: ignore[misc]
+    if hasattr(time, "clock_gettime"):  # not on Windows
+        loop.time = partial(time.clock_gettime, time.CLOCK_MONOTONIC)  # type: ignore[method-assign]
+    return loop

@@ -68,10 +68,10 @@ class Revalidation(Protocol):
     async def admits(self, session: Session) -> bool:
         """Return True if the user of a session may come in."""
 
-    def start_if_due(self, session: Session) -> None:
+    async def start_if_due(self, session: Session) -> None:
         """Read the user anew, beside the request, if that is due."""
 
-    def start(self, session: Session) -> None:
+    async def start(self, session: Session) -> None:
         """Read the user anew, beside the request."""
 
     async def run_if_due(self, session: Session) -> bool:
@@ -126,7 +126,7 @@ class TokenRefresher:
         if self.runtime.clock() >= session.record.tokens.refresh_at:
             await self._refresh_in_time(session)
         if not session.is_detached:
-            self.revalidation.start_if_due(session)
+            await self.revalidation.start_if_due(session)
         # Not beside the call: a person waits for a page, but no person waits for a job.
         elif await self.revalidation.run_if_due(session):
             await self.look_up(session)
@@ -163,9 +163,11 @@ class TokenRefresher:
             return
         held = tokens.refresh_token
         if held is not None and not self.breaker.is_open(grant_name(held)):
-            self.runtime.single_flight.start(
+            await self.runtime.run_beside(
                 f"soon {session.record_id}", partial(self._refresh_beside, session)
             )
+            if session.ended:
+                raise SessionExpiredError
 
     async def _refresh_beside(self, session: Session) -> None:
         # Logged where it happened; the next request gets a response of its own.
@@ -337,7 +339,7 @@ class TokenRefresher:
             return Refreshed(session.record.tokens, is_new=False)
         await self.runtime.run_hook("on_refresh", self._on_refresh, session)
         if math.isinf(self.revalidation.every):
-            self.revalidation.start(session)
+            await self.revalidation.start(session)
         return refreshed
 
     async def end_grant(self, tokens: Tokens) -> None:

@@ -73,6 +73,7 @@ class World:
             "client_secret": self.sim.client_secret,
             "secret_key": SECRET_KEY,
             "base_url": CM,
+            "background": True,  # as on a server that has a lifespan
             **options,
         }
         self.side = side

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import sys
 import threading
+import traceback
 from concurrent.futures import ThreadPoolExecutor
 from enum import Enum
 
@@ -15,9 +16,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
+from cm_auth_middleware import UnavailableError
 from cm_auth_middleware.sessions.session import Session
 from tests.helpers.apps import make_app
-from tests.helpers.world import CM, World
+from tests.helpers.world import CM, MakeWorld, World
 
 pytestmark = pytest.mark.anyio
 
@@ -292,3 +294,33 @@ async def test_threads_that_share_a_client_from_its_first_use_all_send_the_beare
     sent = [r for r in world.net.seen[already:] if r.url.path == "/rest/v2.4/cameras"]
     assert len(sent) == 800
     assert all(r.headers.get("Authorization", "").startswith("Bearer ") for r in sent)
+
+
+async def test_no_variable_of_a_traceback_holds_a_token(make_world: MakeWorld) -> None:
+    """R56: Sentry, loguru and debug pages record the variables of each frame."""
+    recorded: list[str] = []
+    secrets: list[str] = []
+    contexts: list[BaseException | None] = []
+
+    async def calling(request: Request) -> Response:
+        session = request.state.cm_session
+        try:
+            await request.state.cm.get("/rest/v2.4/cameras")
+        except UnavailableError as error:
+            for frame, _ in traceback.walk_tb(error.__traceback__):
+                recorded.extend(repr(value) for value in frame.f_locals.values())
+            tokens = session.record.tokens
+            secrets.extend([tokens.access_token, tokens.refresh_token])
+            contexts.append(error.__context__)
+            raise
+        return PlainTextResponse("")
+
+    world = make_world(side="asgi", app=make_app([Route("/calling", calling)]), exempt=["/calling"])
+    browser = await world.login()
+    world.clock.tick(43_200)
+    world.sim.fail_token(503)
+    assert (await browser.get("/calling")).status_code == 503
+    assert len(recorded) > 5
+    assert contexts == [None]
+    assert len(secrets) == 2
+    assert not any(secret in text for secret in secrets for text in recorded)
