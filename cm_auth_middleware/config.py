@@ -106,8 +106,8 @@ class CMAuthConfig:
         absolute_timeout: Every session ends this long after its login.
         refresh_leeway: The access token is refreshed this long before it expires.
         timeout: The total time for each call to CameraManager that the middleware itself makes.
-        cache_size: Bytes of memory that opened sessions, verified cookies, kept snapshots and others may
-            take together in each process. What does not fit is computed again.
+        cache_size: Bytes of memory that opened sessions, verified cookies, kept snapshots and other
+            results may take together in each process. What does not fit is computed again.
         cookie_name: The name of the session cookie; ``cm_auth`` if not given. On https, ``__Host-``
             is put before it, which keeps neighbouring hosts from setting the cookie. A name that
             begins with ``__Secure-`` is used as it is, and does not keep them from it.
