@@ -88,6 +88,7 @@ _ANYTHING = re.compile(
     r"(?:^|,)[ \t]*\*/\*[ \t]*(?:;[ \t]*q=(?!0(?:\.0*)?[ \t]*(?:,|$))[0-9.]+[ \t]*)?(?:,|$)"
 )
 _STREAMS = 32  # of one session at a time: a person's browser opens a few
+_SHORT = 1_000_000  # bytes of a body that is sent to its end, whether its browser leaves or not
 _CHUNK = 65_536  # bytes that are read at once from a WSGI request's body
 
 
@@ -290,12 +291,14 @@ class CMProxy(_Relay):
         except httpx2.HTTPError as error:
             raise _unreachable(error) from None
         try:
-            response = StreamingResponse(answer.aiter_raw(), answer.status_code)
-            response.raw_headers = [
-                (name.lower().encode(), value.encode("latin-1"))
-                for name, value in _relayed_headers(answer)
-            ]
-            await response(*to)
+            headers = _raw(_relayed_headers(answer))
+            length = _length_of(answer)
+            if length is not None and length <= _SHORT:
+                await _send_short(answer, headers, length, to[2])
+            else:  # it also looks if the browser leaves
+                response = StreamingResponse(answer.aiter_raw(), answer.status_code)
+                response.raw_headers = headers
+                await response(*to)
         finally:
             with anyio.CancelScope(shield=True):
                 await answer.aclose()
@@ -359,6 +362,29 @@ class CMWSGIProxy(_Relay):
         except _RefusedError:
             answer.close()
             raise
+
+
+async def _send_short(
+    answer: httpx2.Response, headers: list[tuple[bytes, bytes]], left: int, send: Send
+) -> None:
+    """Send a body as it comes, to its end: to look if the browser leaves costs more."""
+    status, is_begun = answer.status_code, False
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    async for part in answer.aiter_raw():
+        left, is_begun = left - len(part), True
+        await send({"type": "http.response.body", "body": part, "more_body": left > 0})
+    if left > 0 or not is_begun:  # the answer to HEAD, for one
+        await send({"type": "http.response.body", "body": b""})
+
+
+def _raw(headers: list[tuple[str, str]]) -> list[tuple[bytes, bytes]]:
+    return [(name.lower().encode(), value.encode("latin-1")) for name, value in headers]
+
+
+def _length_of(answer: httpx2.Response) -> int | None:
+    """Return the length that an answer states for its body."""
+    length = answer.headers.get("content-length", "")
+    return int(length) if _LENGTH.fullmatch(length) else None
 
 
 class _HungUpError(Exception):
@@ -567,7 +593,7 @@ class _Whole:
         has_end = has_end or answer.http_version == "HTTP/2"
         has_end = has_end or "network_stream" not in answer.extensions
         is_plain = headers.get("content-encoding", "identity").strip().lower() == "identity"
-        is_short = not _LENGTH.fullmatch(length) or int(length) <= MOST_KEPT
+        is_short = (_length_of(answer) or 0) <= MOST_KEPT
         self.is_wanted = (
             has_end and is_plain and is_short and headers.get("vary", "").strip() != "*"
         )
@@ -673,8 +699,8 @@ def _respond(request: Request, given: Given) -> Response:
 
 
 async def _send_given(response: Response, send: Send) -> None:
-    raw = [(name.lower().encode(), value.encode("latin-1")) for name, value in response.headers]
-    await send({"type": "http.response.start", "status": response.status, "headers": raw})
+    headers = _raw(response.headers)
+    await send({"type": "http.response.start", "status": response.status, "headers": headers})
     await send({"type": "http.response.body", "body": response.body})
 
 
