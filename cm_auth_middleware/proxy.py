@@ -88,6 +88,7 @@ _ANYTHING = re.compile(
     r"(?:^|,)[ \t]*\*/\*[ \t]*(?:;[ \t]*q=(?!0(?:\.0*)?[ \t]*(?:,|$))[0-9.]+[ \t]*)?(?:,|$)"
 )
 _STREAMS = 32  # of one session at a time: a person's browser opens a few
+_MOST_URL = 500  # characters of a path and query whose URL is remembered
 _SHORT = 1_000_000  # bytes of a body that is sent to its end, whether its browser leaves or not
 _CHUNK = 65_536  # bytes that are read at once from a WSGI request's body
 
@@ -266,10 +267,12 @@ class CMProxy(_Relay):
             try:
                 if seconds is not None:
                     cache = self.cache_of(engine.async_services)
-                    variant, asked = _for_all(cm, request, target)
-                    fetch = partial(_fetch, cm, asked, engine.async_services.runtime)
+                    accept = _accepted(request)
+                    fetch = partial(_fetch, cm, target, accept, engine.async_services.runtime)
                     try:
-                        given = await cache.ask(_session_of(cm), variant, seconds, fetch)
+                        given = await cache.ask(
+                            _session_of(cm), f"{target}\n{accept}", seconds, fetch
+                        )
                     except httpx2.HTTPError as error:
                         raise _unreachable(error) from None
                     if given is not None:
@@ -329,8 +332,10 @@ class CMWSGIProxy(_Relay):
             try:
                 if seconds is not None:
                     cache = self.cache_of(engine.thread_services)
-                    variant, asked = _for_all(cm, request, target)
-                    fetch = partial(_fetch_blocking, cm, asked, engine.thread_services.runtime)
+                    accept = _accepted(request)
+                    runtime = engine.thread_services.runtime
+                    fetch = partial(_fetch_blocking, cm, target, accept, runtime)
+                    variant = f"{target}\n{accept}"
                     try:
                         given = run_sync(cache.ask(_session_of(cm), variant, seconds, fetch))
                     except httpx2.HTTPError as error:
@@ -529,7 +534,18 @@ def _outgoing(
         value = request.header(name)
         if value is not None and name not in dropped:
             headers[name.encode()] = value.encode("latin-1")
-    return cm.build_request(request.method, target, headers=headers, content=body)
+    return cm.build_request(request.method, _url(cm, target), headers=headers, content=body)
+
+
+def _url(cm: AsyncCMClient | CMClient, target: str) -> httpx2.URL:
+    """Return the URL of a path and query of the API. A front end asks for the same ones again."""
+    urls = cm._cm[0].urls
+    url = urls.get(target)
+    if url is None:
+        url = cm.build_request("GET", target).url
+        if len(target) <= _MOST_URL:
+            urls[target] = url
+    return url
 
 
 def _relayed_headers(answer: httpx2.Response) -> list[tuple[str, str]]:
@@ -559,18 +575,19 @@ def _relayed_headers(answer: httpx2.Response) -> list[tuple[str, str]]:
 # -- answers that are kept -------------------------------------------------------------------
 
 
-def _for_all(
-    cm: AsyncCMClient | CMClient, request: Request, target: str
-) -> tuple[str, httpx2.Request]:
-    """Return what an answer depends on, beside the token, and the request for all who want it.
-
-    Every header of it is the same for all of them: so Vary need not be looked at.
-    """
+def _accepted(request: Request) -> str:
+    """Return the Accept header by which an answer is kept: each browser ranks pictures anew."""
     accept = (request.header("accept") or "*/*").strip(" \t")
-    if _ANYTHING.search(accept):
-        accept = "*/*"  # each browser ranks pictures in its own way
+    return "*/*" if _ANYTHING.search(accept) else accept
+
+
+def _for_all(cm: AsyncCMClient | CMClient, target: str, accept: str) -> httpx2.Request:
+    """Return a request whose headers, but for the token, are the same for all who share it.
+
+    So Vary need not be looked at.
+    """
     headers = {b"accept": accept.encode("latin-1"), b"accept-encoding": b"identity"}
-    return f"{target}\n{accept}", cm.build_request("GET", target, headers=headers)
+    return cm.build_request("GET", _url(cm, target), headers=headers)
 
 
 class _Whole:
@@ -643,8 +660,8 @@ class _Whole:
         )
 
 
-async def _fetch(cm: AsyncCMClient, request: httpx2.Request, runtime: Runtime) -> Answer | None:
-    answer = await cm.send(request, stream=True)
+async def _fetch(cm: AsyncCMClient, target: str, accept: str, runtime: Runtime) -> Answer | None:
+    answer = await cm.send(_for_all(cm, target, accept), stream=True)
     try:
         whole = _Whole(answer, runtime)
         if whole.is_wanted:
@@ -657,8 +674,10 @@ async def _fetch(cm: AsyncCMClient, request: httpx2.Request, runtime: Runtime) -
             await answer.aclose()
 
 
-async def _fetch_blocking(cm: CMClient, request: httpx2.Request, runtime: Runtime) -> Answer | None:
-    answer = cm.send(request, stream=True)
+async def _fetch_blocking(
+    cm: CMClient, target: str, accept: str, runtime: Runtime
+) -> Answer | None:
+    answer = cm.send(_for_all(cm, target, accept), stream=True)
     try:
         whole = _Whole(answer, runtime)
         if whole.is_wanted:

@@ -47,7 +47,8 @@ def _is_not_modified(request: Request, etag: str, last_modified: str) -> bool:
     if known is not None:
         tags = {tag.removeprefix("W/") for tag in _ETAG.findall(known)}
         return known.strip() == "*" or etag.removeprefix("W/") in tags
-    since, modified = _seconds(request.header("if-modified-since")), _seconds(last_modified)
+    since = _seconds(request.header("if-modified-since"))
+    modified = None if since is None else _seconds(last_modified)
     return since is not None and modified is not None and modified <= since
 
 
@@ -76,8 +77,10 @@ def _range(wanted: str, length: int) -> Choice:
 
 def _seconds(date: str | None) -> int | None:
     """Return a date as epoch seconds; None if there is none, or it cannot be read."""
+    if date is None:
+        return None
     try:
-        parts = parsedate_tz(date or "")
+        parts = parsedate_tz(date)
         return None if parts is None else int(mktime_tz(parts))
     except (ValueError, TypeError, IndexError, OverflowError):
         return None
