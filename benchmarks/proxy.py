@@ -30,7 +30,7 @@ from .world import (
 )
 
 NAME = "proxy"
-_BLOCKS = int(os.environ.get("BENCHMARK_PROXY_BLOCKS", "5"))
+_BLOCKS = 5
 _ROUNDS = 4
 _RELAY, _OURS, _KEPT = "a relay by hand", "CMProxy", "CMProxy, kept"
 _NGINX = "nginx, one bearer for all"

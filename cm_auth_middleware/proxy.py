@@ -70,10 +70,13 @@ _ASKED = (
     "content-length", "content-type", "if-match", "if-modified-since", "if-none-match", "if-range",
     "if-unmodified-since", "range",
 )  # fmt: skip
-_ANSWERED = (
-    "accept-ranges", "content-disposition", "content-encoding", "content-language",
-    "content-length", "content-range", "content-type", "etag", "last-modified", "retry-after",
-)  # fmt: skip
+_ANSWERED = {
+    name: name.title()
+    for name in (
+        "accept-ranges", "content-disposition", "content-encoding", "content-language",
+        "content-length", "content-range", "content-type", "etag", "last-modified", "retry-after",
+    )
+}  # fmt: skip
 # Parameters that Spring reads: a bearer token (RFC 6750 §2.3), and a method that replaces the
 # request's.
 _FORBIDDEN = frozenset({"access_token", "_method"})
@@ -555,16 +558,20 @@ def _relayed_headers(answer: httpx2.Response) -> list[tuple[str, str]]:
     if answer.is_redirect and answer.status_code != 304:
         detail = "Redirects are not relayed."
         raise _RefusedError(502, "CameraManager answered with a redirect", detail=detail)
-    answer.headers.encoding = "latin-1"  # byte for byte, as ASGI and WSGI require
-    dropped = _named_in_connection(answer.headers.get("connection"))
+    given: dict[str, str] = {}
+    for raw_name, raw in answer.headers.raw:
+        # Byte for byte, as ASGI and WSGI require.
+        name, value = raw_name.decode("latin-1").lower(), raw.decode("latin-1")
+        given[name] = f"{given[name]}, {value}" if name in given else value
+    dropped = _named_in_connection(given.get("connection"))
     headers = [
-        (name.title(), answer.headers[name])
-        for name in _ANSWERED
-        if name in answer.headers and name not in dropped
+        (title, given[name])
+        for name, title in _ANSWERED.items()
+        if name in given and name not in dropped
     ]
-    if "content-type" not in answer.headers and answer.status_code not in (204, 304):
+    if "content-type" not in given and answer.status_code not in (204, 304):
         headers.append(("Content-Type", "application/octet-stream"))
-    cache = answer.headers.get("cache-control")
+    cache = given.get("cache-control")
     if cache is not None:  # without it the middleware adds no-store
         words = [word.strip() for word in cache.split(",")]
         kept = [w for w in words if w.lower().partition("=")[0] not in ("public", "s-maxage")]
