@@ -397,6 +397,13 @@ async def test_a_user_who_is_refused_sees_no_picture_of_another_user(cached: Wor
     await get(bob, "/odd/x")
     assert (await get(bob, "/odd/x")).content == b"picture"
     odd.refused = {token_of(cached, BOB)}  # his right is taken away
+    cached.clock.tick(11)
+    assert (await get(bob, "/odd/x")).status_code == 403
+    assert (await get(anna, "/odd/x")).content == b"picture"
+    assert (await get(bob, "/odd/x")).status_code == 403  # though he might have seen it a while ago
+    odd.refused = set()
+    assert (await get(bob, "/odd/x")).content == b"picture"
+    odd.refused = {token_of(cached, BOB)}  # while the calls of others keep the picture new
     for _ in range(7):
         cached.clock.tick(10)
         await get(anna, "/odd/x")
