@@ -14,6 +14,7 @@ _MODULES = {
     "request-path": "request_path",
     "client": "client",
     "end-to-end": "end_to_end",
+    "proxy": "proxy",
     "growth": "growth",
     "store": "store",
     "storm": "storm",

@@ -7,19 +7,29 @@ from __future__ import annotations
 
 import asyncio
 import multiprocessing
+import re
 from contextlib import suppress
 from typing import Any
 
 BIG_BYTES = 100_000_000
+SNAPSHOT_BYTES = 200_000
+RECORDING_BYTES = 1_000_000_000
 _PIECE = bytes(65_536)
 _BODY = b'[{"cameraId":1,"name":"Gate","accountId":200,"zoneId":1,"online":true}]'
 _ANSWER = (
     b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(_BODY)
 ) + _BODY
+_SNAPSHOT = b"HTTP/1.1 200 OK\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n" % (
+    SNAPSHOT_BYTES
+) + bytes(SNAPSHOT_BYTES)
+_RANGE = re.compile(rb"\r\nrange: bytes=([0-9]+)-([0-9]+)\r\n", re.IGNORECASE)
 
 
 class FastServer:
-    """A list of cameras at every address, and 100 MB of zeros where the path has `big` in it.
+    """A list of cameras at every address, and zeros at some.
+
+    Those are 100 MB where the path ends in `big`, a picture of 200 kB where it ends in `snapshot`,
+    and the range that is asked for, of 1 GB, where it ends in `recording`.
 
     Args:
         port: where; 0 is a free port.
@@ -60,13 +70,30 @@ class _Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         if b"/big HTTP" in data:
-            self._task = asyncio.get_running_loop().create_task(self._send_big())
+            self._transport.write(
+                f"HTTP/1.1 200 OK\r\nContent-Length: {BIG_BYTES}\r\n\r\n".encode()
+            )
+            self._task = asyncio.get_running_loop().create_task(self._send(BIG_BYTES))
+        elif b"/snapshot HTTP" in data:
+            self._transport.write(_SNAPSHOT)
+        elif b"/recording HTTP" in data:
+            self._send_range(data)
         else:
             self._transport.write(_ANSWER)
 
-    async def _send_big(self) -> None:
-        self._transport.write(f"HTTP/1.1 200 OK\r\nContent-Length: {BIG_BYTES}\r\n\r\n".encode())
-        left = BIG_BYTES
+    def _send_range(self, data: bytes) -> None:
+        wanted = _RANGE.search(data)
+        assert wanted, data
+        first, last = int(wanted[1]), int(wanted[2])
+        head = (
+            "HTTP/1.1 206 Partial Content\r\nContent-Type: video/mp4\r\n"
+            f"Content-Range: bytes {first}-{last}/{RECORDING_BYTES}\r\n"
+            f"Content-Length: {last - first + 1}\r\n\r\n"
+        )
+        self._transport.write(head.encode())
+        self._task = asyncio.get_running_loop().create_task(self._send(last - first + 1))
+
+    async def _send(self, left: int) -> None:
         while left:
             await self._may_write.wait()
             piece = _PIECE[:left]

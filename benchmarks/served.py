@@ -6,16 +6,18 @@ import os
 from typing import Any
 
 from starlette.applications import Starlette
+from starlette.background import BackgroundTask
 from starlette.middleware import Middleware
 from starlette.middleware.sessions import SessionMiddleware
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
-from starlette.routing import Route
+from starlette.responses import PlainTextResponse, Response, StreamingResponse
+from starlette.routing import Mount, Route
 
 from .ideal import Cookies, IdealMiddleware, new_record
 from .world import SECRET_KEY_VARIABLE, USER
 
 IDEAL_SESSION = "x" * 86
+BEARER = "aaaaaaaa-aaaa-aaaa-aaaa-aaaaaaaaaaaa:10003"
 
 
 def bare() -> Any:
@@ -61,6 +63,49 @@ def _app(*middleware: Middleware) -> Starlette:
     handlers = {"/": home, "/who": who, "/session": session, "/log-in": log_in}
     routes = [Route(path, handler) for path, handler in handlers.items()]
     return Starlette(routes=routes, middleware=list(middleware))
+
+
+def proxied() -> Any:
+    """Our proxy to the API behind our middleware, and another one that keeps snapshots."""
+    from cm_auth_middleware import CMAuthMiddleware
+    from cm_auth_middleware.proxy import CMProxy
+
+    async def home(request: Request) -> Response:
+        return PlainTextResponse("ok")
+
+    allow, cache = ["GET /rest/*"], {"/rest/v2.4/cameras/*/snapshot": 3600}
+    routes = [
+        Route("/", home),
+        Mount("/cm", CMProxy(allow=allow)),
+        Mount("/kept", CMProxy(allow=allow, cache=cache)),
+    ]
+    return Starlette(routes=routes, middleware=[Middleware(CMAuthMiddleware)])
+
+
+def relay() -> Any:
+    """The relay that one would write by hand, with a bearer token that never changes."""
+    import httpx2
+
+    client = httpx2.AsyncClient(
+        base_url=os.environ["CM_AUTH_BASE_URL"],
+        headers={"Authorization": f"Bearer {BEARER}"},
+        limits=httpx2.Limits(max_connections=1000, max_keepalive_connections=20),
+    )
+    kept = ("content-type", "content-length", "content-range", "accept-ranges", "etag")
+
+    async def endpoint(request: Request) -> Response:
+        asked = {name: request.headers[name] for name in ("range",) if name in request.headers}
+        path = f"/{request.path_params['path']}"
+        answer = await client.send(client.build_request("GET", path, headers=asked), stream=True)
+        headers = {name: answer.headers[name] for name in kept if name in answer.headers}
+        return StreamingResponse(
+            answer.aiter_raw(),
+            answer.status_code,
+            headers,
+            background=BackgroundTask(answer.aclose),
+        )
+
+    return Starlette(routes=[Route("/cm/{path:path}", endpoint)])
 
 
 def flask_bare() -> Any:

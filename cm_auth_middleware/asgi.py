@@ -236,20 +236,21 @@ class _GoneError(OSError):
 class _Waits:
     """The waits of a connection for its server, which are cancelled when its session has ended.
 
-    They are cancelled at no other time, so no message is lost while the session lives.
+    They are cancelled at no other time, so no message is lost while the session lives. The
+    connection refers to them, and they not to it: what refers to itself stays in memory until the
+    garbage collector finds it, which then holds all requests up.
     """
 
     __slots__ = (
-        "_connection", "_next_look", "_scopes", "ended", "ended_at", "is_told", "responding",
+        "_next_look", "_scopes", "ended", "ended_at", "is_told", "responding",
     )  # fmt: skip
 
-    def __init__(self, connection: connections.Connection, services: Services) -> None:
+    def __init__(self, session: Session, services: Services) -> None:
         self.ended = False
         self.ended_at = 0.0
         self.is_told = False  # True once the browser was told
         self._scopes: set[anyio.CancelScope] = set()
-        self._connection = connection
-        self._next_look = connections.NextLook(connection.session, services.gate)
+        self._next_look = connections.NextLook(session, services.gate)
         self.responding = anyio.Lock()  # held by the watch, or at the end of the handler
 
     def end(self) -> None:
@@ -259,14 +260,17 @@ class _Waits:
         for scope in list(self._scopes):
             scope.cancel()
 
-    async def wait(self, step: Callable[[], Awaitable[T]]) -> T:
+    async def wait(self, connection: connections.Connection, step: Callable[[], Awaitable[T]]) -> T:
         """Wait for the server.
+
+        Args:
+            connection: the one whose waits these are.
 
         Raises:
             _GoneError: the session has ended, now or before.
         """
         if self._next_look.is_due and not self.ended and await self._next_look.finds_end():
-            await self._connection.end()
+            await connection.end()
         if not self.ended:
             with anyio.CancelScope() as scope:
                 self._scopes.add(scope)
@@ -359,7 +363,7 @@ class _Exchange(ASGIRequest):
 
     def _watch(self) -> _Waits:
         if self.waits is None:
-            self.waits = _Waits(self, self._services)
+            self.waits = _Waits(self.session, self._services)
         return self.waits
 
     def _watch_mine(self) -> _Waits:
@@ -370,12 +374,12 @@ class _Exchange(ASGIRequest):
 
     async def _receive_watched(self) -> Message:
         try:
-            return await self._watch_mine().wait(self._receive)
+            return await self._watch_mine().wait(self, self._receive)
         except _GoneError:
             return {"type": "http.disconnect"}
 
     async def _send_watched(self, message: Message) -> None:
-        await self._watch_mine().wait(lambda: self._send(message))
+        await self._watch_mine().wait(self, lambda: self._send(message))
 
     async def end(self) -> None:
         """End an exchange whose session has ended: see `connections`.
@@ -479,7 +483,7 @@ class _OwnedWebSocket(_WebSocket):
         super().__init__(services, receive, send)
         self.session = session
         self.is_old = False
-        self._waits = _Waits(self, services)
+        self._waits = _Waits(session, services)
         self._open = services.connections.add(self)
 
     async def run(self, app: ASGIApp, scope: Scope) -> None:
@@ -496,7 +500,7 @@ class _OwnedWebSocket(_WebSocket):
     async def receive(self) -> Message:
         """Pass on a message of the browser."""
         try:
-            message = await self._waits.wait(lambda: _WebSocket.receive(self))
+            message = await self._waits.wait(self, lambda: _WebSocket.receive(self))
         except _GoneError:
             return {"type": "websocket.disconnect", "code": _LOGGED_OUT, "reason": "logged out"}
         if message["type"] == "websocket.receive":
@@ -507,7 +511,7 @@ class _OwnedWebSocket(_WebSocket):
         """Pass on a message of the application, which does not count as a use of the session."""
         if self.session.data_was_read:
             await self._gate.save_late(self.session)
-        await self._waits.wait(lambda: _WebSocket.send(self, message))
+        await self._waits.wait(self, lambda: _WebSocket.send(self, message))
 
     async def end(self) -> None:
         """Close a WebSocket whose session has ended: see `connections`."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import httpx2
 
 from .errors import CMAuthError, UnavailableError
+from .runtime.bounded_cache import BoundedCache
 from .runtime.run_sync import run_sync
 
 if TYPE_CHECKING:
@@ -59,6 +60,9 @@ class ClientFactory:
     Args:
         transport: returns the connection pool to send a request by: each event loop has its own.
         base_url: of the API; requests to other origins get no token.
+
+    Attributes:
+        urls: by path and query; to take a URL apart costs as much as to make the rest of a request.
     """
 
     def __init__(
@@ -70,6 +74,9 @@ class ClientFactory:
     ) -> None:
         self.kind = kind
         self._refresher = refresher
+        self.urls: BoundedCache[str, httpx2.URL] = BoundedCache(
+            memory=refresher.runtime.cache_memory, size=lambda url: 3 * len(str(url)) + 500
+        )
         client = httpx2.AsyncClient if issubclass(kind, httpx2.AsyncClient) else httpx2.Client
         self._template = client(
             base_url=base_url,

@@ -107,8 +107,8 @@ class CMAuthConfig:
         absolute_timeout: Every session ends this long after its login.
         refresh_leeway: The access token is refreshed this long before it expires.
         timeout: The total time for each call to CameraManager that the middleware itself makes.
-        cache_size: Bytes of memory that opened sessions, verified cookies and other results may
-            take together in each process. What does not fit is computed again.
+        cache_size: Bytes of memory that opened sessions, verified cookies, kept snapshots and other
+            results may take together in each process. What does not fit is computed again.
         background: Refresh tokens and read users in the background, beside requests. False does it
             within requests, for hosts where nothing goes on once a response was sent; if not given,
             the middleware finds that out.

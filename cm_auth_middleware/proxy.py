@@ -3,15 +3,20 @@
     app.mount("/api/cm", CMProxy(allow=["GET /rest/v2.4/cameras", "GET /rest/v2.4/cameras/*"]))
 
 The client of the request adds the session's bearer token on the server, and renews it on a 401.
+What of it is kept for some seconds, and for whom, says `proxy_cache`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
+import math
 import re
 import threading
 import weakref
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from email.utils import formatdate
+from functools import partial
 from http.client import responses
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -24,10 +29,13 @@ from starlette.responses import StreamingResponse
 from .asgi import ASGIRequest
 from .asgi import _send as send_asgi_response
 from .errors import CMAuthError, ConfigError, SessionExpiredError
+from .proxy_cache import MOST_KEPT, Answer, ProxyCache
 from .runtime.after_fork import after_fork
+from .runtime.run_sync import run_sync
 from .web.asking import opens_document
+from .web.conditional import choose
 from .web.request import Request
-from .web.response import problem
+from .web.response import Response, problem
 from .wsgi import WSGIRequest
 from .wsgi import _send as send_wsgi_response
 
@@ -36,6 +44,9 @@ if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
     from .client import AsyncCMClient, CMClient
+    from .engine import Services
+    from .proxy_cache import Given
+    from .runtime.base import Runtime
     from .sessions.session import Session
     from .web.origin import Origins
 
@@ -59,10 +70,13 @@ _ASKED = (
     "content-length", "content-type", "if-match", "if-modified-since", "if-none-match", "if-range",
     "if-unmodified-since", "range",
 )  # fmt: skip
-_ANSWERED = (
-    "accept-ranges", "content-disposition", "content-encoding", "content-language",
-    "content-length", "content-range", "content-type", "etag", "last-modified", "retry-after",
-)  # fmt: skip
+_ANSWERED = {
+    name: name.title()
+    for name in (
+        "accept-ranges", "content-disposition", "content-encoding", "content-language",
+        "content-length", "content-range", "content-type", "etag", "last-modified", "retry-after",
+    )
+}  # fmt: skip
 # Parameters that Spring reads: a bearer token (RFC 6750 §2.3), and a method that replaces the
 # request's.
 _FORBIDDEN = frozenset({"access_token", "_method"})
@@ -72,14 +86,26 @@ _GUARDS = [
     ("X-Content-Type-Options", "nosniff"),
     ("Cross-Origin-Resource-Policy", "same-origin"),
 ]
+# A range that the client accepts anything in, of any rank but none (RFC 9110 §12.5.1).
+_ANYTHING = re.compile(
+    r"(?:^|,)[ \t]*\*/\*[ \t]*(?:;[ \t]*q=(?!0(?:\.0*)?[ \t]*(?:,|$))[0-9.]+[ \t]*)?(?:,|$)"
+)
 _STREAMS = 32  # of one session at a time: a person's browser opens a few
+_MOST_URL = 500  # characters of a path and query whose URL is remembered
+_SHORT = 1_000_000  # bytes of a body that is sent to its end, whether its browser leaves or not
 _CHUNK = 65_536  # bytes that are read at once from a WSGI request's body
 
 
 class _Relay:
     """Judges and counts requests for both proxies."""
 
-    def __init__(self, *, allow: Iterable[str], streams_per_session: int = _STREAMS) -> None:
+    def __init__(
+        self,
+        *,
+        allow: Iterable[str],
+        streams_per_session: int = _STREAMS,
+        cache: Mapping[str, float] | None = None,
+    ) -> None:
         rules = (allow,) if isinstance(allow, str) else tuple(allow)
         if not rules:
             raise ConfigError("allow is empty: give rules such as 'GET /rest/v2.4/cameras'")
@@ -87,6 +113,8 @@ class _Relay:
         if streams_per_session < 1:
             raise ConfigError("streams_per_session is too small: give 1 or more")
         self._streams_per_session = streams_per_session
+        self._kept = [self._kept_path(*item) for item in (cache or {}).items()]
+        self._caches: weakref.WeakKeyDictionary[Services, ProxyCache] = weakref.WeakKeyDictionary()
         self.after_fork()
         after_fork(self)
 
@@ -159,6 +187,43 @@ class _Relay:
             detail = "Forms, and types that may be taken for one, are not: send JSON."
             raise _RefusedError(415, "This kind of body is not relayed", detail=detail)
 
+    # -- what is kept ----------------------------------------------------------------------
+
+    def _kept_path(self, rule: str, seconds: float) -> tuple[re.Pattern[str], float]:
+        """Return one rule of `cache`, or raise `ConfigError`."""
+        text = rule if isinstance(rule, str) and " " in rule else f"GET {rule}"
+        method, pattern = _rule(text, "cache")
+        sample = text.partition(" ")[2].replace("*", "x")
+        reads = [found for kind, found in self._rules if kind == "GET"]
+        if method != "GET" or not any(
+            found.fullmatch(sample) or found.pattern == pattern.pattern for found in reads
+        ):
+            raise ConfigError(f"cache has the rule {rule!r}: no rule of allow for GET includes it")
+        is_number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
+        if not is_number or not 0 < seconds < math.inf:
+            raise ConfigError(f"cache has {seconds!r} for {rule!r}: give a number of seconds")
+        return pattern, float(seconds)
+
+    def seconds_kept(self, request: Request, body: object) -> float | None:
+        """Return for how many seconds the answer to a request is kept; None if it is not."""
+        if body is None and request.method in ("GET", "HEAD"):
+            for pattern, seconds in self._kept:
+                if pattern.fullmatch(request.path):
+                    return seconds
+        return None
+
+    def cache_of(self, services: Services) -> ProxyCache:
+        """Return what is kept for the sessions of one side of an engine."""
+        cache = self._caches.get(services)
+        if cache is None:
+            with self._lock:
+                cache = self._caches.get(services)
+                if cache is None:
+                    longest = max(seconds for _, seconds in self._kept)
+                    cache = ProxyCache(services.runtime, services.sessions, longest)
+                    self._caches[services] = cache
+        return cache
+
 
 class CMProxy(_Relay):
     """An ASGI app that relays requests to CameraManager's API for the user who is logged in.
@@ -174,9 +239,15 @@ class CMProxy(_Relay):
             segment, at the end for a subtree. GET includes HEAD.
         streams_per_session: the requests that one session may have under way at a time in this
             process, until the last byte of their responses; those beyond it get 429.
+        cache: by path, with ``*`` as in `allow`, the seconds that an answer to GET is kept in this
+            process: ``{"/rest/v2.4/cameras/*/snapshot": 10}``. It is kept if its status is 200 and
+            it has at most 4 MB, whatever Cache-Control says. All sessions of an account share
+            pictures, and one call while it is under way; but a user is given only what
+            CameraManager itself has answered to that user, too, in the last minute. Other answers
+            than pictures are kept for one user.
 
     Raises:
-        ConfigError: a rule is wrong, or the number; the message names it.
+        ConfigError: a rule is wrong, or a number; the message names it.
     """
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -194,8 +265,22 @@ class CMProxy(_Relay):
             body = await _body(request, receive, length, scope.get("http_version", ""))
             if body is not None:
                 self.judge_kind(request)
+            seconds = self.seconds_kept(request, body)
             leave = self.enter(_session_of(cm))
             try:
+                if seconds is not None:
+                    cache = self.cache_of(engine.async_services)
+                    accept = _accepted(request)
+                    fetch = partial(_fetch, cm, target, accept, engine.async_services.runtime)
+                    try:
+                        given = await cache.ask(
+                            _session_of(cm), f"{target}\n{accept}", seconds, fetch
+                        )
+                    except httpx2.HTTPError as error:
+                        raise _unreachable(error) from None
+                    if given is not None:
+                        await _send_given(_respond(request, given), send)
+                        return
                 await self._relay(cm, _outgoing(cm, request, target, body), (scope, receive, send))
             finally:
                 leave()
@@ -212,12 +297,14 @@ class CMProxy(_Relay):
         except httpx2.HTTPError as error:
             raise _unreachable(error) from None
         try:
-            response = StreamingResponse(answer.aiter_raw(), answer.status_code)
-            response.raw_headers = [
-                (name.lower().encode(), value.encode("latin-1"))
-                for name, value in _relayed_headers(answer)
-            ]
-            await response(*to)
+            headers = _raw(_relayed_headers(answer))
+            length = _length_of(answer)
+            if length is not None and length <= _SHORT:
+                await _send_short(answer, headers, length, to[2])
+            else:  # it also looks if the browser leaves
+                response = StreamingResponse(answer.aiter_raw(), answer.status_code)
+                response.raw_headers = headers
+                await response(*to)
         finally:
             with anyio.CancelScope(shield=True):
                 await answer.aclose()
@@ -243,8 +330,24 @@ class CMWSGIProxy(_Relay):
                 if length is None and not _tells_the_end(environ):
                     raise _RefusedError(411, "Length required")
                 self.judge_kind(request)
+            seconds = self.seconds_kept(request, body)
             leave = self.enter(_session_of(cm))
             try:
+                if seconds is not None:
+                    cache = self.cache_of(engine.thread_services)
+                    accept = _accepted(request)
+                    runtime = engine.thread_services.runtime
+                    fetch = partial(_fetch_blocking, cm, target, accept, runtime)
+                    variant = f"{target}\n{accept}"
+                    try:
+                        given = run_sync(cache.ask(_session_of(cm), variant, seconds, fetch))
+                    except httpx2.HTTPError as error:
+                        raise _unreachable(error) from None
+                    if given is not None:
+                        leave()
+                        kept = _respond(request, given)
+                        start_response(_status_line(kept.status), kept.headers)
+                        return [kept.body]
                 answer, headers = self._relay(cm, _outgoing(cm, request, target, body))
             except BaseException:
                 leave()
@@ -252,8 +355,7 @@ class CMWSGIProxy(_Relay):
         except _RefusedError as refused:
             return send_wsgi_response(refused.response, request, start_response)
         relayed = _StreamedBody(answer, leave)
-        status = answer.status_code
-        start_response(f"{status} {responses.get(status, 'Unknown')}", headers)
+        start_response(_status_line(answer.status_code), headers)
         return relayed
 
     def _relay(
@@ -268,6 +370,29 @@ class CMWSGIProxy(_Relay):
         except _RefusedError:
             answer.close()
             raise
+
+
+async def _send_short(
+    answer: httpx2.Response, headers: list[tuple[bytes, bytes]], left: int, send: Send
+) -> None:
+    """Send a body as it comes, to its end: to look if the browser leaves costs more."""
+    status, is_begun = answer.status_code, False
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    async for part in answer.aiter_raw():
+        left, is_begun = left - len(part), True
+        await send({"type": "http.response.body", "body": part, "more_body": left > 0})
+    if left > 0 or not is_begun:  # the answer to HEAD, for one
+        await send({"type": "http.response.body", "body": b""})
+
+
+def _raw(headers: list[tuple[str, str]]) -> list[tuple[bytes, bytes]]:
+    return [(name.lower().encode(), value.encode("latin-1")) for name, value in headers]
+
+
+def _length_of(answer: httpx2.Response) -> int | None:
+    """Return the length that an answer states for its body."""
+    length = answer.headers.get("content-length", "")
+    return int(length) if _LENGTH.fullmatch(length) else None
 
 
 class _HungUpError(Exception):
@@ -412,7 +537,18 @@ def _outgoing(
         value = request.header(name)
         if value is not None and name not in dropped:
             headers[name.encode()] = value.encode("latin-1")
-    return cm.build_request(request.method, target, headers=headers, content=body)
+    return cm.build_request(request.method, _url(cm, target), headers=headers, content=body)
+
+
+def _url(cm: AsyncCMClient | CMClient, target: str) -> httpx2.URL:
+    """Return the URL of a path and query of the API. A front end asks for the same ones again."""
+    urls = cm._cm[0].urls
+    url = urls.get(target)
+    if url is None:
+        url = cm.build_request("GET", target).url
+        if len(target) <= _MOST_URL:
+            urls[target] = url
+    return url
 
 
 def _relayed_headers(answer: httpx2.Response) -> list[tuple[str, str]]:
@@ -422,21 +558,180 @@ def _relayed_headers(answer: httpx2.Response) -> list[tuple[str, str]]:
     if answer.is_redirect and answer.status_code != 304:
         detail = "Redirects are not relayed."
         raise _RefusedError(502, "CameraManager answered with a redirect", detail=detail)
-    answer.headers.encoding = "latin-1"  # byte for byte, as ASGI and WSGI require
-    dropped = _named_in_connection(answer.headers.get("connection"))
+    given: dict[str, str] = {}
+    for raw_name, raw in answer.headers.raw:
+        # Byte for byte, as ASGI and WSGI require.
+        name, value = raw_name.decode("latin-1").lower(), raw.decode("latin-1")
+        given[name] = f"{given[name]}, {value}" if name in given else value
+    dropped = _named_in_connection(given.get("connection"))
     headers = [
-        (name.title(), answer.headers[name])
-        for name in _ANSWERED
-        if name in answer.headers and name not in dropped
+        (title, given[name])
+        for name, title in _ANSWERED.items()
+        if name in given and name not in dropped
     ]
-    if "content-type" not in answer.headers and answer.status_code not in (204, 304):
+    if "content-type" not in given and answer.status_code not in (204, 304):
         headers.append(("Content-Type", "application/octet-stream"))
-    cache = answer.headers.get("cache-control")
+    cache = given.get("cache-control")
     if cache is not None:  # without it the middleware adds no-store
         words = [word.strip() for word in cache.split(",")]
         kept = [w for w in words if w.lower().partition("=")[0] not in ("public", "s-maxage")]
         headers.append(("Cache-Control", ", ".join(dict.fromkeys(["private", *kept]))))
     return [*headers, *_GUARDS]
+
+
+# -- answers that are kept -------------------------------------------------------------------
+
+
+def _accepted(request: Request) -> str:
+    """Return the Accept header by which an answer is kept: each browser ranks pictures anew."""
+    accept = (request.header("accept") or "*/*").strip(" \t")
+    return "*/*" if _ANYTHING.search(accept) else accept
+
+
+def _for_all(cm: AsyncCMClient | CMClient, target: str, accept: str) -> httpx2.Request:
+    """Return a request whose headers, but for the token, are the same for all who share it.
+
+    So Vary need not be looked at.
+    """
+    headers = {b"accept": accept.encode("latin-1"), b"accept-encoding": b"identity"}
+    return cm.build_request("GET", _url(cm, target), headers=headers)
+
+
+class _Whole:
+    """Reads the body of an answer as a whole, if it can be kept.
+
+    Attributes:
+        is_wanted: True while it can.
+    """
+
+    def __init__(self, answer: httpx2.Response, runtime: Runtime) -> None:
+        self._answer = answer
+        self._runtime = runtime
+        self._parts: list[bytes] = []
+        self._size = 0
+        self._until = runtime.monotonic() + runtime.timeout
+        headers = answer.headers
+        length = headers.get("content-length", "")
+        # A body that ends where the connection ends may have broken off (RFC 9112 §8).
+        has_end = bool(length) or "transfer-encoding" in headers
+        has_end = has_end or answer.http_version == "HTTP/2"
+        has_end = has_end or "network_stream" not in answer.extensions
+        is_plain = headers.get("content-encoding", "identity").strip().lower() == "identity"
+        is_short = (_length_of(answer) or 0) <= MOST_KEPT
+        self.is_wanted = (
+            has_end and is_plain and is_short and headers.get("vary", "").strip() != "*"
+        )
+
+    def add(self, part: bytes) -> bool:
+        """Take a part; return False if there is no use in reading on.
+
+        Raises:
+            httpx2.ReadTimeout: it takes too long, and others may wait for it.
+        """
+        self._parts.append(part)
+        self._size += len(part)
+        self.is_wanted = self._size <= MOST_KEPT
+        if self._runtime.monotonic() > self._until:
+            raise httpx2.ReadTimeout("the body did not arrive in time")
+        return self.is_wanted
+
+    def result(self) -> Answer | None:
+        """Return the answer with its body; None if it cannot be kept.
+
+        Raises:
+            _RefusedError: it is one that is not relayed.
+        """
+        answer, now = self._answer, self._runtime.clock()
+        headers = _relayed_headers(answer)
+        if not self.is_wanted:
+            return None
+        body = b"".join(self._parts)
+        words = {
+            word.strip().lower() for word in answer.headers.get("cache-control", "").split(",")
+        }
+        varies = {word.strip().lower() for word in answer.headers.get("vary", "").split(",")}
+        is_picture = answer.headers.get("content-type", "").strip().lower().startswith("image/")
+        age = answer.headers.get("age", "").strip()
+        own = ("Content-Length", "Accept-Ranges", "Etag", "Last-Modified")
+        named = dict(headers)
+        etag = named.get("Etag") or f'"{hashlib.blake2b(body, digest_size=16).hexdigest()}"'
+        return Answer(
+            answer.status_code,
+            [header for header in headers if header[0] not in own],
+            body,
+            is_for_all=is_picture and "private" not in words and "authorization" not in varies,
+            age=int(age) if _LENGTH.fullmatch(age) else 0,
+            came_at=now,
+            etag=etag,
+            last_modified=named.get("Last-Modified") or formatdate(now, usegmt=True),
+        )
+
+
+async def _fetch(cm: AsyncCMClient, target: str, accept: str, runtime: Runtime) -> Answer | None:
+    answer = await cm.send(_for_all(cm, target, accept), stream=True)
+    try:
+        whole = _Whole(answer, runtime)
+        if whole.is_wanted:
+            async for part in answer.aiter_raw():
+                if not whole.add(part):
+                    break
+        return whole.result()
+    finally:
+        with anyio.CancelScope(shield=True):
+            await answer.aclose()
+
+
+async def _fetch_blocking(
+    cm: CMClient, target: str, accept: str, runtime: Runtime
+) -> Answer | None:
+    answer = cm.send(_for_all(cm, target, accept), stream=True)
+    try:
+        whole = _Whole(answer, runtime)
+        if whole.is_wanted:
+            for part in answer.iter_raw():
+                if not whole.add(part):
+                    break
+        return whole.result()
+    finally:
+        answer.close()
+
+
+def _respond(request: Request, given: Given) -> Response:
+    """Return the response to a request, by its conditions and the range that it asks for."""
+    answer, length = given.answer, len(given.answer.body)
+    headers = list(answer.headers)
+    if given.age is not None:
+        headers.append(("Age", str(given.age)))
+    if answer.status != 200:
+        if answer.status not in (204, 304):  # RFC 9110 §8.6
+            headers.append(("Content-Length", str(length)))
+        return Response(answer.status, headers, b"" if request.method == "HEAD" else answer.body)
+    headers += [("Etag", answer.etag), ("Last-Modified", answer.last_modified)]
+    headers.append(("Accept-Ranges", "bytes"))
+    status, start, stop = choose(request, answer.etag, answer.last_modified, length)
+    if status == 304:
+        about_the_body = ("Content-Type", "Content-Disposition", "Content-Language")
+        return Response(304, [header for header in headers if header[0] not in about_the_body])
+    if status == 206:
+        headers.append(("Content-Range", f"bytes {start}-{stop - 1}/{length}"))
+    elif status == 416:
+        raise _RefusedError(416, "No such range", ("Content-Range", f"bytes */{length}"))
+    elif status == 412:
+        raise _RefusedError(412, "It is another version by now")
+    headers.append(("Content-Length", str(stop - start)))
+    if request.method == "HEAD":
+        return Response(status, headers)
+    return Response(status, headers, answer.body if status == 200 else answer.body[start:stop])
+
+
+async def _send_given(response: Response, send: Send) -> None:
+    headers = _raw(response.headers)
+    await send({"type": "http.response.start", "status": response.status, "headers": headers})
+    await send({"type": "http.response.body", "body": response.body})
+
+
+def _status_line(status: int) -> str:
+    return f"{status} {responses.get(status, 'Unknown')}"
 
 
 def _unreachable(error: httpx2.HTTPError) -> _RefusedError:
@@ -457,7 +752,7 @@ def _is_about_tokens(segment: str) -> bool:
     return segment.lower().partition(".")[0] == "tokens"  # Spring may route "tokens.json" alike
 
 
-def _rule(text: str) -> tuple[str, re.Pattern[str]]:
+def _rule(text: str, option: str = "allow") -> tuple[str, re.Pattern[str]]:
     method, _, path = text.partition(" ")
     segments = path.split("/")[1:]
     if (
@@ -467,7 +762,7 @@ def _rule(text: str) -> tuple[str, re.Pattern[str]]:
         or any("*" in segment and segment != "*" for segment in segments)
     ):
         raise ConfigError(
-            f"allow has the rule {text!r}: it has to be a method and a path, such as "
+            f"{option} has the rule {text!r}: it has to be a method and a path, such as "
             "'GET /rest/v2.4/cameras/*'; * stands for a whole segment"
         )
     parts = ["[^/]+" if segment == "*" else re.escape(segment) for segment in segments]

@@ -59,6 +59,10 @@ class SessionManager:
         idle_timeout: seconds after which an unused session ends.
         absolute_timeout: seconds after its login when any session ends.
         owner: the application's ``client_id`` and ``scope``; sessions of others are not loaded.
+
+    Attributes:
+        on_end: called with the record id of each session that ends in this process, or is found to
+            have ended.
     """
 
     def __init__(
@@ -89,6 +93,7 @@ class SessionManager:
             memory=runtime.cache_memory,
             size=_size,
         )
+        self.on_end: list[Callable[[str], None]] = []
         # By record id, a hash of the stored value that was logged.
         self._unreadable: BoundedCache[str, int] = BoundedCache(memory=runtime.cache_memory)
 
@@ -240,7 +245,7 @@ class SessionManager:
     async def delete(self, session: Session) -> tuple[Record, bool]:
         """Delete a session's record; return its newest version, and True if it was there."""
         sealed = await self.store.delete(session.record_id)
-        self._opened.pop(session.record_id, None)
+        self._forget(session.record_id)
         session.ended = True
         record = self._record(session.record_id, session.cookie_key, sealed)
         return record or session.record, sealed is not None
@@ -284,6 +289,7 @@ class SessionManager:
             await self.store.put(f"gone.{record_id}", b"1", _GONE_TTL)
             if await self.store.delete(record_id) is not None:
                 deleted += 1
+            self._forget(record_id)
         return deleted
 
     async def was_ended(self, record_id: str) -> bool:
@@ -321,7 +327,7 @@ class SessionManager:
     ) -> _Opened | None:
         """Decrypt a stored value and remember its record; return None if it cannot be used."""
         if sealed is None:
-            self._opened.pop(record_id, None)
+            self._forget(record_id)
             return None
         record = self.sealer.open_session(record_id, cookie_key, sealed)
         if record is None:
@@ -348,9 +354,16 @@ class SessionManager:
         """Delete a session that has ended and return False; store that another one is used."""
         if self.ttl(session.record) <= 0:
             await self.store.delete(session.record_id)
+            self._forget(session.record_id)
             return False
         await self.touch_if_due(session)
         return True
+
+    def _forget(self, record_id: str) -> None:
+        """Drop what is kept of a session that has ended."""
+        self._opened.pop(record_id, None)
+        for note in self.on_end:
+            note(record_id)
 
     def _ends_at(self, record: Record) -> float:
         return min(record.last_seen_at + self._idle, record.logged_in_at + self._absolute)

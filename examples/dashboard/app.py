@@ -37,6 +37,7 @@ NO_PICTURE = (
 )
 LIVE_EVERY = 10  # seconds between two pictures of a camera on the live page
 LIVE_READS = ["GET /rest/v2.4/cameras", "GET /rest/v2.4/cameras/*/snapshot"]
+LIVE_KEPT = {"/rest/v2.4/cameras/*/snapshot": LIVE_EVERY / 2}  # one call for all who watch
 
 # CameraManager does not answer, or answers something else than it says.
 UNUSABLE = (httpx2.HTTPError, ValueError, TypeError, KeyError)
@@ -64,7 +65,7 @@ def create_app(**options: Any) -> FastAPI:
     app.state.snapshots = anyio.Semaphore(SNAPSHOTS_AT_ONCE)
     app.add_exception_handler(AnyHTTPException, error_page)
     app.mount("/static", StaticFiles(directory=HERE / "static"), name="static")
-    app.mount("/api/cm", CMProxy(allow=LIVE_READS))
+    app.mount("/api/cm", CMProxy(allow=LIVE_READS, cache=LIVE_KEPT))
     app.add_api_route("/", overview, response_class=HTMLResponse)
     app.add_api_route("/cameras/{camera_id}", detail, response_class=HTMLResponse)
     app.add_api_route("/cameras/{camera_id}/snapshot", snapshot)

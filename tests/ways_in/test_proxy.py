@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 import re
@@ -17,8 +18,11 @@ from starlette.types import Receive, Scope, Send
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
 
 from cm_auth_middleware import CMAuthError, ConfigError
+from cm_auth_middleware.asgi import ASGIRequest
+from cm_auth_middleware.client import AsyncCMClient, CMClient
 from cm_auth_middleware.proxy import CMProxy, CMWSGIProxy, _RefusedError
 from cm_auth_middleware.web.origin import Origins
+from cm_auth_middleware.wsgi import WSGIRequest
 from tests.helpers.apps import make_app, make_wsgi_app
 from tests.helpers.world import APP, CM, JSON, World
 
@@ -317,6 +321,22 @@ async def chunked(
              "root_path": "", "query_string": b"", "scheme": "http", "headers": raw}  # fmt: skip
     await world.app(scope, receive, send)
     return (sent[0]["status"] if sent else 0), b"".join(m.get("body", b"") for m in sent)
+
+
+async def test_a_relayed_request_leaves_nothing_to_the_garbage_collector(proxied: World) -> None:
+    """The collector holds all requests up, and what it finds late keeps a token in memory."""
+    browser = await proxied.login()
+    gc.collect()
+    gc.disable()
+    try:
+        for headers in ([("Content-Length", "7")], []):  # short, and streamed
+            odd_upstream(proxied, 200, headers, b"picture")
+            assert (await browser.get("/cm/odd/x", headers=FETCH)).content == b"picture"
+        left = [type(one) for one in gc.get_objects() if isinstance(one, ASGIRequest | WSGIRequest)]
+        left += [type(one) for one in gc.get_objects() if isinstance(one, AsyncCMClient | CMClient)]
+    finally:
+        gc.enable()
+    assert left == []
 
 
 # -- what is refused ---------------------------------------------------------------------------

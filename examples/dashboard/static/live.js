@@ -39,14 +39,16 @@
   async function refresh(id, card) {
     const path = `/cameras/${id}/snapshot?resolution=640x360&includeTimestamp=true`;
     try {
-      const picture = await (await ask(path, { signal: AbortSignal.timeout(15_000) })).blob();
+      const answer = await ask(path, { signal: AbortSignal.timeout(15_000) });
+      const picture = await answer.blob();
+      const taken = Date.now() - 1000 * (answer.headers.get("Age") ?? 0); // the proxy may keep it
       const old = card.image.src;
       card.image.src = URL.createObjectURL(picture);
       await card.image.decode();
       if (old) URL.revokeObjectURL(old);
       card.image.hidden = false;
       card.empty.hidden = true;
-      card.caption.textContent = `Taken at ${new Date().toLocaleTimeString()}`;
+      card.caption.textContent = `Taken at ${new Date(taken).toLocaleTimeString()}`;
     } catch {
       card.caption.textContent = card.image.hidden ? "No picture" : `${card.caption.textContent.replace(/ – .*/, "")} – no newer one`;
       card.empty.textContent = "No picture just now";

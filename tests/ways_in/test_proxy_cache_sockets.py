@@ -1,0 +1,185 @@
+"""What the proxies keep, on real sockets: many viewers, viewers who leave, odd bodies."""
+
+from __future__ import annotations
+
+import socket
+import socketserver
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx2
+import pytest
+from starlette.routing import Mount
+from werkzeug.middleware.dispatcher import DispatcherMiddleware
+
+from cm_auth_middleware import AuthEngine, CMAuthMiddleware, CMAuthWSGIMiddleware
+from cm_auth_middleware.proxy import CMProxy, CMWSGIProxy
+from cm_auth_middleware.testing import AppServer, Simulator
+from tests.helpers.apps import make_app, make_wsgi_app
+from tests.helpers.browser import log_in
+from tests.helpers.servers import WSGIServer, serving, until
+from tests.helpers.world import SECRET_KEY
+
+pytestmark = pytest.mark.slow
+
+SNAPSHOT = "/rest/v2.4/cameras/2001/snapshot"
+RULES = ["GET /rest/v2.4/cameras/*/snapshot", "GET /odd/*"]
+CACHE = {"/rest/v2.4/cameras/*/snapshot": 30, "/odd/*": 30}
+WAIT = 30.0  # seconds until a test gives up
+
+
+class Front(socketserver.ThreadingTCPServer):
+    """A server before the simulator that answers under /odd byte by byte as a test says.
+
+    Attributes:
+        answer: what the socket of a request is given to.
+        calls: the number of requests under /odd.
+    """
+
+    daemon_threads = allow_reuse_address = True
+
+    def __init__(self, simulator: str) -> None:
+        self.simulator = urlsplit(simulator).netloc.split(":")
+        self.answer: Callable[[socket.socket], None] = lambda _: None
+        self.calls = 0
+        super().__init__(("127.0.0.1", 0), _Handler)
+
+
+class _Handler(socketserver.BaseRequestHandler):
+    server: Front
+
+    def handle(self) -> None:
+        begin = self.request.recv(65_536)
+        if begin.startswith(b"GET /odd/"):
+            self.server.calls += 1
+            with suppress(OSError):  # it may have hung up
+                self.server.answer(self.request)
+            return
+        host, port = self.server.simulator
+        with socket.create_connection((host, int(port))) as there:
+            there.sendall(begin)
+            back = threading.Thread(target=_shovel, args=(there, self.request), daemon=True)
+            back.start()
+            _shovel(self.request, there)
+            back.join()
+
+
+def _shovel(one: socket.socket, other: socket.socket) -> None:
+    with suppress(OSError):
+        while part := one.recv(65_536):
+            other.sendall(part)
+    with suppress(OSError):
+        other.shutdown(socket.SHUT_WR)
+
+
+class Site:
+    """An application with a proxy that keeps pictures, on a real socket."""
+
+    def __init__(self, side: str, stack: ExitStack) -> None:
+        self._stack = stack
+        self.simulator = Simulator()
+        cm = stack.enter_context(AppServer(self.simulator, log_level="critical"))
+        self.front = stack.enter_context(Front(cm.url))
+        stack.enter_context(serving(self.front))
+        engine = AuthEngine(
+            client_id=self.simulator.client_id,
+            client_secret=self.simulator.client_secret,
+            secret_key=SECRET_KEY,
+            base_url=f"http://127.0.0.1:{self.front.server_address[1]}",
+            timeout=2.0,
+        )
+        if side == "asgi":
+            app: Any = make_app([Mount("/cm", CMProxy(allow=RULES, cache=CACHE))])
+            server: Any = AppServer(CMAuthMiddleware(app, engine=engine), log_level="critical")
+        else:
+            proxy = CMWSGIProxy(allow=RULES, cache=CACHE)
+            app = DispatcherMiddleware(make_wsgi_app(), {"/cm": proxy})
+            server = WSGIServer(CMAuthWSGIMiddleware(app, engine=engine))
+            stack.callback(engine.close)
+        self.url = stack.enter_context(server).url
+
+    def browser(self) -> httpx2.Client:
+        """Return a browser with a session of its own."""
+        client = httpx2.Client(base_url=self.url, timeout=WAIT)
+        log_in(self._stack.enter_context(client), self.simulator)
+        return client
+
+
+@pytest.fixture
+def site(side: str) -> Iterator[Site]:
+    with ExitStack() as stack:
+        yield Site(side, stack)
+
+
+def test_twenty_viewers_cost_one_call_where_only_one_is_allowed(site: Site) -> None:
+    site.simulator.settings.snapshot_limit = 1
+    site.simulator.settings.snapshot_latency = 1.0
+    browsers = [site.browser() for _ in range(4)]
+    with ThreadPoolExecutor(20) as pool:
+        answers = list(pool.map(lambda browser: browser.get(f"/cm{SNAPSHOT}"), browsers * 5))
+    assert {answer.status_code for answer in answers} == {200}
+    assert len({answer.content for answer in answers}) == 1
+    assert len(site.simulator.calls(SNAPSHOT)) == 1
+
+
+def test_a_viewer_who_leaves_takes_the_picture_from_nobody(site: Site) -> None:
+    go_on = threading.Event()
+
+    def answer(connection: socket.socket) -> None:
+        go_on.wait(WAIT)
+        connection.sendall(_head(7) + b"picture")
+
+    site.front.answer = answer
+    leaving, staying = site.browser(), site.browser()
+    host, port = urlsplit(site.url).netloc.split(":")
+    cookies = "; ".join(f"{name}={value}" for name, value in leaving.cookies.items())
+    with socket.create_connection((host, int(port))) as connection:
+        lines = f"GET /cm/odd/x HTTP/1.1\r\nHost: {host}:{port}\r\nCookie: {cookies}\r\n\r\n"
+        connection.sendall(lines.encode())
+        until(lambda: site.front.calls == 1)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(staying.get, "/cm/odd/x")
+        time.sleep(0.3)
+        go_on.set()
+        assert waiting.result(WAIT).content == b"picture"
+    assert site.front.calls == 1
+
+
+@pytest.mark.parametrize("length", [None, 100])
+def test_a_picture_that_may_have_broken_off_is_not_kept(site: Site, length: int | None) -> None:
+    site.front.answer = lambda connection: connection.sendall(_head(length) + b"pict")
+    browser = site.browser()
+    for _ in range(2):
+        if length is None:  # nobody can tell
+            assert browser.get("/cm/odd/x").content == b"pict"
+        else:
+            assert browser.get("/cm/odd/x").status_code == 502
+    assert site.front.calls >= 2
+    site.front.answer = lambda connection: connection.sendall(_head(7) + b"picture")
+    assert browser.get("/cm/odd/y").content == b"picture"
+
+
+def test_a_picture_that_never_ends_holds_its_viewers_for_a_while_only(site: Site) -> None:
+    def drip(connection: socket.socket) -> None:
+        connection.sendall(_head(1000))
+        for _ in range(1000):
+            connection.sendall(b"x")
+            time.sleep(0.2)
+
+    site.front.answer = drip
+    browsers = [site.browser() for _ in range(2)]
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda browser: browser.get("/cm/odd/x"), browsers * 2))
+    assert [answer.status_code for answer in answers] == [504] * 4
+    assert site.front.calls == 1
+
+
+def _head(length: int | None) -> bytes:
+    lines = ["HTTP/1.1 200 OK", "Content-Type: image/jpeg", "Connection: close"]
+    lines += [] if length is None else [f"Content-Length: {length}"]
+    return "\r\n".join([*lines, "", ""]).encode()
