@@ -18,6 +18,7 @@ _MODULES = {
     "store": "store",
     "storm": "storm",
     "import": "imports",
+    "start": "start",
     "sizes": "sizes",
 }
 

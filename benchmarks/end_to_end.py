@@ -45,8 +45,8 @@ _ASKING = {
     "Flask, ours": "/who",
 }
 
-_UVICORN = ("-m", "uvicorn", "--factory", "--no-access-log", "--log-level", "warning")
-_GUNICORN = ("-m", "gunicorn", "--worker-class", "gthread", "--log-level", "warning")
+UVICORN = ("-m", "uvicorn", "--factory", "--no-access-log", "--log-level", "warning")
+GUNICORN = ("-m", "gunicorn", "--worker-class", "gthread", "--log-level", "warning")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ def run() -> Iterator[Figure]:
         }
         bare_cookie = f"{COOKIE}={'x' * 130}"
         asgi = {
-            name: _serve(stack, environment, _UVICORN, f"benchmarks.served:{app}")
+            name: _serve(stack, environment, UVICORN, f"benchmarks.served:{app}")
             for name, app in (
                 ("Starlette, bare", "bare"),
                 ("Starlette, ideal", "ideal"),
@@ -89,7 +89,7 @@ def run() -> Iterator[Figure]:
             )
         }
         wsgi = {
-            name: _serve(stack, environment, _GUNICORN, f"benchmarks.served:{app}()")
+            name: _serve(stack, environment, GUNICORN, f"benchmarks.served:{app}()")
             for name, app in (
                 ("Flask, bare", "flask_bare"),
                 ("Flask, its session", "flask_session"),
@@ -119,7 +119,7 @@ def _serve(
 ) -> tuple[str, int]:
     """The address and the process id of a server that has just been started."""
     port = free_port()
-    where = ("--port", str(port)) if server is _UVICORN else ("--bind", f"127.0.0.1:{port}")
+    where = ("--port", str(port)) if server is UVICORN else ("--bind", f"127.0.0.1:{port}")
     process = subprocess.Popen([sys.executable, *server, *where, app], env=environment)
     stack.callback(process.wait, 10)
     stack.callback(process.terminate)

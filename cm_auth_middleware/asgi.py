@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack, cast
 import anyio
 
 from .auth import connections
-from .client import AsyncCMClient, LazyAsyncCMClient
 from .engine import AuthEngine
 from .errors import ConfigError, SessionExpiredError
 from .events import log
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from .auth.gate import Gate
+    from .client import AsyncCMClient
     from .config import CMAuthConfig, CMAuthOptions
     from .engine import Services
     from .sessions.session import Session
@@ -135,7 +135,7 @@ class CMAuthMiddleware:
                 await self.engine.close()  # before the server hears of it and stops the loop
             await send(message)
 
-        self._services.warm_up()
+        self._services.load_soon()
         await self.app(scope, receive, closing_send)
 
     async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -159,7 +159,7 @@ class CMAuthMiddleware:
             **(scope.get("state") or {}),
             "cm_auth": self.engine,
             "cm_session": session,
-            "cm": None if session is None else LazyAsyncCMClient(self._services.clients, session),
+            "cm": None if session is None else self._services.client_of(session),
         }
 
 

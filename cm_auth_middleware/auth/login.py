@@ -12,6 +12,7 @@ from ..errors import CMAuthError, OperatorError, UnavailableError
 from ..events import log
 from ..runtime.bounded_cache import BoundedCache
 from ..sessions.cookie import Ticket
+from ..sessions.encryption import load_encryption
 from ..sessions.record import Record, Tokens, dumps
 from ..web.asking import Asker, is_early, who_asks
 from ..web.local_target import next_target, safe_target
@@ -122,6 +123,7 @@ class Login:
 
     async def _start(self, request: Request, target: str | None) -> Response:
         """Send the browser to CameraManager; it comes back to `target`."""
+        self._runtime.loading.begin(self._runtime.load_http, load_encryption)
         redirect_uri = self._redirect_uri(request)
         if redirect_uri is None:
             log("host_not_allowed", host=repr(request.host[:100]))

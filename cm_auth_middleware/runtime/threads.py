@@ -10,15 +10,15 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, closing, suppress
 from contextvars import copy_context
-from typing import Any, Self, TypeVar
-
-import httpx2
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from ..errors import UnavailableError
-from . import http
 from .after_fork import after_fork
 from .base import MOST_LATE, Call, Repetition, Runtime, Work
 from .run_sync import run_elsewhere, run_sync
+
+if TYPE_CHECKING:
+    import httpx2
 
 T = TypeVar("T")
 
@@ -53,6 +53,10 @@ class ThreadRuntime(Runtime):
     async def call(
         self, method: str, url: str, *, headers: dict[str, str], content: bytes | None = None
     ) -> httpx2.Response:
+        import httpx2  # when first needed
+
+        from . import http
+
         given = self._given_transport()
         # A connection of its own: the deadline may cut it, and no other call suffers.
         transport = given or _pool(self._tls())
@@ -77,6 +81,10 @@ class ThreadRuntime(Runtime):
     async def discard(self, response: httpx2.Response) -> None:
         if response.is_stream_consumed or response.is_closed:
             return  # an event hook of the client has read it
+        import httpx2
+
+        from . import http
+
         stream: Any = response.stream
         rest, deadline = http.Discarded(response), Deadline(self.timeout)
         deadline.watch(response)
@@ -263,6 +271,10 @@ class SingleFlight:
 
 
 def _pool(tls: Any) -> httpx2.BaseTransport:
+    import httpx2  # when first needed
+
+    from . import http
+
     return httpx2.HTTPTransport(verify=tls, limits=http.LIMITS)
 
 

@@ -35,6 +35,12 @@ _KEY_ID_BYTES = 4
 _FIXED = struct.Struct(f">c{_TAG_BYTES}s{_KEY_ID_BYTES}sdB")
 
 
+def load_encryption() -> None:
+    """Load the library that encrypts."""
+    import cryptography.exceptions
+    import cryptography.hazmat.primitives.ciphers.aead  # noqa: F401
+
+
 def key_names(secret_keys: Sequence[str]) -> list[str]:
     """Return a short hash of each secret key, by which people can tell keys apart."""
     return [_key_id(hashlib.sha256(key.encode()).digest()).hex() for key in secret_keys]

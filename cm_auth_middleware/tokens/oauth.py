@@ -8,13 +8,13 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode
 
-import httpx2
-
 from ..errors import OAuthError, OperatorError, TokenRefusedError, UnavailableError
 from ..events import log
 from ..sessions.record import Tokens, dumps
 
 if TYPE_CHECKING:
+    import httpx2
+
     from ..runtime.base import Runtime
     from .provider import Provider
 
@@ -62,6 +62,11 @@ class OAuthClient:
         self._scope = scope
         self._leeway = refresh_leeway
         self._timed = timed
+
+    def load(self) -> None:
+        """Load what makes the messages."""
+        import authlib.oauth2.auth
+        import authlib.oauth2.rfc7636  # noqa: F401
 
     def authorization_url(self, redirect_uri: str, state: str, code_verifier: str) -> str:
         """Return the URL to send the browser to (RFC 6749 §4.1.1, RFC 7636 §4.3)."""
@@ -210,6 +215,8 @@ class OAuthClient:
     async def _send(
         self, method: str, url: str, headers: dict[str, str], content: bytes | None = None
     ) -> httpx2.Response:
+        import httpx2  # when first needed
+
         try:
             return await self._runtime.call(method, url, headers=headers, content=content)
         except (httpx2.HTTPError, httpx2.StreamError, ValueError) as error:
