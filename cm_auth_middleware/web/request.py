@@ -97,6 +97,16 @@ class Request(ABC):
         # may set.
         return [(name.strip(_BLANK), value.strip(_BLANK)) for name, _, value in pairs]
 
+    def cookies_named(self, name: str) -> list[str]:
+        """Return the values of the cookies that have a name, as `cookies` has them."""
+        values = []
+        for part in self.cookie_line.split(";", _MOST_COOKIES)[:_MOST_COOKIES]:
+            if name in part:
+                key, _, value = part.partition("=")
+                if key.strip(_BLANK) == name:
+                    values.append(value.strip(_BLANK))
+        return values
+
     @property
     def url(self) -> str:
         """Return the path and query that lead a browser back here; the root if none safely do."""
