@@ -166,7 +166,9 @@ class CMAuthMiddleware:
 class ASGIRequest(Request):
     """A request of an ASGI server, or the handshake of a WebSocket."""
 
-    __slots__ = ("_scope", "is_ambiguous")
+    __slots__ = ("_headers_by_name", "_scope", "is_ambiguous")
+
+    _headers_by_name: dict[bytes, bytes]
 
     def __init__(self, scope: Scope) -> None:
         self._scope = scope
@@ -216,9 +218,14 @@ class ASGIRequest(Request):
         return str(client[0]) if client else ""
 
     def header(self, name: str) -> str | None:
-        wanted = name.encode()
-        lines = [value for key, value in self._scope["headers"] if key == wanted]
-        return b", ".join(lines).decode("latin-1") if lines else None
+        try:
+            headers = self._headers_by_name
+        except AttributeError:  # most requests ask for none
+            self._headers_by_name = headers = {}
+            for key, line in self._scope["headers"]:
+                headers[key] = headers[key] + b", " + line if key in headers else line
+        value = headers.get(name.encode())
+        return None if value is None else value.decode("latin-1")
 
 
 class _GoneError(OSError):

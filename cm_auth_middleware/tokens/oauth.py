@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode
 
@@ -25,6 +26,7 @@ _KNOWN = (
 )  # fmt: skip
 _MOST_USER = 100_000  # bytes of the user's JSON: it is kept with the session
 _MOST_LEVELS = 32  # of lists and objects in it: Python's JSON does not read any number
+_MOST_URIS = 64  # redirect URIs whose part of the authorization URL is kept
 _MOST_TOKEN = 8_192  # characters; servers take no longer header (nginx and Tomcat: 8 kB)
 _UNKNOWN_LIFETIME = 3600.0  # seconds, when expires_in is missing or no number
 _SHORTEST_LIFETIME = 10.0  # seconds: a server that says 0 must not cause a refresh at each request
@@ -62,6 +64,8 @@ class OAuthClient:
         self._scope = scope
         self._leeway = refresh_leeway
         self._timed = timed
+        # There is one redirect URI for each host name and port that visitors use.
+        self._all_logins = lru_cache(_MOST_URIS)(self._authorization_base)
 
     def load(self) -> None:
         """Load what makes the messages."""
@@ -70,8 +74,15 @@ class OAuthClient:
 
     def authorization_url(self, redirect_uri: str, state: str, code_verifier: str) -> str:
         """Return the URL to send the browser to (RFC 6749 §4.1.1, RFC 7636 §4.3)."""
+        from authlib.oauth2.rfc7636 import create_s256_code_challenge  # when first needed
+
+        challenge = create_s256_code_challenge(code_verifier)
+        one_login = f"&state={quote(state, safe='')}&code_challenge={challenge}"
+        return f"{self._all_logins(redirect_uri)}{one_login}&code_challenge_method=S256"
+
+    def _authorization_base(self, redirect_uri: str) -> str:
+        """Return the part of the authorization URL that all logins with a redirect URI share."""
         from authlib.oauth2.rfc6749.parameters import prepare_grant_uri  # when first needed
-        from authlib.oauth2.rfc7636 import create_s256_code_challenge
 
         url = prepare_grant_uri(
             self._base_url + self._provider.authorize_path,
@@ -79,9 +90,6 @@ class OAuthClient:
             response_type="code",
             redirect_uri=redirect_uri,
             scope=self._scope,
-            state=state,
-            code_challenge=create_s256_code_challenge(code_verifier),
-            code_challenge_method="S256",
         )
         return str(url)
 

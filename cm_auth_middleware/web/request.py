@@ -90,6 +90,8 @@ class Request(ABC):
     @property
     def cookies(self) -> Sequence[tuple[str, str]]:
         """Return all names and values. Duplicates are kept; the caller decides which one counts."""
+        if not self.cookie_line:
+            return ()
         parts = self.cookie_line.split(";", _MOST_COOKIES)[:_MOST_COOKIES]
         pairs = (part.partition("=") for part in parts)
         # Strip what a browser strips (RFC 6265bis §5.6) and no more. Python's own strip() also
