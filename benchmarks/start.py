@@ -98,7 +98,7 @@ def _compare(server: str, world: SimulatedWorld, environment: dict[str, str]) ->
         least = Spread.of([min(getattr(start, part) for start in block[0]) for block in blocks])
         yield Figure(NAME, f"{bare}: {name}", least.value * 1e3, "ms")
         more, ratio = added(part)
-        target = "<= 70" if part == "first" else ""
+        target = "<= 70" if part == "busy" else ""  # the other depends on who else works
         yield Figure(NAME, f"{server}, ours: {name}", more, "ms more", ratio, bare, target, False)
     for name, part in (("memory then", "light"), ("memory a second later", "idle")):
         more, ratio = added(part, 1)
