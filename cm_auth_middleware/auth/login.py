@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import secrets
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote, unquote, urlsplit
 
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from .allow import AllowRule
 
 _DOUBLE_CLICK = 60.0  # seconds in which the same callback may come again, to any process
+_MOST_HOST = 260  # characters of a Host header: a name has up to 253 (RFC 1035 §2.3.4), and a port
+_REMEMBERED = 128  # Host headers whose origin is known
 _MOST_CODE = 1024  # characters; CameraManager's have six
 _MOST_QUERY = 8192  # characters of a callback's query that are looked at
 _FAILURES = {403: "login_cancelled", 502: "login_unavailable", 503: "login_not_kept"}
@@ -80,6 +83,7 @@ class Login:
         names = ("login", "callback", "logout", "session", "signed-out", "health")
         self._routes = frozenset(f"{config.prefix}/{name}" for name in names)
         self._hosts = frozenset(host.lower() for host in config.allowed_hosts)
+        self._origin_of = lru_cache(_REMEMBERED)(self._allowed_origin)
         # The states of callbacks that this process has served.
         self._used: BoundedCache[str, None] = BoundedCache(memory=self._runtime.cache_memory)
 
@@ -140,11 +144,16 @@ class Login:
     def _redirect_uri(self, request: Request) -> str | None:
         if self._config.redirect_uri:
             return self._config.redirect_uri
-        host = _HOST.fullmatch(request.host.lower())
-        if host is None or host["name"] not in self._hosts or int(host["port"] or 0) > 65_535:
+        host = request.host
+        origin = self._origin_of(request.scheme, host) if len(host) <= _MOST_HOST else None
+        return origin and f"{origin}{request.mount}{self._config.prefix}/callback"
+
+    def _allowed_origin(self, scheme: str, host: str) -> str | None:
+        """Return the origin that a Host header names, if it is one of ``allowed_hosts``."""
+        found = _HOST.fullmatch(host.lower())
+        if found is None or found["name"] not in self._hosts or int(found["port"] or 0) > 65_535:
             return None
-        origin = normal_origin(f"{request.scheme}://{host[0]}")
-        return f"{origin}{request.mount}{self._config.prefix}/callback"
+        return normal_origin(f"{scheme}://{found[0]}")
 
     # -- and back --------------------------------------------------------------------------
 
