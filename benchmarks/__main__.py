@@ -19,6 +19,7 @@ _MODULES = {
     "store": "store",
     "storm": "storm",
     "import": "imports",
+    "start": "start",
     "sizes": "sizes",
 }
 

@@ -26,6 +26,7 @@ from .world import (
     SECRET_KEY_VARIABLE,
     SimulatedWorld,
     free_port,
+    redis_server,
     wait_for_port,
 )
 
@@ -45,8 +46,8 @@ _ASKING = {
     "Flask, ours": "/who",
 }
 
-_UVICORN = ("-m", "uvicorn", "--factory", "--no-access-log", "--log-level", "warning")
-_GUNICORN = ("-m", "gunicorn", "--worker-class", "gthread", "--log-level", "warning")
+UVICORN = ("-m", "uvicorn", "--factory", "--no-access-log", "--log-level", "warning")
+GUNICORN = ("-m", "gunicorn", "--worker-class", "gthread", "--log-level", "warning")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +81,7 @@ def run() -> Iterator[Figure]:
         }
         bare_cookie = f"{COOKIE}={'x' * 130}"
         asgi = {
-            name: _serve(stack, environment, _UVICORN, f"benchmarks.served:{app}")
+            name: _serve(stack, environment, UVICORN, f"benchmarks.served:{app}")
             for name, app in (
                 ("Starlette, bare", "bare"),
                 ("Starlette, ideal", "ideal"),
@@ -89,7 +90,7 @@ def run() -> Iterator[Figure]:
             )
         }
         wsgi = {
-            name: _serve(stack, environment, _GUNICORN, f"benchmarks.served:{app}()")
+            name: _serve(stack, environment, GUNICORN, f"benchmarks.served:{app}()")
             for name, app in (
                 ("Flask, bare", "flask_bare"),
                 ("Flask, its session", "flask_session"),
@@ -112,6 +113,61 @@ def run() -> Iterator[Figure]:
                     asking = (f"{name}, asked who it is", f"{url}{_ASKING[name]}", process, cookie)
                     contestants.append(_Contestant(*asking))
             yield from _compare(contestants)
+        yield from _redirects(stack, environment, asgi["Starlette, ours"])
+        yield from _threads_on_redis(stack, environment, world)
+
+
+def _redirects(
+    stack: ExitStack, environment: dict[str, str], ours: tuple[str, int]
+) -> Iterator[Figure]:
+    """Compare the redirect of a visitor to the login with one that is always the same."""
+    fixed = _serve(stack, environment, UVICORN, "benchmarks.served:redirecting")
+    yield from _compare(
+        [
+            _Contestant(name, *server, "theme=dark")
+            for name, server in (
+                ("Starlette, a redirect that never changes", fixed),
+                ("Starlette, ours, redirect to the login", ours),
+            )
+        ]
+    )
+
+
+_THREADS = (*GUNICORN, "--threads", "4")
+_GET = "Flask, 4 threads, a blocking GET"
+
+
+def _threads_on_redis(
+    stack: ExitStack, environment: dict[str, str], world: SimulatedWorld
+) -> Iterator[Figure]:
+    """Compare what Redis costs under threads with one GET by the same client in a handler."""
+    url = stack.enter_context(redis_server())
+    if url is None:
+        return
+    environment = {**environment, "CM_AUTH_STORE": url}
+    servers = {
+        name: _serve(stack, environment, _THREADS, f"benchmarks.served:{app}()")
+        for name, app in (
+            ("Flask, 4 threads, bare", "flask_bare"),
+            (_GET, "flask_get"),
+            ("Flask, 4 threads, ours on Redis", "flask_ours"),
+        )
+    }
+    bare, get, ours = servers
+    cookies = dict.fromkeys(servers, f"{COOKIE}={'x' * 130}")
+    cookies[ours] = f"{COOKIE}={world.log_in_at(servers[ours][0])}"
+    blocks = _take_turns(
+        [_Contestant(name, *server, cookies[name]) for name, server in servers.items()]
+    )
+    costs = {name: [1 / _rate(block[name]) for block in blocks] for name in servers}
+
+    def added(name: str) -> list[float]:
+        return [cost - least for cost, least in zip(costs[name], costs[bare], strict=True)]
+
+    yield Figure(NAME, bare, median(costs[bare]) * 1e6, "µs")
+    yield Figure(NAME, get, median(added(get)) * 1e6, "µs more")
+    ratio = Spread.of([ours / least for ours, least in zip(added(ours), added(get), strict=True)])
+    yield Figure(NAME, ours, median(added(ours)) * 1e6, "µs more", ratio, _GET, "<= 1.5")
 
 
 def _serve(
@@ -119,7 +175,7 @@ def _serve(
 ) -> tuple[str, int]:
     """The address and the process id of a server that has just been started."""
     port = free_port()
-    where = ("--port", str(port)) if server is _UVICORN else ("--bind", f"127.0.0.1:{port}")
+    where = ("--port", str(port)) if server is UVICORN else ("--bind", f"127.0.0.1:{port}")
     process = subprocess.Popen([sys.executable, *server, *where, app], env=environment)
     stack.callback(process.wait, 10)
     stack.callback(process.terminate)
@@ -139,6 +195,20 @@ def _compare(contestants: Sequence[_Contestant]) -> Iterator[Figure]:
     never waits.
     """
     names = [contestant.name for contestant in contestants]
+    blocks = _take_turns(contestants)
+    for name in names:
+        rates = [_rate(block[name]) for block in blocks]
+        bare = [_rate(block[names[0]]) for block in blocks]
+        ratio = Spread.of([rate / other for rate, other in zip(rates, bare, strict=True)])
+        turns = [load for block in blocks for load in block[name]]
+        p50, p99 = (min(getattr(load, part) for load in turns) for part in ("median", "p99"))
+        title = f"{name} (p50 {p50 * 1e3:.2f} ms, p99 {p99 * 1e3:.2f} ms)"
+        rate, target = median(rates), _TARGETS.get(name, "")
+        yield Figure(NAME, title, rate, "requests/s", ratio, names[0], target)
+
+
+def _take_turns(contestants: Sequence[_Contestant]) -> list[dict[str, list[_Load]]]:
+    names = [contestant.name for contestant in contestants]
     for contestant in contestants:
         _wrk(contestant)  # warm
     blocks: list[dict[str, list[_Load]]] = []
@@ -149,15 +219,7 @@ def _compare(contestants: Sequence[_Contestant]) -> Iterator[Figure]:
             for contestant in [*contestants[turn:], *contestants[:turn]]:
                 loads[contestant.name].append(_wrk(contestant))
         blocks.append(loads)
-    for name in names:
-        rates = [_rate(block[name]) for block in blocks]
-        bare = [_rate(block[names[0]]) for block in blocks]
-        ratio = Spread.of([rate / other for rate, other in zip(rates, bare, strict=True)])
-        turns = [load for block in blocks for load in block[name]]
-        p50, p99 = (min(getattr(load, part) for load in turns) for part in ("median", "p99"))
-        title = f"{name} (p50 {p50 * 1e3:.2f} ms, p99 {p99 * 1e3:.2f} ms)"
-        rate, target = median(rates), _TARGETS.get(name, "")
-        yield Figure(NAME, title, rate, "requests/s", ratio, names[0], target)
+    return blocks
 
 
 def _rate(loads: Sequence[_Load]) -> float:

@@ -15,11 +15,10 @@ from .report import Figure
 NAME = "import"
 _STARLETTE = "import starlette"
 _APPLICATION = "import starlette.applications, starlette.requests, starlette.responses"
-_HTTPX2 = f"{_APPLICATION}, httpx2"
 _OURS = "import starlette, cm_auth_middleware"
 _MIDDLEWARE = f"{_APPLICATION}; from cm_auth_middleware import CMAuthMiddleware"
-_PROGRAMS = (_STARLETTE, _APPLICATION, _HTTPX2, _OURS, _MIDDLEWARE)
-_LATER = {"authlib", "redis", "cryptography", "flask", "fastapi", "trio", "uvicorn"}
+_PROGRAMS = (_STARLETTE, _APPLICATION, _OURS, _MIDDLEWARE)
+_LATER = {"httpx2", "authlib", "redis", "cryptography", "flask", "fastapi", "trio", "uvicorn"}
 _BLOCKS, _ROUNDS = 5, 6
 
 
@@ -36,7 +35,6 @@ def run() -> Iterator[Figure]:
         ("the parts of starlette that an application uses", _APPLICATION, _STARLETTE, "", ""),
         ("import cm_auth_middleware", _OURS, _STARLETTE, "import starlette", "<= 60"),
         ("CMAuthMiddleware", _MIDDLEWARE, _APPLICATION, "an application's imports", "<= 60"),
-        ("of which httpx2", _HTTPX2, _APPLICATION, "an application's imports", ""),
     ):
         added = Spread.of([(block[program] - block[over]) * 1e3 for block in blocks])
         ratio = Spread.of([block[program] / block[over] for block in blocks])

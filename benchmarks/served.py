@@ -115,6 +115,28 @@ def flask_bare() -> Any:
     return bare_app()
 
 
+def redirecting() -> Any:
+    """Starlette that sends everybody to the same place."""
+    from starlette.responses import RedirectResponse
+
+    async def elsewhere(request: Request) -> Response:
+        return RedirectResponse("https://login.example/authorize?client_id=x", 302)
+
+    return Starlette(routes=[Route("/", elsewhere)])
+
+
+def flask_get() -> Any:
+    """Flask whose handler asks Redis for a record, by a client like that of our store."""
+    from flask import Flask
+
+    from cm_auth_middleware.stores.redis_target import Target
+
+    app, client = Flask("get"), Target.parse(os.environ["CM_AUTH_STORE"]).client("redis")
+    client.set("benchmark", b"x" * 500)
+    app.add_url_rule("/", view_func=lambda: "ok" if client.get("benchmark") else "")
+    return app
+
+
 def flask_ours() -> Any:
     """Flask behind our middleware, configured by the environment."""
     from .wsgi_path import our_app

@@ -82,7 +82,7 @@ class SimulatedWorld:
             transport=httpx2.ASGITransport(app), base_url=ORIGIN, headers={"Accept": "text/html"}
         ) as browser:
             answer = await browser.get("/")
-            answer = await browser.get(self._callback_url(answer))
+            answer = await browser.get(self.callback_url(answer))
         return _session_cookie(answer)
 
     def log_in_wsgi(self, app: Any) -> str:
@@ -91,17 +91,17 @@ class SimulatedWorld:
             transport=httpx2.WSGITransport(app), base_url=ORIGIN, headers={"Accept": "text/html"}
         ) as browser:
             answer = browser.get("/")
-            answer = browser.get(self._callback_url(answer))
+            answer = browser.get(self.callback_url(answer))
         return _session_cookie(answer)
 
     def log_in_at(self, url: str) -> str:
         """Log in at an app that runs at an address; the value of the session cookie."""
         with httpx2.Client(base_url=url, headers={"Accept": "text/html"}) as browser:
             answer = browser.get("/")
-            answer = browser.get(self._callback_url(answer))
+            answer = browser.get(self.callback_url(answer))
         return _session_cookie(answer)
 
-    def _callback_url(self, login: httpx2.Response) -> str:
+    def callback_url(self, login: httpx2.Response) -> str:
         """Where CameraManager would send a browser that logs in and agrees."""
         assert login.status_code == 302, f"no login but {login.status_code}: {login.text[:200]}"
         query = {k: v[0] for k, v in parse_qs(urlsplit(login.headers["location"]).query).items()}

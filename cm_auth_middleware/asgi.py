@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack, cast
 import anyio
 
 from .auth import connections
-from .client import AsyncCMClient, LazyAsyncCMClient
 from .engine import AuthEngine, asgi_state
 from .errors import ConfigError, SessionExpiredError
 from .events import log
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from .auth.gate import Gate
+    from .client import AsyncCMClient
     from .config import CMAuthConfig, CMAuthOptions
     from .engine import Services
     from .runtime.event_loops import EventLoopRuntime
@@ -142,7 +142,7 @@ class CMAuthMiddleware:
 
         runtime = cast("EventLoopRuntime", self._services.runtime)
         runtime.note_lifespan(is_open=True)
-        self._services.warm_up()
+        self._services.load_soon()
         await self.app(scope, receive, closing_send)
 
     async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -167,14 +167,16 @@ class CMAuthMiddleware:
             **(scope.get("state") or {}),
             "cm_auth": self.engine,
             "cm_session": session,
-            "cm": None if session is None else LazyAsyncCMClient(self._services.clients, session),
+            "cm": None if session is None else self._services.client_of(session),
         }
 
 
 class ASGIRequest(Request):
     """A request of an ASGI server, or the handshake of a WebSocket."""
 
-    __slots__ = ("_scope", "is_ambiguous")
+    __slots__ = ("_headers_by_name", "_scope", "is_ambiguous")
+
+    _headers_by_name: dict[bytes, bytes]
 
     def __init__(self, scope: Scope) -> None:
         self._scope = scope
@@ -224,9 +226,14 @@ class ASGIRequest(Request):
         return str(client[0]) if client else ""
 
     def header(self, name: str) -> str | None:
-        wanted = name.encode()
-        lines = [value for key, value in self._scope["headers"] if key == wanted]
-        return b", ".join(lines).decode("latin-1") if lines else None
+        try:
+            headers = self._headers_by_name
+        except AttributeError:  # most requests ask for none
+            self._headers_by_name = headers = {}
+            for key, line in self._scope["headers"]:
+                headers[key] = headers[key] + b", " + line if key in headers else line
+        value = headers.get(name.encode())
+        return None if value is None else value.decode("latin-1")
 
 
 class _GoneError(OSError):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Coroutine
 from contextlib import nullcontext
 from contextvars import ContextVar
@@ -11,12 +10,10 @@ from typing import TYPE_CHECKING, Any, Unpack, cast
 from urllib.parse import urlsplit
 
 import anyio.to_thread
-import httpx2
 
 from . import telemetry
 from .auth.connections import LoopConnections, ThreadConnections
 from .auth.gate import Gate
-from .client import AsyncCMClient, ClientFactory, CMClient, LazyAsyncCMClient, LazyCMClient
 from .config import CMAuthConfig, CMAuthOptions
 from .errors import ConfigError, StoreError
 from .events import log
@@ -36,6 +33,9 @@ from .tokens.provider import find_provider
 from .tokens.refresh import TokenRefresher
 
 if TYPE_CHECKING:
+    import httpx2
+
+    from .client import AsyncCMClient, CMClient
     from .sessions.session import Session
 
 
@@ -59,7 +59,7 @@ class Services:
             host = urlsplit(config.base_url).hostname or ""
             timed = partial(self._telemetry.call, host=host)
         provider = find_provider(config.provider)
-        oauth = make_oauth_client(config, runtime, timed)
+        self.oauth = oauth = make_oauth_client(config, runtime, timed)
         cookie = SessionCookie(
             config.secret_key,
             config.absolute_timeout,
@@ -85,12 +85,23 @@ class Services:
         is_async = isinstance(runtime, EventLoopRuntime)
         connections = LoopConnections if is_async else ThreadConnections
         self.connections: Any = connections(runtime, self.gate.is_alive)
-        self.clients = ClientFactory(
-            AsyncCMClient if is_async else CMClient,
+        self._api_url = provider.api_url(config.base_url)
+        self.client_of: Callable[[Session], Any] = self._first_client_of
+
+    def _first_client_of(self, session: Session) -> Any:
+        """Return a client for a session, after making what makes the clients."""
+        from . import client  # which loads httpx2
+
+        is_async = isinstance(self.runtime, EventLoopRuntime)
+        factory = client.ClientFactory(
+            client.AsyncCMClient if is_async else client.CMClient,
             self.refresher,
             self.transport,
-            provider.api_url(config.base_url),
+            self._api_url,
         )
+        lazy = client.LazyAsyncCMClient if is_async else client.LazyCMClient
+        self.client_of = partial(lazy, factory)
+        return self.client_of(session)
 
     def transport(self) -> Any:
         """Return the connection pool of the clients, timed if an SDK of OpenTelemetry is there."""
@@ -109,11 +120,17 @@ class Services:
             except StoreError as error:
                 log("store_unusable", reason=error)
 
-    def warm_up(self) -> None:
-        """Import the modules that are imported at first use, so that no refresh waits 0.2 s."""
-        importlib.import_module("authlib.oauth2.auth")
-        importlib.import_module("cryptography.hazmat.primitives.ciphers.aead")
-        self.runtime.transport()
+    def load_soon(self) -> None:
+        """Begin to load, beside, what the first login and the first call of a handler need.
+
+        Encryption is not among it: `Login` begins to load it when a login is on its way, and a
+        process that has none, nor a session, does not need its 8 MB.
+        """
+        self.runtime.loading.begin(self.oauth.load, self.runtime.load_http, _load_clients)
+
+
+def _load_clients() -> None:
+    from . import client  # noqa: F401 - loads it
 
 
 def make_oauth_client(
@@ -188,7 +205,7 @@ class AuthEngine:
     def async_services(self) -> Services:
         """Return the parts that the ASGI middleware uses."""
         if self._async is None:
-            if not isinstance(self._transport, httpx2.AsyncBaseTransport | None):
+            if not self._has_transport("AsyncBaseTransport"):
                 raise ConfigError("transport is for WSGI; ASGI needs an httpx2.AsyncBaseTransport")
             self._async = self._make(EventLoopRuntime, self.store)
         return self._async
@@ -197,10 +214,18 @@ class AuthEngine:
     def thread_services(self) -> Services:
         """Return the parts that the WSGI middleware uses; their methods block."""
         if self._threads is None:
-            if not isinstance(self._transport, httpx2.BaseTransport | None):
+            if not self._has_transport("BaseTransport"):
                 raise ConfigError("transport is for ASGI; WSGI needs an httpx2.BaseTransport")
             self._threads = self._make(ThreadRuntime, _for_threads(self.store))
         return self._threads
+
+    def _has_transport(self, kind: str) -> bool:
+        """Return True if the transport is of a kind of httpx2's, or none was given."""
+        if self._transport is None:
+            return True
+        import httpx2  # which is loaded, since a transport of it was given
+
+        return isinstance(self._transport, getattr(httpx2, kind))
 
     def _make(self, kind: type[Runtime], store: SessionStore) -> Services:
         config = self.config
@@ -226,11 +251,11 @@ class AuthEngine:
 
     def client(self, session: Session) -> AsyncCMClient:
         """Return a client for the user of a session; it costs nothing until it is used."""
-        return LazyAsyncCMClient(self.async_services.clients, session)
+        return cast("AsyncCMClient", self.async_services.client_of(session))
 
     def sync_client(self, session: Session) -> CMClient:
         """Return the same for threads."""
-        return LazyCMClient(self.thread_services.clients, session)
+        return cast("CMClient", self.thread_services.client_of(session))
 
     async def client_for(self, handle: str) -> AsyncCMClient:
         """Return a client for a job outside of a request, by a handle from `Session.export`.
@@ -246,14 +271,14 @@ class AuthEngine:
         services = self.async_services
         session = await services.sessions.open_handle(handle)
         await services.refresher.look_up(session)
-        return LazyAsyncCMClient(services.clients, session)
+        return cast("AsyncCMClient", services.client_of(session))
 
     def sync_client_for(self, handle: str) -> CMClient:
         """Return the same for threads."""
         services = self.thread_services
         session = run_sync(services.sessions.open_handle(handle))
         run_sync(services.refresher.look_up(session))
-        return LazyCMClient(services.clients, session)
+        return cast("CMClient", services.client_of(session))
 
     def logout(self, session: Session) -> Any:
         """Log a session out, here and at CameraManager."""

@@ -28,8 +28,6 @@ from contextlib import contextmanager
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-import httpx2
-
 from . import events
 from .display import printable
 from .errors import StoreError
@@ -38,6 +36,8 @@ from .sessions.encryption import count_sessions
 from .stores import CountsRecords, HasBlockingTwin
 
 if TYPE_CHECKING:
+    import httpx2
+
     from .stores import SessionStore
 
 _SCOPE = "cm_auth_middleware"
@@ -213,7 +213,7 @@ class TimedStore:
         return call
 
 
-class TimedTransport(httpx2.AsyncBaseTransport, httpx2.BaseTransport):
+class TimedTransport:
     """A transport for the ready clients that times each call until the headers have arrived."""
 
     def __init__(self, transport: Any, telemetry: Telemetry) -> None:

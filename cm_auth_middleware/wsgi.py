@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Unpack, cast
 from urllib.parse import unquote
 
 from .auth import connections
-from .client import LazyCMClient
 from .engine import AuthEngine
 from .errors import SessionExpiredError
 from .runtime.run_sync import run_sync
@@ -53,10 +52,14 @@ class CMAuthWSGIMiddleware:
         self.engine = AuthEngine.resolve(engine, config, options)
         self._services = self.engine.thread_services
         self._services.warn_of_store()
+        self._is_new = True  # until the first request
         self._gate = self._services.gate
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Handle one request."""
+        if self._is_new:  # not before: a server may fork this process until then
+            self._is_new = False
+            self._services.load_soon()
         exchange = _Exchange(environ, self._services, start_response)
         outcome = run_sync(self._gate.handle(exchange))
         if isinstance(outcome, Response):
@@ -64,7 +67,7 @@ class CMAuthWSGIMiddleware:
         exchange.let_pass(outcome)
         environ["cm_auth.engine"] = self.engine
         environ["cm_auth.session"] = outcome
-        environ["cm_auth.client"] = outcome and LazyCMClient(self._services.clients, outcome)
+        environ["cm_auth.client"] = outcome and self._services.client_of(outcome)
         try:
             body = self.app(environ, exchange.start)
         except Exception as error:

@@ -50,7 +50,7 @@ class Gate:
         self.end = login.end
         self.is_stale = sessions.is_stale
         self.note_use = sessions.touch_if_due  # when a long-lived connection is used
-        self._note_use = refresher.failovers.note_use
+        self._failovers = refresher.failovers
         self._revalidation = refresher.revalidation = Revalidation(
             config.revalidate, sessions, refresher, self._rule, login.end
         )
@@ -86,7 +86,8 @@ class Gate:
                 return await self._denied(request)
             if request.is_write and self._is_cross_site(request):
                 return await self._pages.cross_site(request)
-            self._note_use()
+            if self._failovers.note_use():
+                await self._failovers.enter()
             now, record = session.checked_at, session.record
             if (
                 now >= record.tokens.refresh_at

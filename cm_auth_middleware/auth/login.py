@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import secrets
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote, unquote, urlsplit
 
@@ -14,6 +14,7 @@ from ..errors import CMAuthError, OperatorError, UnavailableError
 from ..events import log
 from ..runtime.bounded_cache import BoundedCache
 from ..sessions.cookie import Ticket
+from ..sessions.encryption import load_encryption
 from ..sessions.record import Record, Tokens, dumps
 from ..web.asking import Asker, is_early, who_asks
 from ..web.local_target import next_target, safe_target, shorter_targets
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from .allow import AllowRule
 
 _DOUBLE_CLICK = 60.0  # seconds in which the same callback may come again, to any process
+_MOST_HOST = 260  # characters of a Host header: a name has up to 253 (RFC 1035 §2.3.4), and a port
+_REMEMBERED = 128  # Host headers whose origin is known
 _MOST_CODE = 1024  # characters; CameraManager's have six
 _MOST_LOCATION = 3_680  # characters: with its cookie, it fits into a header (`web.response`)
 _MOST_QUERY = 8192  # characters of a callback's query that are looked at
@@ -93,6 +96,7 @@ class Login:
         names = ("login", "callback", "logout", "session", "signed-out", "health")
         self._routes = frozenset(f"{config.prefix}/{name}" for name in names)
         self._hosts = frozenset(host.lower() for host in config.allowed_hosts)
+        self._origin_of = lru_cache(_REMEMBERED)(self._allowed_origin)
         # The states of callbacks that this process has served.
         self._used: BoundedCache[str, None] = BoundedCache(memory=self._runtime.cache_memory)
 
@@ -145,6 +149,7 @@ class Login:
 
     async def _start(self, request: Request, target: str | None) -> Response:
         """Send the browser to CameraManager; it comes back to `target`."""
+        self._runtime.loading.begin(self._runtime.load_http, load_encryption)
         redirect_uri = self._redirect_uri(request)
         if redirect_uri is None:
             log("host_not_allowed", host=repr(request.host[:100]))
@@ -167,13 +172,20 @@ class Login:
     def _redirect_uri(self, request: Request) -> str | None:
         if self._config.redirect_uri:
             return self._config.redirect_uri
-        host = _HOST.fullmatch(request.host.lower())
-        if host is None or int(host["port"] or 0) > 65_535:
+        host = request.host
+        if _is_test_client(request, host.partition(":")[0].lower()):
+            found = _HOST.fullmatch(host.lower())
+            origin = found and normal_origin(f"{request.scheme}://{found[0]}")
+        else:
+            origin = self._origin_of(request.scheme, host) if len(host) <= _MOST_HOST else None
+        return origin and f"{origin}{request.mount}{self._config.prefix}/callback"
+
+    def _allowed_origin(self, scheme: str, host: str) -> str | None:
+        """Return the origin that a Host header names, if it is one of ``allowed_hosts``."""
+        found = _HOST.fullmatch(host.lower())
+        if found is None or found["name"] not in self._hosts or int(found["port"] or 0) > 65_535:
             return None
-        if host["name"] not in self._hosts and not _is_test_client(request, host["name"]):
-            return None
-        origin = normal_origin(f"{request.scheme}://{host[0]}")
-        return f"{origin}{request.mount}{self._config.prefix}/callback"
+        return normal_origin(f"{scheme}://{found[0]}")
 
     # -- and back --------------------------------------------------------------------------
 
@@ -244,7 +256,7 @@ class Login:
         await self._refresher.grants.add_login(tokens)
         record = Record(tokens, dumps(user), now, now, address=request.address, user_read_at=now)
         session = await self._sessions.create(ticket, record)
-        self._refresher.failovers.note_use()
+        await self._refresher.failovers.enter()
         self._rule.note(session, is_allowed=True)
         user_id = self._sessions.sealer.user_id
         for previous in earlier:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import os
-import ssl
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, suppress
-from typing import Any, Protocol
-
-import httpx2
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ..errors import UnavailableError
 from ..events import log
 from .bounded_cache import CacheMemory
 from .defaults import DEFAULTS
-from .http import redact_logged_headers
+from .http_log import redact_logged_headers
+from .loading import Loading
+
+if TYPE_CHECKING:
+    import ssl
+
+    import httpx2
 
 Work = Callable[[], Coroutine[Any, Any, Any]]
 
@@ -107,6 +110,7 @@ class Runtime(ABC):
     Attributes:
         monotonic: a clock for waiting, which does not jump when the system's time is set.
         single_flight: runs work once for all callers that need its result.
+        loading: loads beside what is needed soon.
     """
 
     single_flight: SingleFlight
@@ -126,6 +130,7 @@ class Runtime(ABC):
         self.monotonic = time.monotonic
         self._base_url = base_url
         self._transport = transport
+        self.loading = Loading()
         self._tls_context: ssl.SSLContext | None = None
         self._background = False if background is None and _is_frozen_between() else background
         redact_logged_headers()
@@ -141,8 +146,18 @@ class Runtime(ABC):
 
     def _tls(self) -> ssl.SSLContext:
         """Return the settings that verify certificates; to make them takes 20 ms."""
-        self._tls_context = self._tls_context or httpx2.create_ssl_context()
+        if self._tls_context is None:
+            import httpx2  # when first needed
+
+            self._tls_context = httpx2.create_ssl_context()
         return self._tls_context
+
+    def load_http(self) -> None:
+        """Load the HTTP client, and make the settings of its connections."""
+        from . import http  # noqa: F401 - loads it
+
+        if self._given_transport() is None:
+            self._tls()
 
     # -- HTTP ------------------------------------------------------------------------------
 

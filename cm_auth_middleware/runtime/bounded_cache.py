@@ -24,10 +24,14 @@ class CacheMemory:
 
     Args:
         most: bytes that they may hold together.
+
+    Attributes:
+        used: the bytes that they hold together, about.
     """
 
     def __init__(self, most: int = MOST_BYTES) -> None:
         self.most = most
+        self.used = 0
         self._caches: list[BoundedCache[Any, Any]] = []
         self.after_fork()
         after_fork(self)
@@ -35,11 +39,6 @@ class CacheMemory:
     def after_fork(self) -> None:
         """Take a new lock: another thread may have held the old one at the fork."""
         self.lock = threading.Lock()
-
-    @property
-    def used(self) -> int:
-        """The bytes that the caches hold together, about."""
-        return sum(cache.bytes_held for cache in self._caches)
 
     def add(self, cache: BoundedCache[Any, Any]) -> None:
         """Let a cache share this memory."""
@@ -83,32 +82,43 @@ class BoundedCache(dict[K, V]):
         self._memory.add(self)
 
     def __setitem__(self, key: K, value: V) -> None:
-        with self._memory.lock:
-            self._remove(key)
+        memory = self._memory
+        with memory.lock:
+            if key in self:
+                self._remove(key)
             while self:
                 oldest = next(iter(self))
                 if len(self) < _MOST and not (self._is_over and self._is_over(self[oldest])):
                     break
                 self._remove(oldest)
             super().__setitem__(key, value)
-            self.bytes_held += self._bytes(key, value)
-            self._memory.make_room()
+            self._count(self._bytes(key, value))
+            if memory.used > memory.most:
+                memory.make_room()
 
     def pop(self, key: K, *default: Any) -> Any:
         """Remove a value and return it, as a dictionary does."""
         with self._memory.lock:
             return self._remove(key) if key in self else super().pop(key, *default)
 
+    def clear(self) -> None:
+        """Remove all values."""
+        with self._memory.lock:
+            super().clear()
+            self._count(-self.bytes_held)
+
     def drop_oldest(self) -> None:
         """Remove the oldest value; the memory's lock is held."""
         self._remove(next(iter(self)))
 
-    def _remove(self, key: K) -> V | None:
-        if key not in self:
-            return None
+    def _remove(self, key: K) -> V:
         value = super().pop(key)
-        self.bytes_held -= self._bytes(key, value)
+        self._count(-self._bytes(key, value))
         return value
+
+    def _count(self, more: int) -> None:
+        self.bytes_held += more
+        self._memory.used += more
 
     def _bytes(self, key: K, value: V) -> int:
         return getsizeof(key) + self._size(value) + _ENTRY

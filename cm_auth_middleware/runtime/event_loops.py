@@ -10,15 +10,16 @@ import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager, suppress
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
-import httpx2
 
 from ..errors import UnavailableError
-from . import http
 from .base import MOST_LATE, Call, Repetition, Runtime, Work
 from .run_sync import running_loop
+
+if TYPE_CHECKING:
+    import httpx2
 
 # Work that need not wait has ended before its task is scheduled.
 _AT_ONCE = {"eager_start": True} if sys.version_info >= (3, 12) else {}
@@ -67,6 +68,10 @@ class EventLoopRuntime(Runtime):
     async def call(
         self, method: str, url: str, *, headers: dict[str, str], content: bytes | None = None
     ) -> httpx2.Response:
+        import httpx2  # when first needed
+
+        from . import http
+
         transport = self._given_transport() or self._own_pools().calls
         # Not closed: that would close the transport, which other calls use too.
         client = httpx2.AsyncClient(transport=transport, timeout=self.timeout)
@@ -83,6 +88,10 @@ class EventLoopRuntime(Runtime):
     async def discard(self, response: httpx2.Response) -> None:
         if response.is_stream_consumed or response.is_closed:
             return  # an event hook of the client has read it
+        import httpx2
+
+        from . import http
+
         stream: Any = response.stream
         rest = http.Discarded(response)
         # Its end is of no interest, and neither is an error on the way there.
@@ -335,4 +344,8 @@ class _Pools:
 
 
 def _pool(tls: Any) -> httpx2.AsyncBaseTransport:
+    import httpx2  # when first needed
+
+    from . import http
+
     return httpx2.AsyncHTTPTransport(verify=tls, limits=http.LIMITS)

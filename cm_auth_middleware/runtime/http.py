@@ -1,9 +1,7 @@
-"""The parts of HTTP that both runtimes share: TLS, limits, and a filter for the log."""
+"""The parts of HTTP that both runtimes share: limits of connections and of bodies."""
 
 from __future__ import annotations
 
-import logging
-import re
 import zlib
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing, closing
@@ -22,33 +20,6 @@ LIMITS = httpx2.Limits(max_connections=1000, max_keepalive_connections=20)
 
 UNCOMPRESSED = {"Accept-Encoding": "identity"}
 """The header that asks for a body whose size is that of its bytes on the wire."""
-
-_HTTPCORE_LOGGERS = [logging.getLogger(name) for name in ("httpcore2.http11", "httpcore2.http2")]
-_SECRET_HEADER = re.compile(
-    r"""\(b'(www-authenticate|set-cookie|location)', b('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")\)""",
-    re.IGNORECASE,
-)
-
-
-class _RedactHeaders(logging.Filter):
-    """Redacts the response headers in httpcore2's DEBUG log that may contain a token.
-
-    CameraManager's ``WWW-Authenticate`` may repeat one ("Access token expired: …").
-    """
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        if "return_value=" in (message := record.getMessage()):
-            record.msg, record.args = _SECRET_HEADER.sub(r"(b'\1', b'[secure]')", message), ()
-        return True
-
-
-_REDACT_HEADERS = _RedactHeaders()
-
-
-def redact_logged_headers() -> None:
-    """Keep tokens out of httpcore2's log, also where an application made the connection pool."""
-    for logger in _HTTPCORE_LOGGERS:
-        logger.addFilter(_REDACT_HEADERS)
 
 
 class Discarded:

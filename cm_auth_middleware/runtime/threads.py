@@ -7,27 +7,31 @@ import socket
 import sys
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, closing, suppress
 from contextvars import copy_context
-from typing import Any, Self, TypeVar
-
-import httpx2
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
 
 from ..errors import UnavailableError
-from . import http
 from .after_fork import after_fork
 from .base import MOST_LATE, Call, Repetition, Runtime, Work
 from .run_sync import run_elsewhere, run_sync
 
+if TYPE_CHECKING:
+    import httpx2
+
 T = TypeVar("T")
 
+_MOST_LINES = 4  # connections that are kept for the middleware's own calls
 _IDLE = 10.0  # seconds without work after which a helping thread ends
 
 
 class ThreadRuntime(Runtime):
     """The runtime for threads; all threads of a process share its connections."""
+
+    _close_lines: weakref.finalize[[deque[_Line]], ThreadRuntime] | None = None
 
     def _start(self) -> None:
         self.after_fork()
@@ -39,6 +43,11 @@ class ThreadRuntime(Runtime):
         self._lock = threading.Lock()
         self._helpers = Helpers()
         self._pool: httpx2.BaseTransport | None = None
+        if self._close_lines is not None:
+            self._close_lines()  # this process's ends of the parent's connections
+        self._lines: deque[_Line] = deque()
+        # An engine that nobody closes leaves no connection behind.
+        self._close_lines = weakref.finalize(self, _close, self._lines)
         self._repetitions: set[Repetition] = set()
 
     def transport(self) -> Any:
@@ -54,13 +63,17 @@ class ThreadRuntime(Runtime):
     async def call(
         self, method: str, url: str, *, headers: dict[str, str], content: bytes | None = None
     ) -> httpx2.Response:
+        import httpx2  # when first needed
+
+        from . import http
+
         given = self._given_transport()
-        # A connection of its own: the deadline may cut it, and no other call suffers.
-        transport = given or _pool(self._tls())
-        client = httpx2.Client(transport=transport, timeout=self.timeout)
+        line = None if given else self._free_line()
+        client = httpx2.Client(transport=given or (line and line.transport), timeout=self.timeout)
         headers = {**headers, **http.UNCOMPRESSED}
-        deadline = Deadline(self.timeout)
+        deadline = Deadline(self.timeout, line and line.sockets)
         traced = {"trace": deadline.trace}
+        is_whole = False
         try:
             with (
                 deadline,
@@ -70,14 +83,32 @@ class ThreadRuntime(Runtime):
             ):
                 http.bound(response)
                 response.read()
+            is_whole = not deadline.is_over
         finally:
-            if transport is not given:
-                transport.close()
+            if line is not None:
+                self._give_back(line, is_whole)
         return response
+
+    def _free_line(self) -> _Line:
+        """Return a line to the server that no other call uses: the deadline may cut it."""
+        with suppress(IndexError):
+            return self._lines.pop()
+        return _Line(_pool(self._tls()), [])
+
+    def _give_back(self, line: _Line, is_whole: bool) -> None:
+        """Keep a line for the next call, which saves it a connection and its TLS handshake."""
+        if is_whole and len(self._lines) < _MOST_LINES:
+            self._lines.append(line)
+        else:
+            line.transport.close()
 
     async def discard(self, response: httpx2.Response) -> None:
         if response.is_stream_consumed or response.is_closed:
             return  # an event hook of the client has read it
+        import httpx2
+
+        from . import http
+
         stream: Any = response.stream
         rest, deadline = http.Discarded(response), Deadline(self.timeout)
         deadline.watch(response)
@@ -157,6 +188,19 @@ class ThreadRuntime(Runtime):
         pool, self._pool = self._pool, None
         if pool is not None:
             pool.close()
+        _close(self._lines)
+
+
+class _Line(NamedTuple):
+    """A way to the server for one call at a time, with the sockets of its connection."""
+
+    transport: httpx2.BaseTransport
+    sockets: list[socket.socket]
+
+
+def _close(lines: deque[_Line]) -> None:
+    while lines:
+        lines.pop().transport.close()
 
 
 class Helpers:
@@ -269,6 +313,10 @@ class SingleFlight:
 
 
 def _pool(tls: Any) -> httpx2.BaseTransport:
+    import httpx2  # when first needed
+
+    from . import http
+
     return httpx2.HTTPTransport(verify=tls, limits=http.LIMITS)
 
 
@@ -280,6 +328,7 @@ class Deadline:
 
     Args:
         timeout: seconds that the call may take in total.
+        sockets: of the connection that the call may use again; it is kept up to date.
 
     Attributes:
         is_over: True when its time is over.
@@ -288,17 +337,20 @@ class Deadline:
         UnavailableError: at the end of the ``with`` block, if the call failed because of the cut.
     """
 
-    def __init__(self, timeout: float) -> None:
+    def __init__(self, timeout: float, sockets: list[socket.socket] | None = None) -> None:
         self._lock = threading.Lock()
-        self._sockets: list[socket.socket] = []
+        self._sockets = [] if sockets is None else sockets
         self._timer = threading.Timer(timeout, self.cut)
         self._timer.daemon = True
         self.is_over = False
+        self._has_ended = False  # the call, so that its sockets may serve another one by now
 
     def trace(self, event: str, info: dict[str, Any]) -> None:
         """Note each socket when it is connected (httpx2's ``trace`` extension)."""
         if event in ("connection.connect_tcp.complete", "connection.start_tls.complete"):
             with self._lock:
+                if event == "connection.connect_tcp.complete":
+                    self._sockets.clear()  # the one before has closed
                 self._sockets.append(info["return_value"].get_extra_info("socket"))
             if self.is_over:
                 self.cut()
@@ -316,12 +368,16 @@ class Deadline:
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         self._timer.cancel()
+        with self._lock:
+            self._has_ended = True
         if self.is_over and isinstance(error, Exception):
             raise UnavailableError("CameraManager did not answer in time") from None
 
     def cut(self) -> None:
         """End the call now."""
         with self._lock:
+            if self._has_ended:
+                return
             self.is_over = True
             for connection in self._sockets:
                 try:

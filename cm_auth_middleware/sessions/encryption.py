@@ -10,6 +10,7 @@ import json
 import secrets
 import struct
 from collections.abc import Sequence
+from functools import cache
 from typing import TYPE_CHECKING
 
 from ..display import ip_address
@@ -33,6 +34,15 @@ _LAST_KIND = b"\x0f"  # kinds up to this one are kept for later releases
 _KEY_ID_BYTES = 4
 # Kind, user tag, id of the secret key, last seen, length of the login origin.
 _FIXED = struct.Struct(f">c{_TAG_BYTES}s{_KEY_ID_BYTES}sdB")
+
+
+@cache
+def load_encryption() -> tuple[type[AESGCM], type[Exception]]:
+    """Load the library that encrypts; return its AES-GCM, and the error of a wrong tag."""
+    from cryptography.exceptions import InvalidTag  # 20 ms and 8 MB, so only when needed
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+    return AESGCM, InvalidTag
 
 
 def key_names(secret_keys: Sequence[str]) -> list[str]:
@@ -202,28 +212,28 @@ class Sealer:
 
 
 def _decrypt(key: bytes, nonce: bytes, ciphertext: bytes, associated: bytes | None) -> bytes | None:
-    from cryptography.exceptions import InvalidTag  # 20 ms, so only when needed
-
+    aesgcm, invalid_tag = load_encryption()
     if len(nonce) != _NONCE_BYTES:
         return None
     try:
-        return _aead(key).decrypt(nonce, ciphertext, associated)
-    except InvalidTag:
+        return aesgcm(key).decrypt(nonce, ciphertext, associated)
+    except invalid_tag:
         return None
 
 
 def _aead(key: bytes) -> AESGCM:
-    from cryptography.hazmat.primitives.ciphers.aead import AESGCM  # 20 ms, so only when needed
-
-    return AESGCM(key)
+    aesgcm, _ = load_encryption()
+    return aesgcm(key)
 
 
 def _derive(secret: bytes, key: bytes, purpose: bytes) -> bytes:
-    from cryptography.hazmat.primitives.hashes import SHA256
-    from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+    """Derive a key of 32 bytes by HKDF-SHA256.
 
-    info = b"cm_auth_middleware " + purpose
-    return HKDF(SHA256(), 32, salt=secret, info=info).derive(key)
+    For one block of output its two steps are one HMAC each (RFC 5869 §2.2 and §2.3). That takes a
+    quarter of the time that the library's general one takes.
+    """
+    extracted = hmac.digest(secret, key, "sha256")  # no secret is as good as 32 zeros
+    return hmac.digest(extracted, b"cm_auth_middleware " + purpose + b"\x01", "sha256")
 
 
 def _handle_key(secret: bytes) -> bytes:

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple, NoReturn, SupportsIndex
 
 from ..errors import SessionDataError
 
+_scan = json.JSONDecoder().raw_decode  # json.loads() also looks for blanks around the value
+
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Tokens:
@@ -71,10 +73,13 @@ class Record:
         """Decode the result of `encode`, of this version or 0.1; return None for anything else."""
         try:
             head, user, data = raw.decode().split("\n")
-            *tokens, logged_in_at, address = (values := json.loads(head))[:7]
+            values, end = _scan(head, 0)
+            *tokens, logged_in_at, address = values[:7]
             # Version 0.1 wrote seven values, without the application that opened the session.
             client_id, scope, user_read_at, *former = values[7:] or ("", "", logged_in_at)
             owner = client_id, scope, user_read_at
+            if end != len(head):
+                return None
             tokens = Tokens(*tokens, *former)
             return cls(tokens, user, logged_in_at, last_seen_at, data, address, *owner)
         except (ValueError, TypeError):

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, TypeVar
 from ..errors import StoreError, UnavailableError
 from ..events import log
 from ..runtime.after_fork import after_fork
-from ..stores import HasEpochs
 
 if TYPE_CHECKING:
     from ..runtime.base import Repetition, Runtime
@@ -55,7 +54,8 @@ class Failovers:
     def __init__(self, runtime: Runtime, store: SessionStore, kept: KeptTokens) -> None:
         self._runtime = runtime
         self._store = store
-        self._epochs = store.epochs if isinstance(store, HasEpochs) else None
+        self._epochs: Callable[..., Awaitable[frozenset[str]]] | None
+        self._epochs = getattr(store, "epochs", None)  # see HasEpochs
         self._kept = kept
         self.after_fork()
         after_fork(self)
@@ -74,12 +74,18 @@ class Failovers:
 
     # -- what this process does --------------------------------------------------------------
 
-    def note_use(self) -> None:
-        """Note a request, or a login: this process may soon keep tokens."""
+    def note_use(self) -> bool:
+        """Note a request: this process may soon keep tokens. Return True if it has to `enter`."""
         self._is_used = True
-        if self._watch is None and self._epochs is not None:
+        return self._epochs is not None and (self._watch is None or self._watch.is_over)
+
+    async def enter(self) -> None:
+        """Enter this process among the keepers, and go on to look at the store."""
+        self._is_used = True
+        if self._epochs is not None:
             self.watch()
-            self._runtime.single_flight.start("epochs", self._look)  # at once
+            if self._runtime.monotonic() >= self._renew_at:
+                await self._runtime.run_beside("epochs", self._look)
 
     def watch(self) -> None:
         """Start to look at the store, unless that is done already."""

@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode
-
-import httpx2
 
 from ..errors import OAuthError, OperatorError, TokenRefusedError, UnavailableError
 from ..events import log
 from ..sessions.record import Tokens, dumps
 
 if TYPE_CHECKING:
+    import httpx2
+
     from ..runtime.base import Runtime
     from .provider import Provider
 
@@ -25,6 +26,7 @@ _KNOWN = (
 )  # fmt: skip
 _MOST_USER = 100_000  # bytes of the user's JSON: it is kept with the session
 _MOST_LEVELS = 32  # of lists and objects in it: Python's JSON does not read any number
+_MOST_URIS = 64  # redirect URIs whose part of the authorization URL is kept
 _MOST_TOKEN = 8_192  # characters; servers take no longer header (nginx and Tomcat: 8 kB)
 _UNKNOWN_LIFETIME = 3600.0  # seconds, when expires_in is missing or no number
 _SHORTEST_LIFETIME = 10.0  # seconds: a server that says 0 must not cause a refresh at each request
@@ -62,11 +64,25 @@ class OAuthClient:
         self._scope = scope
         self._leeway = refresh_leeway
         self._timed = timed
+        # There is one redirect URI for each host name and port that visitors use.
+        self._all_logins = lru_cache(_MOST_URIS)(self._authorization_base)
+
+    def load(self) -> None:
+        """Load what makes the messages."""
+        import authlib.oauth2.auth
+        import authlib.oauth2.rfc7636  # noqa: F401
 
     def authorization_url(self, redirect_uri: str, state: str, code_verifier: str) -> str:
         """Return the URL to send the browser to (RFC 6749 §4.1.1, RFC 7636 §4.3)."""
+        from authlib.oauth2.rfc7636 import create_s256_code_challenge  # when first needed
+
+        challenge = create_s256_code_challenge(code_verifier)
+        one_login = f"&state={quote(state, safe='')}&code_challenge={challenge}"
+        return f"{self._all_logins(redirect_uri)}{one_login}&code_challenge_method=S256"
+
+    def _authorization_base(self, redirect_uri: str) -> str:
+        """Return the part of the authorization URL that all logins with a redirect URI share."""
         from authlib.oauth2.rfc6749.parameters import prepare_grant_uri  # when first needed
-        from authlib.oauth2.rfc7636 import create_s256_code_challenge
 
         url = prepare_grant_uri(
             self._base_url + self._provider.authorize_path,
@@ -74,9 +90,6 @@ class OAuthClient:
             response_type="code",
             redirect_uri=redirect_uri,
             scope=self._scope,
-            state=state,
-            code_challenge=create_s256_code_challenge(code_verifier),
-            code_challenge_method="S256",
         )
         return str(url)
 
@@ -210,6 +223,8 @@ class OAuthClient:
     async def _send(
         self, method: str, url: str, headers: dict[str, str], content: bytes | None = None
     ) -> httpx2.Response:
+        import httpx2  # when first needed
+
         try:
             return await self._runtime.call(method, url, headers=headers, content=content)
         except (httpx2.HTTPError, httpx2.StreamError, ValueError) as error:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 MAX_TARGET = 4096  # characters of a target; a longer one is not followed
+# Most visitors open a few pages. They choose their targets, so long ones are not remembered.
+_REMEMBERED = 1024
+_SHORT = 200  # characters
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _UNQUOTED = re.compile(r"[ \u00a0-\U0010ffff]+")  # which no URL has as they are
 # Characters that browsers take for a slash, or that become one when they are normalized.
@@ -26,9 +30,14 @@ def safe_target(target: str | None, root_path: str = "") -> str:
     as a slash, tabs and line ends are removed, dot segments are resolved. What leads to this app is
     returned as it stands, a "//" after the first segment and a backslash in the query included.
     """
-    root = f"{mount_url(root_path)}/"
     if not target or len(target) > MAX_TARGET or not target.isascii():
-        return root
+        return f"{mount_url(root_path)}/"
+    is_short = len(target) <= _SHORT and len(root_path) <= _SHORT
+    return _remembered(target, root_path) if is_short else _judged(target, root_path)
+
+
+def _judged(target: str, root_path: str) -> str:
+    root = f"{mount_url(root_path)}/"
     path = re.split(r"[?#]", target, maxsplit=1)[0]
     if not all(map(_stays_here, (path, unquote(path), unquote(unquote(path))))):
         return root
@@ -41,6 +50,9 @@ def safe_target(target: str | None, root_path: str = "") -> str:
     if parts.scheme or parts.netloc or not f"{unquote(parts.path)}/".startswith(unquote(root)):
         return root
     return target
+
+
+_remembered = lru_cache(_REMEMBERED)(_judged)
 
 
 def shorter_targets(target: str, root: str) -> Iterator[str]:

@@ -6,9 +6,8 @@ Each language is a file beside this module, ``messages/<language>.toml``.
 from __future__ import annotations
 
 import re
-import tomllib
-from collections.abc import Mapping
-from importlib.resources import files
+from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import NamedTuple
 
 LANGUAGES = ("en", "nl", "de", "fr", "es")
@@ -51,7 +50,11 @@ def negotiate(accept_language: str | None) -> str:
     return next((language for language in LANGUAGES if language not in refused), "en")
 
 
+@cache
 def _read() -> dict[str, dict[str, Message]]:
+    import tomllib  # when first needed: most processes show no page for long
+    from importlib.resources import files
+
     folder = files(__package__) / "messages"
     texts = {
         language: tomllib.loads((folder / f"{language}.toml").read_text("utf-8"))
@@ -63,5 +66,18 @@ def _read() -> dict[str, dict[str, Message]]:
     }
 
 
-MESSAGES: Mapping[str, Mapping[str, Message]] = _read()
+class _Messages(Mapping[str, Mapping[str, Message]]):
+    """The texts, which are read when the first one is asked for."""
+
+    def __getitem__(self, kind: str) -> Mapping[str, Message]:
+        return _read()[kind]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_read())
+
+    def __len__(self) -> int:
+        return len(_read())
+
+
+MESSAGES = _Messages()
 """The texts by page and language, as in ``MESSAGES["denied"]["nl"]``."""

@@ -90,12 +90,24 @@ class Request(ABC):
     @property
     def cookies(self) -> Sequence[tuple[str, str]]:
         """Return all names and values. Duplicates are kept; the caller decides which one counts."""
+        if not self.cookie_line:
+            return ()
         parts = self.cookie_line.split(";", _MOST_COOKIES)[:_MOST_COOKIES]
         pairs = (part.partition("=") for part in parts)
         # Strip what a browser strips (RFC 6265bis §5.6) and no more. Python's own strip() also
         # removes a no-break space: to a browser that is another name, which any neighbouring host
         # may set.
         return [(name.strip(_BLANK), value.strip(_BLANK)) for name, _, value in pairs]
+
+    def cookies_named(self, name: str) -> list[str]:
+        """Return the values of the cookies that have a name, as `cookies` has them."""
+        values = []
+        for part in self.cookie_line.split(";", _MOST_COOKIES)[:_MOST_COOKIES]:
+            if name in part:
+                key, _, value = part.partition("=")
+                if key.strip(_BLANK) == name:
+                    values.append(value.strip(_BLANK))
+        return values
 
     @property
     def url(self) -> str:

@@ -152,6 +152,11 @@ def test_caches_that_share_their_memory_hold_so_many_bytes_together() -> None:
     for key in range(3):
         small.pop(key)
     assert memory.used == 0
+    small["a"] = "x"
+    small.clear()
+    assert memory.used == small.bytes_held == len(small) == 0
+    small["a"] = "y"
+    assert memory.used == small.bytes_held > 0
 
 
 def test_a_cache_drops_its_oldest_values_and_those_that_are_over(monkeypatch) -> None:
