@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack, cast
 import anyio
 
 from .auth import connections
-from .engine import AuthEngine, asgi_state
+from .engine import AuthEngine, asgi_states
 from .errors import ConfigError, SessionExpiredError
 from .events import log
 from .web.request import Request
@@ -96,7 +96,9 @@ class CMAuthMiddleware:
             exchange.session = session  # type: ignore[assignment]
         exchange.state = state = self._own_state(scope, session)
         scope = {**scope, "state": state}
-        mounted = asgi_state.set(state)
+        # Timers of this request keep its context, even cancelled ones, and so whatever is in there.
+        holder = [state]
+        mounted = asgi_states.set(holder)
         response, watched = None, None
         if session is not None:
             receive = exchange.receive
@@ -112,7 +114,8 @@ class CMAuthMiddleware:
             if response is None and not (exchange.ended and _is_about_the_end(error)):
                 raise
         finally:
-            asgi_state.reset(mounted)
+            asgi_states.reset(mounted)
+            holder.clear()
             if watched is not None and session is not None:
                 watched.discard(exchange)
                 session.is_closed = True

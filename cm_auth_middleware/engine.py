@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     from .sessions.session import Session
 
 
-asgi_state: ContextVar[dict[str, Any]] = ContextVar("cm_auth_state")
-"""The ``state`` of the ASGI request that this code runs for.
+asgi_states: ContextVar[list[dict[str, Any]]] = ContextVar("cm_auth_state")
+"""The ``state`` of the ASGI request that this code runs for, until that is over; then nothing.
 
 A WSGI application that is mounted in an ASGI one finds its session by it: the bridge in between
 passes on the context, but not the state.

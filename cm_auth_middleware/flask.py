@@ -9,7 +9,7 @@ from flask import Flask, Response, request
 from werkzeug.local import LocalProxy
 
 from .config import CMAuthConfig, CMAuthOptions
-from .engine import AuthEngine, asgi_state
+from .engine import AuthEngine, asgi_states
 from .errors import CMAuthError, ConfigError, SessionExpiredError, UnavailableError
 from .wsgi import CMAuthWSGIMiddleware
 
@@ -96,7 +96,9 @@ def _client() -> Any:
     client = environ["cm_auth.client"]
     if client is None:
         error = SessionExpiredError("no user is logged in")
-        environ["cm_auth.error"] = asgi_state.get({})["cm_error"] = error
+        environ["cm_auth.error"] = error
+        for state in asgi_states.get([]):
+            state["cm_error"] = error
         raise error
     return client
 
@@ -110,13 +112,13 @@ def _session() -> Any:
 
 def _take_from_asgi(environ: WSGIEnvironment, name: str) -> None:
     """Give an app that is mounted in an ASGI app the session of the middleware around that one."""
-    state = asgi_state.get(None)
-    if state is None:
+    states = asgi_states.get([])
+    if not states:
         raise CMAuthError(
             f"there is no {name} here: CMAuth(app, …) is missing; or this app is mounted in an "
             "ASGI app behind CMAuthMiddleware, by a bridge that does not pass on the context"
         )
-    session, engine = state["cm_session"], state["cm_auth"]
+    session, engine = states[0]["cm_session"], states[0]["cm_auth"]
     environ["cm_auth.session"] = session
     environ["cm_auth.client"] = session and engine.sync_client(session)
 

@@ -9,6 +9,7 @@ import sys
 import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager, suppress
+from contextvars import Context
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -234,7 +235,8 @@ class _TimedRepetition(Repetition):
             self._scope.cancel()
 
     def _wait(self) -> None:
-        self._timer = self._loop.call_later(self._every, self._spawn, self._turn)
+        # In a context of its own: that of the request would keep its client alive, and a token.
+        self._timer = self._loop.call_later(self._every, self._spawn, self._turn, context=Context())
 
     async def _turn(self) -> None:
         goes_on = False
