@@ -31,6 +31,7 @@ class Call:
 
     def __init__(self, done: Any) -> None:
         self.done = done
+        self.began = time.monotonic()
         self._result: Any = None
         self._error: Exception | None = None
 
@@ -43,6 +44,11 @@ class Call:
         except BaseException:
             self._error = UnavailableError("the server is shutting down")
             raise
+
+    @property
+    def is_outage(self) -> bool:
+        """True if the work ended because a server could not be asked."""
+        return isinstance(self._error, UnavailableError)
 
     def outcome(self) -> Any:
         """Return what the work returned, or raise what it raised."""
@@ -62,11 +68,28 @@ def _copy(error: Exception) -> Exception:
     return copied
 
 
+class UnderWayError(UnavailableError):
+    """Work takes long, and its caller waits no longer; it goes on."""
+
+
 class SingleFlight(Protocol):
     """Runs work once for all callers that ask for its key while it is under way."""
 
     async def do(self, key: str, work: Work) -> Any:
         """Run `work`, or join its run under way for `key`; return or raise its outcome."""
+
+    async def do_apart(self, key: str, work: Work) -> Any:
+        """Do the same for a request, which must not keep a server's thread from other requests.
+
+        On an event loop it is the same. Between threads the work runs in a thread of its own, and
+        at most one thread of the process waits for longer than a second after its start; the work
+        goes on.
+
+        Raises:
+            UnderWayError: another thread waits for so long already; the next request may find the
+                work done.
+            UnavailableError: there are too many such threads; the work was not begun.
+        """
 
     def start(self, key: str, work: Work) -> None:
         """Start `work` unless it is under way for `key`; do not wait, nor report its errors."""
