@@ -35,6 +35,7 @@ _KNOWN = {
     "timeout": _NUMBER,
     "revalidate": re.compile(r"[0-9]{1,10}(\.[0-9]{1,6})?|(?i:none)"),
     "cache_size": re.compile(r"[0-9]{1,15}"),
+    "exchanges_at_once": re.compile(r"[0-9]{1,6}"),
     "cookie_name": re.compile(r"(__Host-|__Secure-)?[A-Za-z0-9_-]{1,64}"),
     "cookie_secure": _SWITCH,
     "allowed_hosts": re.compile(r"[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]"),

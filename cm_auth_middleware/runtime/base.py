@@ -7,7 +7,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
-from typing import Any, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import httpx2
 
@@ -18,6 +18,9 @@ from .defaults import DEFAULTS
 from .http import redact_logged_headers
 
 Work = Callable[[], Coroutine[Any, Any, Any]]
+Connections = Literal["calls", "logins"]
+"""The connections that one of the middleware's own calls goes by: those of visitors' logins are
+others than those of users' refreshes, which must not wait for them."""
 
 MOST_LATE = 8  # pieces of work that go on although their callers no longer wait for them
 
@@ -124,9 +127,11 @@ class Runtime(ABC):
     Attributes:
         monotonic: a clock for waiting, which does not jump when the system's time is set.
         single_flight: runs work once for all callers that need its result.
+        exchanges_at_once: code exchanges that a process makes at a time, if no option says it.
     """
 
     single_flight: SingleFlight
+    exchanges_at_once: ClassVar[int]
 
     def __init__(
         self,
@@ -167,7 +172,13 @@ class Runtime(ABC):
 
     @abstractmethod
     async def call(
-        self, method: str, url: str, *, headers: dict[str, str], content: bytes | None = None
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: dict[str, str],
+        content: bytes | None = None,
+        connections: Connections = "calls",
     ) -> httpx2.Response:
         """Send one of the middleware's own requests; redirects are not followed.
 

@@ -17,7 +17,7 @@ import httpx2
 
 from ..errors import UnavailableError
 from . import http
-from .base import MOST_LATE, Call, Repetition, Runtime, Work
+from .base import MOST_LATE, Call, Connections, Repetition, Runtime, Work
 from .run_sync import running_loop
 
 # Work that need not wait has ended before its task is scheduled.
@@ -28,6 +28,7 @@ class EventLoopRuntime(Runtime):
     """The runtime for event loops; each loop has connections of its own."""
 
     single_flight: SingleFlight
+    exchanges_at_once = 16
 
     def _start(self) -> None:
         self.single_flight = SingleFlight()
@@ -44,13 +45,20 @@ class EventLoopRuntime(Runtime):
         loop = running_loop()
         pools = self._pools.get(loop)
         if pools is None or pools.pid != os.getpid():
-            pools = self._pools[loop] = _Pools(os.getpid(), _pool(self._tls()), _pool(self._tls()))
+            made = (_pool(self._tls()) for _ in _Pools._fields[1:])
+            pools = self._pools[loop] = _Pools(os.getpid(), *made)
         return pools
 
     async def call(
-        self, method: str, url: str, *, headers: dict[str, str], content: bytes | None = None
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: dict[str, str],
+        content: bytes | None = None,
+        connections: Connections = "calls",
     ) -> httpx2.Response:
-        transport = self._given_transport() or self._own_pools().calls
+        transport = self._given_transport() or getattr(self._own_pools(), connections)
         # Not closed: that would close the transport, which other calls use too.
         client = httpx2.AsyncClient(transport=transport, timeout=self.timeout)
         headers = {**headers, **http.UNCOMPRESSED}
@@ -155,8 +163,8 @@ class EventLoopRuntime(Runtime):
         await self.single_flight.wait_all()
         pools = self._pools.pop(loop, None)
         if pools is not None:
-            await pools.clients.aclose()
-            await pools.calls.aclose()
+            for pool in (pools.clients, pools.calls, pools.logins):
+                await pool.aclose()
 
 
 class SingleFlight:
@@ -222,12 +230,13 @@ class _Pools(NamedTuple):
     """The connections of one event loop: the ready clients', and those of the middleware's calls.
 
     A client that waits for a new token may keep its connection meanwhile, and the call for that
-    token must not wait until one is free.
+    token must not wait until one is free. Nor must it wait for visitors' logins.
     """
 
     pid: int
     clients: httpx2.AsyncBaseTransport
     calls: httpx2.AsyncBaseTransport
+    logins: httpx2.AsyncBaseTransport
 
 
 def _pool(tls: Any) -> httpx2.AsyncBaseTransport:

@@ -17,7 +17,7 @@ import httpx2
 from ..errors import UnavailableError
 from . import http
 from .after_fork import after_fork
-from .base import MOST_LATE, Call, Repetition, Runtime, UnderWayError, Work
+from .base import MOST_LATE, Call, Connections, Repetition, Runtime, UnderWayError, Work
 from .run_sync import run_elsewhere, run_sync
 
 T = TypeVar("T")
@@ -29,6 +29,8 @@ _MOST_APART = 64  # threads that work apart from requests; each may have two mor
 
 class ThreadRuntime(Runtime):
     """The runtime for threads; all threads of a process share its connections."""
+
+    exchanges_at_once = 2  # many servers have four threads
 
     def _start(self) -> None:
         self.after_fork()
@@ -53,7 +55,13 @@ class ThreadRuntime(Runtime):
         return self._pool
 
     async def call(
-        self, method: str, url: str, *, headers: dict[str, str], content: bytes | None = None
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: dict[str, str],
+        content: bytes | None = None,
+        connections: Connections = "calls",  # noqa: ARG002 - each call has one of its own
     ) -> httpx2.Response:
         given = self._given_transport()
         # A connection of its own: the deadline may cut it, and no other call suffers.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -10,12 +11,18 @@ from urllib.parse import quote, urlencode
 
 import httpx2
 
-from ..errors import OAuthError, OperatorError, TokenRefusedError, UnavailableError
+from ..errors import (
+    OAuthError,
+    OperatorError,
+    TokenRefusedError,
+    TooManyCallsError,
+    UnavailableError,
+)
 from ..events import log
 from ..sessions.record import Tokens, dumps
 
 if TYPE_CHECKING:
-    from ..runtime.base import Runtime
+    from ..runtime.base import Connections, Runtime
     from .provider import Provider
 
 # Error codes that may be shown; the server might put anything into another one.
@@ -62,6 +69,13 @@ class OAuthClient:
         self._scope = scope
         self._leeway = refresh_leeway
         self._timed = timed
+        self._connections: Connections = "calls"
+
+    def for_logins(self) -> OAuthClient:
+        """Return the same client with connections of its own, which logins may use up."""
+        client = copy.copy(self)
+        client._connections = "logins"
+        return client
 
     def authorization_url(self, redirect_uri: str, state: str, code_verifier: str) -> str:
         """Return the URL to send the browser to (RFC 6749 §4.1.1, RFC 7636 §4.3)."""
@@ -102,6 +116,7 @@ class OAuthClient:
         Raises:
             OperatorError: the API key is refused.
             OAuthError: any other refusal; `is_grant_over` is True if the grant has ended.
+            TooManyCallsError: it was one call too many.
             UnavailableError: try again later.
         """
         with self._timed("refresh"):
@@ -211,7 +226,9 @@ class OAuthClient:
         self, method: str, url: str, headers: dict[str, str], content: bytes | None = None
     ) -> httpx2.Response:
         try:
-            return await self._runtime.call(method, url, headers=headers, content=content)
+            return await self._runtime.call(
+                method, url, headers=headers, content=content, connections=self._connections
+            )
         except (httpx2.HTTPError, httpx2.StreamError, ValueError) as error:
             reason = type(error).__name__
         # Raised out here, so that httpx2's error, which may repeat the URL, is not its context.
@@ -228,7 +245,8 @@ class OAuthClient:
         status = response.status_code
         if status == 429 or status >= 500:
             wait = _retry_after(response.headers.get("Retry-After"))
-            raise UnavailableError(f"CameraManager answered {status}", retry_after=wait)
+            kind = TooManyCallsError if status == 429 else UnavailableError
+            raise kind(f"CameraManager answered {status}", retry_after=wait)
         if response.is_redirect:
             raise UnavailableError("CameraManager redirected the token call")
         answer = _json(response)

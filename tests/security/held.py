@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import select
+import selectors
 import socket
 import threading
 import time
@@ -170,32 +170,46 @@ class Burst:
     ) -> None:
         address = client.base_url.host, client.base_url.port
         own = client.build_request("GET", "/").headers.get("Cookie", "")
-        self._sockets = [socket.create_connection(address, timeout=60) for _ in paths]
-        for connection, path, cookie in zip_longest(self._sockets, paths, cookies, fillvalue=own):
+        sockets = [socket.create_connection(address, timeout=60) for _ in paths]
+        for connection, path, cookie in zip_longest(sockets, paths, cookies, fillvalue=own):
             connection.sendall(
                 f"GET {path} HTTP/1.1\r\nHost: {address[0]}:{address[1]}\r\nAccept: text/html\r\n"
                 f"Cookie: {cookie}\r\nConnection: close\r\n\r\n".encode()
             )
+        self._found: list[tuple[int, str]] = []
+        self._reader = threading.Thread(target=self._read, args=[sockets], daemon=True)
+        self._reader.start()
 
     def answered(self) -> int:
-        """Return how many have an answer, or its beginning."""
-        poll = select.poll()
-        for connection in self._sockets:
-            poll.register(connection, select.POLLIN)
-        return len(poll.poll(0))
+        """Return how many have their answer."""
+        return len(self._found)
 
     def answers(self) -> list[tuple[int, str]]:
-        """Wait for the answers; return the status and the Retry-After of each, by the order."""
-        return [self._answer(connection) for connection in self._sockets]
+        """Wait for the answers; return the status and the Retry-After of each, as they came."""
+        self._reader.join(60)
+        assert not self._reader.is_alive()
+        return self._found
 
-    def _answer(self, connection: socket.socket) -> tuple[int, str]:
-        with connection:
-            whole = b""
-            while part := connection.recv(65_536):
-                whole += part
-        lines = whole.partition(b"\r\n\r\n")[0].decode("latin-1").lower().split("\r\n")
-        again = [line for line in lines if line.startswith("retry-after: ")]
-        return int(lines[0].split()[1]), "".join(again).removeprefix("retry-after: ")
+    def _read(self, sockets: list[socket.socket]) -> None:
+        # A connection that stays open after its answer would hold gunicorn up, which waits for it.
+        with selectors.DefaultSelector() as selector:
+            for connection in sockets:
+                selector.register(connection, selectors.EVENT_READ, bytearray())
+            while selector.get_map():
+                for key, _ in selector.select():
+                    connection: Any = key.fileobj
+                    part = connection.recv(65_536)
+                    key.data.extend(part)
+                    if not part:
+                        selector.unregister(connection)
+                        connection.close()
+                        self._found.append(_status(bytes(key.data)))
+
+
+def _status(answer: bytes) -> tuple[int, str]:
+    lines = answer.partition(b"\r\n\r\n")[0].decode("latin-1").lower().split("\r\n")
+    again = [line for line in lines if line.startswith("retry-after: ")]
+    return int(lines[0].split()[1]), "".join(again).removeprefix("retry-after: ")
 
 
 def __getattr__(name: str) -> Any:
