@@ -6,6 +6,7 @@ import dataclasses
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
 import pytest
@@ -143,6 +144,35 @@ def test_many_requests_of_one_grant_take_nothing_from_others_on_an_event_loop(ma
         site.calls.held.clear()
         assert {status for status, _ in burst.answers()} == {200}
     assert len(site.simulator.token_calls(REFRESH)) == 1
+
+
+@pytest.mark.parametrize("server", WSGI)
+def test_a_store_that_stays_silent_leaves_threads_to_exempt_paths(make_site, server) -> None:
+    """50, 56: once it is known to be silent, few of the requests that need it try it."""
+    with redis_server() as redis:
+        site = make_site(server, store=f"{redis.url}?socket_timeout=4")
+        anna, visitor = site.user(), site.visitor()
+        redis.pause()
+        over = threading.Event()
+
+        def ask() -> None:
+            while not over.is_set():
+                anna.get("/")
+                time.sleep(0.05)
+
+        with ThreadPoolExecutor(2 * THREADS) as pool:
+            asking = [pool.submit(ask) for _ in range(2 * THREADS)]
+            try:
+                time.sleep(6)  # the first requests wait for its answer
+                slowest = 0.0
+                for _ in range(40):
+                    slowest = max(slowest, site.seconds(visitor, "/health"))
+                    time.sleep(0.2)
+            finally:
+                over.set()
+                redis.resume()
+            assert not any(asked.exception() for asked in asking)
+        assert slowest < SOON
 
 
 # -- the threads themselves ----------------------------------------------------------------
