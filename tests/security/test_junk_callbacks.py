@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
@@ -117,6 +119,23 @@ class TestInProcess:
         assert limit.enter() == 30
         clock.tick(-86_400)
         assert limit.enter() is None
+
+
+def test_a_process_that_is_forked_counts_its_own_exchanges() -> None:
+    code = """
+import os, time
+from cm_auth_middleware.auth.exchange_limit import ExchangeLimit
+limit = ExchangeLimit(1, time.time)
+assert limit.enter() is None
+pid = os.fork()
+if pid == 0:
+    os._exit(7 if limit.enter() is None else 1)
+assert limit.enter() == 1
+print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"""
+    program = [sys.executable, "-W", "ignore", "-c", code]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "7\n"
 
 
 def _refusing_exchanges(world: World, retry_after: str) -> object:
