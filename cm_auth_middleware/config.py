@@ -60,6 +60,7 @@ class CMAuthOptions(TypedDict, total=False):
     timeout: float | timedelta
     cache_size: int
     background: bool | None
+    exchanges_at_once: int | None
     cookie_name: str | None
     cookie_secure: bool | None
     allowed_hosts: Iterable[str]
@@ -109,6 +110,9 @@ class CMAuthConfig:
         timeout: The total time for each call to CameraManager that the middleware itself makes.
         cache_size: Bytes of memory that opened sessions, verified cookies, kept snapshots and other
             results may take together in each process. What does not fit is computed again.
+        exchanges_at_once: Logins that a process may complete at CameraManager at a time; 16 on ASGI
+            and 2 on WSGI if not given. Those beyond it are asked to try again (503): visitors, who
+            may invent logins, must not keep threads and connections from users.
         background: Refresh tokens and read users in the background, beside requests. False does it
             within requests, for hosts where nothing goes on once a response was sent; if not given,
             the middleware finds that out.
@@ -162,6 +166,7 @@ class CMAuthConfig:
     timeout: float = 10
     cache_size: int = MOST_BYTES
     background: bool | None = None
+    exchanges_at_once: int | None = None
     cookie_name: str | None = None
     cookie_secure: bool | None = None
     allowed_hosts: tuple[str, ...] = LOOPBACK
@@ -206,6 +211,8 @@ class CMAuthConfig:
         for name in _TIMES:
             self._set(name, _seconds(name, getattr(self, name)))
         self._set("cache_size", _bytes("cache_size", self.cache_size))
+        if self.exchanges_at_once is not None:
+            self._set("exchanges_at_once", _count("exchanges_at_once", self.exchanges_at_once))
         if self.revalidate is not None:
             self._set("revalidate", _seconds("revalidate", self.revalidate))
         self._check_allowed()
@@ -455,6 +462,13 @@ def _bytes(name: str, value: int | str) -> int:
     text = str(value)
     if not re.fullmatch(r"[0-9]{1,15}", text):
         raise ConfigError(f"{name} is a number of bytes")
+    return int(text)
+
+
+def _count(name: str, value: int | str) -> int:
+    text = str(value)
+    if not re.fullmatch(r"[0-9]{1,6}", text) or int(text) < 1:
+        raise ConfigError(f"{name} is a number, 1 or more")
     return int(text)
 
 

@@ -38,6 +38,10 @@ class UnavailableError(CMAuthError):
         self.retry_after = retry_after
 
 
+class TooManyCallsError(UnavailableError):
+    """CameraManager wants fewer calls (429): call it again after `retry_after`."""
+
+
 class TokenRefusedError(UnavailableError):
     """CameraManager refuses an access token: it has to be refreshed before the next attempt."""
 

@@ -39,6 +39,12 @@ EVENTS = {
     "login_denied": Event(INFO, "`allow` refused the user"),
     "login_stale": Event(INFO, "a callback came twice, too late, or from another browser"),
     "login_failed": Event(WARNING, "CameraManager or the store failed during a login: `reason`"),
+    "logins_limited": Event(
+        WARNING,
+        "logins were asked to come again, for too many were under way, or CameraManager wanted a "
+        "pause; logged once until none is under way: `under_way`",
+        "visitors may send invented callbacks; if real logins are refused, raise exchanges_at_once",
+    ),
     "logout": Event(INFO, "a session was logged out: `session`"),
     "session_ended": Event(INFO, "CameraManager ended a session: `session`"),
     "session_denied": Event(

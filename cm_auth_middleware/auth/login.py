@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import secrets
 from dataclasses import replace
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote, unquote, urlsplit
 
 from ..display import HOST
-from ..errors import CMAuthError, OperatorError, UnavailableError
+from ..errors import CMAuthError, OperatorError, TooManyCallsError, UnavailableError
 from ..events import log
 from ..runtime.bounded_cache import BoundedCache
 from ..sessions.cookie import Ticket
@@ -21,6 +22,7 @@ from ..web.local_target import next_target, safe_target, shorter_targets
 from ..web.origin import normal_origin
 from ..web.request import Request
 from ..web.response import Response, json_response, problem, redirect
+from .exchange_limit import ExchangeLimit
 from .login_cookies import LoginCookies
 from .login_state import PendingLogin
 
@@ -88,7 +90,9 @@ class Login:
         self._runtime = refresher.runtime
         self._sessions = sessions
         self._refresher = refresher
-        self._oauth = refresher.oauth
+        self._oauth = refresher.oauth.for_logins()
+        most = config.exchanges_at_once or self._runtime.exchanges_at_once
+        self._exchanges = ExchangeLimit(most, self._runtime.clock)
         self._pages = pages
         self._rule = rule
         self.cookies = LoginCookies(sessions.cookie, config.secret_key, self._runtime.clock)
@@ -209,34 +213,51 @@ class Login:
         code = query.get("code", "")
         if not 0 < len(code) <= _MOST_CODE or not code.isascii() or not code.isprintable():
             return await self._failed(callback, 400)
-        owner, ttl = secrets.token_hex(8), 2 * self._runtime.timeout + _DOUBLE_CLICK
+        wait = self._exchanges.enter()
+        if wait is not None:
+            self._used.pop(login.state, None)  # the same callback may come again
+            return await self._busy(callback, wait)
         try:
-            # A double click may reach two processes; a code that is sent twice may cost the
-            # tokens that came for the first (RFC 6749 §4.1.2).
-            is_first = await self._sessions.store.acquire(name, owner, ttl)
-        except UnavailableError as error:
-            log("login_failed", reason=error)
-            return await self._failed(callback, 503)
-        if not is_first:
-            return await self._stale(request, login)
-        return await self._exchange(callback, code)
+            await self._runtime.sleep(self._exchanges.short_pause)
+            owner, ttl = secrets.token_hex(8), 2 * self._runtime.timeout + _DOUBLE_CLICK
+            try:
+                # A double click may reach two processes; a code that is sent twice may cost the
+                # tokens that came for the first (RFC 6749 §4.1.2).
+                is_first = await self._sessions.store.acquire(name, owner, ttl)
+            except UnavailableError as error:
+                log("login_failed", reason=error)
+                return await self._failed(callback, 503)
+            if not is_first:
+                return await self._stale(request, login)
+            found = await self._exchange(callback, code)
+        finally:
+            self._exchanges.leave()
+        return found if isinstance(found, Response) else await self._admit(callback, *found)
 
-    async def _exchange(self, callback: _Callback, code: str) -> Response:
-        """Exchange the code, and ask the application's rule about the user."""
-        request, login, clear = callback
+    async def _exchange(
+        self, callback: _Callback, code: str
+    ) -> tuple[Tokens, dict[str, Any]] | Response:
+        """Exchange the code; return the tokens and the user, or the response to a failure."""
+        login = callback.login
         verifier = self.cookies.code_verifier(login)
         try:
             tokens = await self._oauth.exchange(code, login.redirect_uri, verifier)
-            user = await self._oauth.user(tokens.access_token)
+            return tokens, await self._oauth.user(tokens.access_token)
         except CMAuthError as error:
             if isinstance(error, OperatorError):
                 log("api_key_refused", error=error.error)
             log("login_failed", reason=error)
+            if isinstance(error, TooManyCallsError):
+                self._exchanges.pause(error.retry_after)
             # Not revoked: another browser of this user may live on the very same tokens.
             is_outage = isinstance(error, UnavailableError | OperatorError)
             return await self._failed(callback, 502 if is_outage else 400)
+
+    async def _admit(self, callback: _Callback, tokens: Tokens, user: dict[str, Any]) -> Response:
+        """Open a session for a user, if the application's rule admits them."""
+        request, login, clear = callback
         if not await self._rule.allows(user):
-            await self._oauth.try_to_revoke(tokens)
+            await self._refresher.revoke(tokens)
             log("login_denied")
             login_again = self.url(request, login.target)
             return await self._pages.failure(request, 403, "denied", clear, login=login_again)
@@ -304,6 +325,13 @@ class Login:
             log("api_key_refused", error=error)
         log("login_failed", reason=f"CameraManager answered {error}")
         return await self._failed(callback, 502)
+
+    async def _busy(self, callback: _Callback, seconds: float) -> Response:
+        """Ask for another attempt at a login after so many seconds; its code was not used."""
+        request, login, _ = callback
+        again = ("Retry-After", str(math.ceil(seconds)))
+        login_again = self.url(request, login.target)
+        return await self._pages.failure(request, 503, "login_busy", again, login=login_again)
 
     async def _failed(self, callback: _Callback, status: int) -> Response:
         request, login, clear = callback

@@ -35,6 +35,7 @@ _KNOWN = {
     "timeout": _NUMBER,
     "revalidate": re.compile(r"[0-9]{1,10}(\.[0-9]{1,6})?|(?i:none)"),
     "cache_size": re.compile(r"[0-9]{1,15}"),
+    "exchanges_at_once": re.compile(r"[0-9]{1,6}"),
     "cookie_name": re.compile(r"(__Host-|__Secure-)?[A-Za-z0-9_-]{1,64}"),
     "background": _SWITCH,
     "cookie_secure": _SWITCH,

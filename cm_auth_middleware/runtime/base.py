@@ -7,7 +7,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, suppress
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from ..errors import UnavailableError
 from ..events import log
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     import httpx2
 
 Work = Callable[[], Coroutine[Any, Any, Any]]
+Connections = Literal["calls", "logins"]
+"""The connections that one of the middleware's own calls goes by: those of visitors' logins are
+others than those of users' refreshes, which must not wait for them."""
 
 # Hosts that stop a process as soon as its response was sent, by a variable that each of them sets:
 # AWS Lambda, Google Cloud Run and Functions, Azure Functions, Vercel.
@@ -39,6 +42,7 @@ class Call:
 
     def __init__(self, done: Any) -> None:
         self.done = done
+        self.began = time.monotonic()
         self._result: Any = None
         self._error: Exception | None = None
 
@@ -51,6 +55,11 @@ class Call:
         except BaseException:
             self._error = UnavailableError("the server is shutting down")
             raise
+
+    @property
+    def is_outage(self) -> bool:
+        """True if the work ended because a server could not be asked."""
+        return isinstance(self._error, UnavailableError)
 
     def outcome(self) -> Any:
         """Return what the work returned, or raise what it raised."""
@@ -70,11 +79,28 @@ def _copy(error: Exception) -> Exception:
     return copied
 
 
+class UnderWayError(UnavailableError):
+    """Work takes long, and its caller waits no longer; it goes on."""
+
+
 class SingleFlight(Protocol):
     """Runs work once for all callers that ask for its key while it is under way."""
 
     async def do(self, key: str, work: Work) -> Any:
         """Run `work`, or join its run under way for `key`; return or raise its outcome."""
+
+    async def do_apart(self, key: str, work: Work) -> Any:
+        """Do the same for a request, which must not keep a server's thread from other requests.
+
+        On an event loop it is the same. Between threads the work runs in a thread of its own, and
+        at most one thread of the process waits for longer than a second after its start; the work
+        goes on.
+
+        Raises:
+            UnderWayError: another thread waits for so long already; the next request may find the
+                work done.
+            UnavailableError: there are too many such threads; the work was not begun.
+        """
 
     def start(self, key: str, work: Work) -> None:
         """Start `work` unless it is under way for `key`; do not wait, nor report its errors."""
@@ -111,9 +137,11 @@ class Runtime(ABC):
         monotonic: a clock for waiting, which does not jump when the system's time is set.
         single_flight: runs work once for all callers that need its result.
         loading: loads beside what is needed soon.
+        exchanges_at_once: code exchanges that a process makes at a time, if no option says it.
     """
 
     single_flight: SingleFlight
+    exchanges_at_once: ClassVar[int]
 
     def __init__(
         self,
@@ -167,7 +195,13 @@ class Runtime(ABC):
 
     @abstractmethod
     async def call(
-        self, method: str, url: str, *, headers: dict[str, str], content: bytes | None = None
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: dict[str, str],
+        content: bytes | None = None,
+        connections: Connections = "calls",
     ) -> httpx2.Response:
         """Send one of the middleware's own requests; redirects are not followed.
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 
 from ..errors import UnavailableError
-from .base import MOST_LATE, Call, Repetition, Runtime, Work
+from .base import MOST_LATE, Call, Connections, Repetition, Runtime, Work
 from .run_sync import running_loop
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ class EventLoopRuntime(Runtime):
     """The runtime for event loops; each loop has connections of its own."""
 
     single_flight: SingleFlight
+    exchanges_at_once = 16
 
     def _start(self) -> None:
         self.single_flight = SingleFlight()
@@ -61,19 +62,25 @@ class EventLoopRuntime(Runtime):
         if pools is None or pools.pid != os.getpid():
             for ended in [loop for loop in self._pools if getattr(loop, "is_closed", bool)()]:
                 del self._pools[ended]  # its connections refer to it, so it would never be freed
-            pools = _Pools(os.getpid(), _pool(self._tls()), _pool(self._tls()))
+            pools = _Pools(os.getpid(), *(_pool(self._tls()) for _ in range(3)))
             self._pools[loop] = pools
             pools.close_at_the_end()
         return pools
 
     async def call(
-        self, method: str, url: str, *, headers: dict[str, str], content: bytes | None = None
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: dict[str, str],
+        content: bytes | None = None,
+        connections: Connections = "calls",
     ) -> httpx2.Response:
         import httpx2  # when first needed
 
         from . import http
 
-        transport = self._given_transport() or self._own_pools().calls
+        transport = self._given_transport() or getattr(self._own_pools(), connections)
         # Not closed: that would close the transport, which other calls use too.
         client = httpx2.AsyncClient(transport=transport, timeout=self.timeout)
         headers = {**headers, **http.UNCOMPRESSED}
@@ -271,6 +278,8 @@ class SingleFlight:
         await call.done.wait()
         return call.outcome()
 
+    do_apart = do  # a request that waits keeps no thread
+
     def start(self, key: str, work: Work) -> None:
         self._join(key, work)
 
@@ -316,15 +325,20 @@ class _Pools:
     """The connections of one event loop: the ready clients', and those of the middleware's calls.
 
     A client that waits for a new token may keep its connection meanwhile, and the call for that
-    token must not wait until one is free.
+    token must not wait until one is free. Nor must it wait for visitors' logins.
     """
 
     def __init__(
-        self, pid: int, clients: httpx2.AsyncBaseTransport, calls: httpx2.AsyncBaseTransport
+        self,
+        pid: int,
+        clients: httpx2.AsyncBaseTransport,
+        calls: httpx2.AsyncBaseTransport,
+        logins: httpx2.AsyncBaseTransport,
     ) -> None:
         self.pid = pid
         self.clients = clients
         self.calls = calls
+        self.logins = logins
         self._ending: AsyncGenerator[None, None]
 
     def close_at_the_end(self) -> None:
@@ -337,8 +351,8 @@ class _Pools:
         try:
             yield
         finally:
-            await self.clients.aclose()
-            await self.calls.aclose()
+            for pool in (self.clients, self.calls, self.logins):
+                await pool.aclose()
 
     async def aclose(self) -> None:
         """Close all of them now."""

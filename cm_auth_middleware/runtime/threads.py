@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
 
 from ..errors import UnavailableError
 from .after_fork import after_fork
-from .base import MOST_LATE, Call, Repetition, Runtime, Work
+from .base import MOST_LATE, Call, Connections, Repetition, Runtime, UnderWayError, Work
 from .run_sync import run_elsewhere, run_sync
 
 if TYPE_CHECKING:
@@ -26,12 +26,15 @@ T = TypeVar("T")
 
 _MOST_LINES = 4  # connections that are kept for the middleware's own calls
 _IDLE = 10.0  # seconds without work after which a helping thread ends
+_PATIENCE = 1.0  # seconds after which only one thread goes on waiting for work of others
+_MOST_APART = 64  # threads that work apart from requests; each may have two more of its own
 
 
 class ThreadRuntime(Runtime):
     """The runtime for threads; all threads of a process share its connections."""
 
     _close_lines: weakref.finalize[[deque[_Line]], ThreadRuntime] | None = None
+    exchanges_at_once = 2  # many servers have four threads
 
     def _start(self) -> None:
         self.after_fork()
@@ -61,7 +64,13 @@ class ThreadRuntime(Runtime):
         return self._pool
 
     async def call(
-        self, method: str, url: str, *, headers: dict[str, str], content: bytes | None = None
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: dict[str, str],
+        content: bytes | None = None,
+        connections: Connections = "calls",  # noqa: ARG002 - each call has one of its own
     ) -> httpx2.Response:
         import httpx2  # when first needed
 
@@ -267,12 +276,19 @@ class _Helper:
 class SingleFlight:
     """Runs work once for each key in a process; see `base.SingleFlight`.
 
-    The first thread that asks does the work, and the others wait for it.
+    With `do`, the first thread that asks does the work, and the others wait for it.
+
+    A WSGI server has few threads, often four. One user's requests that all wait for one slow token
+    call would take them from everybody else, and so would the requests of several users.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._calls: dict[str, Call] = {}
+        self._apart = threading.local()  # has an attribute in threads that work apart
+        self._places = threading.Semaphore(_MOST_APART)
+        self._waits_long = threading.Lock()  # held by the one thread that does
+        self._is_stuck = False  # True once such work has failed after long, until some ends soon
 
     async def do(self, key: str, work: Work) -> Any:
         call, is_new = self._join(key)
@@ -282,13 +298,57 @@ class SingleFlight:
             call.done.wait()
         return call.outcome()
 
+    async def do_apart(self, key: str, work: Work) -> Any:
+        if hasattr(self._apart, "key"):  # no server waits for this thread
+            return await self.do(key, work)
+        call, is_new = self._calls.get(key), False
+        if call is None:
+            if not self._places.acquire(timeout=0 if self._is_stuck else _PATIENCE):
+                raise UnavailableError("too many calls to CameraManager are under way")
+            call, is_new = self._join(key)
+            if is_new:
+                self._run_apart(key, call, work)
+            else:
+                self._places.release()
+        left = call.began + _PATIENCE - time.monotonic()
+        if (is_new or not self._is_stuck) and call.done.wait(max(0.0, left)):
+            return call.outcome()
+        if not call.done.is_set():
+            if not self._waits_long.acquire(blocking=False):
+                raise UnderWayError("CameraManager takes long, and another request waits for it")
+            try:
+                call.done.wait()
+            finally:
+                self._waits_long.release()
+        return call.outcome()
+
     def start(self, key: str, work: Work) -> None:
-        """Start `work` in a thread that the interpreter waits for when it exits."""
-        call, is_new = self._join(key)
-        if is_new:
-            threading.Thread(
-                target=lambda: run_sync(self._run(key, call, work)), name="cm_auth refresh"
-            ).start()
+        """Start `work` in a thread of its own, unless there are too many of them."""
+        if self._places.acquire(blocking=False):
+            call, is_new = self._join(key)
+            if is_new:
+                self._run_apart(key, call, work)
+            else:
+                self._places.release()
+
+    def _run_apart(self, key: str, call: Call, work: Work) -> None:
+        """Run work in a thread that the interpreter waits for when it exits; see `_places`."""
+        context = copy_context()
+
+        def run() -> None:
+            self._apart.key = key
+            try:
+                context.run(run_sync, self._run(key, call, work))
+            finally:
+                del self._apart.key
+                self._places.release()
+                is_late = time.monotonic() - call.began > _PATIENCE
+                self._is_stuck = is_late and (self._is_stuck or call.is_outage)
+
+        try:
+            threading.Thread(target=run, name="cm_auth refresh").start()
+        except RuntimeError:  # the interpreter exits, or the system has no thread left
+            run()
 
     async def wait_all(self) -> None:
         for call in list(self._calls.values()):

@@ -42,31 +42,36 @@ class CircuitBreaker:
         """True if the last call had no answer."""
         return self._timeouts > 0
 
-    def admit(self) -> bool:
+    def admit(self, every: float = TRY_EVERY) -> bool:
         """Return False for a call that has to fail at once, and True once a second if it is open.
 
         Who calls it and is told True, has to make the call.
+
+        Args:
+            every: seconds, where a second is too often.
         """
         if not self.is_open:
             return True
         now = self._clock()
         if now < self._try_at:
             return False
-        self._try_at = now + TRY_EVERY
+        self._try_at = now + every
         return True
 
-    def enter(self, server: object) -> bool:
+    def enter(self, server: object, timeout: float = 0.0) -> bool:
         """Return True if a call is to try a server that is silent.
 
         Args:
             server: begins the sentence of the error.
+            timeout: seconds for which the call may keep a thread, of which a WSGI server has few:
+                about two threads try the server at a time, and the others serve other requests.
 
         Raises:
             StoreError: the server is silent, and this call is not to try it.
         """
         if not self.is_open:
             return False
-        if not self.admit():
+        if not self.admit(max(TRY_EVERY, timeout / 2)):
             raise StoreError(f"{server} {SILENT}")
         return True
 

@@ -504,7 +504,7 @@ class BlockingPools(_Pools):
         self._pools: dict[int, _Pool] = {}
 
     async def run(self, statement: Statement, again: Statement | None) -> Answer:
-        is_trial = self._breaker.enter(self._target)
+        is_trial = self._breaker.enter(self._target, _TIMEOUT)
         pool = self._pools.get(os.getpid())
         if pool is None:
             # Without a lock, which a fork could leave locked: of two threads, one's pool stays.

@@ -416,7 +416,7 @@ class BlockingClients(_Clients):
         self._links: dict[int, _Link] = {}
 
     async def run(self, call: Call, again: Call | None) -> Any:
-        is_trial = self._breaker.enter(self._target)
+        is_trial = self._breaker.enter(self._target, self._target.timeout)
         link = await self._find_link()
         try:
             link.slots.get(timeout=_QUEUE)

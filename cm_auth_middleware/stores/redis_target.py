@@ -51,6 +51,7 @@ class Target:
     connections: int
     wait_replicas: int = 0
     wait_timeout: float = _WAIT
+    timeout: float = _TIMEOUT
 
     @classmethod
     def parse(cls, url: str) -> Self:
@@ -107,7 +108,10 @@ class Target:
             raise ValueError
         if not 0 < wait_timeout < options["socket_timeout"] or wait_replicas < 0:
             raise ValueError
-        return cls(label, url, kind, nodes, service, connections, wait_replicas, wait_timeout)
+        timeout = options["socket_timeout"]
+        return cls(
+            label, url, kind, nodes, service, connections, wait_replicas, wait_timeout, timeout
+        )
 
     def client(self, package: str, host: str = "", port: int = 0, **more: Any) -> Any:
         """Make a client of `redis` or `redis.asyncio` for one server.

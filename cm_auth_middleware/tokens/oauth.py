@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -9,14 +10,20 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode
 
-from ..errors import OAuthError, OperatorError, TokenRefusedError, UnavailableError
+from ..errors import (
+    OAuthError,
+    OperatorError,
+    TokenRefusedError,
+    TooManyCallsError,
+    UnavailableError,
+)
 from ..events import log
 from ..sessions.record import Tokens, dumps
 
 if TYPE_CHECKING:
     import httpx2
 
-    from ..runtime.base import Runtime
+    from ..runtime.base import Connections, Runtime
     from .provider import Provider
 
 # Error codes that may be shown; the server might put anything into another one.
@@ -72,6 +79,14 @@ class OAuthClient:
         import authlib.oauth2.auth
         import authlib.oauth2.rfc7636  # noqa: F401
 
+        self._connections: Connections = "calls"
+
+    def for_logins(self) -> OAuthClient:
+        """Return the same client with connections of its own, which logins may use up."""
+        client = copy.copy(self)
+        client._connections = "logins"
+        return client
+
     def authorization_url(self, redirect_uri: str, state: str, code_verifier: str) -> str:
         """Return the URL to send the browser to (RFC 6749 §4.1.1, RFC 7636 §4.3)."""
         from authlib.oauth2.rfc7636 import create_s256_code_challenge  # when first needed
@@ -115,6 +130,7 @@ class OAuthClient:
         Raises:
             OperatorError: the API key is refused.
             OAuthError: any other refusal; `is_grant_over` is True if the grant has ended.
+            TooManyCallsError: it was one call too many.
             UnavailableError: try again later.
         """
         with self._timed("refresh"):
@@ -226,7 +242,9 @@ class OAuthClient:
         import httpx2  # when first needed
 
         try:
-            return await self._runtime.call(method, url, headers=headers, content=content)
+            return await self._runtime.call(
+                method, url, headers=headers, content=content, connections=self._connections
+            )
         except (httpx2.HTTPError, httpx2.StreamError, ValueError) as error:
             reason = type(error).__name__
         # Raised out here, so that httpx2's error, which may repeat the URL, is not its context.
@@ -243,7 +261,8 @@ class OAuthClient:
         status = response.status_code
         if status == 429 or status >= 500:
             wait = _retry_after(response.headers.get("Retry-After"))
-            raise UnavailableError(f"CameraManager answered {status}", retry_after=wait)
+            kind = TooManyCallsError if status == 429 else UnavailableError
+            raise kind(f"CameraManager answered {status}", retry_after=wait)
         if response.is_redirect:
             raise UnavailableError("CameraManager redirected the token call")
         answer = _json(response)

@@ -23,6 +23,7 @@ from ..errors import (
     UnavailableError,
 )
 from ..events import log
+from ..runtime.base import UnderWayError
 from ..runtime.bounded_cache import BoundedCache
 from .circuit_breaker import PAUSE, CircuitBreaker
 from .failovers import Failovers
@@ -188,8 +189,11 @@ class TokenRefresher:
             raise SessionExpiredError
         if session.record.tokens.access_token != refused:
             return False
+        single_flight = self.runtime.single_flight
+        # A job has its threads to itself, and waits.
+        do = single_flight.do if session.is_detached else single_flight.do_apart
         try:
-            refreshed: Refreshed = await self.runtime.single_flight.do(
+            refreshed: Refreshed = await do(
                 f"session {session.record_id} {hash(refused)}",
                 partial(self._refresh, session, refused),
             )
@@ -256,9 +260,12 @@ class TokenRefresher:
         return self.runtime.clock() < self._known_alive_until.get(hash(token), -math.inf)
 
     async def _ask_if_dead(self, token: str) -> bool:
-        is_dead: bool = await self.runtime.single_flight.do(
-            f"alive {hash(token)}", partial(self._is_dead, token)
-        )
+        try:
+            is_dead: bool = await self.runtime.single_flight.do_apart(
+                f"alive {hash(token)}", partial(self._is_dead, token)
+            )
+        except UnavailableError:  # it takes too long
+            return False
         return is_dead
 
     async def _is_dead(self, token: str) -> bool:
@@ -346,7 +353,23 @@ class TokenRefresher:
         """Delete the record of a grant and revoke it at CameraManager, if that can be reached.
 
         The tokens may be old: the newest ones, which another session may have got, are revoked.
+        Between threads that may go on after this has returned: see `SingleFlight.do_apart`.
         """
+        await self._revoke_apart(partial(self._end_grant, tokens), tokens)
+
+    async def revoke(self, tokens: Tokens) -> None:
+        """Revoke the tokens of a login that ends before it began, as `end_grant` does."""
+        await self._revoke_apart(partial(self.oauth.try_to_revoke, tokens), tokens)
+
+    async def _revoke_apart(self, work: Callable[[], Any], tokens: Tokens) -> None:
+        try:
+            await self.runtime.single_flight.do_apart(f"revoke {hash(tokens)}", work)
+        except UnderWayError:
+            return  # it logs its failure itself
+        except UnavailableError as error:
+            log("revoke_failed", reason=error)
+
+    async def _end_grant(self, tokens: Tokens) -> None:
         self.kept.forget(tokens.refresh_token)
         try:
             newest = await self.grants.delete(tokens)

@@ -214,7 +214,7 @@ GOOD = {
     "exempt": "/health,/static/*", "store": "sqlite:///no-such-folder/x.db", "idle_timeout": "60",
     "absolute_timeout": "86400.5", "refresh_leeway": "0", "timeout": "2.5",
     "cookie_name": "__Host-x", "cookie_secure": "true", "allowed_hosts": "a.example, [::1]",
-    "background": "no", "revalidate": "none", "cache_size": "1000000",
+    "background": "no", "revalidate": "none", "cache_size": "1000000", "exchanges_at_once": "8",
     "allow_emails": "*@example.com,anna+cm@example.org", "allow_accounts": "501,502",
     "trusted_origins": "https://app.example:8443,http://[::1]:5173,capacitor://localhost",
     "cross_site_check": "off", "auto_login": "No",

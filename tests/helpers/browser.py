@@ -252,10 +252,10 @@ class NamedHost(httpx2.HTTPTransport):
         return super().handle_request(travelling)
 
 
-def log_in(client: httpx2.Client, simulator: Simulator) -> None:
+def log_in(client: httpx2.Client, simulator: Simulator, email: str = ANNA) -> None:
     """Log a client in without the forms: the simulator gives out the code at once."""
     start = client.get("/auth/login", headers={"Accept": "text/html"})
     query = httpx2.URL(start.headers["location"]).params
-    code = simulator.issue_code("anna@example.com", query["redirect_uri"], query["code_challenge"])
+    code = simulator.issue_code(email, query["redirect_uri"], query["code_challenge"])
     client.get(query["redirect_uri"], params={"code": code, "state": query["state"]})
     assert client.get("/auth/session").json()["authenticated"]

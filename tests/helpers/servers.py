@@ -392,8 +392,8 @@ def _werkzeug(app: Any) -> Iterator[int]:
 
 
 @contextlib.contextmanager
-def _waitress(app: Any, **options: Any) -> Iterator[int]:
-    server = waitress.create_server(app, host="127.0.0.1", port=0, threads=8, **options)
+def _waitress(app: Any, *, threads: int = 8, **options: Any) -> Iterator[int]:
+    server = waitress.create_server(app, host="127.0.0.1", port=0, threads=threads, **options)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     try:
@@ -407,13 +407,18 @@ def _waitress(app: Any, **options: Any) -> Iterator[int]:
 
 @contextlib.contextmanager
 def _gunicorn(
-    app: str, *, worker: str = "gthread", log_level: str = "critical", **environment: str
+    app: str,
+    *,
+    worker: str = "gthread",
+    log_level: str = "critical",
+    threads: int = 8,
+    **environment: str,
 ) -> Iterator[int]:
-    threads = ["--threads", "8"] if worker == "gthread" else []
+    several = ["--threads", str(threads)] if worker == "gthread" else []
     port = free_port()
     command = [
         sys.executable, "-m", "gunicorn", "--no-control-socket", "-b", f"127.0.0.1:{port}",
-        "--log-level", log_level, "-k", worker, *threads, app,
+        "--log-level", log_level, "-k", worker, *several, app,
     ]  # fmt: skip
     process = subprocess.Popen(
         command, cwd=ROOT, env={**os.environ, **environment}, stdin=subprocess.DEVNULL

@@ -205,6 +205,17 @@ def test_the_size_of_the_caches_is_a_number_of_bytes(value: object) -> None:
         CMAuthConfig(**GOOD, cache_size=value)
 
 
+@pytest.mark.parametrize("value", [0, -1, "two", "", 1.5, True, 10**6])
+def test_the_exchanges_at_once_are_a_number(value: object) -> None:
+    with pytest.raises(ConfigError, match=r"^exchanges_at_once is a number, 1 or more$"):
+        CMAuthConfig(**GOOD, exchanges_at_once=value)
+
+
+def test_the_exchanges_at_once_come_from_the_environment(monkeypatch) -> None:
+    monkeypatch.setenv("CM_AUTH_EXCHANGES_AT_ONCE", "8")
+    assert CMAuthConfig.from_env(**GOOD).exchanges_at_once == 8
+
+
 def test_the_size_of_the_caches_comes_from_the_environment(monkeypatch) -> None:
     monkeypatch.setenv("CM_AUTH_CACHE_SIZE", "1000")
     assert CMAuthConfig.from_env(**GOOD).cache_size == 1000

@@ -8,6 +8,7 @@ import logging
 import re
 
 import pytest
+from starlette.responses import PlainTextResponse
 
 from cm_auth_middleware import ErrorPage
 from cm_auth_middleware.web.messages import LANGUAGES, MESSAGES
@@ -62,6 +63,11 @@ async def cause(kind: str, make_world, language: str = "en", **options):
         return await browser.get(re.sub(r"code=\w+", "code=", url))
     if kind == "login_unavailable":
         del world.net.apps[CM]
+    if kind == "login_busy":
+        other = world.browser()
+        first = other.callback_url((await other.get("/")).headers["location"])
+        world.net.add(CM, PlainTextResponse("", 429, {"Retry-After": "30"}))
+        await other.get(first)
     store.broken = kind == "login_not_kept"
     return await browser.get(url)
 
@@ -72,6 +78,7 @@ STATUS = {
     "denied": 403,
     "log_in": 401,
     "log_out": 200,
+    "login_busy": 503,
     "login_cancelled": 403,
     "login_invalid": 400,
     "login_lost": 400,

@@ -1,0 +1,219 @@
+"""A site on a real server whose CameraManager keeps calls waiting for as long as a test likes."""
+
+from __future__ import annotations
+
+import selectors
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from itertools import zip_longest
+from typing import Any
+from urllib.parse import parse_qs
+
+import anyio
+import httpx2
+from starlette.types import Message, Receive, Scope, Send
+
+from cm_auth_middleware import CMAuthMiddleware, CMAuthWSGIMiddleware
+from cm_auth_middleware.testing import AppServer, Simulator
+from tests.helpers.apps import make_app, make_wsgi_app
+from tests.helpers.browser import ANNA, log_in
+from tests.helpers.servers import served
+from tests.helpers.world import HTML, SECRET_KEY
+
+WSGI = ("gunicorn", "waitress")
+THREADS = 4  # of the WSGI servers: waitress's default, and what many give gunicorn
+TIMEOUT = 30  # seconds, of the middleware's: longer than any test waits
+EXCHANGE, REFRESH = "authorization_code", "refresh_token"
+
+
+class HeldCalls:
+    """The simulator, but for calls that are not answered while they are held.
+
+    A call has a name: the grant type of a token call, or its method and path.
+
+    Attributes:
+        held: names of calls that wait.
+        under_way: calls that have not been answered, by name.
+        most: the most of these at one time.
+    """
+
+    def __init__(self, simulator: Simulator) -> None:
+        self.simulator = simulator
+        self.held: set[str] = set()
+        self.under_way: Counter[str] = Counter()
+        self.most: Counter[str] = Counter()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.simulator(scope, receive, send)
+            return
+        name, messages = f"{scope['method']} {scope['path']}", []
+        if scope["path"] == "/oauth/token":
+            messages = [await receive()]
+            while messages[-1].get("more_body"):
+                messages.append(await receive())
+            form = parse_qs(b"".join(message["body"] for message in messages).decode())
+            [name] = form["grant_type"]
+
+        async def again() -> Message:
+            return messages.pop(0) if messages else await receive()
+
+        self.under_way[name] += 1
+        self.most[name] = max(self.most[name], self.under_way[name])
+        try:
+            while name in self.held:
+                await anyio.sleep(0.02)
+            await self.simulator(scope, again, send)
+        finally:
+            self.under_way[name] -= 1
+
+
+class HeldSite:
+    """An application behind the middleware, on a server of its own.
+
+    Args:
+        server: of `WSGI`, each with `THREADS`, or ``uvicorn``.
+        options: of the middleware, as strings.
+    """
+
+    def __init__(self, server: str, stack: ExitStack, **options: str) -> None:
+        self.simulator = Simulator()
+        self.calls = HeldCalls(self.simulator)
+        self._stack = stack
+        cm = stack.enter_context(AppServer(self.calls, log_level="critical"))
+        given = {
+            "client_id": self.simulator.client_id,
+            "client_secret": self.simulator.client_secret,
+            "secret_key": SECRET_KEY,
+            "base_url": cm.url,
+            "exempt": "/health",
+            "timeout": str(TIMEOUT),
+            **options,
+        }
+        if server == "uvicorn":
+            app: Any = CMAuthMiddleware(make_app(), **given)
+            self.url = stack.enter_context(AppServer(app, log_level="critical")).url
+            return
+        if server == "gunicorn":
+            app = f"{__name__}:application"
+            given = {f"CM_AUTH_{name.upper()}": value for name, value in given.items()}
+            port = stack.enter_context(served(server, app, threads=THREADS, **given))
+        else:
+            app = CMAuthWSGIMiddleware(make_wsgi_app(), **given)
+            port = stack.enter_context(served(server, app, threads=THREADS))
+        self.url = f"http://127.0.0.1:{port}"
+        stack.callback(self.calls.held.clear)  # before the server waits for its threads
+
+    def visitor(self) -> httpx2.Client:
+        """Return a client that has no session."""
+        limits = httpx2.Limits(max_connections=None, max_keepalive_connections=1)
+        client = httpx2.Client(base_url=self.url, timeout=60, headers=HTML, limits=limits)
+        return self._stack.enter_context(client)
+
+    def user(self, email: str = ANNA, *, expired: bool = False) -> httpx2.Client:
+        """Return a client that is logged in, if need be with an access token that has expired."""
+        self.simulator.settings.access_token_lifetime = 0.5 if expired else 43_199
+        client = self.visitor()
+        log_in(client, self.simulator, email)
+        self.simulator.settings.access_token_lifetime = 43_199
+        if expired:
+            time.sleep(0.6)
+        return client
+
+    def junk(self) -> Callable[[], httpx2.Response]:
+        """Begin a login as a visitor; return what sends its callback, with an invented code."""
+        visitor = self.visitor()
+        start = visitor.get("/auth/login")
+        state = httpx2.URL(start.headers["location"]).params["state"]
+        return lambda: visitor.get("/auth/callback", params={"code": "invent", "state": state})
+
+    def seconds(self, client: httpx2.Client, path: str = "/") -> float:
+        """Return the longest time that one of several requests takes."""
+        longest = 0.0
+        for _ in range(5):
+            began = time.monotonic()
+            response = client.get(path)
+            longest = max(longest, time.monotonic() - began)
+            assert response.status_code == 200, response.text
+        return longest
+
+
+@contextmanager
+def at_once(*requests: Callable[[], httpx2.Response]) -> Iterator[list[Future[httpx2.Response]]]:
+    """Send requests at one time, each from a thread of its own; wait for the answers at the end."""
+    with ThreadPoolExecutor(len(requests)) as pool:
+        ready = threading.Barrier(len(requests))
+
+        def send(request: Callable[[], httpx2.Response]) -> httpx2.Response:
+            ready.wait(30)
+            return request()
+
+        yield [pool.submit(send, request) for request in requests]
+
+
+class Burst:
+    """Requests that are sent at one time, each by a connection of its own.
+
+    Args:
+        client: whose site and cookies they have.
+        paths: one for each request.
+        cookies: the Cookie header of each, if it is not the client's.
+    """
+
+    def __init__(
+        self, client: httpx2.Client, paths: Sequence[str], cookies: Sequence[str] = ()
+    ) -> None:
+        address = client.base_url.host, client.base_url.port
+        own = client.build_request("GET", "/").headers.get("Cookie", "")
+        sockets = [socket.create_connection(address, timeout=60) for _ in paths]
+        for connection, path, cookie in zip_longest(sockets, paths, cookies, fillvalue=own):
+            connection.sendall(
+                f"GET {path} HTTP/1.1\r\nHost: {address[0]}:{address[1]}\r\nAccept: text/html\r\n"
+                f"Cookie: {cookie}\r\nConnection: close\r\n\r\n".encode()
+            )
+        self._found: list[tuple[int, str]] = []
+        self._reader = threading.Thread(target=self._read, args=[sockets], daemon=True)
+        self._reader.start()
+
+    def answered(self) -> int:
+        """Return how many have their answer."""
+        return len(self._found)
+
+    def answers(self) -> list[tuple[int, str]]:
+        """Wait for the answers; return the status and the Retry-After of each, as they came."""
+        self._reader.join(60)
+        assert not self._reader.is_alive()
+        return self._found
+
+    def _read(self, sockets: list[socket.socket]) -> None:
+        # A connection that stays open after its answer would hold gunicorn up, which waits for it.
+        with selectors.DefaultSelector() as selector:
+            for connection in sockets:
+                selector.register(connection, selectors.EVENT_READ, bytearray())
+            while selector.get_map():
+                for key, _ in selector.select():
+                    connection: Any = key.fileobj
+                    part = connection.recv(65_536)
+                    key.data.extend(part)
+                    if not part:
+                        selector.unregister(connection)
+                        connection.close()
+                        self._found.append(_status(bytes(key.data)))
+
+
+def _status(answer: bytes) -> tuple[int, str]:
+    lines = answer.partition(b"\r\n\r\n")[0].decode("latin-1").lower().split("\r\n")
+    again = [line for line in lines if line.startswith("retry-after: ")]
+    return int(lines[0].split()[1]), "".join(again).removeprefix("retry-after: ")
+
+
+def __getattr__(name: str) -> Any:
+    """What gunicorn names by ``module:variable``: its options come from the environment."""
+    if name == "application":
+        return CMAuthWSGIMiddleware(make_wsgi_app())
+    raise AttributeError(name)

@@ -1,0 +1,287 @@
+"""A slow CameraManager takes no thread of a WSGI server, and nothing else, from other users."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+
+import pytest
+
+from cm_auth_middleware.errors import UnavailableError
+from cm_auth_middleware.runtime import threads
+from cm_auth_middleware.runtime.base import UnderWayError
+from cm_auth_middleware.runtime.run_sync import run_sync
+from cm_auth_middleware.runtime.threads import SingleFlight
+from tests.helpers.browser import ANNA, BOB
+from tests.helpers.servers import redis_server, until
+
+from .held import REFRESH, THREADS, WSGI, Burst, HeldSite, at_once
+
+pytestmark = pytest.mark.slow
+
+CAMERAS, USER = "/rest/v2.4/cameras", "/rest/v2.3/users/self"
+LOGOUT = "/rest/v2.0/users/self/tokens/current"
+SOON = 1.0  # seconds: a page takes 3 ms, and did take as long as the call that hangs
+
+
+@pytest.fixture
+def make_site() -> Iterator[Callable[..., HeldSite]]:
+    with ExitStack() as stack:
+        yield lambda server, **options: HeldSite(server, stack, **options)
+
+
+@pytest.mark.parametrize("server", WSGI)
+def test_one_thread_waits_for_a_users_refresh_and_other_users_wait_for_none(
+    make_site, server
+) -> None:
+    """56: the other requests of that user get 503, and the refresh goes on."""
+    site = make_site(server)
+    anna, bob = site.user(ANNA, expired=True), site.user(BOB)
+    site.calls.held.add(REFRESH)
+    with at_once(*[lambda: anna.get("/")] * (2 * THREADS)) as answers:
+        until(lambda: sum(answer.done() for answer in answers) == 2 * THREADS - 1)
+        assert site.seconds(bob) < SOON
+        for _ in range(2 * THREADS):
+            began = time.monotonic()
+            late = anna.get("/")
+            assert (late.status_code, late.headers["retry-after"]) == (503, "1")
+            assert time.monotonic() - began < SOON
+        assert site.calls.under_way[REFRESH] == 1
+        refused = [answer.result() for answer in answers if answer.done()]
+        assert {(one.status_code, one.headers["retry-after"]) for one in refused} == {(503, "1")}
+        assert len(refused) == 2 * THREADS - 1
+        site.calls.held.clear()
+    assert sorted(answer.result().status_code for answer in answers)[0] == 200
+    assert anna.get("/").status_code == 200
+    assert len(site.simulator.token_calls(REFRESH)) == 1
+
+
+@pytest.mark.parametrize("server", WSGI)
+def test_the_refreshes_of_several_users_leave_threads_to_others(make_site, server) -> None:
+    """56: so does a server that hangs for all of them; what they ask for later is there."""
+    site = make_site(server)
+    [anna, bob] = site.simulator.users
+    more = [
+        dataclasses.replace(anna, email=f"u{n}@example.com", user_id=20_000 + n)
+        for n in range(THREADS)
+    ]
+    site.simulator.users += more
+    users = [site.user(user.email, expired=True) for user in more]
+    site.calls.held.add(REFRESH)
+    bob = site.user(BOB)
+    with at_once(*[lambda user=user: user.get("/") for user in users]) as answers:
+        until(lambda: site.calls.under_way[REFRESH] == len(users))
+        until(lambda: sum(answer.done() for answer in answers) == len(users) - 1)
+        assert site.seconds(bob) < SOON
+        assert site.seconds(site.visitor(), "/health") < SOON
+        site.calls.held.clear()
+    until(lambda: site.calls.under_way[REFRESH] == 0)
+    for user in users:
+        until(lambda user=user: user.get("/").status_code == 200)
+    assert len(site.simulator.token_calls(REFRESH)) == len(users)
+
+
+@pytest.mark.parametrize("server", WSGI)
+def test_a_slow_logout_keeps_no_threads_from_others(make_site, server) -> None:
+    """56: the session ends at once; CameraManager is told as soon as it listens."""
+    site = make_site(server)
+    users, bob = [site.user() for _ in range(THREADS)], site.user(BOB)
+    revoke = f"DELETE {LOGOUT}"
+    site.calls.held.add(revoke)
+    with at_once(*[lambda user=user: user.post("/auth/logout") for user in users]) as answers:
+        until(lambda: sum(answer.done() for answer in answers) >= len(users) - 1)
+        assert site.seconds(bob) < SOON
+        assert site.calls.under_way[revoke] >= 1
+        site.calls.held.clear()
+    assert {answer.result().status_code for answer in answers} == {303}
+    until(lambda: len(site.simulator.calls(LOGOUT)) == len(users))
+    assert not any(user.get("/auth/session").json()["authenticated"] for user in users)
+
+
+@pytest.mark.parametrize("server", WSGI)
+def test_the_question_if_a_token_is_dead_keeps_no_threads_from_others(make_site, server) -> None:
+    """56: a 403 that the user may deserve reaches the handler without the answer, too."""
+    site = make_site(server)
+    anna, bob = site.user(), site.user(BOB)
+    site.simulator.fail_api(403, times=THREADS, path=CAMERAS)
+    site.calls.held.add(f"GET {USER}")
+    with at_once(*[lambda: anna.get("/api/x")] * THREADS) as answers:
+        until(lambda: sum(answer.done() for answer in answers) == THREADS - 1)
+        assert site.seconds(bob) < SOON
+        assert site.calls.under_way[f"GET {USER}"] == 1
+        site.calls.held.clear()
+    assert {answer.result().json()["status"] for answer in answers} == {403}
+
+
+@pytest.mark.parametrize("server", WSGI)
+def test_who_asks_during_a_refresh_of_less_than_a_second_gets_the_page(make_site, server) -> None:
+    """56: as before: one refresh serves all."""
+    site = make_site(server)
+    anna = site.user(expired=True)
+    site.simulator.settings.token_latency = 0.2
+    with at_once(*[lambda: anna.get("/")] * (2 * THREADS)) as answers:
+        pass
+    assert {answer.result().status_code for answer in answers} == {200}
+    assert len(site.simulator.token_calls(REFRESH)) == 1
+
+
+def test_many_requests_of_one_grant_take_nothing_from_others_on_an_event_loop(make_site) -> None:
+    """56: hundreds may wait: each costs memory, and neither a thread nor a connection."""
+    with redis_server() as redis:
+        site = make_site("uvicorn", store=redis.url)
+        anna, bob = site.user(expired=True), site.user(BOB)
+        site.calls.held.add(REFRESH)
+        burst = Burst(anna, ["/"] * 300)
+        until(lambda: site.calls.under_way[REFRESH] == 1)
+        assert site.seconds(bob) < SOON
+        assert site.seconds(bob, "/cameras") < SOON
+        assert site.seconds(site.visitor(), "/auth/health") < SOON
+        assert burst.answered() == 0
+        site.calls.held.clear()
+        assert {status for status, _ in burst.answers()} == {200}
+    assert len(site.simulator.token_calls(REFRESH)) == 1
+
+
+@pytest.mark.parametrize("server", WSGI)
+def test_a_store_that_stays_silent_leaves_threads_to_exempt_paths(make_site, server) -> None:
+    """50, 56: once it is known to be silent, few of the requests that need it try it."""
+    with redis_server() as redis:
+        site = make_site(server, store=f"{redis.url}?socket_timeout=4")
+        anna, visitor = site.user(), site.visitor()
+        redis.pause()
+        over = threading.Event()
+
+        def ask() -> None:
+            while not over.is_set():
+                anna.get("/")
+                time.sleep(0.05)
+
+        with ThreadPoolExecutor(2 * THREADS) as pool:
+            asking = [pool.submit(ask) for _ in range(2 * THREADS)]
+            try:
+                time.sleep(6)  # the first requests wait for its answer
+                slowest = 0.0
+                for _ in range(40):
+                    slowest = max(slowest, site.seconds(visitor, "/health"))
+                    time.sleep(0.2)
+            finally:
+                over.set()
+                redis.resume()
+            assert not any(asked.exception() for asked in asking)
+        assert slowest < SOON
+
+
+# -- the threads themselves ----------------------------------------------------------------
+
+
+class Slow:
+    """Work that ends when it is let go, and then fails if it is told to."""
+
+    def __init__(self) -> None:
+        self.go = threading.Event()
+        self.runs = 0
+        self.fails = False
+
+    async def work(self) -> str:
+        self.runs += 1
+        self.go.wait(30)
+        if self.fails:
+            raise UnavailableError("no answer")
+        return "done"
+
+
+def attempt(flight: SingleFlight, key: str, slow: Slow) -> str:
+    try:
+        return str(run_sync(flight.do_apart(key, slow.work)))
+    except UnderWayError:
+        return "under way"
+    except UnavailableError:
+        return "unavailable"
+
+
+def test_the_one_thread_that_waits_long_gets_the_outcome() -> None:
+    flight, slow, found = SingleFlight(), Slow(), []
+    waiting = [
+        threading.Thread(target=lambda: found.append(attempt(flight, "key", slow)))
+        for _ in range(5)
+    ]
+    for thread in waiting:
+        thread.start()
+    until(lambda: len(found) == 4)
+    assert attempt(flight, "another", slow) == "under way"  # of the whole process, not of a key
+    slow.go.set()
+    for thread in waiting:
+        thread.join()
+    assert found == ["under way"] * 4 + ["done"]
+    assert slow.runs == 2
+
+
+def test_after_an_outage_only_who_begins_the_next_attempt_waits_for_a_second() -> None:
+    flight, slow = SingleFlight(), Slow()
+    slow.fails = True
+    first = threading.Thread(target=attempt, args=[flight, "key", slow])
+    first.start()
+    time.sleep(threads._PATIENCE + 0.2)
+    slow.go.set()
+    first.join()
+    slow.go.clear()
+    second = threading.Thread(target=attempt, args=[flight, "key", slow])
+    second.start()
+    until(lambda: slow.runs == 2)
+    patient = threading.Thread(target=attempt, args=[flight, "key", slow])
+    patient.start()  # nobody else waits long yet
+    until(lambda: flight._waits_long.locked())
+    began = time.monotonic()
+    assert attempt(flight, "key", slow) == "under way"
+    assert time.monotonic() - began < threads._PATIENCE / 2
+    slow.fails = False
+    slow.go.set()
+    for thread in (second, patient):
+        thread.join()
+    assert attempt(flight, "key", slow) == "done"
+
+
+def test_so_many_threads_work_apart_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "_MOST_APART", 3)
+    flight, slow = SingleFlight(), Slow()
+    for key in "abcd":
+        flight.start(key, slow.work)
+    until(lambda: slow.runs == 3)
+    assert attempt(flight, "e", slow) == "unavailable"
+    slow.go.set()
+    run_sync(flight.wait_all())
+    until(lambda: attempt(flight, "e", slow) == "done")
+    assert slow.runs == 4
+
+
+def test_work_that_is_apart_waits_for_more_of_it_in_its_own_thread() -> None:
+    flight, slow = SingleFlight(), Slow()
+
+    async def outer() -> str:
+        return str(await flight.do_apart("inner", slow.work))
+
+    flight.start("outer", outer)
+    until(lambda: slow.runs == 1)
+    time.sleep(threads._PATIENCE + 0.1)
+    assert not flight._waits_long.locked()
+    assert flight._places._value == threads._MOST_APART - 1
+    slow.go.set()
+    assert run_sync(flight.do_apart("outer", outer)) == "done"
+
+
+def test_where_no_thread_can_be_started_the_work_is_done_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    flight, slow = SingleFlight(), Slow()
+    slow.go.set()
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    assert attempt(flight, "key", slow) == "done"
+    assert attempt(flight, "key", slow) == "done"
+    assert flight._places._value == threads._MOST_APART
