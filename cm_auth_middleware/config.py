@@ -59,8 +59,8 @@ class CMAuthOptions(TypedDict, total=False):
     refresh_leeway: float | timedelta
     timeout: float | timedelta
     cache_size: int
-    background: bool | None
     exchanges_at_once: int | None
+    background: bool | None
     cookie_name: str | None
     cookie_secure: bool | None
     allowed_hosts: Iterable[str]
@@ -165,8 +165,8 @@ class CMAuthConfig:
     refresh_leeway: float = 60
     timeout: float = 10
     cache_size: int = MOST_BYTES
-    background: bool | None = None
     exchanges_at_once: int | None = None
+    background: bool | None = None
     cookie_name: str | None = None
     cookie_secure: bool | None = None
     allowed_hosts: tuple[str, ...] = LOOPBACK

@@ -71,6 +71,7 @@ class OAuthClient:
         self._scope = scope
         self._leeway = refresh_leeway
         self._timed = timed
+        self._connections: Connections = "calls"
         # There is one redirect URI for each host name and port that visitors use.
         self._all_logins = lru_cache(_MOST_URIS)(self._authorization_base)
 
@@ -78,8 +79,6 @@ class OAuthClient:
         """Load what makes the messages."""
         import authlib.oauth2.auth
         import authlib.oauth2.rfc7636  # noqa: F401
-
-        self._connections: Connections = "calls"
 
     def for_logins(self) -> OAuthClient:
         """Return the same client with connections of its own, which logins may use up."""

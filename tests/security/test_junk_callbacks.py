@@ -122,6 +122,7 @@ class TestInProcess:
 
 
 def test_a_process_that_is_forked_counts_its_own_exchanges() -> None:
+    """57: workers share no count."""
     code = """
 import os, time
 from cm_auth_middleware.auth.exchange_limit import ExchangeLimit
