@@ -47,7 +47,7 @@ def test_a_storm_that_a_failover_loses_costs_no_session(
                 f"\n{side}, {end}: storm {statuses(storm)}, after {statuses(after)}, slowest "
                 f"{slowest:.2f} s, sessions lost {USERS - alive}, token calls {calls}"
             )
-            assert set(statuses(storm)) == {200}
+            assert set(statuses(storm)) <= {200, 503}
             assert set(statuses(after)) <= {200, 503}
             assert alive == USERS
             assert calls == USERS
