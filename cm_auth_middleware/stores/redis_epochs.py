@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from redis.exceptions import ResponseError
+from redis.exceptions import NoPermissionError, ResponseError
 
 from .redis_cluster import outcome
 
@@ -17,7 +17,8 @@ from .redis_cluster import outcome
 async def replication_ids(client: Any, name: str | None) -> frozenset[str]:
     """Return the replication id of the primary that has a key, or of all that answer.
 
-    A server that does not tell has none: proxies and some servers that speak like Redis.
+    A server that does not tell has none: proxies, some servers that speak like Redis, and one whose
+    user may not ask.
     """
     if not hasattr(client, "get_primaries"):
         return _id_in(await _ask(client))
@@ -39,6 +40,8 @@ async def replication_ids(client: Any, name: str | None) -> frozenset[str]:
 async def _ask(client: Any, **options: Any) -> Any:
     try:
         return await outcome(client.execute_command("INFO", "replication", **options))
+    except NoPermissionError:
+        return {}
     except ResponseError as error:
         if "unknown command" in str(error).lower():
             return {}

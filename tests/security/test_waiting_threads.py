@@ -222,7 +222,7 @@ def test_the_one_thread_that_waits_long_gets_the_outcome() -> None:
 
 
 def test_after_an_outage_only_who_begins_the_next_attempt_waits_for_a_second() -> None:
-    """56: the part of the package that does it."""
+    """56: the others are answered at once: the server was just found to be slow."""
     flight, slow = SingleFlight(), Slow()
     slow.fails = True
     first = threading.Thread(target=attempt, args=[flight, "key", slow])
@@ -248,7 +248,7 @@ def test_after_an_outage_only_who_begins_the_next_attempt_waits_for_a_second() -
 
 
 def test_so_many_threads_work_apart_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    """56: the part of the package that does it."""
+    """56: visitors must not fill a process with threads."""
     monkeypatch.setattr(threads, "_MOST_APART", 3)
     flight, slow = SingleFlight(), Slow()
     for key in "abcd":
@@ -262,7 +262,7 @@ def test_so_many_threads_work_apart_and_no_more(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_work_that_is_apart_waits_for_more_of_it_in_its_own_thread() -> None:
-    """56: the part of the package that does it."""
+    """56: no server waits for such a thread."""
     flight, slow = SingleFlight(), Slow()
 
     async def outer() -> str:
@@ -280,7 +280,8 @@ def test_work_that_is_apart_waits_for_more_of_it_in_its_own_thread() -> None:
 def test_where_no_thread_can_be_started_the_work_is_done_at_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """56: the part of the package that does it."""
+    """56: a process at its limit of threads still refreshes."""
+
     def refuse(_: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 

@@ -6,7 +6,6 @@ from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
 import pytest
-from redis import Redis
 
 from cm_auth_middleware.stores import RedisStore
 from tests.helpers.fleets import Cluster, cluster
@@ -56,7 +55,7 @@ def test_an_epoch_ends_when_the_server_starts_again(side: Side) -> None:
         side(check, server.url)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def fleet() -> Iterator[Cluster]:
     with cluster() as fleet:
         yield fleet
@@ -83,11 +82,19 @@ def test_each_primary_of_a_cluster_has_an_epoch(side: Side, fleet: Cluster) -> N
     side(check, fleet.url)
 
 
-def test_a_server_that_does_not_tell_has_no_epochs(side: Side) -> None:
-    with redis_server("--rename-command", "INFO", "") as server, Redis(port=server.port) as client:
-        assert client.ping()
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--rename-command", "INFO", ""),
+        ("--user", "default", "on", "nopass", "~*", "+@all", "-info"),
+    ],
+    ids=["unknown", "forbidden"],
+)
+def test_a_server_that_does_not_tell_has_no_epochs(side: Side, options: tuple[str, ...]) -> None:
+    with redis_server(*options) as server:
 
         async def check(store: RedisStore) -> None:
+            await store.put("key", b"v", 60)
             assert await store.epochs() == await store.epochs("key") == frozenset()
 
         side(check, server.url)
