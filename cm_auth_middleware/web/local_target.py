@@ -9,7 +9,7 @@ from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 MAX_TARGET = 4096  # characters of a target; a longer one is not followed
 # Most visitors open a few pages. They choose their targets, so long ones are not remembered.
-_REMEMBERED = 1024
+_REMEMBERED = 128
 _SHORT = 200  # characters
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _UNQUOTED = re.compile(r"[ \u00a0-\U0010ffff]+")  # which no URL has as they are

@@ -304,7 +304,7 @@ def test_no_connection_stays_open_when_the_event_loop_of_its_request_has_ended(
         before = len(list(Path("/dev/fd").iterdir()))
         engine = visited(simulator, f"http://127.0.0.1:{port}", urls[store], run)
         gc.collect()
-        assert len(list(Path("/dev/fd").iterdir())) <= before + 10
+        assert len(list(Path("/dev/fd").iterdir())) <= before + 20
         assert [str(warning.message) for warning in caught or ()] == []
         run(closing(engine))
         del engine
