@@ -29,6 +29,8 @@ from tests.helpers.apps import make_app
 from tests.helpers.servers import redis_server, served, until
 from tests.helpers.world import APP, CM, JSON, SECRET_KEY, World
 
+pytestmark = pytest.mark.slow
+
 STRICT = {"rotate_refresh_tokens": True, "revoke_family_on_reuse": True}
 LEEWAY = 43_190  # seconds after a login, when the access token is about to expire
 FREEZING = ("AWS_LAMBDA_FUNCTION_NAME", "K_SERVICE", "FUNCTIONS_WORKER_RUNTIME", "VERCEL")

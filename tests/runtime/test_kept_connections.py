@@ -18,6 +18,8 @@ from cm_auth_middleware.runtime.event_loops import EventLoopRuntime
 from cm_auth_middleware.runtime.run_sync import run_sync
 from cm_auth_middleware.runtime.threads import ThreadRuntime
 
+pytestmark = pytest.mark.slow
+
 TIMEOUT = 1.0  # seconds that a call may take
 
 

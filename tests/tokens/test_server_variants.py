@@ -262,6 +262,7 @@ class TestRateLimit:
         world.clock.tick(60)
         assert (await browser.get("/cameras")).status_code == 200
 
+    @pytest.mark.slow
     async def test_a_login_beyond_it_can_be_tried_again(self, make_world: Any) -> None:
         world = make_world(settings=Settings(rate_limit=0))
         browser = world.browser()

@@ -323,6 +323,7 @@ async def chunked(
     return (sent[0]["status"] if sent else 0), b"".join(m.get("body", b"") for m in sent)
 
 
+@pytest.mark.slow
 async def test_a_relayed_request_leaves_nothing_to_the_garbage_collector(proxied: World) -> None:
     """The collector holds all requests up, and what it finds late keeps a token in memory."""
     browser = await proxied.login()

@@ -23,7 +23,7 @@ from tests.helpers.apps import make_app, make_wsgi_app
 from tests.helpers.browser import ANNA, BOB, Browser
 from tests.helpers.world import CM, World
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 SNAPSHOT = "/rest/v2.4/cameras/2001/snapshot"
 ALLOW = ["GET /rest/v2.4/cameras", "GET /rest/v2.4/cameras/*", "GET /odd/*", "POST /odd/*"]
