@@ -149,8 +149,9 @@ def test_a_revoked_user_is_out_and_others_are_not(
     two.enter(f"{place.origin}/", BOB)
     server.control(revoke_user=ANNA)
     assert _ask_100_times(place, one) == {401: 100}
-    # A process that has loaded the session just before the other one ends it asks, too.
-    assert server.refreshes in ([400], [400, 400])
+    # A request that has loaded the session just before another one ends it asks, too.
+    assert set(server.refreshes) == {400}
+    assert len(server.refreshes) < 10
     server.control(forget_calls=True)
     assert _is_out(one, place, server)
     assert two.fetch(f"{place.origin}/cameras").json() == CAMERAS[BOB]
@@ -259,7 +260,8 @@ def test_a_login_without_pkce_is_refused(server: OtherServer, place: Site, one: 
     url = httpx2.URL(one.ask(f"{place.origin}/").headers["location"])
     without = url.copy_remove_param("code_challenge").copy_remove_param("code_challenge_method")
     told = one.enter(str(without))
-    assert (told.status_code, told.url.path) == (403, "/auth/callback")
+    # Not the person's doing: the server says invalid_request.
+    assert (told.status_code, told.url.path) == (502, "/auth/callback")
     assert server.control()["token_calls"] == []
     assert one.enter(f"{place.origin}/user").text == ANNA
 
@@ -281,6 +283,11 @@ def _ask_100_times(place: Site, *browsers: Browser) -> Counter[Any]:
         headers = {"Cookie": cookies[number // 2 % len(cookies)], "Accept": "application/json"}
         origin = (place.origin, place.other)[number % 2]
         answer = client.get(f"{origin}/cameras", headers=headers)
+        # On threads, only one waits for a refresh of over a second; the others are told to come
+        # again.
+        while answer.status_code == 503 and answer.headers.get("server") == "gunicorn":
+            time.sleep(int(answer.headers["retry-after"]))
+            answer = client.get(f"{origin}/cameras", headers=headers)
         return tuple(answer.json()) if answer.status_code == 200 else answer.status_code
 
     limits = httpx2.Limits(max_connections=100)

@@ -45,6 +45,7 @@ def test_a_large_store_holds_about_its_capacity() -> None:
     assert 9_000 <= run(store.count()) <= 10_500
 
 
+@pytest.mark.slow
 def test_what_expired_is_gone_after_some_writes_also_among_what_lives_long() -> None:
     clock = Clock()
     store = MemoryStore(clock=clock)

@@ -568,6 +568,7 @@ async def test_the_same_seed_gives_the_same_tokens(http: httpx2.AsyncClient) -> 
     assert first.issue_code(ANNA, CALLBACK) == second.issue_code(ANNA, CALLBACK)
 
 
+@pytest.mark.slow
 def test_on_a_socket_a_dropped_connection_is_a_protocol_error() -> None:
     with SimulatorServer() as server, httpx2.Client(base_url=server.url) as http:
         sim = server.simulator

@@ -228,6 +228,7 @@ async def test_a_clock_that_is_off_costs_a_second_refresh_and_no_session() -> No
         assert len(one.sim.token_calls("refresh_token")) <= 2 * expiry
 
 
+@pytest.mark.slow
 async def test_a_session_that_slept_through_many_rotations_catches_up() -> None:
     years = {"idle_timeout": 10**8, "absolute_timeout": 10**8}
     one, two = two_processes(Settings(**STRICT), **years)

@@ -176,6 +176,7 @@ async def test_the_refusal_is_logged_once_with_both_origins_and_the_options(
     assert "Referrer-Policy: same-origin" in hidden.getMessage()
 
 
+@pytest.mark.slow
 async def test_no_visitor_fills_the_log_with_origins(world: World, caplog) -> None:
     """Each names another origin, of any length and with escape codes."""
     browser = await world.login()
