@@ -37,7 +37,7 @@ async def test_after_a_failover_behind_one_name_everybody_goes_on_at_once(
     make_world: MakeWorld, first: str
 ) -> None:
     with pair() as (old, new), Forwarder(old.port) as name:
-        world = make_world(store=name.url)
+        world = make_world(store=name.url, exchanges_at_once=16)
         browsers = await crowd(world)
         leaving = await world.login("bob@example.com")  # a logout ends the tokens that others share
         assert clients_of(old) > 1
