@@ -201,6 +201,10 @@ class Visitor:
             response = self.navigate(str(response.url.join(response.headers["location"])))
         raise AssertionError(f"redirects in a circle, last to {response.url}")
 
+    def _was_refused(self) -> bool:
+        last = self._trips[-1] if self._trips else None
+        return last is not None and last.method == "POST" and last.status in (401, 403)
+
     def _send(
         self, method: str, url: str, headers: dict[str, str], **options: Any
     ) -> httpx2.Response:
@@ -212,7 +216,9 @@ class Visitor:
         except httpx2.RemoteProtocolError:
             # A server may close an idle connection just as a request goes out on it, and browsers
             # then repeat what is safe to repeat (RFC 9110 §9.2.2).
-            if method not in ("GET", "HEAD"):
+            # So are forms behind one that was refused: its body may be unread, and the connection
+            # then ends some time after the answer.
+            if method not in ("GET", "HEAD") and not self._was_refused():
                 raise
             is_repeated = True
             response = self._client.send(request, stream=True)
