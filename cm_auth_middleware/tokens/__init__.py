@@ -104,7 +104,7 @@ for that, though they cannot know what was lost (`failovers`):
   what was lost, waits for its own token calls under way, and then takes its name away.
 - Before each token call, a process looks if the epoch of the server that has the record is
   **settled**: no name is left. If not, it gives the lease back, which others need, and waits: for
-  3 s, then the request is answered with 503. Processes that show no sign of life for 6 s are no
+  4.5 s, then the request is answered with 503. Processes that show no sign of life for 3 s are no
   longer waited for.
 - Before it fetches tokens it takes its own, if they came in the place of those that are held now.
 
@@ -112,7 +112,7 @@ Tokens are put back under the lease of their refresh token, only in the place of
 replaced, and not after a logout. Sessions are not: they lead to the record of the grant (rule 2).
 
 What remains: the process that fetched the tokens ends together with the primary, or is cut off from
-the store for longer than 6 s; it was first used after the last moment that the new primary has.
+the store for longer than 3 s; it was first used after the last moment that the new primary has.
 Other changes that were lost (a login, `session.data`) stay lost, and so does a logout: its tokens
 are revoked at CameraManager, if that could be reached.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import secrets
 import weakref
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
@@ -27,8 +27,8 @@ State = dict[str, int]
 
 _LOOK_EVERY = 0.25  # seconds between looks at the servers' epochs: at every second one in peace
 _POLL_FIRST, _POLL_LAST = 0.05, 0.25  # seconds between looks at an epoch that is not settled
-_PATIENCE = 3.0  # seconds that a refresh waits for that
-_DEAD = 6.0  # seconds without a change after which the processes that are waited for count as dead
+_PATIENCE = 4.5  # seconds that a refresh waits for that
+_DEAD = 3.0  # seconds without a change after which the processes that are waited for count as dead
 _WORKING = 1.0  # seconds after which a process that puts tokens back says that it is still at it
 _RENEW_EVERY = 20.0  # seconds between two entries of a process among the keepers
 _MISSED = 4  # entries of each other process that a process may miss before it counts as gone
@@ -200,7 +200,7 @@ class Failovers:
         await self._change(_KEEPERS, self._without_me, _KEEPERS_TTL)
 
     def _without_me(self, names: State) -> State:
-        return {name: count for name, count in names.items() if name != self._name}
+        return _without({self._name}, names)
 
     # -- one epoch ---------------------------------------------------------------------------
 
@@ -226,6 +226,8 @@ class Failovers:
         names = state.keys() - {_WORK}
         if names and self._is_stuck(epoch, state):
             log("keepers_gone", count=len(names))
+            # Those that live enter themselves again; for the others nobody waits the next time.
+            await self._change(_KEEPERS, partial(_without, names), _KEEPERS_TTL)
             state = await self._change(
                 key, lambda now: {_WORK: 0} if now == state else now, _EPOCH_TTL
             )
@@ -301,6 +303,10 @@ class Failovers:
         finally:
             with suppress(StoreError):
                 await self._store.release(key, self._name)
+
+
+def _without(names: Collection[str], state: State) -> State:
+    return {name: count for name, count in state.items() if name not in names}
 
 
 def _dump(state: State) -> bytes:

@@ -206,7 +206,7 @@ async def test_a_process_that_died_is_waited_for_only_so_long(make_world: MakeWo
     while found[-1] == 503 and time.monotonic() < began + 60:
         found.append(await status(browser))
     assert found == [503] * (len(found) - 1) + [200]
-    assert len(found) > 1
+    assert time.monotonic() > began + 2
     assert site.calls == 1
 
 
