@@ -48,6 +48,7 @@ _ASK_AGAIN = 1.0  # seconds until a lease is asked for again that another proces
 _LEASE_MARGIN = 5.0  # seconds that a lease is longer than a token call may take
 _SAVE_AGAIN = 0.25  # seconds between attempts to save new tokens in a store that fails
 _SAVE_PATIENCE = 15.0  # seconds of such attempts
+_SETTLING = 16  # looks at what others may save in a store that keeps failing
 
 
 class Refreshed(NamedTuple):
@@ -421,7 +422,8 @@ class GrantRefresh:
                     return found
                 await self._breaker.wait(self.name, self._runtime.sleep)
             if self._runtime.monotonic() >= ask_at:
-                await self._wait_after_failure()
+                if (found := await self._wait_after_failure()) is not None:
+                    return found
                 if await self._lease.acquire():
                     if (found := await self._refresh_holding_lease()) is not None:
                         return found
@@ -438,11 +440,18 @@ class GrantRefresh:
             await self._runtime.sleep(pause)
         raise AssertionError("there is always another pause")
 
-    async def _wait_after_failure(self) -> None:
+    async def _wait_after_failure(self) -> Refreshed | None:
         """Wait if the store has just failed, without the lease: others save their tokens."""
-        if self._kept.find(self._refresh_token, self._held, GrantState()) is None:
-            while (wait := self._kept.trouble()) > 0:
-                await self._runtime.sleep(wait)
+        if self._kept.find(self._refresh_token, self._held, GrantState()) is not None:
+            return None  # this process will do that
+        for _ in range(_SETTLING):
+            wait = self._kept.trouble()
+            if wait <= 0:
+                break
+            if (found := await self._look()) is not None:
+                return found
+            await self._runtime.sleep(min(wait, _POLL_LAST))
+        return None
 
     async def _look(self) -> Refreshed | None:
         """Return newer tokens that another process has saved; None if there are none.
