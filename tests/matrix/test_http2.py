@@ -7,7 +7,6 @@ import json
 import os
 import secrets
 import ssl
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +20,7 @@ from tests.helpers.certificates import self_signed
 from tests.helpers.servers import free_port
 
 from .multiplexed import Multiplexed
+from .releases import install
 from .server_processes import (
     APPS,
     ASGI,
@@ -73,16 +73,7 @@ BESIDE = ["uvicorn", "granian", "gunicorn-asgi"]
 def old_hypercorn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the last hypercorn that shares its state, and nothing else."""
     target = tmp_path_factory.mktemp("hypercorn")
-    command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(target)]
-    done = subprocess.run(
-        [*command, f"hypercorn=={OLD}"], capture_output=True, text=True, check=False, timeout=120
-    )
-    if done.returncode:
-        reason = f"hypercorn {OLD} cannot be installed: {done.stderr.strip()[-300:]}"
-        if os.environ.get("CM_AUTH_REQUIRE_MATRIX"):
-            pytest.fail(reason)
-        pytest.skip(reason)
-    return target
+    return install("hypercorn", OLD, target, timeout=120)
 
 
 @contextlib.contextmanager

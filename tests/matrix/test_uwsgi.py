@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -12,6 +10,7 @@ import pytest
 
 from tests.helpers.browser import Visitor
 from tests.helpers.servers import until
+from tests.matrix.releases import install
 from tests.matrix.server_processes import APPS, Simulated, environment, serve
 
 pytestmark = [pytest.mark.matrix, pytest.mark.timeout(300)]
@@ -24,16 +23,7 @@ LATENCY = 3.0  # seconds that CameraManager takes for new tokens
 def uwsgi(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The program, which pip compiles."""
     target = tmp_path_factory.mktemp("uwsgi")
-    command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(target)]
-    done = subprocess.run(
-        [*command, f"uwsgi=={OLD}"], capture_output=True, text=True, check=False, timeout=240
-    )
-    if done.returncode:
-        reason = f"uwsgi {OLD} cannot be built: {done.stderr.strip()[-300:]}"
-        if os.environ.get("CM_AUTH_REQUIRE_MATRIX"):
-            pytest.fail(reason)
-        pytest.skip(reason)
-    return target / "bin" / "uwsgi"
+    return install("uwsgi", OLD, target, timeout=240) / "bin" / "uwsgi"
 
 
 @pytest.mark.parametrize("options", [[], ["--enable-threads"]], ids=["no threads", "threads"])
