@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import median
 from urllib.parse import urlsplit
 
-from .end_to_end import _UVICORN, _Contestant, _Load, _processor_time, _rate, _serve, _wrk
+from .end_to_end import UVICORN, _Contestant, _Load, _processor_time, _rate, _serve, _wrk
 from .fast_server import RECORDING_BYTES, SNAPSHOT_BYTES, FastServer
 from .measure import Spread, one_processor
 from .report import Figure
@@ -67,8 +67,8 @@ def _start(stack: ExitStack) -> list[_Contestant]:
             SECRET_KEY_VARIABLE: SECRET_KEY,
             **{f"CM_AUTH_{key.upper()}": str(value) for key, value in options.items()},
         }
-        ours, our_process = _serve(stack, environment, _UVICORN, "benchmarks.served:proxied")
-        relay, its_process = _serve(stack, environment, _UVICORN, "benchmarks.served:relay")
+        ours, our_process = _serve(stack, environment, UVICORN, "benchmarks.served:proxied")
+        relay, its_process = _serve(stack, environment, UVICORN, "benchmarks.served:relay")
         cookie = f"{COOKIE}={world.log_in_at(ours)}"
     port = urlsplit(options["base_url"]).port or 0
     stack.enter_context(FastServer(port))
