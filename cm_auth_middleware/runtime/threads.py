@@ -34,6 +34,7 @@ class ThreadRuntime(Runtime):
     """The runtime for threads; all threads of a process share its connections."""
 
     _close_lines: weakref.finalize[[deque[_Line]], ThreadRuntime] | None = None
+    _close_pool: weakref.finalize[[], ThreadRuntime] | None = None
     exchanges_at_once = 2  # many servers have four threads
 
     def _start(self) -> None:
@@ -46,6 +47,8 @@ class ThreadRuntime(Runtime):
         self._lock = threading.Lock()
         self._helpers = Helpers()
         self._pool: httpx2.BaseTransport | None = None
+        if self._close_pool is not None:
+            self._close_pool.detach()  # another thread may have held its lock at the fork
         if self._close_lines is not None:
             self._close_lines()  # this process's ends of the parent's connections
         self._lines: deque[_Line] = deque()
@@ -60,7 +63,9 @@ class ThreadRuntime(Runtime):
         if self._pool is None:
             with self._lock:
                 if self._pool is None:
-                    self._pool = _pool(self._tls())
+                    pool = _pool(self._tls())
+                    self._close_pool = weakref.finalize(self, pool.close)
+                    self._pool = pool
         return self._pool
 
     async def call(
@@ -197,6 +202,8 @@ class ThreadRuntime(Runtime):
         pool, self._pool = self._pool, None
         if pool is not None:
             pool.close()
+        if self._close_pool is not None:
+            self._close_pool.detach()
         _close(self._lines)
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import socket
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import suppress
 
@@ -145,3 +147,17 @@ def test_calls_at_once_have_connections_of_their_own(server: Server) -> None:
     assert found == ["cut"] * 3
     assert answered
     run_sync(runtime.close())
+
+
+def test_connections_of_a_runtime_that_nobody_closes_are_closed(server: Server) -> None:
+    """Those of the middleware's own calls, and those of the clients that handlers were given."""
+    runtime = ThreadRuntime(TIMEOUT, server.url)
+    run_sync(runtime.call("GET", f"{server.url}/token", headers={}))
+    client = httpx2.Client(transport=runtime.transport())
+    assert client.get(f"{server.url}/cameras").content == b"ok"
+    assert len(server.connections) == 2
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always", ResourceWarning)
+        del runtime, client
+        gc.collect()
+    assert not [str(one.message) for one in warned]
