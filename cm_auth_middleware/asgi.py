@@ -13,6 +13,7 @@ from .auth import connections
 from .engine import AuthEngine, asgi_states
 from .errors import ConfigError, SessionExpiredError
 from .events import log
+from .web import unread_body
 from .web.request import Request
 from .web.response import Response, must_not_be_cached, varies_by_cookie
 
@@ -90,7 +91,7 @@ class CMAuthMiddleware:
         if exchange.cookie_line or not self._gate.is_exempt(exchange):
             outcome = await self._gate.handle(exchange)
             if isinstance(outcome, Response):
-                await exchange.respond(outcome)
+                await exchange.refuse(outcome)
                 return
             session = outcome
             exchange.session = session  # type: ignore[assignment]
@@ -363,6 +364,31 @@ class _Exchange(ASGIRequest):
             message = {**message, "headers": self._headers}
         await self._send(message)
 
+    async def refuse(self, response: Response) -> None:
+        """Send a response of this middleware to a request that the application does not get.
+
+        The rest of its body is read before the response ends, but after all of it was sent.
+        """
+        response = self._services.gate.origins.share(self, response)
+        is_head = self.method == "HEAD"
+        is_http_1 = self._scope.get("http_version", "").startswith("1")  # HTTP/2 closes a stream
+        if not is_http_1 or not unread_body.is_expected(self):
+            await _send(response, self._send, head=is_head)
+            return
+        await _send(response, self._send, head=is_head, is_whole=False)
+        with anyio.move_on_after(unread_body.PATIENCE):
+            await self._read_on()
+        with suppress(OSError):  # the client has left
+            await self._send({"type": "http.response.body", "body": b""})
+
+    async def _read_on(self) -> None:
+        left = unread_body.MOST_BYTES
+        while left > 0:
+            message = await self._receive()
+            if message["type"] != "http.request" or not message.get("more_body"):
+                return
+            left -= len(message.get("body", b""))
+
     async def respond(self, response: Response) -> None:
         """Send a response of this middleware in place of the application's."""
         self.is_replaced = True
@@ -590,10 +616,11 @@ def _raw(headers: Headers) -> _RawHeaders:
     return [(name.lower().encode(), value.encode("latin-1")) for name, value in headers]
 
 
-async def _send(response: Response, send: Send, *, head: bool) -> None:
+async def _send(response: Response, send: Send, *, head: bool, is_whole: bool = True) -> None:
     headers = [*_raw(response.headers), (b"content-length", b"%d" % len(response.body))]
     await send({"type": "http.response.start", "status": response.status, "headers": headers})
-    await send({"type": "http.response.body", "body": b"" if head else response.body})
+    body = b"" if head else response.body
+    await send({"type": "http.response.body", "body": body, "more_body": not is_whole})
 
 
 async def _deny(response: Response, scope: Scope, send: Send) -> None:
