@@ -128,6 +128,12 @@ EVENTS = {
     "store_permissions": Event(
         WARNING, "a group may write the store's file or folder: `path`, `reason`"
     ),
+    "store_file_system": Event(
+        WARNING,
+        "the store's file is on a file system where SQLite may not work (NFS, SMB, 9p, FUSE): "
+        "`reason`",
+        "put the file on a local disk, or use redis:// or postgresql://",
+    ),
     "store_slow": Event(
         WARNING,
         "requests to exempt paths go on without their session, for which they wait 0.25 s; logged "
