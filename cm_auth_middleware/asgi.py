@@ -619,8 +619,8 @@ def _raw(headers: Headers) -> _RawHeaders:
 async def _send(response: Response, send: Send, *, head: bool, is_whole: bool = True) -> None:
     headers = [*_raw(response.headers), (b"content-length", b"%d" % len(response.body))]
     await send({"type": "http.response.start", "status": response.status, "headers": headers})
-    body = b"" if head else response.body
-    await send({"type": "http.response.body", "body": body, "more_body": not is_whole})
+    body = {"type": "http.response.body", "body": b"" if head else response.body}
+    await send(body if is_whole else {**body, "more_body": True})
 
 
 async def _deny(response: Response, scope: Scope, send: Send) -> None:
