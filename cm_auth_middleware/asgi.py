@@ -91,6 +91,7 @@ class CMAuthMiddleware:
         if exchange.cookie_line or not self._gate.is_exempt(exchange):
             outcome = await self._gate.handle(exchange)
             if isinstance(outcome, Response):
+                self._services.note_outer((scope.get("state") or {}).get("cm_session"))
                 await exchange.refuse(outcome)
                 return
             session = outcome
@@ -152,6 +153,7 @@ class CMAuthMiddleware:
     async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
         outcome = await self._gate.handle(ASGIRequest(scope))
         if isinstance(outcome, Response):
+            self._services.note_outer((scope.get("state") or {}).get("cm_session"))
             await receive()  # websocket.connect
             await _deny(outcome, scope, send)
             return

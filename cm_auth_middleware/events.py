@@ -104,6 +104,12 @@ EVENTS = {
         "a name that begins with __Host- or __Secure- needs https; on https a plain name gets "
         "__Host- by itself",
     ),
+    "two_middlewares": Event(
+        WARNING,
+        "a request that one middleware of this package let pass was refused by another one inside "
+        "of it; logged once",
+        "add it once, or give both the same engine; users are sent to a second login",
+    ),
     "callback_not_routed": Event(
         ERROR,
         "the callback did not reach the middleware: `path`",

@@ -64,6 +64,7 @@ class CMAuthWSGIMiddleware:
         exchange = _Exchange(environ, self._services, start_response)
         outcome = run_sync(self._gate.handle(exchange))
         if isinstance(outcome, Response):
+            self._services.note_outer(environ.get("cm_auth.session"))
             return _send(self._gate.origins.share(exchange, outcome), exchange, start_response)
         exchange.let_pass(outcome)
         environ["cm_auth.engine"] = self.engine
