@@ -218,6 +218,11 @@ class ASGIRequest(Request):
         return self._scope.get("scheme") in ("https", "wss")
 
     @property
+    def is_http_1(self) -> bool:
+        """True if the connection has one request at a time. HTTP/2 and HTTP/3 close a stream."""
+        return str(self._scope.get("http_version", "")).startswith("1")
+
+    @property
     def raw_path(self) -> str:
         return self.routed_raw.decode("latin-1")
 
@@ -367,29 +372,9 @@ class _Exchange(ASGIRequest):
         await self._send(message)
 
     async def refuse(self, response: Response) -> None:
-        """Send a response of this middleware to a request that the application does not get.
-
-        The rest of its body is read before the response ends, but after all of it was sent.
-        """
+        """Send a response of this middleware to a request that the application does not get."""
         response = self._services.gate.origins.share(self, response)
-        is_head = self.method == "HEAD"
-        is_http_1 = self._scope.get("http_version", "").startswith("1")  # HTTP/2 closes a stream
-        if not is_http_1 or not unread_body.is_expected(self):
-            await _send(response, self._send, head=is_head)
-            return
-        await _send(response, self._send, head=is_head, is_whole=False)
-        with anyio.move_on_after(unread_body.PATIENCE):
-            await self._read_on()
-        with suppress(OSError):  # the client has left
-            await self._send({"type": "http.response.body", "body": b""})
-
-    async def _read_on(self) -> None:
-        left = unread_body.MOST_BYTES
-        while left > 0:
-            message = await self._receive()
-            if message["type"] != "http.request" or not message.get("more_body"):
-                return
-            left -= len(message.get("body", b""))
+        await send_and_read_on(response, self, self._receive, self._send)
 
     async def respond(self, response: Response) -> None:
         """Send a response of this middleware in place of the application's."""
@@ -623,6 +608,30 @@ async def _send(response: Response, send: Send, *, head: bool, is_whole: bool = 
     await send({"type": "http.response.start", "status": response.status, "headers": headers})
     body = {"type": "http.response.body", "body": b"" if head else response.body}
     await send(body if is_whole else {**body, "more_body": True})
+
+
+async def send_and_read_on(
+    response: Response, request: ASGIRequest, receive: Receive, send: Send
+) -> None:
+    """Send a response, and read the rest of the request's body before it ends: `unread_body`."""
+    is_head = request.method == "HEAD"
+    if not request.is_http_1 or not unread_body.is_expected(request):
+        await _send(response, send, head=is_head)
+        return
+    await _send(response, send, head=is_head, is_whole=False)
+    with anyio.move_on_after(unread_body.PATIENCE):
+        await _read_on(receive)
+    with suppress(OSError):  # the client has left
+        await send({"type": "http.response.body", "body": b""})
+
+
+async def _read_on(receive: Receive) -> None:
+    left = unread_body.MOST_BYTES
+    while left > 0:
+        message = await receive()
+        if message["type"] != "http.request" or not message.get("more_body"):
+            return
+        left -= len(message.get("body", b""))
 
 
 async def _deny(response: Response, scope: Scope, send: Send) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import anyio
 import pytest
 
+from cm_auth_middleware.proxy import CMProxy
 from cm_auth_middleware.web import unread_body
 from tests.helpers.world import World
 
@@ -275,3 +276,25 @@ async def test_a_body_that_would_not_be_read_to_its_end_is_not_read(asgi_app, ch
     server = Server(receive)
     assert await server.serve(asgi_app, **changes) == 401
     assert len(server.sent) == 2
+
+
+@pytest.mark.anyio
+async def test_what_the_proxy_refuses_is_read_on_too() -> None:
+    """R54: an upload that no rule allows, of somebody who is logged in."""
+    path = "/rest/v2.4/cameras"
+    world = World(side="asgi", app=CMProxy(allow=f"GET {path}"))
+    browser = await world.login(path=path)
+    cookie = f"cm_auth={browser.named('cm_auth')[0]}".encode()
+
+    async def receive() -> dict[str, Any]:
+        return {**PART, "more_body": server.parts < 8}
+
+    server = Server(receive)
+    headers = [*scope_of()["headers"], (b"cookie", cookie)]
+    status = await server.serve(world.app, path=path, raw_path=path.encode(), headers=headers)
+    assert status == 405
+    assert server.parts == 8
+    assert [message["type"] for message in server.sent_before] == [
+        "http.response.start", "http.response.body",
+    ]  # fmt: skip
+    await world.close()
