@@ -48,7 +48,7 @@ def docstrings() -> Iterator[tuple[str, str]]:
                 yield f"{path.stem}.{node.name}", ast.get_docstring(node) or ""
 
 
-def tested() -> dict[int, list[str]]:
+def by_number() -> dict[int, list[str]]:
     """The tests of each report."""
     found: dict[int, list[str]] = {}
     for name, docstring in docstrings():
@@ -79,7 +79,7 @@ def slug(heading: str) -> str:
 
 def test_every_report_has_a_test_or_a_sentence() -> None:
     """No number is forgotten, and none is made up."""
-    assert set(tested()) | set(SAID) == ALL
+    assert set(by_number()) | set(SAID) == ALL
 
 
 @pytest.mark.parametrize("number", sorted(SAID))

@@ -41,6 +41,8 @@ class Gunicorn:
         assert b"".join(parts)
         self.read_before = self.body.tell() if isinstance(self.body, io.BytesIO) else 0
         getattr(parts, "close", lambda: None)()
+        self.ours.close()
+        self.theirs.close()
         return status[0]
 
 
