@@ -13,6 +13,7 @@ from .auth import connections
 from .engine import AuthEngine, asgi_states
 from .errors import ConfigError, SessionExpiredError
 from .events import log
+from .web import unread_body
 from .web.request import Request
 from .web.response import Response, must_not_be_cached, varies_by_cookie
 
@@ -90,7 +91,8 @@ class CMAuthMiddleware:
         if exchange.cookie_line or not self._gate.is_exempt(exchange):
             outcome = await self._gate.handle(exchange)
             if isinstance(outcome, Response):
-                await exchange.respond(outcome)
+                self._services.note_outer((scope.get("state") or {}).get("cm_session"))
+                await exchange.refuse(outcome)
                 return
             session = outcome
             exchange.session = session  # type: ignore[assignment]
@@ -151,6 +153,7 @@ class CMAuthMiddleware:
     async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
         outcome = await self._gate.handle(ASGIRequest(scope))
         if isinstance(outcome, Response):
+            self._services.note_outer((scope.get("state") or {}).get("cm_session"))
             await receive()  # websocket.connect
             await _deny(outcome, scope, send)
             return
@@ -213,6 +216,11 @@ class ASGIRequest(Request):
     @property
     def is_secure(self) -> bool:
         return self._scope.get("scheme") in ("https", "wss")
+
+    @property
+    def is_http_1(self) -> bool:
+        """True if the connection has one request at a time. HTTP/2 and HTTP/3 close a stream."""
+        return str(self._scope.get("http_version", "")).startswith("1")
 
     @property
     def raw_path(self) -> str:
@@ -362,6 +370,11 @@ class _Exchange(ASGIRequest):
             self._headers = _private(message.get("headers", ()), self.set_cookies)
             message = {**message, "headers": self._headers}
         await self._send(message)
+
+    async def refuse(self, response: Response) -> None:
+        """Send a response of this middleware to a request that the application does not get."""
+        response = self._services.gate.origins.share(self, response)
+        await send_and_read_on(response, self, self._receive, self._send)
 
     async def respond(self, response: Response) -> None:
         """Send a response of this middleware in place of the application's."""
@@ -590,10 +603,35 @@ def _raw(headers: Headers) -> _RawHeaders:
     return [(name.lower().encode(), value.encode("latin-1")) for name, value in headers]
 
 
-async def _send(response: Response, send: Send, *, head: bool) -> None:
+async def _send(response: Response, send: Send, *, head: bool, is_whole: bool = True) -> None:
     headers = [*_raw(response.headers), (b"content-length", b"%d" % len(response.body))]
     await send({"type": "http.response.start", "status": response.status, "headers": headers})
-    await send({"type": "http.response.body", "body": b"" if head else response.body})
+    body = {"type": "http.response.body", "body": b"" if head else response.body}
+    await send(body if is_whole else {**body, "more_body": True})
+
+
+async def send_and_read_on(
+    response: Response, request: ASGIRequest, receive: Receive, send: Send
+) -> None:
+    """Send a response, and read the rest of the request's body before it ends: `unread_body`."""
+    is_head = request.method == "HEAD"
+    if not request.is_http_1 or not unread_body.is_expected(request):
+        await _send(response, send, head=is_head)
+        return
+    await _send(response, send, head=is_head, is_whole=False)
+    with anyio.move_on_after(unread_body.PATIENCE):
+        await _read_on(receive)
+    with suppress(OSError):  # the client has left
+        await send({"type": "http.response.body", "body": b""})
+
+
+async def _read_on(receive: Receive) -> None:
+    left = unread_body.MOST_BYTES
+    while left > 0:
+        message = await receive()
+        if message["type"] != "http.request" or not message.get("more_body"):
+            return
+        left -= len(message.get("body", b""))
 
 
 async def _deny(response: Response, scope: Scope, send: Send) -> None:

@@ -87,6 +87,7 @@ class Services:
         self.connections: Any = connections(runtime, self.gate.is_alive)
         self._api_url = provider.api_url(config.base_url)
         self.client_of: Callable[[Session], Any] = self._first_client_of
+        self._knows_of_outer = False  # True once there was another middleware around this one
 
     def _first_client_of(self, session: Session) -> Any:
         """Return a client for a session, after making what makes the clients."""
@@ -119,6 +120,12 @@ class Services:
                 check()
             except StoreError as error:
                 log("store_unusable", reason=error)
+
+    def note_outer(self, session: object) -> None:
+        """Warn once if a request that is refused here has a session of a middleware around."""
+        if session is not None and not self._knows_of_outer:
+            self._knows_of_outer = True
+            log("two_middlewares")
 
     def load_soon(self) -> None:
         """Begin to load, beside, what the first login and the first call of a handler need.

@@ -104,6 +104,12 @@ EVENTS = {
         "a name that begins with __Host- or __Secure- needs https; on https a plain name gets "
         "__Host- by itself",
     ),
+    "two_middlewares": Event(
+        WARNING,
+        "a request that one middleware of this package let pass was refused by another one inside "
+        "of it; logged once",
+        "add it once, or give both the same engine; users are sent to a second login",
+    ),
     "callback_not_routed": Event(
         ERROR,
         "the callback did not reach the middleware: `path`",
@@ -127,6 +133,12 @@ EVENTS = {
     ),
     "store_permissions": Event(
         WARNING, "a group may write the store's file or folder: `path`, `reason`"
+    ),
+    "store_file_system": Event(
+        WARNING,
+        "the store's file is on a file system where SQLite may not work (NFS, SMB, 9p, FUSE): "
+        "`reason`",
+        "put the file on a local disk, or use redis:// or postgresql://",
     ),
     "store_slow": Event(
         WARNING,

@@ -26,7 +26,7 @@ import anyio
 import httpx2
 from starlette.responses import StreamingResponse
 
-from .asgi import ASGIRequest
+from .asgi import ASGIRequest, send_and_read_on
 from .asgi import _send as send_asgi_response
 from .errors import CMAuthError, ConfigError, SessionExpiredError
 from .proxy_cache import MOST_KEPT, Answer, ProxyCache
@@ -41,7 +41,7 @@ from .wsgi import _send as send_wsgi_response
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
-    from starlette.types import Receive, Scope, Send
+    from starlette.types import Message, Receive, Scope, Send
 
     from .client import AsyncCMClient, CMClient
     from .engine import Services
@@ -259,6 +259,8 @@ class CMProxy(_Relay):
         request = ASGIRequest(scope)
         cm = _ready_client(scope.get("state", {}), "cm")
         engine = scope["state"]["cm_auth"]
+        arrivals = _Arrivals(receive)
+        receive = arrivals.receive
         try:
             target = self.judge(request, engine.async_services.gate.origins)
             length = self.judge_length(request)
@@ -285,7 +287,10 @@ class CMProxy(_Relay):
             finally:
                 leave()
         except _RefusedError as refused:
-            await send_asgi_response(refused.response, send, head=request.method == "HEAD")
+            if arrivals.are_over:
+                await send_asgi_response(refused.response, send, head=request.method == "HEAD")
+            else:
+                await send_and_read_on(refused.response, request, receive, send)
         except _HungUpError:
             return
 
@@ -393,6 +398,24 @@ def _length_of(answer: httpx2.Response) -> int | None:
     """Return the length that an answer states for its body."""
     length = answer.headers.get("content-length", "")
     return int(length) if _LENGTH.fullmatch(length) else None
+
+
+class _Arrivals:
+    """Hands on the messages of a request.
+
+    Attributes:
+        are_over: True once all of the body was there.
+    """
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self.are_over = False
+
+    async def receive(self) -> Message:
+        """Receive the next one."""
+        message = await self._receive()
+        self.are_over = not message.get("more_body", False)
+        return message
 
 
 class _HungUpError(Exception):

@@ -16,6 +16,7 @@ from .errors import SessionExpiredError
 from .runtime.run_sync import run_sync
 from .web.request import Request
 from .web.response import NO_STORE, Response, must_not_be_cached, varies_by_cookie
+from .web.unread_body import read_on
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -63,6 +64,7 @@ class CMAuthWSGIMiddleware:
         exchange = _Exchange(environ, self._services, start_response)
         outcome = run_sync(self._gate.handle(exchange))
         if isinstance(outcome, Response):
+            self._services.note_outer(environ.get("cm_auth.session"))
             return _send(self._gate.origins.share(exchange, outcome), exchange, start_response)
         exchange.let_pass(outcome)
         environ["cm_auth.engine"] = self.engine
@@ -86,12 +88,16 @@ class CMAuthWSGIMiddleware:
 
 
 class WSGIRequest(Request):
-    """A request of a WSGI server."""
+    """A request of a WSGI server.
 
-    __slots__ = ("_environ",)
+    Attributes:
+        environ: as the server gives it.
+    """
+
+    __slots__ = ("environ",)
 
     def __init__(self, environ: WSGIEnvironment) -> None:
-        self._environ = environ
+        self.environ = environ
         self.method = environ["REQUEST_METHOD"]
         # A handler may take the socket over (Flask-Sock, gevent-websocket): RFC 6455 §4.1.
         self.is_websocket = "websocket" in environ.get("HTTP_UPGRADE", "").lower()
@@ -104,7 +110,7 @@ class WSGIRequest(Request):
 
     @property
     def is_secure(self) -> bool:
-        return bool(self._environ["wsgi.url_scheme"] == "https")
+        return bool(self.environ["wsgi.url_scheme"] == "https")
 
     @property
     def raw_path(self) -> str:
@@ -114,7 +120,7 @@ class WSGIRequest(Request):
 
     @property
     def _target(self) -> str:
-        target: str = self._environ.get("REQUEST_URI") or self._environ.get("RAW_URI") or ""
+        target: str = self.environ.get("REQUEST_URI") or self.environ.get("RAW_URI") or ""
         return target
 
     @property
@@ -129,15 +135,15 @@ class WSGIRequest(Request):
 
     @property
     def query(self) -> str:
-        return str(self._environ.get("QUERY_STRING", ""))
+        return str(self.environ.get("QUERY_STRING", ""))
 
     @property
     def peer(self) -> str:
-        return str(self._environ.get("REMOTE_ADDR", ""))
+        return str(self.environ.get("REMOTE_ADDR", ""))
 
     def header(self, name: str) -> str | None:
         key = _UNPREFIXED.get(name) or f"HTTP_{name.upper().replace('-', '_')}"
-        return cast("str | None", self._environ.get(key))
+        return cast("str | None", self.environ.get(key))
 
 
 class _Exchange(WSGIRequest):
@@ -217,7 +223,7 @@ class _Exchange(WSGIRequest):
         needs_check = session is not None and gate.needs_check(session)
         if not (is_failure or needs_check or self.ended):
             return None
-        error = self._environ.get("cm_auth.error")
+        error = self.environ.get("cm_auth.error")
         response = run_sync(gate.before_response(self, session, is_failure, error, self.ended))
         return response and gate.origins.share(self, response)
 
@@ -226,7 +232,7 @@ class _Exchange(WSGIRequest):
     def lasting(self, body: Iterable[bytes]) -> Iterable[bytes]:
         """Return the body of a response that may last; it ends when its session has ended."""
         if self.session is not None:
-            wrapper = self._environ.get("wsgi.file_wrapper")
+            wrapper = self.environ.get("wsgi.file_wrapper")
             if self._socket and isinstance(wrapper, type) and isinstance(body, wrapper):
                 # The server sends the file by itself, and has to know its own object again.
                 self._services.connections.add(self, body)
@@ -267,7 +273,7 @@ class _Exchange(WSGIRequest):
     @property
     def _socket(self) -> Any:
         # Not in the standard: gunicorn and werkzeug say which socket it is.
-        return self._environ.get("gunicorn.socket") or self._environ.get("werkzeug.socket")
+        return self.environ.get("gunicorn.socket") or self.environ.get("werkzeug.socket")
 
     def _cut(self) -> None:
         connection = self._socket
@@ -293,6 +299,7 @@ class _Body:
     def __init__(self, body: Iterable[bytes], exchange: _Exchange) -> None:
         self._body = body
         self._parts: Iterator[bytes] | None = None
+        self._replacement: Iterable[bytes] = ()  # of this middleware
         self._exchange = exchange
 
     def __iter__(self) -> Iterator[bytes]:
@@ -320,11 +327,13 @@ class _Body:
             # PEP 3333 has the response started by then, perhaps by one of this middleware.
             part = b""
         except Exception as error:
-            self._parts = iter(self._exchange.response_to(error))
+            self._replacement = self._exchange.response_to(error)
+            self._parts = iter(self._replacement)
             return next(self._parts)
         if self._exchange.response is not None:
             self._parts = iter(())
-            return b"".join(_body(self._exchange.response, self._exchange))
+            self._replacement = _body(self._exchange.response, self._exchange)
+            return b"".join(self._replacement)
         self._check()
         return part
 
@@ -338,6 +347,7 @@ class _Body:
             _close(self._body)
         finally:
             self._exchange.finish()
+            _close(self._replacement)
 
 
 def _private(headers: Headers, added: Headers) -> Headers:
@@ -360,14 +370,17 @@ def _private(headers: Headers, added: Headers) -> Headers:
     return result + cached + varied + added
 
 
-def _send(response: Response, request: Request, start_response: StartResponse) -> Iterable[bytes]:
+def _send(
+    response: Response, request: WSGIRequest, start_response: StartResponse
+) -> Iterable[bytes]:
     status, headers = _head(response)
     start_response(status, headers)
     return _body(response, request)
 
 
-def _body(response: Response, request: Request) -> Iterable[bytes]:
-    return [b"" if request.method == "HEAD" else response.body]
+def _body(response: Response, request: WSGIRequest) -> Iterable[bytes]:
+    parts = [b"" if request.method == "HEAD" else response.body]
+    return read_on(parts, request, request.environ)
 
 
 def _head(response: Response) -> tuple[str, list[tuple[str, str]]]:

@@ -151,8 +151,14 @@ class Login:
         shorter = (self.url(request, path) for path in shorter_targets(target or "", ""))
         return next(url for url in shorter if len(url) <= _MOST_LOCATION or "?" not in url)
 
-    async def _start(self, request: Request, target: str | None) -> Response:
-        """Send the browser to CameraManager; it comes back to `target`."""
+    async def _start(
+        self, request: Request, target: str | None, *, is_anew: bool = False
+    ) -> Response:
+        """Send the browser to CameraManager; it comes back to `target`.
+
+        Args:
+            is_anew: True if this takes the place of a login whose callback could not be served.
+        """
         self._runtime.loading.begin(self._runtime.load_http, load_encryption)
         redirect_uri = self._redirect_uri(request)
         if redirect_uri is None:
@@ -163,7 +169,9 @@ class Login:
             safe = f"{request.mount}/"  # a login never ends at a login
         proof = self.cookies.proof(request)
         for shorter in shorter_targets(safe, f"{request.mount}/"):
-            login = self.cookies.start(proof, redirect_uri, shorter)
+            login = self.cookies.start(
+                proof, redirect_uri, shorter, by_http=not request.is_secure, is_anew=is_anew
+            )
             verifier = self.cookies.code_verifier(login)
             location = self._oauth.authorization_url(redirect_uri, login.state, verifier)
             if len(location) <= _MOST_LOCATION:
@@ -313,8 +321,26 @@ class Login:
         if session is not None:
             return _lead(request, 302, login.target if login else f"{request.mount}/")
         log("login_stale")
+        if login is not None and self._may_begin_anew(request, login):
+            return await self._start(request, login.target, is_anew=True)
         login_again = self.url(request, login.target if login else None)
         return await self._pages.failure(request, 400, "login_stale", login=login_again)
+
+    def _may_begin_anew(self, request: Request, login: PendingLogin) -> bool:
+        """Return True if another login should take the place of one that cannot end, by itself.
+
+        It does so for the browser that began: it sent its callback again before the first was
+        answered, or after it broke that off. And for one that went from http to https, which had no
+        chance to keep its cookie. Any other may have followed a link that an attacker made, and
+        gets a page. So does one where this happened before, or whose cookies do not stay: no
+        browser is sent in a circle.
+        """
+        if login.is_anew or self.cookies.is_fresh_login(request):
+            return False
+        if who_asks(request) is not Asker.PERSON:
+            return False
+        cookies = self.cookies
+        return cookies.began_here(request, login) or cookies.lost_by_http(request, login)
 
     async def _refused(self, callback: _Callback, error: str) -> Response:
         """Answer a callback that brings an error instead of a code."""

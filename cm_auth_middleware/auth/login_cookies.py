@@ -98,10 +98,17 @@ class LoginCookies:
         free = next(number for number in numbers if number not in proofs)
         return Proof(free, _text(secrets.token_bytes(PROOF_BYTES)))
 
-    def start(self, proof: Proof, redirect_uri: str, target: str) -> PendingLogin:
-        """Begin a login in the browser that has this cookie, or gets it now."""
-        raw = urlsafe_b64decode(f"{proof.value}==")
-        return self._states.seal(proof.number, raw, redirect_uri, target, int(self._clock()))
+    def start(
+        self, proof: Proof, redirect_uri: str, target: str, *, by_http: bool, is_anew: bool
+    ) -> PendingLogin:
+        """Begin a login in the browser that has this cookie, or gets it now.
+
+        Args: see `PendingLogin`.
+        """
+        raw, now = urlsafe_b64decode(f"{proof.value}=="), int(self._clock())
+        return self._states.seal(
+            proof.number, raw, redirect_uri, target, now, by_http=by_http, is_anew=is_anew
+        )
 
     def began_here(self, request: Request, login: PendingLogin) -> bool:
         """Return True if this browser began the login, and it has not expired."""
@@ -118,6 +125,13 @@ class LoginCookies:
         """
         proofs = self._proofs(request)
         return self._is_in_time(login) and len(proofs) >= _MANY and login.number in proofs
+
+    def lost_by_http(self, request: Request, login: PendingLogin) -> bool:
+        """Return True if a login began by http and ends by https, where its cookie does not come.
+
+        The site has both schemes, or led the callback from the one to the other.
+        """
+        return self._is_in_time(login) and login.by_http and request.is_secure
 
     def _is_in_time(self, login: PendingLogin) -> bool:
         # It may begin a while from now: two servers' clocks differ a little.

@@ -23,6 +23,7 @@ _TAG_BYTES = 16
 _SHORT = 256  # bytes that are not compressed
 _MOST_UNPACKED = 16_384  # bytes
 _PLAIN, _COMPRESSED = 1, 2  # how the two URLs are written
+_BY_HTTP, _ANEW = 0x40, 0x80  # are added to that: see `PendingLogin`
 # How the URLs are written, the time of the start, the number of the cookie, and the proof in it.
 _FIXED = struct.Struct(f">BIB{PROOF_BYTES}s")
 
@@ -39,6 +40,9 @@ class PendingLogin:
         target: the path of this application where the login leads to.
         started_at: epoch seconds.
         key: the secret key that encrypted the state, as its place in the list; not in the state.
+        by_http: True if it began by http: browsers keep no ``Secure`` cookie of that, and send
+            none of another name to https.
+        is_anew: True if it took the place of one whose callback could not be served.
     """
 
     state: str
@@ -48,6 +52,8 @@ class PendingLogin:
     target: str
     started_at: int
     key: int = -1
+    by_http: bool = False
+    is_anew: bool = False
 
 
 class StateSealer:
@@ -70,16 +76,27 @@ class StateSealer:
         self._ciphers: dict[int, AESGCM] = {}
 
     def seal(
-        self, number: int, proof: bytes, redirect_uri: str, target: str, started_at: int
+        self,
+        number: int,
+        proof: bytes,
+        redirect_uri: str,
+        target: str,
+        started_at: int,
+        *,
+        by_http: bool = False,
+        is_anew: bool = False,
     ) -> PendingLogin:
         """Begin a login."""
         kind, urls = _PLAIN, f"{redirect_uri}\n{target}".encode()
         if len(urls) > _SHORT and len(packed := zlib.compress(urls, 9)) < len(urls):
             kind, urls = _COMPRESSED, packed
+        kind += _BY_HTTP * by_http + _ANEW * is_anew
         plain = _FIXED.pack(kind, started_at, number, proof) + urls
         nonce = secrets.token_bytes(_NONCE_BYTES)
         state = _encode(nonce + self._cipher(-1).encrypt(nonce, plain, None))
-        return PendingLogin(state, number, proof, redirect_uri, target, started_at)
+        return PendingLogin(
+            state, number, proof, redirect_uri, target, started_at, -1, by_http, is_anew
+        )
 
     def open(self, state: str) -> PendingLogin | None:
         """Return the login of a state, whatever its age and browser; None if it is not ours."""
@@ -95,12 +112,16 @@ class StateSealer:
                 continue
             kind, started_at, number, proof = _FIXED.unpack_from(plain)
             urls = plain[_FIXED.size :]
+            by_http, is_anew = bool(kind & _BY_HTTP), bool(kind & _ANEW)
+            kind &= ~(_BY_HTTP | _ANEW)
             if kind == _COMPRESSED:
                 urls = zlib.decompressobj().decompress(urls, _MOST_UNPACKED)
             elif kind != _PLAIN:
                 return None  # of a later release
             redirect_uri, _, target = urls.decode().partition("\n")
-            return PendingLogin(state, number, proof, redirect_uri, target, started_at, key)
+            return PendingLogin(
+                state, number, proof, redirect_uri, target, started_at, key, by_http, is_anew
+            )
         return None
 
     def code_verifier(self, login: PendingLogin) -> str:

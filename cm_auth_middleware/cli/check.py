@@ -90,7 +90,8 @@ def _findings(offline: bool) -> Iterator[Finding]:
     from cm_auth_middleware.errors import ConfigError
     from cm_auth_middleware.sessions.encryption import key_names
 
-    for complaint in unknown_variables():
+    unknown = [*unknown_variables()]
+    for complaint in unknown:
         yield Finding(WARNING, "options", complaint)
     try:
         with warnings.catch_warnings(record=True) as caught:
@@ -101,7 +102,8 @@ def _findings(offline: bool) -> Iterator[Finding]:
         return
     for warning in caught:
         yield Finding(WARNING, "options", str(warning.message))
-    yield Finding(OK, "options", "every option has a value that makes sense")
+    if not unknown and not caught:
+        yield Finding(OK, "options", "every option has a value that makes sense")
     *verifying, signing = key_names(config.secret_key)
     others = f"; also accepted: {', '.join(verifying)}" if verifying else ""
     yield Finding(OK, "secret_key", f"the key {signing} signs{others}")

@@ -13,6 +13,7 @@ from cm_auth_middleware.display import shown_file
 from cm_auth_middleware.errors import ConfigError, StoreError
 from cm_auth_middleware.runtime.run_sync import run_sync
 from cm_auth_middleware.stores import SessionStore, open_store, parse
+from cm_auth_middleware.stores.file_system import ADVICE, sentence, unfit_file_system
 from cm_auth_middleware.stores.sqlite_file import check_access
 
 
@@ -45,6 +46,10 @@ def check(config: CMAuthConfig) -> Iterator[Finding]:
             path = path.absolute()
             for entry, reason in check_access(path):
                 yield Finding(WARNING, "store", f"{entry}: {reason}")
+            file_system = unfit_file_system(path)
+            if file_system is not None:
+                text = sentence(shown_file(str(path)), file_system)
+                yield Finding(WARNING, "store", text, ADVICE)
         if path is not None and not path.exists():
             yield _new_file(path)
             return

@@ -292,7 +292,9 @@ class SingleFlight:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._calls: dict[str, Call] = {}
-        self._apart = threading.local()  # has an attribute in threads that work apart
+        # The threads that work apart. No threading.local: one that was made before gevent patched
+        # the module is the same for all its greenlets (gunicorn --preload).
+        self._apart: set[int] = set()
         self._places = threading.Semaphore(_MOST_APART)
         self._waits_long = threading.Lock()  # held by the one thread that does
         self._is_stuck = False  # True once such work has failed after long, until some ends soon
@@ -306,7 +308,7 @@ class SingleFlight:
         return call.outcome()
 
     async def do_apart(self, key: str, work: Work) -> Any:
-        if hasattr(self._apart, "key"):  # no server waits for this thread
+        if threading.get_ident() in self._apart:  # no server waits for this thread
             return await self.do(key, work)
         call, is_new = self._calls.get(key), False
         if call is None:
@@ -343,11 +345,11 @@ class SingleFlight:
         context = copy_context()
 
         def run() -> None:
-            self._apart.key = key
+            self._apart.add(threading.get_ident())
             try:
                 context.run(run_sync, self._run(key, call, work))
             finally:
-                del self._apart.key
+                self._apart.discard(threading.get_ident())
                 self._places.release()
                 is_late = time.monotonic() - call.began > _PATIENCE
                 self._is_stuck = is_late and (self._is_stuck or call.is_outage)

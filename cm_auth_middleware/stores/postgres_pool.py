@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import queue
 import re
 import select
 import time
@@ -18,7 +19,6 @@ from collections import deque
 from collections.abc import Callable, Generator
 from contextlib import suppress
 from dataclasses import dataclass
-from queue import Empty, SimpleQueue
 from typing import Any, LiteralString, NamedTuple, Self, TypeVar
 from urllib.parse import urlsplit
 
@@ -511,7 +511,7 @@ class BlockingPools(_Pools):
             pool = self._pools.setdefault(os.getpid(), _Pool(self._slots()))
         try:
             pool.slots.get(timeout=_QUEUE)
-        except Empty:
+        except queue.Empty:
             raise _queued(self._target) from None
         try:
             return await self._attempt(pool, is_trial, statement, again)
@@ -523,8 +523,9 @@ class BlockingPools(_Pools):
         if pool is not None:
             pool.close()
 
-    def _slots(self) -> SimpleQueue[None]:
-        slots: SimpleQueue[None] = SimpleQueue()
+    def _slots(self) -> queue.SimpleQueue[None]:
+        # Looked up now: gevent may have replaced it since this module was imported (--preload).
+        slots: queue.SimpleQueue[None] = queue.SimpleQueue()
         for _ in range(self._target.connections):
             slots.put(None)
         return slots

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import enum
 import os
+import queue
 import re
 import ssl
 import threading
@@ -14,7 +15,6 @@ import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, MutableMapping
 from pathlib import PurePath
-from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 import anyio.to_thread
@@ -420,7 +420,7 @@ class BlockingClients(_Clients):
         link = await self._find_link()
         try:
             link.slots.get(timeout=_QUEUE)
-        except Empty:
+        except queue.Empty:
             raise _queued(self._target) from None
         try:
             return await self._attempt(link, is_trial, call, again)
@@ -441,9 +441,11 @@ class BlockingClients(_Clients):
     def _registry(self) -> tuple[dict[int, _Link], int]:
         return self._links, os.getpid()
 
-    def _slots(self) -> SimpleQueue[None]:
-        # A queue of tokens: threading.Semaphore, being Python, costs a tenth of a GET.
-        gate: SimpleQueue[None] = SimpleQueue()
+    def _slots(self) -> queue.SimpleQueue[None]:
+        # A queue of tokens: threading.Semaphore, being Python, costs a tenth of a GET. Its class is
+        # looked up now: gevent may have replaced it since this module was imported (--preload), and
+        # the first one would block all greenlets of the process.
+        gate: queue.SimpleQueue[None] = queue.SimpleQueue()
         for _ in range(self._target.connections):
             gate.put(None)
         return gate

@@ -17,6 +17,8 @@ import anyio
 import anyio.to_thread
 
 from ..errors import StoreError
+from ..events import log
+from .file_system import sentence, unfit_file_system
 from .sqlite_file import SQLiteFile, check_access, explain, is_busy
 
 _PATIENCE = 2.0  # seconds that a write waits for another process's lock
@@ -161,8 +163,14 @@ class SQLiteStore:
         return int(rows[0][0])
 
     def check(self) -> None:
-        """Raise `StoreError` if the file, or its folder, must not be used; nothing is opened."""
+        """Raise `StoreError` if the file, or its folder, must not be used; nothing is opened.
+
+        Log a warning if its file system is one where SQLite's WAL may not work.
+        """
         check_access(self._file.path)
+        file_system = unfit_file_system(self._file.path)
+        if file_system is not None:
+            log("store_file_system", reason=sentence(self._file.label, file_system))
 
     async def ping(self) -> None:
         """Run a write that changes nothing: it fails as other writes do, except on a full disk."""

@@ -19,6 +19,7 @@ from cm_auth_middleware.testing.network import (
     Network,
     Sockets,
     interface_of,
+    is_application,
     origin_of,
     wsgi_transport,
 )
@@ -225,7 +226,10 @@ class CMLogin:
         Raises:
             LoginFailed: the application refused the login; its answer is in ``response``.
             LookupError: the simulator has no such user.
+            TypeError: `app` is a function that makes the application.
         """
+        if not is_application(app):
+            raise TypeError("cm_login takes an application, not what makes it: call it first")
         prefix = prefix or os.environ.get("CM_AUTH_PREFIX") or "/auth"
         known = self._user(user)
         site = self._site(app, interface, raise_app_exceptions)

@@ -152,6 +152,19 @@ def interface_of(app: Any) -> Interface:
     return "asgi" if is_async else "wsgi"
 
 
+def is_application(app: Any) -> bool:
+    """Return False for what takes neither the arguments of WSGI nor those of ASGI: a factory."""
+    for arguments in (("environ", "start_response"), ("scope", "receive", "send")):
+        try:
+            inspect.signature(app).bind(*arguments)
+        except TypeError:
+            continue
+        except ValueError:  # it does not tell
+            return True
+        return True
+    return False
+
+
 def origin_of(url: httpx2.URL | str) -> str:
     """Return scheme, host and port of a URL."""
     url = httpx2.URL(url)

@@ -50,6 +50,7 @@ async def test_a_store_that_works_is_200_without_a_session(
 async def test_a_store_that_fails_is_503_without_a_reason_until_it_works(
     make_world: MakeWorld, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """R13: a probe has no cookie."""
     store = CountingStore(MemoryStore())
     browser = make_world(store=store).browser()
     store.broken.add("ping")

@@ -141,6 +141,7 @@ async def test_a_user_is_read_anew_after_a_quarter_of_an_hour(make_world) -> Non
 
 
 async def test_a_user_who_may_no_longer_come_in_is_logged_out(make_world, caplog) -> None:
+    """R23: somebody who was taken off the list."""
     rule, ended = Rule(), []
     world = make_world(allow=rule, on_logout=ended.append)
     caplog.set_level(logging.INFO)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
@@ -22,6 +24,8 @@ from tests.helpers.servers import WSGIServer
 from tests.helpers.world import SECRET_KEY
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
+
+DOCS = Path(__file__).parents[2] / "docs"
 
 
 def gallery(engine: AuthEngine) -> Starlette:
@@ -163,9 +167,14 @@ def test_trying_again_keeps_the_fragment(browser: Browser, shown: AppServer) -> 
     page.context.close()
 
 
-def own_page(page: Page, body: str) -> None:
-    """Open a page of the application's, which a browser kept from before the session ended."""
-    page.route("**/kept", lambda route: route.fulfill(content_type="text/html", body=body))
+def own_page(page: Page, body: str, policy: str = "") -> None:
+    """Open a page of the application's, which a browser kept from before the session ended.
+
+    Args:
+        policy: its Content-Security-Policy.
+    """
+    headers = {"content-type": "text/html", "content-security-policy": policy}
+    page.route("**/kept", lambda route: route.fulfill(headers=headers, body=body))
     page.goto("/kept")
 
 
@@ -190,3 +199,21 @@ def test_a_logout_whose_redirects_lead_to_another_origin_is_not_stopped(page, cm
     page.get_by_role("button", name="Uitloggen").click()
     expect(page.get_by_label("E-mail")).to_be_visible()
     assert page.url.startswith(cm.url)
+
+
+def test_the_documented_logout_form_works_under_a_strict_policy(page: Page, site) -> None:
+    """R41: Chromium applies form-action to the redirects after a form, too."""
+    page.goto("/deep/x")
+    page.get_by_role("link", name="Inloggen met CameraManager").click()
+    page.get_by_label("E-mail").fill("anna@example.com")
+    page.get_by_label("Password").fill("cameras")
+    page.get_by_role("button", name="Log in").click()
+    page.get_by_role("button", name="Allow").click()
+    expect(page).to_have_url(f"{site.url}/deep/x")
+    found = re.search("```html\n(<form.*?</form>)\n```", (DOCS / "pages.md").read_text(), re.DOTALL)
+    assert found is not None
+    own_page(page, found[1], "default-src 'self'; form-action 'self'")
+    page.get_by_role("button", name="Log out").click()
+    expect(page.get_by_role("heading", name="U bent uitgelogd")).to_be_visible()
+    page.goto("/deep/x")
+    expect(page.get_by_role("link", name="Inloggen met CameraManager")).to_be_visible()

@@ -96,6 +96,9 @@ def test_a_good_configuration_is_status_0_with_every_option_and_its_source(run, 
     assert re.search(r"^client_id +demo-key-id +CM_AUTH_CLIENT_ID$", result.output, re.M)
     assert re.search(r"^client_secret +hidden \(15 characters\) +CM_AUTH_", result.output, re.M)
     assert re.search(r"^secret_key +hidden \(\d+ characters\) ", result.output, re.M)
+    assert "every option has a value that makes sense" in result.output
+    short = run("check", "--offline", secret_key="x").output
+    assert re.search(r"^secret_key +hidden \(1 character\) ", short, re.M)
     assert re.search(r"^scope +write +default$", result.output, re.M)
     topics = [line.split()[1] for line in lines(result, "ok")]
     assert topics == [
@@ -188,6 +191,7 @@ def test_a_misspelt_option_is_noticed(run: Run, monkeypatch: pytest.MonkeyPatch)
     result = run("check")
     assert result.exit_code == 1
     assert "did you mean CM_AUTH_REDIRECT_URI?" in result.output
+    assert "makes sense" not in result.output
     assert "CM_AUTH_ALLOW is not an option that can be set in the environment" in result.output
 
 

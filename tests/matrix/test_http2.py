@@ -144,6 +144,7 @@ def is_own(told: dict[str, Any], user: str | None) -> bool:
 def test_two_users_on_one_http2_connection_are_two_users(
     cell: str, simulator: Simulated, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
+    """R1: whatever state the server hands to all requests of a connection."""
     kind = CELLS[cell][2]
     with served(cell, simulator, tmp_path, request) as (site, tls):
         cookie_of = cookies(site, tls)

@@ -374,7 +374,7 @@ SITE = "https://app.example"
 async def test_secure_follows_redirect_uri_whatever_scheme_the_proxy_tells(
     make_world, name: str | None
 ) -> None:
-    """62: every cookie of a login, of the session and of a logout is one for https alone."""
+    """62: R10: every cookie of a login, of the session and of a logout is one for https alone."""
     world = make_world(redirect_uri=f"{SITE}/auth/callback", cookie_name=name)
     session = {None: "__Host-cm_auth", "mine": "__Host-mine", "__Host-mine": "__Host-mine"}.get(
         name, "__Host-__host-mine"

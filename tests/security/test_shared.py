@@ -192,7 +192,7 @@ def put_behind(world: World, app: Any) -> None:
 async def test_one_answer_for_many_carries_nobody_elses_cookie(
     make_world: MakeWorld, side: str, shape: str
 ) -> None:
-    """51: one message and one header list for all; one user's cookie is signed anew on it."""
+    """51: R2: one message and one header list for all; one user's cookie is signed anew on it."""
     cached = Cached(side, shape)
     world, anna, bob = await two_keys(make_world, cached.app)
     for _ in range(3):
@@ -346,7 +346,7 @@ async def cookies_of_all(world: World) -> dict[str | None, str]:
 async def test_requests_and_websockets_that_share_a_state_are_each_their_users(
     state: dict[str, Any] | None,
 ) -> None:
-    """51: every handler has begun before the first one looks who asks."""
+    """51: R1: every handler has begun before the first one looks who asks."""
     world = World(exempt=["/health"])
     cookies = await cookies_of_all(world)
     askers = [(kind, user) for user in USERS for kind in ("http", "websocket")]

@@ -47,7 +47,7 @@ def side() -> str:
 async def test_a_websocket_of_another_origin_is_refused_over_wsgi(
     make_world, upgrade: str, headers: dict[str, str], status: int
 ) -> None:
-    """52: although the cookie came along, the application is not reached."""
+    """52: R16: although the cookie came along, the application is not reached."""
     world = make_world(app=app)
     browser = await world.login()
     sent: dict[str, Any] = {**UPGRADE, "Upgrade": upgrade, **headers}

@@ -96,6 +96,7 @@ async def test_none_of_400_requests_in_each_mix_is_sent_to_the_login(fleet: Flee
 
 @pytest.mark.parametrize("number", [1, 2, 3])
 async def test_a_login_that_began_at_one_step_ends_at_the_next(fleet: Fleet, number: int) -> None:
+    """R47: also at a server that checks PKCE."""
     before, after = fleet.mix(number)
     for start, end in ((before, after), (after, before)):
         browser = await log_in(start, end)

@@ -36,6 +36,7 @@ async def crowd(world: World) -> list[Browser]:
 async def test_after_a_failover_behind_one_name_everybody_goes_on_at_once(
     make_world: MakeWorld, first: str
 ) -> None:
+    """R4: the demoted primary keeps its connections open, and nobody restarts the application."""
     with pair() as (old, new), Forwarder(old.port) as name:
         world = make_world(store=name.url, exchanges_at_once=16)
         browsers = await crowd(world)

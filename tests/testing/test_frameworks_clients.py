@@ -67,7 +67,23 @@ def test_a_middleware_takes_the_application_as_frameworks_give_it(by: str) -> No
     assert client.get("/", headers=HTML).status_code == 302
 
 
+@pytest.mark.matrix
+@pytest.mark.anyio
+async def test_litestar_itself_makes_it() -> None:
+    """R45: it runs after Litestar's routing there, so another app of the engine has the login."""
+    needs("litestar")
+    from tests.matrix.apps.litestar_stack import make_app as make_litestar
+
+    world = World()
+    browser = await world.login()
+    world.net.add(APP, make_litestar(world.engine))
+    assert "Front gate" in (await browser.get("/cameras")).json()
+    assert (await world.browser().get("/cameras")).status_code == 302
+    await world.close()
+
+
 def test_so_does_the_middleware_for_wsgi() -> None:
+    """R45: by keyword, too."""
     app = make_wsgi_app()
     assert CMAuthWSGIMiddleware(app=app, engine=World(side="wsgi").engine).app is app
 

@@ -160,6 +160,13 @@ def test_no_browser_leaves_the_test(cm_login: CMLogin) -> None:
         cm_login(make_flask_app()).get("https://elsewhere.example/")
 
 
+def test_what_makes_an_application_is_told_from_one(cm_login: CMLogin) -> None:
+    with pytest.raises(TypeError, match="cm_login takes an application, not what makes it"):
+        cm_login(make_flask_app)
+    with pytest.raises(TypeError, match="call it first"):
+        cm_login(lambda: make_fastapi_app())
+
+
 # -- the frameworks' own clients -----------------------------------------------------------
 
 

@@ -40,6 +40,7 @@ async def status(browser: Any, path: str = CAMERAS) -> int:
 
 
 async def test_a_path_that_always_says_401_costs_one_refresh(world: World) -> None:
+    """R5: and the 401 is handed on."""
     browser = await world.login()
     refuse(world)
     before = questions(world)

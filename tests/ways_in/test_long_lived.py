@@ -123,6 +123,7 @@ class OnlyASGI:
 class TestASGI(OnlyASGI):
     @pytest.mark.parametrize("kind", ["sends", "waits", "waits for the browser"])
     async def test_a_stream_ends_with_its_session(self, make_world, kind: str, end: str) -> None:
+        """R8: server-sent events and downloads, by ASGI."""
         learnt: list[BaseException | dict[str, Any]] = []
 
         async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -294,6 +295,8 @@ class TestASGI(OnlyASGI):
                 group.cancel_scope.cancel()
 
     async def test_who_works_only_through_a_websocket_is_not_timed_out(self, make_world) -> None:
+        """R7: messages of the browser are a use of the session."""
+
         async def app(scope: Any, receive: Any, send: Any) -> None:
             if scope["type"] == "http":
                 await PlainTextResponse("x")(scope, receive, send)
@@ -320,6 +323,7 @@ class TestASGI(OnlyASGI):
                 group.cancel_scope.cancel()
 
     async def test_what_a_websocket_puts_into_the_session_is_saved(self, make_world) -> None:
+        """R27: a message or an end later."""
         kept: list[Any] = []
 
         async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -351,6 +355,8 @@ class TestASGI(OnlyASGI):
             kept[0].data["z"] = 3
 
     async def test_what_a_background_task_puts_into_the_session_is_saved(self, make_world) -> None:
+        """R27: once it has ended."""
+
         async def page(request: Request) -> Response:
             session = request.state.cm_session
 
@@ -430,6 +436,7 @@ class TestWSGI:
         )
 
     async def test_a_generator_ends_with_its_session(self, make_world, end: str) -> None:
+        """R8: the same by WSGI."""
         learnt: list[BaseException] = []
 
         def app(environ: Any, start_response: Any) -> Iterator[bytes]:

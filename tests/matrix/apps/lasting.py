@@ -1,4 +1,8 @@
-"""What the long-lived handlers of both apps share: a record of how each began and ended."""
+"""What the long-lived handlers of both apps share: a record of how each began and ended.
+
+``MATRIX_LOOK_EVERY`` is the seam by which a test makes the looks at open connections' sessions
+frequent: seconds between two of them, which are 20 in production.
+"""
 
 from __future__ import annotations
 

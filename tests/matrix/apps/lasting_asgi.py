@@ -117,6 +117,13 @@ async def ws_wait(socket: WebSocket) -> None:
         await socket.receive_text()
 
 
+async def ws_echo(socket: WebSocket) -> None:
+    await socket.accept()
+    with contextlib.suppress(WebSocketDisconnect), noted(user_of(socket), "ws-echo"):
+        while True:
+            await socket.send_text(await socket.receive_text())
+
+
 async def ws_neither(socket: WebSocket) -> None:
     await socket.accept()
     with contextlib.suppress(WebSocketDisconnect), noted(user_of(socket), "ws-neither"):
@@ -145,6 +152,7 @@ app = Starlette(
         WebSocketRoute("/ws-send", ws_send),
         WebSocketRoute("/ws-receive", ws_receive),
         WebSocketRoute("/ws-wait", ws_wait),
+        WebSocketRoute("/ws-echo", ws_echo),
         WebSocketRoute("/ws-neither", ws_neither),
     ],
     middleware=[Middleware(CMAuthMiddleware)],

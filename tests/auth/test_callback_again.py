@@ -1,0 +1,169 @@
+"""Callbacks that cannot be served, of the browser that began: a login begins anew by itself."""
+
+from __future__ import annotations
+
+import anyio
+import httpx2
+import pytest
+
+from tests.helpers.browser import Browser
+from tests.helpers.world import APP, CM, JSON, MakeWorld, World
+from tests.security.visits import NAME, cookies_of, query_of, started
+
+pytestmark = pytest.mark.anyio
+
+SECURE = APP.replace("http:", "https:")
+AUTHORIZE = f"{CM}/oauth/authorize?"
+
+
+async def begun(world: World) -> tuple[str, str]:
+    """Begin a login; return its callback, and the cookies that the browser has then."""
+    browser = world.browser()
+    start = await started(browser, "/cameras?a=1")
+    return browser.callback_url(start.headers["location"]), cookies_of(browser)
+
+
+def having(world: World, cookies: str) -> Browser:
+    """A browser that has these cookies, and takes more."""
+    browser = world.browser()
+    for cookie in cookies.split("; "):
+        name, _, value = cookie.partition("=")
+        browser.cookies.set(name, value, "localhost.local")
+    return browser
+
+
+async def expect_a_login(world: World, answer: httpx2.Response, cookies: str) -> None:
+    """Assert that a browser with these cookies is led to the page by another login."""
+    assert answer.status_code == 302, answer.text
+    assert answer.headers["location"].startswith(AUTHORIZE)
+    browser = having(world, cookies)
+    browser.cookies.extract_cookies(answer)
+    page = await browser.finish(answer.headers["location"])
+    assert page.status_code == 200
+    assert str(page.url).endswith("/cameras?a=1")
+    assert len(browser.named(NAME)) == 1
+
+
+@pytest.mark.slow  # CameraManager takes half a second
+async def test_a_second_callback_while_the_first_is_under_way_begins_anew(world: World) -> None:
+    """R24: and each code is sent once."""
+    url, cookies = await begun(world)
+    world.sim.settings.token_latency = 0.5
+    answers: list[httpx2.Response] = []
+
+    async def send(after: float) -> None:
+        await anyio.sleep(after)
+        answers.append(await world.browser(Cookie=cookies).get(url))
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(send, 0.0)
+        group.start_soon(send, 0.1)
+    second, first = answers  # in the order of their ends
+    assert first.headers["location"] == "/cameras?a=1"
+    assert len(world.sim.token_calls()) == 1
+    await expect_a_login(world, second, cookies)
+    assert len(world.sim.token_calls()) == 2
+
+
+@pytest.mark.slow
+async def test_a_reload_after_a_first_callback_that_was_cancelled_begins_anew(world: World) -> None:
+    """R24: servers cancel a request whose browser has left, at any step."""
+    url, cookies = await begun(world)
+    world.sim.settings.token_latency = 0.5
+    with anyio.move_on_after(0.1):
+        await world.browser(Cookie=cookies).get(url)
+    world.sim.settings.token_latency = 0.0
+    await expect_a_login(world, await world.browser(Cookie=cookies).get(url), cookies)
+
+
+async def test_a_reload_whose_first_answer_was_lost_begins_anew(world: World) -> None:
+    """R24: the session that nobody has the cookie of ends by its timeouts."""
+    url, cookies = await begun(world)
+    await world.browser(Cookie=cookies).get(url)
+    await expect_a_login(world, await world.browser(Cookie=cookies).get(url), cookies)
+
+
+async def test_a_callback_that_is_always_sent_twice_ends_at_a_page(world: World) -> None:
+    """R24: a login that took the place of another is not followed by a third."""
+    url, cookies = await begun(world)
+    await world.browser(Cookie=cookies).get(url)
+    again = await world.browser(Cookie=cookies).get(url)
+    assert again.headers["location"].startswith(AUTHORIZE)
+    cookies += f"; {again.headers['set-cookie'].partition(';')[0]}"
+    url = world.browser().callback_url(again.headers["location"])
+    assert (await world.browser(Cookie=cookies).get(url)).headers["location"] == "/cameras?a=1"
+    page = await world.browser(Cookie=cookies).get(url)
+    assert page.status_code == 400
+    assert "Start again" in page.text
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [JSON, {"Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "iframe"}, {"Sec-Purpose": "prefetch"}],
+    ids=["a program", "a frame", "a prefetch"],
+)
+async def test_only_a_person_is_led_to_a_login_anew(world: World, headers) -> None:
+    """R24: others could not log in by it."""
+    url, cookies = await begun(world)
+    await world.browser(Cookie=cookies).get(url)
+    answer = await world.browser(Cookie=cookies, **headers).get(url)
+    assert answer.status_code == 400
+
+
+async def test_a_browser_that_does_not_keep_the_session_is_not_sent_in_a_circle(
+    world: World,
+) -> None:
+    """R24: it has the cookie of the login, and the mark of one that has just ended."""
+    url, cookies = await begun(world)
+    await world.browser(Cookie=cookies).get(url)
+    mark = f"{NAME}_in={int(world.clock())}"
+    answer = await world.browser(Cookie=f"{cookies}; {mark}").get(url)
+    assert answer.status_code == 400
+
+
+@pytest.mark.parametrize("is_told", [True, False], ids=["redirect_uri", "led to https"])
+async def test_a_login_that_began_by_http_and_ends_by_https_begins_anew(
+    make_world: MakeWorld, is_told: bool
+) -> None:
+    """R50: a browser keeps no Secure cookie of http, and looks for another name on https."""
+    options = {"redirect_uri": f"{SECURE}/auth/callback"} if is_told else {}
+    world = make_world(**options)
+    world.net.apps[SECURE] = world.net.apps[APP]
+    url, cookies = await begun(world)
+    # As a browser has it: what http set is not Secure, or dropped.
+    browser = world.browser() if is_told else having(world, cookies)
+    again = await browser.get(url.replace(APP, SECURE))
+    assert again.headers["location"].startswith(AUTHORIZE)
+    assert world.sim.requests == []
+    assert query_of(again)["redirect_uri"] == f"{SECURE}/auth/callback"
+    done = await browser.get(browser.callback_url(again.headers["location"]))
+    assert done.headers["location"] == "/cameras?a=1"
+    assert (await browser.get(f"{SECURE}/cameras?a=1")).status_code == 200
+
+
+async def test_a_browser_without_cookies_is_not_sent_from_https_to_https(
+    make_world: MakeWorld,
+) -> None:
+    """R50: once is enough to get from http to https."""
+    world = make_world(redirect_uri=f"{SECURE}/auth/callback")
+    world.net.apps[SECURE] = world.net.apps[APP]
+    url, _ = await begun(world)
+    again = await world.browser().get(url)
+    page = await world.browser().get(world.browser().callback_url(again.headers["location"]))
+    assert page.status_code == 400
+    assert "Start again" in page.text
+    assert world.sim.requests == []
+
+
+async def test_a_callback_of_mine_by_http_logs_nobody_else_in(make_world: MakeWorld) -> None:
+    """R50, 2: another browser that opens it by https begins a login of its own, and no other."""
+    world = make_world(redirect_uri=f"{SECURE}/auth/callback")
+    world.net.apps[SECURE] = world.net.apps[APP]
+    url, _ = await begun(world)
+    victim = world.browser()
+    answer = await victim.get(url)
+    assert answer.headers["location"].startswith(AUTHORIZE)
+    assert victim.named(f"__Host-{NAME}") == []
+    assert world.sim.requests == []
+    world.clock.tick(601)
+    assert (await world.browser().get(url)).status_code == 400
