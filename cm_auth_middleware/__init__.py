@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .errors import (
         CMAuthError,
         ConfigError,
+        ForbiddenError,
         OAuthError,
         OperatorError,
         SessionDataError,
@@ -35,6 +36,7 @@ __all__ = [
     "CMState",
     "ConfigError",
     "ErrorPage",
+    "ForbiddenError",
     "MemoryStore",
     "OAuthError",
     "OperatorError",

@@ -34,9 +34,9 @@ _RawHeaders = list[tuple[bytes, bytes]]
 
 _NO_STORE = (b"cache-control", b"no-store")
 _VARY = (b"vary", b"Cookie")
-# Close codes of WebSockets: 4000 + 401, in the range for applications (RFC 6455 §7.4.2); and "Try
-# Again Later", of IANA's registry.
-_LOGGED_OUT, _TRY_LATER = 4401, 1013
+# Close codes of WebSockets: 4000 + 401 or 403, in the range for applications (RFC 6455 §7.4.2); and
+# "Try Again Later", of IANA's registry.
+_LOGGED_OUT, _FORBIDDEN, _TRY_LATER = 4401, 4403, 1013
 
 
 class CMState(TypedDict):
@@ -608,4 +608,4 @@ async def _deny(response: Response, scope: Scope, send: Send) -> None:
 
 
 def _close_code(response: Response) -> int:
-    return _TRY_LATER if response.status == 503 else _LOGGED_OUT
+    return {403: _FORBIDDEN, 503: _TRY_LATER}.get(response.status, _LOGGED_OUT)

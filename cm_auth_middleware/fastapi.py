@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import Annotated, Any
 
 import httpx2
@@ -10,10 +11,17 @@ from fastapi.openapi.models import APIKey, APIKeyIn
 from fastapi.requests import HTTPConnection
 from fastapi.security.base import SecurityBase
 
-from .errors import CMAuthError, SessionExpiredError
+from .errors import CMAuthError, ForbiddenError, SessionExpiredError
+from .hooks import Allow
 from .sessions.session import Session
 
-__all__ = ["CMClient", "CMSession", "get_client", "get_session"]
+__all__ = [
+    "CMClient",
+    "CMSession",
+    "get_client",
+    "get_session",
+    "require",
+]
 
 
 class _SessionCookie(SecurityBase):
@@ -61,6 +69,32 @@ async def get_client(state: _Login) -> httpx2.AsyncClient:
     await get_session(state)
     client: httpx2.AsyncClient = state["cm"]
     return client
+
+
+def require(rule: Allow) -> Callable[..., Awaitable[Session]]:
+    """Return a dependency that admits only some of the users to a route, or to a router.
+
+        admins = Depends(require(lambda user: user["accountId"] == 501))
+
+        @app.get("/admin", dependencies=[admins])
+
+    The dependency returns the session. It raises `ForbiddenError` for a user whom the rule does not
+    admit, which the middleware answers with 403 and a page; and as `get_session` does.
+
+    Args:
+        rule: called with the user (the JSON of ``users/self``), sync or async; returns True if this
+            user may use the route. What it raises is an error of the route.
+    """
+
+    async def permitted(state: _Login) -> Session:
+        session = await get_session(state)
+        runtime = state["cm_auth"].async_services.runtime
+        if not await runtime.call_user_function(rule, session.user):
+            state["cm_error"] = ForbiddenError()  # as in get_session
+            raise state["cm_error"]
+        return session
+
+    return permitted
 
 
 CMSession = Annotated[Session, Depends(get_session)]

@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any, Unpack, cast
+from functools import wraps
+from typing import TYPE_CHECKING, Any, ParamSpec, Unpack, cast
 
-from flask import Flask, Response, request
+from flask import Flask, Response, current_app, request
 from werkzeug.local import LocalProxy
 
 from .config import CMAuthConfig, CMAuthOptions
 from .engine import AuthEngine, asgi_states
-from .errors import CMAuthError, ConfigError, SessionExpiredError, UnavailableError
+from .errors import (
+    CMAuthError,
+    ConfigError,
+    ForbiddenError,
+    SessionExpiredError,
+    UnavailableError,
+)
+from .runtime.run_sync import run_sync
 from .wsgi import CMAuthWSGIMiddleware
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
     from .client import CMClient
+    from .hooks import Allow
     from .sessions.session import Session
 
-__all__ = ["CMAuth", "cm", "cm_session"]
+__all__ = ["CMAuth", "cm", "cm_session", "require"]
+
+P = ParamSpec("P")
 
 _LISTS = ("exempt", "allowed_hosts", "trusted_origins", "allow_emails", "allow_accounts")
 
@@ -66,7 +78,7 @@ class CMAuth:
         )
         app.wsgi_app = middleware  # type: ignore[method-assign]  # Flask documents this
         app.extensions["cm_auth"] = middleware.engine
-        for error in (SessionExpiredError, UnavailableError):
+        for error in (SessionExpiredError, UnavailableError, ForbiddenError):
             app.register_error_handler(error, _note_error)
 
 
@@ -83,10 +95,50 @@ def _from_app(app: Flask) -> CMAuthOptions:
     return cast("CMAuthOptions", found)
 
 
+def require(rule: Allow) -> Callable[[Callable[P, Any]], Callable[P, Any]]:
+    """Return a decorator that admits only some of the users to a view.
+
+        @app.get("/admin")
+        @require(lambda user: user["accountId"] == 501)
+        def admin(): ...
+
+    A user whom the rule does not admit gets 403 and a page (`ForbiddenError`); a visitor on an
+    exempt path is sent to the login. Below ``@blueprint.before_request`` it guards a blueprint.
+
+    Args:
+        rule: called with the user (the JSON of ``users/self``), sync or async; returns True if this
+            user may use the view. What it raises is an error of the view.
+    """
+
+    def decorate(view: Callable[P, Any]) -> Callable[P, Any]:
+        @wraps(view)
+        def permitted(*args: P.args, **kwargs: P.kwargs) -> Any:
+            session = _session()
+            if session is None:
+                raise _noted(SessionExpiredError("no user is logged in"))
+            engine: AuthEngine = request.environ["cm_auth.engine"]
+            runtime = engine.thread_services.runtime
+            if not run_sync(runtime.call_user_function(rule, session.user)):
+                raise _noted(ForbiddenError())
+            return current_app.ensure_sync(view)(*args, **kwargs)
+
+        return permitted
+
+    return decorate
+
+
 def _note_error(error: Exception) -> Response:
     """Hand an error to the WSGI middleware, whose response replaces this one."""
     request.environ["cm_auth.error"] = error
     return Response(status=500)
+
+
+def _noted(error: CMAuthError) -> CMAuthError:
+    """Return an error that the middleware finds even if a catch-all handler hides it."""
+    request.environ["cm_auth.error"] = error
+    for state in asgi_states.get([]):
+        state["cm_error"] = error
+    return error
 
 
 def _client() -> Any:
@@ -95,11 +147,7 @@ def _client() -> Any:
         _take_from_asgi(environ, "client")
     client = environ["cm_auth.client"]
     if client is None:
-        error = SessionExpiredError("no user is logged in")
-        environ["cm_auth.error"] = error
-        for state in asgi_states.get([]):
-            state["cm_error"] = error
-        raise error
+        raise _noted(SessionExpiredError("no user is logged in"))
     return client
 
 
@@ -119,6 +167,7 @@ def _take_from_asgi(environ: WSGIEnvironment, name: str) -> None:
             "ASGI app behind CMAuthMiddleware, by a bridge that does not pass on the context"
         )
     session, engine = states[0]["cm_session"], states[0]["cm_auth"]
+    environ["cm_auth.engine"] = engine
     environ["cm_auth.session"] = session
     environ["cm_auth.client"] = session and engine.sync_client(session)
 

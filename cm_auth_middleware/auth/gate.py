@@ -6,7 +6,13 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ..errors import CMAuthError, SessionExpiredError, StoreError, UnavailableError
+from ..errors import (
+    CMAuthError,
+    ForbiddenError,
+    SessionExpiredError,
+    StoreError,
+    UnavailableError,
+)
 from ..events import log
 from ..web.asking import Asker, who_asks
 from ..web.origin import Origins
@@ -26,6 +32,8 @@ if TYPE_CHECKING:
     from ..sessions.session import Session
     from ..tokens.refresh import TokenRefresher
 
+# The errors of this package that have an answer, wherever a handler lets them pass.
+_ANSWERED = (SessionExpiredError, UnavailableError, ForbiddenError)
 _EXEMPT_PATIENCE = 0.25  # seconds that a request to an exempt path waits for its session
 
 
@@ -198,13 +206,14 @@ class Gate:
         A task group raises a group of all that its tasks raised.
         """
         parts = _parts(error)
-        unavailable = [part for part in parts if isinstance(part, UnavailableError)]
-        others = [part for part in parts if not isinstance(part, UnavailableError)]
-        if not all(isinstance(part, SessionExpiredError) for part in others):
+        if not parts or not all(isinstance(part, _ANSWERED) for part in parts):
             return None
-        if others:
+        if any(isinstance(part, SessionExpiredError) for part in parts):
             return await self._login.required(request)
-        return await self._unavailable(request, unavailable[0]) if unavailable else None
+        for part in parts:
+            if isinstance(part, UnavailableError):
+                return await self._unavailable(request, part)
+        return await self._pages.failure(request, 403, "forbidden", link=f"{request.mount}/")
 
     async def session_over(self, request: Request) -> Response | None:
         """Return the response to a request whose session ended before its response began."""

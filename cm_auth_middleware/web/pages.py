@@ -49,21 +49,23 @@ class Pages:
         kind: str,
         *headers: tuple[str, str],
         login: str | None = None,
+        link: str | None = None,
     ) -> Response:
         """Say what is wrong: with a page for a person, with a problem for a program.
 
         Args:
             kind: a key of `MESSAGES`.
-            login: the URL that starts a login; without it the page offers to try its own URL again,
-                or after a form to go back to the form's page.
+            login: the URL that starts a login.
+            link: the URL that the page leads to. Without it and `login` the page offers to try its
+                own URL again, or after a form to go back to the form's page.
         """
         asker = who_asks(request)
         if asker is not Asker.PROGRAM:
-            link = login or (self.page_before(request) if asker is Asker.FORM else request.url)
-            return await self.show(request, status, kind, link, *headers)
-        title, text, _ = MESSAGES[kind]["en"]
+            again = self.page_before(request) if asker is Asker.FORM else request.url
+            return await self.show(request, status, kind, link or login or again, *headers)
+        message = MESSAGES[kind]["en"]
         members = {"login_url": login} if login else {}
-        return problem(status, title, *headers, detail=text, **members)
+        return problem(status, message.title, *headers, detail=message.text, **members)
 
     def page_before(self, request: Request) -> str:
         """Return the URL of the page that sent a request; the app's root if it is not known."""
