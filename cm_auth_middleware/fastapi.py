@@ -18,8 +18,10 @@ from .sessions.session import Session
 __all__ = [
     "CMClient",
     "CMSession",
+    "CMSyncClient",
     "get_client",
     "get_session",
+    "get_sync_client",
     "require",
 ]
 
@@ -71,6 +73,17 @@ async def get_client(state: _Login) -> httpx2.AsyncClient:
     return client
 
 
+async def get_sync_client(state: _Login) -> httpx2.Client:
+    """Return a client for a handler that is a plain ``def``; raise as `get_session` does.
+
+    FastAPI runs such a handler in a thread, which this client may block. In an ``async def`` it
+    would block the event loop, and every other request with it.
+    """
+    session = await get_session(state)
+    client: httpx2.Client = state["cm_auth"].sync_client(session)
+    return client
+
+
 def require(rule: Allow) -> Callable[..., Awaitable[Session]]:
     """Return a dependency that admits only some of the users to a route, or to a router.
 
@@ -99,3 +112,4 @@ def require(rule: Allow) -> Callable[..., Awaitable[Session]]:
 
 CMSession = Annotated[Session, Depends(get_session)]
 CMClient = Annotated[httpx2.AsyncClient, Depends(get_client)]
+CMSyncClient = Annotated[httpx2.Client, Depends(get_sync_client)]
