@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .hooks import ErrorPage
     from .sessions.record import SessionInfo
     from .sessions.session import Session
+    from .sessions.user import CMUser
     from .stores import MemoryStore, SessionStore
     from .wsgi import CMAuthWSGIMiddleware
 
@@ -34,6 +35,7 @@ __all__ = [
     "CMAuthOptions",
     "CMAuthWSGIMiddleware",
     "CMState",
+    "CMUser",
     "ConfigError",
     "ErrorPage",
     "ForbiddenError",
@@ -60,6 +62,7 @@ _HOMES = {
     "CMAuthOptions": "config",
     "CMAuthWSGIMiddleware": "wsgi",
     "CMState": "asgi",
+    "CMUser": "sessions.user",
     "ErrorPage": "hooks",
     "MemoryStore": "stores",
     "Session": "sessions.session",

@@ -60,6 +60,7 @@ class Services:
             host = urlsplit(config.base_url).hostname or ""
             timed = partial(self._telemetry.call, host=host)
         provider = find_provider(config.provider)
+        self.included_scopes = provider.included_scopes
         self.oauth = oauth = make_oauth_client(config, runtime, timed)
         cookie = SessionCookie(
             config.secret_key,
