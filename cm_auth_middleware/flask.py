@@ -42,7 +42,8 @@ class CMAuth:
         CMAuth(app, client_id="…", client_secret="…", secret_key="…")
 
     or, with an application factory, ``auth = CMAuth(); auth.init_app(app)``. Options are
-    keywords, or ``app.config["CM_AUTH_<OPTION>"]``, or the environment, in this order.
+    keywords, or ``app.config["CM_AUTH_<OPTION>"]``, or the environment, in this order. Templates
+    know `cm_session`.
 
     Args: the same as those of `CMAuthMiddleware`.
 
@@ -80,6 +81,7 @@ class CMAuth:
         app.extensions["cm_auth"] = middleware.engine
         for error in (SessionExpiredError, UnavailableError, ForbiddenError):
             app.register_error_handler(error, _note_error)
+        app.context_processor(_names_for_templates)
 
 
 def _from_app(app: Flask) -> CMAuthOptions:
@@ -127,6 +129,10 @@ def require(rule: Allow) -> Callable[[Callable[P, Any]], Callable[P, Any]]:
     return decorate
 
 
+def _names_for_templates() -> dict[str, Any]:
+    return {"cm_session": cm_session}  # a proxy: a template that does not use it needs no request
+
+
 def _note_error(error: Exception) -> Response:
     """Hand an error to the WSGI middleware, whose response replaces this one."""
     request.environ["cm_auth.error"] = error
@@ -162,6 +168,12 @@ def _take_from_asgi(environ: WSGIEnvironment, name: str) -> None:
     """Give an app that is mounted in an ASGI app the session of the middleware around that one."""
     states = asgi_states.get([])
     if not states:
+        if "cm_auth" in current_app.extensions:
+            raise CMAuthError(
+                f"there is no {name} here: this request did not come through the login of "
+                "CMAuth(app, …). One of app.test_request_context() does not: use "
+                "app.test_client(), or cm_login of the pytest plugin"
+            )
         raise CMAuthError(
             f"there is no {name} here: CMAuth(app, …) is missing; or this app is mounted in an "
             "ASGI app behind CMAuthMiddleware, by a bridge that does not pass on the context"
