@@ -342,8 +342,15 @@ class Login:
     # -- out, and what a front end may ask -----------------------------------------------------
 
     async def logout(self, request: Request) -> Response:
-        """Serve ``logout?next=/path``: GET shows a button, POST ends the session."""
-        target = safe_target(next_target(request.query), request.root_path)
+        """Serve ``logout?next=/path``: GET shows a button, POST ends the session.
+
+        Without ``next`` it ends at ``signed-out``: any other page would lead to a new login, and
+        CameraManager, which remembers the browser, back into the application at once.
+        """
+        given = next_target(request.query)
+        target = f"{request.mount}{self._config.prefix}/signed-out"
+        if given:
+            target = safe_target(given, request.root_path)
         if request.method in ("GET", "HEAD"):
             action = f"{request.mount}{self._config.prefix}/logout?next={quote(target)}"
             return await self._pages.show(request, 200, "log_out", action, method="post")
@@ -355,7 +362,7 @@ class Login:
         return _lead(request, 303, target, clear, self.cookies.clear_fresh_login(request))
 
     async def signed_out(self, request: Request) -> Response:
-        """Serve a page to send people to after a logout: ``logout?next=/auth/signed-out``."""
+        """Serve the page that people see after a logout."""
         if await self._sessions.load(request) is not None:  # a login since: the page would lie
             return redirect(302, f"{request.mount}/", *request.set_cookies)
         return await self._pages.show(request, 200, "signed_out", self.url(request, None))
