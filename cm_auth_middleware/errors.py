@@ -53,6 +53,10 @@ class TooManyCallsError(UnavailableError):
     """CameraManager wants fewer calls (429): call it again after `retry_after`."""
 
 
+class KeyRefusedError(UnavailableError):
+    """CameraManager refuses this application's API key, so no token can be renewed: fix the key."""
+
+
 class TokenRefusedError(UnavailableError):
     """CameraManager refuses an access token: it has to be refreshed before the next attempt."""
 

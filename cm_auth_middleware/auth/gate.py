@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import (
     CMAuthError,
     ForbiddenError,
+    KeyRefusedError,
     SessionExpiredError,
     StoreError,
     UnavailableError,
@@ -231,6 +232,8 @@ class Gate:
         if isinstance(error, StoreError):
             kind = "store_unavailable"
             self._refresher.kept.note_trouble()
+        elif isinstance(error, KeyRefusedError):
+            kind = "misconfigured"
         wait = str(max(1, round(error.retry_after)))
         return await self._pages.failure(request, 503, kind, ("Retry-After", wait))
 

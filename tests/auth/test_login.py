@@ -410,8 +410,13 @@ async def test_a_refused_login_is_a_page_of_ours(world: World, headers: dict[str
         ("s3cret", 403, "cancelled", "login_cancelled error=another"),
         ("temporarily_unavailable", 502, "did not work", "answered temporarily_unavailable"),
         ("server_error", 502, "did not work", "answered server_error"),
-        ("invalid_scope", 502, "did not work", "answered invalid_scope"),
-        ("unauthorized_client", 502, "did not work", "api_key_refused error=unauthorized_client"),
+        ("invalid_scope", 502, "not set up correctly", "answered invalid_scope"),
+        (
+            "unauthorized_client",
+            502,
+            "not set up correctly",
+            "api_key_refused error=unauthorized_client",
+        ),
     ],
 )
 async def test_only_who_cancelled_is_told_so(
