@@ -50,7 +50,9 @@ class Gate:
         self._sessions = sessions
         self._refresher = refresher
         self.origins = Origins(config.redirect_uri, config.trusted_origins)
-        self._pages = Pages(config.error_handler, runtime, self.origins)
+        self._pages = Pages(
+            config.error_handler, runtime, self.origins, config.app_name, config.app_logo
+        )
         self._rule = AllowRule(config, runtime)
         self._login = login = Login(
             config, sessions, refresher, self._pages, self._rule, self.origins

@@ -27,7 +27,14 @@ pytestmark = [pytest.mark.browser, pytest.mark.slow]
 def gallery(engine: AuthEngine) -> Starlette:
     """Every page, drawn and headed as the flow does it."""
     services = engine.async_services
-    pages = Pages(engine.config.error_handler, services.runtime, services.gate.origins)
+    options = engine.config
+    pages = Pages(
+        options.error_handler,
+        services.runtime,
+        services.gate.origins,
+        options.app_name,
+        options.app_logo,
+    )
 
     async def show(request: Request) -> Response:
         kind = request.path_params["kind"]
