@@ -32,7 +32,7 @@ _HANDLE = "cmauth1."  # what a handle begins with: its kind and version
 _HANDLE_LENGTH = len(_HANDLE) + -(-(_NONCE_BYTES + 64 + _TAG_BYTES) * 4 // 3)  # in base64url
 _LAST_KIND = b"\x0f"  # kinds up to this one are kept for later releases
 _KEY_ID_BYTES = 4
-_REMEMBERED, _SHORT = 1_024, 2_048  # users whose id is remembered, and their most characters
+_REMEMBERED, _SHORT = 256, 1_024  # users whose id is remembered, and their most characters
 # Kind, user tag, id of the secret key, last seen, length of the login origin.
 _FIXED = struct.Struct(f">c{_TAG_BYTES}s{_KEY_ID_BYTES}sdB")
 

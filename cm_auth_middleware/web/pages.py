@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 _NO_FORM = "; form-action 'none'"
 # The pages that are shown at the address that was asked for, and whose link leads back to it.
 _AT_ADDRESS = frozenset(
-    {"log_in", "login_lost", "denied", "unavailable", "store_unavailable", "unknown_host"}
-)
+    {"log_in", "login_lost", "denied", "unavailable", "store_unavailable", "unknown_host",
+     "misconfigured"}
+)  # fmt: skip
 # A page that the application draws may have any style and script, but no other site may frame it.
 _CUSTOM_POLICY = "base-uri 'none'"
 
