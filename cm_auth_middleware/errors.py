@@ -25,8 +25,8 @@ class SessionExpiredError(CMAuthError):
 class ForbiddenError(CMAuthError):
     """The application's rule for a route does not admit this user, who stays logged in.
 
-    The dependency and the decorator ``require`` raise it. The middleware answers it with 403 and a
-    page; an application that handles the error itself gives its own answer.
+    The dependency and the decorator ``require`` raise it, and a handler may. The middleware answers
+    it with 403 and a page; an application that handles the error itself gives its own answer.
     """
 
     def __init__(self, message: str = "this user may not do this") -> None:

@@ -47,6 +47,10 @@ def fastapi_site(rule: Any) -> FastAPI:
     async def plans() -> str:
         return "the team's plans"
 
+    @app.get("/cameras/{number}")
+    def camera(number: int) -> str:
+        raise ForbiddenError
+
     app.include_router(router)
     return app
 
@@ -81,6 +85,10 @@ def flask_site(rule: Any) -> flask.Flask:
     @blueprint.get("/plans")
     def plans() -> str:
         return "the team's plans"
+
+    @app.get("/cameras/<int:number>")
+    def camera(number: int) -> str:
+        raise ForbiddenError
 
     app.register_blueprint(blueprint)
     return app
@@ -121,6 +129,14 @@ async def test_a_rule_admits_some_users_to_a_route_and_to_a_part(guarded: Guarde
         assert "<h1>You have no access to this page</h1>" in refused.text
         assert '<a class="go" href="/">' in refused.text
     assert (await anna.get("/")).text == "anna@example.com"  # she stays logged in
+
+
+async def test_a_handler_may_refuse_by_itself(guarded: Guarded) -> None:
+    """Where the rule is about more than the user."""
+    world = guarded(is_bob)
+    refused = await (await world.login(BOB)).get("/cameras/7")
+    assert refused.status_code == 403
+    assert "You have no access to this page" in refused.text
 
 
 async def test_a_program_is_refused_with_a_problem_and_no_login(guarded: Guarded) -> None:
