@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .errors import (
         CMAuthError,
         ConfigError,
+        ForbiddenError,
         OAuthError,
         OperatorError,
         SessionDataError,
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from .hooks import ErrorPage
     from .sessions.record import SessionInfo
     from .sessions.session import Session
+    from .sessions.user import CMUser
     from .stores import MemoryStore, SessionStore
     from .wsgi import CMAuthWSGIMiddleware
 
@@ -33,8 +35,10 @@ __all__ = [
     "CMAuthOptions",
     "CMAuthWSGIMiddleware",
     "CMState",
+    "CMUser",
     "ConfigError",
     "ErrorPage",
+    "ForbiddenError",
     "MemoryStore",
     "OAuthError",
     "OperatorError",
@@ -58,6 +62,7 @@ _HOMES = {
     "CMAuthOptions": "config",
     "CMAuthWSGIMiddleware": "wsgi",
     "CMState": "asgi",
+    "CMUser": "sessions.user",
     "ErrorPage": "hooks",
     "MemoryStore": "stores",
     "Session": "sessions.session",

@@ -13,6 +13,7 @@ from .auth import connections
 from .engine import AuthEngine, asgi_states
 from .errors import ConfigError, SessionExpiredError
 from .events import log
+from .sessions.user import CMUser
 from .web import unread_body
 from .web.request import Request
 from .web.response import Response, must_not_be_cached, varies_by_cookie
@@ -35,9 +36,9 @@ _RawHeaders = list[tuple[bytes, bytes]]
 
 _NO_STORE = (b"cache-control", b"no-store")
 _VARY = (b"vary", b"Cookie")
-# Close codes of WebSockets: 4000 + 401, in the range for applications (RFC 6455 §7.4.2); and "Try
-# Again Later", of IANA's registry.
-_LOGGED_OUT, _TRY_LATER = 4401, 1013
+# Close codes of WebSockets: 4000 + 401 or 403, in the range for applications (RFC 6455 §7.4.2); and
+# "Try Again Later", of IANA's registry.
+_LOGGED_OUT, _FORBIDDEN, _TRY_LATER = 4401, 4403, 1013
 
 
 class CMState(TypedDict):
@@ -96,8 +97,8 @@ class CMAuthMiddleware:
                 return
             session = outcome
             exchange.session = session  # type: ignore[assignment]
-        exchange.state = state = self._own_state(scope, session)
-        scope = {**scope, "state": state}
+        scope = self._own_scope(scope, session)
+        exchange.state = state = scope["state"]
         # Timers of this request keep its context, even cancelled ones, and so whatever is in there.
         holder = [state]
         mounted = asgi_states.set(holder)
@@ -157,24 +158,29 @@ class CMAuthMiddleware:
             await receive()  # websocket.connect
             await _deny(outcome, scope, send)
             return
-        scope = {**scope, "state": self._own_state(scope, outcome)}
+        scope = self._own_scope(scope, outcome)
         if outcome is None:
             await _WebSocket(self._services, receive, send).run(self.app, scope)
         else:
             await _OwnedWebSocket(self._services, outcome, receive, send).run(self.app, scope)
 
-    def _own_state(self, scope: Scope, session: Session | None) -> dict[str, Any]:
-        """Return a state of this request's own, with its session and client.
+    def _own_scope(self, scope: Scope, session: Session | None) -> dict[str, Any]:
+        """Return a scope of this request's own, with its session, client and user.
 
         A server may give one ``state`` to all requests of a connection, and a proxy may put
         several users on one connection.
         """
-        return {
+        state = {
             **(scope.get("state") or {}),
             "cm_auth": self.engine,
             "cm_session": session,
             "cm": None if session is None else self._services.client_of(session),
         }
+        own = {**scope, "state": state}
+        user = scope.get("user")
+        if user is None or isinstance(user, CMUser):  # or another middleware's, which stays
+            own["user"] = own["auth"] = CMUser(session, self._services.included_scopes)
+        return own
 
 
 class ASGIRequest(Request):
@@ -646,4 +652,4 @@ async def _deny(response: Response, scope: Scope, send: Send) -> None:
 
 
 def _close_code(response: Response) -> int:
-    return _TRY_LATER if response.status == 503 else _LOGGED_OUT
+    return {403: _FORBIDDEN, 503: _TRY_LATER}.get(response.status, _LOGGED_OUT)

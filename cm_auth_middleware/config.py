@@ -18,6 +18,7 @@ from .errors import ConfigError
 from .runtime.bounded_cache import MOST_BYTES
 from .sessions.cookie import needs_https
 from .tokens.provider import Provider, find_provider
+from .web.local_target import is_local
 from .web.origin import normal_origin
 
 if TYPE_CHECKING:
@@ -38,6 +39,12 @@ _SWITCHES = ("background", "cookie_secure", "cross_site_check", "auto_login")
 _TIMES = ("idle_timeout", "absolute_timeout", "refresh_leeway", "timeout")
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")  # RFC 9110 §5.6.2
 _ADDRESS = re.compile(r"(\*|[^\s@*,:]+)@[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*")
+_MOST_NAME, _MOST_LOGO = 100, 65_536  # characters; each page has them
+_LOGO_PATH = re.compile(r"(/[A-Za-z0-9._~!$&'()*+,;=:@%-]+)+(\?[A-Za-z0-9._~=&%-]*)?")
+_LOGO_DATA = re.compile(
+    r"data:image/(png|jpeg|gif|webp|svg\+xml);base64,"
+    r"([A-Za-z0-9+/]{4})*[A-Za-z0-9+/]{2}(==|[A-Za-z0-9+/][A-Za-z0-9+/=])"  # RFC 4648 §4
+)
 _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 
 
@@ -70,6 +77,8 @@ class CMAuthOptions(TypedDict, total=False):
     allow_emails: Iterable[str] | None
     allow_accounts: Iterable[str | int] | None
     revalidate: float | timedelta | None
+    app_name: str | None
+    app_logo: str | None
     on_login: Hook | None
     on_refresh: Hook | None
     on_logout: Hook | None
@@ -137,6 +146,10 @@ class CMAuthConfig:
         revalidate: The user is read from CameraManager again, in the background, when the known
             data is older than this; with None, or ``none`` in the environment, only after each
             refresh.
+        app_name: The name of the application, which the middleware's own pages show.
+        app_logo: A picture for these pages: a path of the application, below its mount, such as
+            ``/static/logo.svg``, which visitors can load only if it is `exempt`; or a ``data:`` URI
+            of a PNG, JPEG, GIF, WebP or SVG image in base64, of up to 64 kB.
         on_login: Called with the session after a login, sync or async.
         on_refresh: Called with the session after a refresh.
         on_logout: Called with the session after a logout, also if another user's login in the same
@@ -176,6 +189,8 @@ class CMAuthConfig:
     allow_emails: tuple[str, ...] | None = None
     allow_accounts: tuple[str, ...] | None = None
     revalidate: float | None = 900
+    app_name: str | None = None
+    app_logo: str | None = field(default=None, repr=False)  # it may be long
     on_login: Hook | None = None
     on_refresh: Hook | None = None
     on_logout: Hook | None = None
@@ -216,6 +231,7 @@ class CMAuthConfig:
         if self.revalidate is not None:
             self._set("revalidate", _seconds("revalidate", self.revalidate))
         self._check_allowed()
+        self._check_brand()
         if self.scope not in provider.scopes:
             scopes = " or ".join(f"'{scope}'" for scope in sorted(provider.scopes))
             raise ConfigError(f"scope is {scopes}")
@@ -389,6 +405,27 @@ class CMAuthConfig:
         for number, account in enumerate(self.allow_accounts or (), 1):
             if not str(account).isalnum():
                 raise ConfigError(f"allow_accounts has no account id in place {number}")
+
+    def _check_brand(self) -> None:
+        name, logo = self.app_name, self.app_logo
+        if name is not None and not (
+            isinstance(name, str)
+            and name.strip()
+            and name.isprintable()
+            and len(name) <= _MOST_NAME
+        ):
+            raise ConfigError(f"app_name is a line of text, of up to {_MOST_NAME} characters")
+        if logo is None:
+            return
+        if not isinstance(logo, str):
+            raise ConfigError("app_logo is a string, or None")
+        is_path = _LOGO_PATH.fullmatch(logo) and is_local(logo.partition("?")[0])
+        is_data = len(logo) <= _MOST_LOGO and _LOGO_DATA.fullmatch(logo)
+        if not is_path and not is_data:
+            raise ConfigError(
+                "app_logo is a path of the application, /static/logo.svg for example, or a data: "
+                "URI of an image in base64, of up to 64 kB"
+            )
 
     def _check_cookie(self) -> None:
         name = self.cookie_name

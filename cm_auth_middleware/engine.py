@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Coroutine
 from contextlib import nullcontext
 from contextvars import ContextVar
@@ -59,6 +60,7 @@ class Services:
             host = urlsplit(config.base_url).hostname or ""
             timed = partial(self._telemetry.call, host=host)
         provider = find_provider(config.provider)
+        self.included_scopes = provider.included_scopes
         self.oauth = oauth = make_oauth_client(config, runtime, timed)
         cookie = SessionCookie(
             config.secret_key,
@@ -194,6 +196,7 @@ class AuthEngine:
         self._cache_memory = CacheMemory(self.config.cache_size)
         self._async: Services | None = None
         self._threads: Services | None = None
+        self._making = threading.Lock()  # threads of an ASGI application may ask at once
 
     @classmethod
     def resolve(
@@ -221,10 +224,18 @@ class AuthEngine:
     def thread_services(self) -> Services:
         """Return the parts that the WSGI middleware uses; their methods block."""
         if self._threads is None:
-            if not self._has_transport("BaseTransport"):
-                raise ConfigError("transport is for ASGI; WSGI needs an httpx2.BaseTransport")
-            self._threads = self._make(ThreadRuntime, _for_threads(self.store))
+            with self._making:
+                if self._threads is None:
+                    self._threads = self._make_for_threads()
         return self._threads
+
+    def _make_for_threads(self) -> Services:
+        if not self._has_transport("BaseTransport"):
+            raise ConfigError(
+                "transport is for event loops (httpx2.AsyncBaseTransport): WSGI applications and "
+                "clients for threads need an httpx2.BaseTransport"
+            )
+        return self._make(ThreadRuntime, _for_threads(self.store))
 
     def _has_transport(self, kind: str) -> bool:
         """Return True if the transport is of a kind of httpx2's, or none was given."""

@@ -22,6 +22,17 @@ class SessionExpiredError(CMAuthError):
         super().__init__(message)
 
 
+class ForbiddenError(CMAuthError):
+    """The application's rule for a route does not admit this user, who stays logged in.
+
+    The dependency and the decorator ``require`` raise it, and a handler may. The middleware answers
+    it with 403 and a page; an application that handles the error itself gives its own answer.
+    """
+
+    def __init__(self, message: str = "this user may not do this") -> None:
+        super().__init__(message)
+
+
 class SessionDataError(CMAuthError, ValueError):
     """``session.data`` cannot be saved: a value is not JSON, or all of it is too large."""
 
@@ -40,6 +51,10 @@ class UnavailableError(CMAuthError):
 
 class TooManyCallsError(UnavailableError):
     """CameraManager wants fewer calls (429): call it again after `retry_after`."""
+
+
+class KeyRefusedError(UnavailableError):
+    """CameraManager refuses this application's API key, so no token can be renewed: fix the key."""
 
 
 class TokenRefusedError(UnavailableError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import Annotated, Any
 
 import httpx2
@@ -10,10 +11,19 @@ from fastapi.openapi.models import APIKey, APIKeyIn
 from fastapi.requests import HTTPConnection
 from fastapi.security.base import SecurityBase
 
-from .errors import CMAuthError, SessionExpiredError
+from .errors import CMAuthError, ForbiddenError, SessionExpiredError
+from .hooks import Allow
 from .sessions.session import Session
 
-__all__ = ["CMClient", "CMSession", "get_client", "get_session"]
+__all__ = [
+    "CMClient",
+    "CMSession",
+    "CMSyncClient",
+    "get_client",
+    "get_session",
+    "get_sync_client",
+    "require",
+]
 
 
 class _SessionCookie(SecurityBase):
@@ -63,5 +73,43 @@ async def get_client(state: _Login) -> httpx2.AsyncClient:
     return client
 
 
+async def get_sync_client(state: _Login) -> httpx2.Client:
+    """Return a client for a handler that is a plain ``def``; raise as `get_session` does.
+
+    FastAPI runs such a handler in a thread, which this client may block. In an ``async def`` it
+    would block the event loop, and every other request with it.
+    """
+    session = await get_session(state)
+    client: httpx2.Client = state["cm_auth"].sync_client(session)
+    return client
+
+
+def require(rule: Allow) -> Callable[..., Awaitable[Session]]:
+    """Return a dependency that admits only some of the users to a route, or to a router.
+
+        admins = Depends(require(lambda user: user["accountId"] == 501))
+
+        @app.get("/admin", dependencies=[admins])
+
+    The dependency returns the session. It raises `ForbiddenError` for a user whom the rule does not
+    admit, which the middleware answers with 403 and a page; and as `get_session` does.
+
+    Args:
+        rule: called with the user (the JSON of ``users/self``), sync or async; returns True if this
+            user may use the route. What it raises is an error of the route.
+    """
+
+    async def permitted(state: _Login) -> Session:
+        session = await get_session(state)
+        runtime = state["cm_auth"].async_services.runtime
+        if not await runtime.call_user_function(rule, session.user):
+            state["cm_error"] = ForbiddenError()  # as in get_session
+            raise state["cm_error"]
+        return session
+
+    return permitted
+
+
 CMSession = Annotated[Session, Depends(get_session)]
 CMClient = Annotated[httpx2.AsyncClient, Depends(get_client)]
+CMSyncClient = Annotated[httpx2.Client, Depends(get_sync_client)]

@@ -29,6 +29,10 @@ class ErrorPage:
         method: ``get`` for a link, or ``post`` for a form without fields.
         language: the language of the texts: ``en``, ``nl``, ``de``, ``fr`` or ``es``.
         target: of the link: ``_top`` if the page is in a frame that the next step has to leave.
+        back: the URL of a way back into the application; None on pages that have none.
+        back_label: the text of the link that leads there.
+        app_name: the option of this name.
+        app_logo: the URL of the picture in the option of this name.
     """
 
     status: int
@@ -40,6 +44,10 @@ class ErrorPage:
     method: str
     language: str
     target: str = "_self"
+    back: str | None = None
+    back_label: str | None = None
+    app_name: str | None = None
+    app_logo: str | None = None
 
 
 ErrorHandler = Callable[[ErrorPage], "str | bytes | Awaitable[str | bytes | None] | None"]

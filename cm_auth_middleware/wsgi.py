@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Unpack, cast
 from urllib.parse import unquote
 
 from .auth import connections
+from .display import printable
 from .engine import AuthEngine
 from .errors import SessionExpiredError
 from .runtime.run_sync import run_sync
@@ -33,7 +34,8 @@ class CMAuthWSGIMiddleware:
     """Puts a WSGI app behind a CameraManager login.
 
     A handler finds ``environ["cm_auth.client"]`` (an `httpx2.Client`), ``cm_auth.session`` and
-    ``cm_auth.engine``; the first two are None for a visitor on an exempt path.
+    ``cm_auth.engine``; the first two are None for a visitor on an exempt path. ``REMOTE_USER`` is
+    the user's id, CameraManager's ``userId``.
 
     Args: as `CMAuthMiddleware`.
 
@@ -67,6 +69,7 @@ class CMAuthWSGIMiddleware:
             self._services.note_outer(environ.get("cm_auth.session"))
             return _send(self._gate.origins.share(exchange, outcome), exchange, start_response)
         exchange.let_pass(outcome)
+        _set_remote_user(environ, outcome)
         environ["cm_auth.engine"] = self.engine
         environ["cm_auth.session"] = outcome
         environ["cm_auth.client"] = outcome and self._services.client_of(outcome)
@@ -348,6 +351,21 @@ class _Body:
         finally:
             self._exchange.finish()
             _close(self._replacement)
+
+
+def _set_remote_user(environ: WSGIEnvironment, session: Session | None) -> None:
+    """Set ``REMOTE_USER`` (RFC 3875 §4.1.11), which no header of a request can set.
+
+    A visitor keeps what a server that authenticates by itself has set, but not what another
+    middleware of this class, around this one, has set for its own session.
+    """
+    user_id = "" if session is None else session.user_id
+    if user_id:
+        # In an environ, a text is bytes that were decoded as Latin-1 (PEP 3333).
+        text = printable(user_id).encode(errors="replace").decode("latin-1")
+        environ["REMOTE_USER"] = text
+    elif session is not None or environ.get("cm_auth.session") is not None:
+        environ.pop("REMOTE_USER", None)
 
 
 def _private(headers: Headers, added: Headers) -> Headers:

@@ -6,7 +6,14 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ..errors import CMAuthError, SessionExpiredError, StoreError, UnavailableError
+from ..errors import (
+    CMAuthError,
+    ForbiddenError,
+    KeyRefusedError,
+    SessionExpiredError,
+    StoreError,
+    UnavailableError,
+)
 from ..events import log
 from ..web.asking import Asker, who_asks
 from ..web.origin import Origins
@@ -26,6 +33,8 @@ if TYPE_CHECKING:
     from ..sessions.session import Session
     from ..tokens.refresh import TokenRefresher
 
+# The errors of this package that have an answer, wherever a handler lets them pass.
+_ANSWERED = (SessionExpiredError, UnavailableError, ForbiddenError)
 _EXEMPT_PATIENCE = 0.25  # seconds that a request to an exempt path waits for its session
 
 
@@ -41,7 +50,9 @@ class Gate:
         self._sessions = sessions
         self._refresher = refresher
         self.origins = Origins(config.redirect_uri, config.trusted_origins)
-        self._pages = Pages(config.error_handler, runtime, self.origins)
+        self._pages = Pages(
+            config.error_handler, runtime, self.origins, config.app_name, config.app_logo
+        )
         self._rule = AllowRule(config, runtime)
         self._login = login = Login(
             config, sessions, refresher, self._pages, self._rule, self.origins
@@ -198,13 +209,14 @@ class Gate:
         A task group raises a group of all that its tasks raised.
         """
         parts = _parts(error)
-        unavailable = [part for part in parts if isinstance(part, UnavailableError)]
-        others = [part for part in parts if not isinstance(part, UnavailableError)]
-        if not all(isinstance(part, SessionExpiredError) for part in others):
+        if not parts or not all(isinstance(part, _ANSWERED) for part in parts):
             return None
-        if others:
+        if any(isinstance(part, SessionExpiredError) for part in parts):
             return await self._login.required(request)
-        return await self._unavailable(request, unavailable[0]) if unavailable else None
+        for part in parts:
+            if isinstance(part, UnavailableError):
+                return await self._unavailable(request, part)
+        return await self._pages.failure(request, 403, "forbidden", link=f"{request.mount}/")
 
     async def session_over(self, request: Request) -> Response | None:
         """Return the response to a request whose session ended before its response began."""
@@ -222,6 +234,8 @@ class Gate:
         if isinstance(error, StoreError):
             kind = "store_unavailable"
             self._refresher.kept.note_trouble()
+        elif isinstance(error, KeyRefusedError):
+            kind = "misconfigured"
         wait = str(max(1, round(error.retry_after)))
         return await self._pages.failure(request, 503, kind, ("Retry-After", wait))
 

@@ -42,13 +42,14 @@ _MOST_CODE = 1024  # characters; CameraManager's have six
 _MOST_LOCATION = 3_680  # characters: with its cookie, it fits into a header (`web.response`)
 _MOST_QUERY = 8192  # characters of a callback's query that are looked at
 _FAILURES = {403: "login_cancelled", 502: "login_unavailable", 503: "login_not_kept"}
+_SET_UP_WRONG = "misconfigured"  # a page that does not ask to try again in a moment
 
 # What a server may answer in place of a code (RFC 6749 §4.1.2.1; the last three: OpenID Connect
 # Core §3.1.2.6). Any other text may be anything, and is not logged.
-_FAULTS = frozenset(
-    {"invalid_request", "invalid_scope", "server_error", "temporarily_unavailable",
-     "unauthorized_client", "unsupported_response_type"}
-)  # fmt: skip
+_OUTAGES = frozenset({"server_error", "temporarily_unavailable"})
+_MISTAKES = frozenset(  # of who runs the application: another attempt ends alike
+    {"invalid_request", "invalid_scope", "unauthorized_client", "unsupported_response_type"}
+)
 _DECLINED = frozenset(
     {"access_denied", "consent_required", "interaction_required", "login_required"}
 )
@@ -252,14 +253,16 @@ class Login:
             tokens = await self._oauth.exchange(code, login.redirect_uri, verifier)
             return tokens, await self._oauth.user(tokens.access_token)
         except CMAuthError as error:
+            kind = None
             if isinstance(error, OperatorError):
                 log("api_key_refused", error=error.error)
+                kind = _SET_UP_WRONG
             log("login_failed", reason=error)
             if isinstance(error, TooManyCallsError):
                 self._exchanges.pause(error.retry_after)
             # Not revoked: another browser of this user may live on the very same tokens.
             is_outage = isinstance(error, UnavailableError | OperatorError)
-            return await self._failed(callback, 502 if is_outage else 400)
+            return await self._failed(callback, 502 if is_outage else 400, kind)
 
     async def _admit(self, callback: _Callback, tokens: Tokens, user: dict[str, Any]) -> Response:
         """Open a session for a user, if the application's rule admits them."""
@@ -344,13 +347,13 @@ class Login:
 
     async def _refused(self, callback: _Callback, error: str) -> Response:
         """Answer a callback that brings an error instead of a code."""
-        if error not in _FAULTS:  # the person declined, or could have gone on and did not
+        if error not in _OUTAGES | _MISTAKES:  # the person declined, or did not go on
             log("login_cancelled", error=error if error in _DECLINED else "another")
             return await self._failed(callback, 403)
         if error == "unauthorized_client":
             log("api_key_refused", error=error)
         log("login_failed", reason=f"CameraManager answered {error}")
-        return await self._failed(callback, 502)
+        return await self._failed(callback, 502, _SET_UP_WRONG if error in _MISTAKES else None)
 
     async def _busy(self, callback: _Callback, seconds: float) -> Response:
         """Ask for another attempt at a login after so many seconds; its code was not used."""
@@ -359,17 +362,24 @@ class Login:
         login_again = self.url(request, login.target)
         return await self._pages.failure(request, 503, "login_busy", again, login=login_again)
 
-    async def _failed(self, callback: _Callback, status: int) -> Response:
+    async def _failed(self, callback: _Callback, status: int, kind: str | None = None) -> Response:
         request, login, clear = callback
-        kind = _FAILURES.get(status, "login_invalid")
+        kind = kind or _FAILURES.get(status, "login_invalid")
         login_again = self.url(request, login.target)
         return await self._pages.failure(request, status, kind, clear, login=login_again)
 
     # -- out, and what a front end may ask -----------------------------------------------------
 
     async def logout(self, request: Request) -> Response:
-        """Serve ``logout?next=/path``: GET shows a button, POST ends the session."""
-        target = safe_target(next_target(request.query), request.root_path)
+        """Serve ``logout?next=/path``: GET shows a button, POST ends the session.
+
+        Without ``next`` it ends at ``signed-out``: any other page would lead to a new login, and
+        CameraManager, which remembers the browser, back into the application at once.
+        """
+        given = next_target(request.query)
+        target = f"{request.mount}{self._config.prefix}/signed-out"
+        if given:
+            target = safe_target(given, request.root_path)
         if request.method in ("GET", "HEAD"):
             action = f"{request.mount}{self._config.prefix}/logout?next={quote(target)}"
             return await self._pages.show(request, 200, "log_out", action, method="post")
@@ -381,7 +391,7 @@ class Login:
         return _lead(request, 303, target, clear, self.cookies.clear_fresh_login(request))
 
     async def signed_out(self, request: Request) -> Response:
-        """Serve a page to send people to after a logout: ``logout?next=/auth/signed-out``."""
+        """Serve the page that people see after a logout."""
         if await self._sessions.load(request) is not None:  # a login since: the page would lie
             return redirect(302, f"{request.mount}/", *request.set_cookies)
         return await self._pages.show(request, 200, "signed_out", self.url(request, None))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import unquote
 
 import click
 
@@ -86,6 +87,7 @@ def _check_live(
 
 
 def _findings(offline: bool) -> Iterator[Finding]:
+    from cm_auth_middleware.auth.exempt import ExemptPaths
     from cm_auth_middleware.config import CMAuthConfig
     from cm_auth_middleware.errors import ConfigError
     from cm_auth_middleware.sessions.encryption import key_names
@@ -115,6 +117,15 @@ def _findings(offline: bool) -> Iterator[Finding]:
             "allow=…",
             "Set CM_AUTH_ALLOW_EMAILS=*@example.com or CM_AUTH_ALLOW_ACCOUNTS=…",
         )
+    if (logo := config.app_logo) is not None and logo.startswith("/"):
+        path = unquote(logo.partition("?")[0])
+        if not ExemptPaths(config.exempt).cover(path):
+            yield Finding(
+                WARNING,
+                "app_logo",
+                "the picture is behind the login, so the pages for visitors are without it",
+                "Add its path to CM_AUTH_EXEMPT, unless another server serves it.",
+            )
 
     from cm_auth_middleware.cli import network, store
 

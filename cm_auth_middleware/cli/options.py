@@ -45,6 +45,8 @@ _KNOWN = {
     ),
     "allow_emails": re.compile(r"(\*|[A-Za-z0-9._+-]+)@[A-Za-z0-9.-]+"),
     "allow_accounts": re.compile(r"[A-Za-z0-9]{1,20}"),
+    "app_name": re.compile(r"[\w .,&()+'’–-]{1,100}"),
+    "app_logo": re.compile(r"(/[A-Za-z0-9._~-]+)+"),
     "cross_site_check": _SWITCH,
     "auto_login": _SWITCH,
 }

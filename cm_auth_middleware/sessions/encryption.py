@@ -10,7 +10,7 @@ import json
 import secrets
 import struct
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING
 
 from ..display import ip_address
@@ -32,6 +32,7 @@ _HANDLE = "cmauth1."  # what a handle begins with: its kind and version
 _HANDLE_LENGTH = len(_HANDLE) + -(-(_NONCE_BYTES + 64 + _TAG_BYTES) * 4 // 3)  # in base64url
 _LAST_KIND = b"\x0f"  # kinds up to this one are kept for later releases
 _KEY_ID_BYTES = 4
+_REMEMBERED, _SHORT = 256, 1_024  # users whose id is remembered, and their most characters
 # Kind, user tag, id of the secret key, last seen, length of the login origin.
 _FIXED = struct.Struct(f">c{_TAG_BYTES}s{_KEY_ID_BYTES}sdB")
 
@@ -81,7 +82,8 @@ class Sealer:
 
     def user_id(self, record: Record) -> str:
         """Return the id of a session's user, as text."""
-        return str(json.loads(record.user).get(self._user_id_field, ""))
+        text, field = record.user, self._user_id_field
+        return _remembered_id(text, field) if len(text) <= _SHORT else _user_id(text, field)
 
     # -- sessions --------------------------------------------------------------------------
 
@@ -247,6 +249,13 @@ def _key_id(secret: bytes) -> bytes:
 def _key_id_of(sealed: bytes) -> bytes:
     start = 1 + _TAG_BYTES
     return sealed[start : start + _KEY_ID_BYTES]
+
+
+def _user_id(user: str, field: str) -> str:
+    return str(json.loads(user).get(field, ""))
+
+
+_remembered_id = lru_cache(_REMEMBERED)(_user_id)
 
 
 def _user_key(secret: bytes, user_id: str) -> bytes:

@@ -130,6 +130,12 @@ class Session:
         return self.log_id
 
     @property
+    def user_id(self) -> str:
+        """CameraManager's ``userId``, as text; empty if CameraManager did not tell it."""
+        found = self._sealer.user_id(self.record)
+        return "" if found == "None" else found
+
+    @property
     def user(self) -> dict[str, Any]:
         """The user as CameraManager describes them, read anew now and then (``revalidate``)."""
         text = self.record.user

@@ -32,6 +32,7 @@ class CircuitBreaker:
         self._failures = 0
         self._failed_last = ""
         self._is_general = False
+        self._kind: type[UnavailableError] = UnavailableError  # of the last failure
 
     def is_open(self, grant: str) -> bool:
         """True if the server may not be called for a grant just now."""
@@ -49,11 +50,11 @@ class CircuitBreaker:
         """Wait until the server may be called again, if that is soon.
 
         Raises:
-            UnavailableError: it is not soon.
+            UnavailableError: it is not soon; of the kind that `failed` was told last.
         """
         left = self.retry_in(grant)
         if left > _FIRST_PAUSE:
-            raise UnavailableError("CameraManager is not answering", retry_after=left)
+            raise self._kind("CameraManager gives no new tokens just now", retry_after=left)
         if left:
             await sleep(left)
 
@@ -61,12 +62,13 @@ class CircuitBreaker:
         """Note the start of a call, which takes at most `timeout` seconds.
 
         Raises:
-            UnavailableError: the server is down, and another request is trying it.
+            UnavailableError: the server is down, and another request is trying it; of the kind that
+                `failed` was told last.
         """
         if self._failures < 2 or not self._concerns(grant):
             return
         if self._seconds_to(self._trial_until):
-            raise UnavailableError("CameraManager is not answering")
+            raise self._kind("CameraManager gives no new tokens just now")
         self._trial_until = self._clock() + timeout
 
     def succeeded(self) -> None:
@@ -74,8 +76,14 @@ class CircuitBreaker:
         self._paused_until = self._trial_until = 0.0
         self._failures, self._failed_last, self._is_general = 0, "", False
 
-    def failed(self, grant: str, retry_after: float) -> None:
+    def failed(
+        self,
+        grant: str,
+        retry_after: float,
+        kind: type[UnavailableError] = UnavailableError,
+    ) -> None:
         """Note a failure, and the seconds after which the server wants to be called again."""
+        self._kind = kind
         is_asked_for = retry_after > PAUSE
         if is_asked_for or self._failed_last not in ("", grant):
             self._is_general = True

@@ -17,6 +17,7 @@ class Provider:
     Attributes:
         base_url: default of the option of this name.
         scopes: values that the option ``scope`` may have; the first is its default.
+        included_scopes: pairs of scopes of which the first includes the second.
         authorize_path: where a browser logs in (RFC 6749 §3.1).
         token_path: where codes and refresh tokens are exchanged (RFC 6749 §3.2).
         api_path: what the relative URLs of a ready client are relative to.
@@ -46,6 +47,7 @@ class Provider:
     encodes_key: bool
     key_errors: frozenset[str]
     is_grant_over: Callable[[int, str], bool]
+    included_scopes: tuple[tuple[str, str], ...] = ()
 
     @property
     def defaults(self) -> dict[str, str]:
@@ -69,6 +71,7 @@ def _is_refused_by_code(_: int, error: str) -> bool:
 CAMERAMANAGER = Provider(
     base_url="https://rest.cameramanager.com",
     scopes=("write", "read"),
+    included_scopes=(("write", "read"),),
     authorize_path="/oauth/authorize",
     token_path="/oauth/token",  # noqa: S106 - a path
     api_path="",

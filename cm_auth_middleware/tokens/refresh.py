@@ -15,6 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from ..errors import (
+    KeyRefusedError,
     OAuthError,
     OperatorError,
     SessionExpiredError,
@@ -540,11 +541,13 @@ class GrantRefresh:
                 self._breaker.succeeded()
                 log("refresh_refused", error=error.error)
                 raise SessionExpiredError from None
+            kind: type[UnavailableError] = UnavailableError
             if isinstance(error, OperatorError):
                 log("api_key_refused", error=error.error)
+                kind = KeyRefusedError
             log("refresh_failed", reason=error)
-            await self._mark_failed(PAUSE)
-            raise UnavailableError(f"CameraManager refused the refresh: {error.error}") from None
+            await self._mark_failed(PAUSE, kind)
+            raise kind(f"CameraManager refused the refresh: {error.error}") from None
         except UnavailableError as error:
             log("refresh_failed", reason=error)
             await self._mark_failed(error.retry_after)
@@ -553,8 +556,10 @@ class GrantRefresh:
         log("refreshed", expires_in=int(fresh.expires_at - self._runtime.clock()))
         return fresh
 
-    async def _mark_failed(self, retry_after: float) -> None:
-        self._breaker.failed(self.name, retry_after)
+    async def _mark_failed(
+        self, retry_after: float, kind: type[UnavailableError] = UnavailableError
+    ) -> None:
+        self._breaker.failed(self.name, retry_after, kind)
         if not self._lease.may_be_over():
             with suppress(StoreError):  # then each process that waits finds out by itself
                 await self._grants.mark_failed(self._refresh_token, UNAVAILABLE)

@@ -22,11 +22,13 @@ class Message(NamedTuple):
         title: a headline that says what happened.
         text: a sentence or two that explain it.
         action: the label of the one thing to do next.
+        back: the label of the way back into the application, if there is one.
     """
 
     title: str
     text: str
     action: str
+    back: str | None = None
 
 
 def negotiate(accept_language: str | None) -> str:

@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 _NO_FORM = "; form-action 'none'"
 # The pages that are shown at the address that was asked for, and whose link leads back to it.
 _AT_ADDRESS = frozenset(
-    {"log_in", "login_lost", "denied", "unavailable", "store_unavailable", "unknown_host"}
-)
+    {"log_in", "login_lost", "denied", "unavailable", "store_unavailable", "unknown_host",
+     "misconfigured"}
+)  # fmt: skip
 # A page that the application draws may have any style and script, but no other site may frame it.
 _CUSTOM_POLICY = "base-uri 'none'"
 
@@ -36,11 +37,18 @@ class Pages:
     """Makes the responses that explain something: a page for a person, a problem for a program."""
 
     def __init__(
-        self, error_handler: ErrorHandler | None, runtime: Runtime, origins: Origins
+        self,
+        error_handler: ErrorHandler | None,
+        runtime: Runtime,
+        origins: Origins,
+        app_name: str | None = None,
+        app_logo: str | None = None,
     ) -> None:
         self._handler = error_handler
         self._runtime = runtime
         self._origins = origins
+        self._app_name = app_name
+        self._app_logo = app_logo
 
     async def failure(
         self,
@@ -49,21 +57,23 @@ class Pages:
         kind: str,
         *headers: tuple[str, str],
         login: str | None = None,
+        link: str | None = None,
     ) -> Response:
         """Say what is wrong: with a page for a person, with a problem for a program.
 
         Args:
             kind: a key of `MESSAGES`.
-            login: the URL that starts a login; without it the page offers to try its own URL again,
-                or after a form to go back to the form's page.
+            login: the URL that starts a login.
+            link: the URL that the page leads to. Without it and `login` the page offers to try its
+                own URL again, or after a form to go back to the form's page.
         """
         asker = who_asks(request)
         if asker is not Asker.PROGRAM:
-            link = login or (self.page_before(request) if asker is Asker.FORM else request.url)
-            return await self.show(request, status, kind, link, *headers)
-        title, text, _ = MESSAGES[kind]["en"]
+            again = self.page_before(request) if asker is Asker.FORM else request.url
+            return await self.show(request, status, kind, link or login or again, *headers)
+        message = MESSAGES[kind]["en"]
         members = {"login_url": login} if login else {}
-        return problem(status, title, *headers, detail=text, **members)
+        return problem(status, message.title, *headers, detail=message.text, **members)
 
     def page_before(self, request: Request) -> str:
         """Return the URL of the page that sent a request; the app's root if it is not known."""
@@ -86,15 +96,31 @@ class Pages:
     ) -> Response:
         """Show a person a page, drawn by the application or else by this package."""
         language = negotiate(request.header("accept-language"))
-        title, text, label = MESSAGES[kind][language]
+        message = MESSAGES[kind][language]
         # A link can do no harm in a frame of the application's own pages; the log-out button could.
         is_frame = method == "get" and is_framed(request)
         target = "_top" if is_frame and link != request.url else "_self"
-        page = ErrorPage(status, kind, title, text, link, label, method, language, target)
+        page = ErrorPage(
+            status,
+            kind,
+            message.title,
+            message.text,
+            link,
+            message.action,
+            method,
+            language,
+            target,
+            # Not the page before: a foreign site may have led here, or a page that is not safe.
+            back=f"{request.mount}/" if message.back else None,
+            back_label=message.back,
+            app_name=self._app_name,
+            app_logo=self._logo(request),
+        )
         body, policy = await self._custom_page(page), _CUSTOM_POLICY
         if body is None:
             body = render(page)
-            policy = _own_policy(kind in _AT_ADDRESS) + (_NO_FORM if method == "get" else "")
+            policy = _own_policy(kind in _AT_ADDRESS) + _picture_policy(page.app_logo)
+            policy += _NO_FORM if method == "get" else ""
         policy += "; frame-ancestors 'self'" if is_frame else "; frame-ancestors 'none'"
         return Response(
             status,
@@ -110,6 +136,11 @@ class Pages:
             ],
             body,
         )
+
+    def _logo(self, request: Request) -> str | None:
+        """Return the URL of the logo: a path is one of the application, below its mount."""
+        logo = self._app_logo
+        return f"{request.mount}{logo}" if logo is not None and logo.startswith("/") else logo
 
     async def _custom_page(self, page: ErrorPage) -> bytes | None:
         """Return the application's page; None if it draws none, or fails to."""
@@ -131,23 +162,37 @@ class Pages:
 def render(page: ErrorPage) -> bytes:
     """Return the HTML of a page: a title, a sentence or two, and one thing to do next."""
     link, label = escape(page.link), escape(page.label)
+    back = ""
+    if page.back is not None:
+        back = f'<a class="back" href="{escape(page.back)}">{escape(page.back_label or "")}</a>'
     if page.method == "post":
         action = (
             f'<form method="post" action="{link}">'
-            f'<button class="go" type="submit">{label}</button></form>'
+            f'<button class="go" type="submit">{label}</button>{back}</form>'
         )
     else:
         target = ' target="_top"' if page.target == "_top" else ""
-        action = f'<a class="go" href="{link}"{target}>{label}</a>'
+        action = f'<a class="go" href="{link}"{target}>{label}</a>{back}'
+    title = escape(page.title)
     document = Template(_file("page.html")).substitute(
         language=page.language,
-        title=escape(page.title),
+        title=f"{title} · {escape(page.app_name)}" if page.app_name else title,
+        app=_app(page),
+        heading=title,
         style=_file("page.css"),
         text=escape(page.text),
         action=action,
         script=f"<script>{_file('page.js')}</script>\n" if page.kind in _AT_ADDRESS else "",
     )
     return document.encode()
+
+
+def _app(page: ErrorPage) -> str:
+    """Return the HTML that says whose page it is; empty if there is nothing to say."""
+    # Without an alternative text: a screen reader reads the name beside it once.
+    picture = f'<img src="{escape(page.app_logo)}" alt="">' if page.app_logo else ""
+    name = escape(page.app_name or "")
+    return f'<p class="app">{picture}{name}</p>\n' if picture or name else ""
 
 
 @cache
@@ -161,6 +206,13 @@ def _own_policy(has_script: bool) -> str:
     """Return the Content-Security-Policy of this package's pages: their own style and script."""
     policy = f"default-src 'none'; style-src '{_digest('page.css')}'; base-uri 'none'"
     return f"{policy}; script-src '{_digest('page.js')}'" if has_script else policy
+
+
+def _picture_policy(logo: str | None) -> str:
+    """Return what the policy needs for the logo, and for no other picture than it has to."""
+    if logo is None:
+        return ""
+    return "; img-src data:" if logo.startswith("data:") else "; img-src 'self'"
 
 
 def _digest(name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,7 +32,14 @@ DOCS = Path(__file__).parents[2] / "docs"
 def gallery(engine: AuthEngine) -> Starlette:
     """Every page, drawn and headed as the flow does it."""
     services = engine.async_services
-    pages = Pages(engine.config.error_handler, services.runtime, services.gate.origins)
+    options = engine.config
+    pages = Pages(
+        options.error_handler,
+        services.runtime,
+        services.gate.origins,
+        options.app_name,
+        options.app_logo,
+    )
 
     async def show(request: Request) -> Response:
         kind = request.path_params["kind"]
@@ -85,6 +93,55 @@ def test_pages_fit_a_telephone(browser: Browser, shown: AppServer) -> None:
     context.close()
 
 
+@pytest.fixture(scope="module")
+def named() -> Iterator[AppServer]:
+    """The pages of an application that has a long name and a wide picture."""
+    picture = (
+        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 90 10"><path d="M0 0h90v9z"/></svg>'
+    )
+    engine = AuthEngine(
+        client_id="a",
+        client_secret="b",
+        secret_key=SECRET_KEY,
+        app_name="W" * 100,
+        app_logo=f"data:image/svg+xml;base64,{base64.b64encode(picture.encode()).decode()}",
+    )
+    with AppServer(gallery(engine)) as server:
+        yield server
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_name_and_a_picture_are_shown_and_fit(browser: Browser, named, scheme: str) -> None:
+    context = browser.new_context(
+        viewport={"width": 320, "height": 568}, color_scheme=scheme, locale="de"
+    )
+    page = context.new_page()
+    complaints: list[str] = []
+    page.on("console", lambda message: complaints.append(message.text))
+    for kind in MESSAGES:
+        page.goto(f"{named.url}/{kind}")
+        expect(page.locator("main .app")).to_have_text("W" * 100)
+        assert page.locator("main img").evaluate("(picture) => picture.naturalWidth") > 0
+        assert page.evaluate("document.documentElement.scrollWidth") <= 320, kind
+        results = Axe().run(page)
+        assert results.violations_count == 0, results.generate_report()
+    assert [text for text in complaints if "Content Security Policy" in text] == []
+    context.close()
+
+
+def test_the_way_back_from_the_logout_leads_into_the_application(page: Page, site) -> None:
+    page.goto("/deep/x?q=1")
+    page.get_by_role("link", name="Inloggen met CameraManager").click()
+    page.get_by_label("E-mail").fill("anna@example.com")
+    page.get_by_label("Password").fill("cameras")
+    page.get_by_role("button", name="Log in").click()
+    page.get_by_role("button", name="Allow").click()
+    page.goto("/auth/logout")
+    page.get_by_role("link", name="Annuleren").click()
+    expect(page).to_have_url(f"{site.url}/")
+    expect(page.get_by_text("anna@example.com")).to_be_visible()
+
+
 def test_a_style_that_somebody_slips_in_is_stopped(browser: Browser, shown: AppServer) -> None:
     page = browser.new_page()
     page.goto(f"{shown.url}/denied")
@@ -129,7 +186,7 @@ def test_a_person_walks_from_page_to_page(page: Page, site) -> None:
     page.get_by_role("button", name="Log in").click()
     page.get_by_role("button", name="Allow").click()
     expect(page).to_have_url(f"{site.url}/deep/x?q=1")
-    page.goto("/auth/logout?next=/auth/signed-out")
+    page.goto("/auth/logout")
     page.get_by_role("button", name="Uitloggen").click()
     expect(page.get_by_role("heading", name="U bent uitgelogd")).to_be_visible()
     page.get_by_role("link", name="Opnieuw inloggen").click()

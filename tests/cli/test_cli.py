@@ -211,6 +211,17 @@ def test_a_door_that_is_open_to_everybody_is_a_warning(run: Run) -> None:
     assert "everybody" not in result.output
 
 
+def test_a_logo_behind_the_login_is_a_warning(run: Run) -> None:
+    for logo, exempt, count in (
+        ("/static/logo.svg", None, 1),
+        ("/static/logo.svg?v=3", "/static/*", 0),
+        ("data:image/png;base64,iVBORw==", None, 0),
+    ):
+        result = run("check", "--offline", app_logo=logo, exempt=exempt)
+        assert result.exit_code == count
+        assert len([line for line in lines(result, "warning") if "app_logo" in line]) == count
+
+
 GOOD = {
     "client_id": "demo-key-id", "provider": "cameramanager",
     "base_url": "https://cm.example:8443", "scope": "read",
@@ -221,7 +232,8 @@ GOOD = {
     "background": "no", "revalidate": "none", "cache_size": "1000000", "exchanges_at_once": "8",
     "allow_emails": "*@example.com,anna+cm@example.org", "allow_accounts": "501,502",
     "trusted_origins": "https://app.example:8443,http://[::1]:5173,capacitor://localhost",
-    "cross_site_check": "off", "auto_login": "No",
+    "cross_site_check": "off", "auto_login": "No", "app_name": "Cameras & doors",
+    "app_logo": "/static/logo.svg",
 }  # fmt: skip
 
 

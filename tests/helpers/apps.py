@@ -109,6 +109,7 @@ def make_wsgi_app() -> flask.Flask:
     """The same application in Flask; it reads the client and the session from the proxies."""
     app = copy.copy(_flask_app())
     app.extensions, app.config = {}, copy.copy(app.config)
+    app.template_context_processors = copy.deepcopy(app.template_context_processors)
     return app
 
 

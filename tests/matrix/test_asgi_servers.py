@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.browser import Visitor
+from tests.helpers.browser import ANNA, CAMERAS, Visitor
 
 from .server_processes import APPS, ASGI, Simulated, environment, needs, needs_server, serve
 from .walk import walk
@@ -67,3 +67,23 @@ def test_asgi_runtime(
     assert told == {"library": library, "started": started}
     if started:  # the lifespan's end closed the connections to CameraManager
         assert "ResourceWarning" not in site.log.read_text()
+
+
+@pytest.mark.parametrize("server", ["uvicorn", "hypercorn", "hypercorn-trio", "granian"])
+def test_plain_def_handlers_have_a_client(
+    server: str, simulator: Simulated, tmp_path: Path
+) -> None:
+    needs("fastapi")
+    needs_server(server)
+    app, variables = f"{APPS}fastapi_app:app", environment(simulator)
+    with (
+        serve(server, ASGI[server], tmp_path / "log", variables, app=app) as site,
+        Visitor(site.origin) as visitor,
+    ):
+        assert visitor.enter("/sync/cameras").json() == CAMERAS[ANNA]
+        simulator.expire()
+        for path in ("/sync/cameras", "/cameras", "/sync/cameras"):
+            assert visitor.fetch(path).json() == CAMERAS[ANNA]
+        assert simulator.refreshes == 1
+        assert visitor.submit("/auth/logout").status_code == 303
+        assert visitor.fetch("/sync/cameras").status_code == 401

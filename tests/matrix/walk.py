@@ -164,7 +164,9 @@ def log_out(visitor: Visitor, site: Site, simulator: Simulated) -> None:
     page = visitor.navigate(f"{site.mount}/auth/logout")
     assert f'action="{site.mount}/auth/logout' in page.text
     gone = visitor.submit(f"{site.mount}/auth/logout")
-    assert (gone.status_code, gone.headers["location"]) == (303, f"{site.mount}/")
+    signed_out = f"{site.mount}/auth/signed-out"
+    assert (gone.status_code, gone.headers["location"]) == (303, signed_out)
+    assert "You are logged out" in visitor.navigate(signed_out).text
     assert simulator.count("DELETE", "/rest/v2.0/users/self/tokens/current") == 1
     assert visitor.fetch(f"{site.mount}/cameras").status_code == 401
     replayed = visitor.fetch(f"{site.mount}/cameras", headers={"Cookie": stolen})

@@ -23,8 +23,9 @@ from cm_auth_middleware import (
     SessionStore,
     UnavailableError,
 )
-from cm_auth_middleware.fastapi import CMClient, CMSession
+from cm_auth_middleware.fastapi import CMClient, CMSession, CMSyncClient, require
 from cm_auth_middleware.flask import CMAuth, cm, cm_session
+from cm_auth_middleware.flask import require as flask_require
 from cm_auth_middleware.testing import Browser, CMLogin, CMServer, CMTime
 
 config = CMAuthConfig(client_id="id", client_secret="secret", secret_key=["old", "new"])
@@ -47,6 +48,12 @@ async def cameras(client: CMClient, session: CMSession) -> Any:
     return response.json()
 
 
+@api.get("/admin", dependencies=[fastapi.Depends(require(lambda user: user["accountId"] == 501))])
+def admin(client: CMSyncClient) -> Any:
+    assert_type(client, httpx2.Client)
+    return client.get("/rest/v2.4/cameras").json()
+
+
 async def home(request: Request[CMState]) -> JSONResponse:
     response = await request.state["cm"].get("/rest/v2.4/cameras")
     assert_type(response, httpx2.Response)
@@ -64,6 +71,12 @@ def site_cameras() -> Any:
     assert_type(cm.get("/rest/v2.4/cameras"), httpx2.Response)
     assert_type(cm_session.data, dict[str, Any])
     return cm.get("/rest/v2.4/cameras").json()
+
+
+@site.get("/admin/<int:number>")
+@flask_require(lambda user: bool(user["accountId"] == 501))
+def site_admin(number: int) -> str:
+    return f"page {number}"
 
 
 wrapped = CMAuthWSGIMiddleware(flask.Flask("another").wsgi_app, config=config)

@@ -21,8 +21,8 @@ MakeVenv = Callable[..., Path]
 
 # What each extra promises, as a program that needs it; and what is then still not there.
 PROMISES = {
-    "fastapi": ("from cm_auth_middleware.fastapi import CMClient, CMSession", "flask"),
-    "flask": ("from cm_auth_middleware.flask import CMAuth, cm, cm_session", "fastapi"),
+    "fastapi": ("from cm_auth_middleware.fastapi import CMClient, CMSession, require", "flask"),
+    "flask": ("from cm_auth_middleware.flask import CMAuth, cm, cm_session, require", "fastapi"),
     "redis": (
         "from cm_auth_middleware.stores import RedisStore; RedisStore('redis://localhost/0')",
         "flask",

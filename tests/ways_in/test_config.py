@@ -18,6 +18,12 @@ from tests.helpers.apps import make_app
 from tests.helpers.world import SECRET_KEY
 
 GOOD = {"client_id": "id", "client_secret": "secret", "secret_key": SECRET_KEY}
+NO_LOGOS = [
+    "", "/", "logo.svg", "//cdn.example/logo.svg", "/a//b.svg", "/../logo.svg", "/a b.svg",
+    "https://cdn.example/logo.svg", '/a"onerror=x', "javascript:alert(1)", "data:image/png,x",
+    "data:text/html;base64,PGI+", "data:image/svg+xml,<svg/>", "data:image/png;base64,",
+    "data:image/png;base64,iVBORw=", "data:image/png;base64," + "A" * 65_536,
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -84,6 +90,12 @@ GOOD = {"client_id": "id", "client_secret": "secret", "secret_key": SECRET_KEY}
         ({"exempt": "/caf%C3%A9/*"}, "decoded and without a query: /café"),
         ({"exempt": "/#/public"}, "exempt has more than a path"),
         ({"exempt": "/health "}, "exempt has more than a path"),
+        *(
+            ({"app_name": name}, "app_name is a line of text")
+            for name in ("", " ", 7, "two\nlines", "a" * 101)
+        ),
+        ({"app_logo": 7}, "app_logo is a string"),
+        *(({"app_logo": logo}, "app_logo is a path of the application") for logo in NO_LOGOS),
     ],
 )
 def test_a_wrong_option_is_one_clear_sentence(options, message: str) -> None:

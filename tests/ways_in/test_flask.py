@@ -169,6 +169,38 @@ def test_without_the_extension_the_proxies_say_what_is_missing() -> None:
             _ = cm_session.user
 
 
+def test_a_request_that_went_round_the_login_is_told_from_a_missing_login() -> None:
+    app = make_app()
+    CMAuth(app, **GOOD)
+    with (
+        app.test_request_context("/"),
+        pytest.raises(CMAuthError, match=r"did not come through the login of CMAuth\(app, …\)"),
+    ):
+        _ = cm_session.user
+
+
+async def test_templates_know_the_session(make_world) -> None:
+    world = make_world(exempt=["/greeting"])
+    app = make_app()
+
+    @app.get("/greeting")
+    def greeting() -> str:
+        text = "{% if cm_session %}{{ cm_session.user.email }}{% else %}nobody{% endif %}"
+        return flask.render_template_string(text)
+
+    @app.get("/own")
+    def own() -> str:
+        return flask.render_template_string("{{ cm_session }}", cm_session="the view's own")
+
+    serve(world, app)
+    assert (await world.browser().get("/greeting")).text == "nobody"
+    browser = world.browser()
+    assert (await browser.login("/own")).text == "the view&#39;s own"
+    assert (await browser.get("/greeting")).text == "anna@example.com"
+    with app.app_context():  # for a mail, outside of any request
+        assert flask.render_template_string("Hello") == "Hello"
+
+
 def test_an_app_is_put_behind_the_login_once() -> None:
     app = make_app()
     auth = CMAuth(app, **GOOD)

@@ -13,7 +13,7 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 
 from cm_auth_middleware import CMAuthError, CMAuthMiddleware
-from cm_auth_middleware.flask import cm, cm_session
+from cm_auth_middleware.flask import cm, cm_session, require
 from cm_auth_middleware.testing import Settings, Simulator
 from tests.helpers.browser import Visitor
 from tests.helpers.servers import served
@@ -49,6 +49,11 @@ def make_flask() -> flask.Flask:
     def who() -> str:
         return cm_session.user["email"] if cm_session else "nobody"
 
+    @app.get("/admin")
+    @require(lambda user: user["accountId"] == 502)
+    def admin() -> str:
+        return "the admin's page"
+
     @app.post("/data")
     def data() -> dict[str, Any]:
         cm_session.data["seen"] = True
@@ -69,7 +74,7 @@ def origin(bridge: Bridge, simulator: Simulator) -> Iterator[str]:
         site = CMAuthMiddleware(
             Starlette(routes=[Mount("/flask", bridge(make_flask()))]),
             base_url=f"http://127.0.0.1:{port}", client_id="id", client_secret="secret",
-            secret_key=SECRET_KEY, exempt=["/flask/who", "/flask/cameras"],
+            secret_key=SECRET_KEY, exempt=["/flask/who", "/flask/cameras", "/flask/admin"],
         )  # fmt: skip
         with served("h11", site) as own:
             yield f"http://127.0.0.1:{own}"
@@ -93,6 +98,18 @@ def test_its_visitor_without_a_session_is_sent_to_the_login(origin: str) -> None
         assert visitor.navigate("/flask/who").text == "nobody"
         assert visitor.fetch("/flask/cameras").status_code == 401
         assert visitor.navigate("/flask/cameras").status_code == 302
+
+
+def test_a_rule_of_its_own_refuses_with_the_page(origin: str) -> None:
+    with Visitor(origin) as anna, Visitor(origin) as bob:
+        anna.enter("/flask/data", "anna@example.com")
+        bob.enter("/flask/data", "bob@example.com")
+        assert bob.navigate("/flask/admin").text == "the admin's page"
+        refused = anna.navigate("/flask/admin")
+        assert refused.status_code == 403
+        assert "You have no access to this page" in refused.text
+    with Visitor(origin) as visitor:
+        assert visitor.fetch("/flask/admin").status_code == 401
 
 
 def test_its_session_ends_with_its_grant(origin: str, simulator: Simulator) -> None:

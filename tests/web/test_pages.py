@@ -8,9 +8,14 @@ import logging
 import re
 
 import pytest
+from fastapi import Depends, FastAPI
+from flask import Flask
+from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
+from starlette.routing import Mount
+from werkzeug.middleware.dispatcher import DispatcherMiddleware
 
-from cm_auth_middleware import ErrorPage
+from cm_auth_middleware import ErrorPage, fastapi, flask
 from cm_auth_middleware.web.messages import LANGUAGES, MESSAGES
 from tests.helpers.stores import BrokenStore
 from tests.helpers.world import APP, CM, JSON, World
@@ -18,6 +23,20 @@ from tests.helpers.world import APP, CM, JSON, World
 pytestmark = pytest.mark.anyio
 
 NAVIGATING = {"Sec-Fetch-Mode": "navigate"}
+
+
+def guard(world: World, path: str) -> None:
+    """Put a path behind a rule that admits no user, by each side's own `require`."""
+    if world.side == "asgi":
+        app = FastAPI()
+        app.add_api_route(path, lambda: None, dependencies=[Depends(fastapi.require(lambda _: 0))])
+        world.app.app = app
+    else:
+        view = flask.require(lambda _: 0)(lambda: "")
+        site = Flask(__name__)
+        site.add_url_rule(path, "guarded", view)
+        flask.CMAuth(site, engine=world.engine)
+        world.net.add_wsgi(APP, site)
 
 
 async def cause(kind: str, make_world, language: str = "en", **options):
@@ -30,6 +49,8 @@ async def cause(kind: str, make_world, language: str = "en", **options):
     if kind == "unknown_host":
         options["allowed_hosts"] = ["app.example"]
     world: World = make_world(store=store, **options)
+    if kind == "forbidden":
+        guard(world, "/cameras")
     browser = world.browser(**{"Accept-Language": language})
     if kind in ("log_in", "unknown_host"):
         return await browser.get("/cameras?a=1")
@@ -57,10 +78,15 @@ async def cause(kind: str, make_world, language: str = "en", **options):
         await browser.get(url)
         browser.cookies.delete("cm_auth")
         return await browser.get("/cameras?a=1")
+    if kind == "forbidden":
+        await browser.get(url)
+        return await browser.get("/cameras")
     if kind == "login_cancelled":
         return await browser.get(re.sub(r"code=\w+", "error=access_denied", url))
     if kind == "login_invalid":
         return await browser.get(re.sub(r"code=\w+", "code=", url))
+    if kind == "misconfigured":
+        world.sim.fail_token({"error": "invalid_client"})
     if kind == "login_unavailable":
         del world.net.apps[CM]
     if kind == "login_busy":
@@ -76,6 +102,7 @@ STATUS = {
     "cross_site": 403,
     "form_not_sent": 401,
     "denied": 403,
+    "forbidden": 403,
     "log_in": 401,
     "log_out": 200,
     "login_busy": 503,
@@ -85,6 +112,7 @@ STATUS = {
     "login_not_kept": 503,
     "login_stale": 400,
     "login_unavailable": 502,
+    "misconfigured": 502,
     "signed_out": 200,
     "store_unavailable": 503,
     "unavailable": 503,
@@ -95,7 +123,7 @@ STATUS = {
 @pytest.mark.parametrize("kind", sorted(MESSAGES))
 async def test_each_page_says_what_happened_and_what_to_do(kind: str, make_world) -> None:
     response = await cause(kind, make_world)
-    title, text, action = MESSAGES[kind]["en"]
+    title, text, action, back = MESSAGES[kind]["en"]
     assert response.status_code == STATUS[kind]
     assert response.headers["content-type"] == "text/html; charset=utf-8"
     assert response.headers["cache-control"] == "no-store"
@@ -107,6 +135,7 @@ async def test_each_page_says_what_happened_and_what_to_do(kind: str, make_world
     assert f"<h1>{title}</h1>" in response.text
     assert text.partition("'")[0] in response.text
     assert f">{action}</" in response.text
+    assert (f'<a class="back" href="/">{back}</a>' in response.text) == (back is not None)
     scripts = re.findall(r"<script>(.*?)</script>", response.text, re.DOTALL)
     assert response.text.count("<script") == len(scripts) == policy.count("script-src")
     for script in scripts:  # one, which keeps the fragment of the address
@@ -178,12 +207,23 @@ async def test_a_session_that_ended_under_a_handler_leads_to_the_landing_page(ma
 # -- signed out --------------------------------------------------------------------------------
 
 
-async def test_a_logout_can_end_at_the_signed_out_page(world: World) -> None:
+@pytest.mark.parametrize("query", ["", "?next=", "?next=/auth/signed-out", "?lang=nl"])
+async def test_a_logout_ends_at_the_signed_out_page(world: World, query: str) -> None:
+    """13: any other page would lead to a new login, and CameraManager straight back in."""
     browser = await world.login()
-    response = await browser.post("/auth/logout?next=/auth/signed-out", follow_redirects=True)
+    response = await browser.post(f"/auth/logout{query}", follow_redirects=True)
+    assert str(response.url) == f"{APP}/auth/signed-out"
     assert response.status_code == 200
     assert "You are logged out" in response.text
     assert 'href="/auth/login"' in response.text
+
+
+async def test_the_logout_page_has_a_way_back(world: World) -> None:
+    """To the application, and never to where a link came from."""
+    browser = await world.login()
+    page = await browser.get("/auth/logout?next=/cameras", headers={"Referer": f"{APP}/deep/7"})
+    assert '<a class="back" href="/">Cancel</a>' in page.text
+    assert (await browser.get("/")).status_code == 200
 
 
 async def test_the_signed_out_page_is_not_shown_to_who_is_logged_in(world: World) -> None:
@@ -233,7 +273,7 @@ async def test_an_async_error_handler_may_leave_pages_to_us(make_world) -> None:
     browser = world.browser()
     assert (await browser.get("/auth/signed-out")).text == "<p>bytes</p>"
     confirmation = await browser.get("/auth/logout")
-    assert '<form method="post" action="/auth/logout?next=/"' in confirmation.text
+    assert '<form method="post" action="/auth/logout?next=/auth/signed-out"' in confirmation.text
 
 
 async def test_an_error_handler_that_fails_does_not_hide_what_was_to_be_told(
@@ -250,3 +290,81 @@ async def test_an_error_handler_that_fails_does_not_hide_what_was_to_be_told(
     assert "This login is no longer valid" in response.text
     errors = [r for r in caplog.records if r.levelno == logging.ERROR]
     assert [r.name for r in errors] == ["cm_auth_middleware"]
+
+
+# -- a mistake of who runs the application -----------------------------------------------------
+
+
+@pytest.mark.parametrize("error", ["invalid_client", "unauthorized", "unauthorized_client"])
+async def test_a_refused_api_key_asks_nobody_to_try_again_in_a_moment(world: World, error) -> None:
+    """At a login, and at a refresh: there the session is kept, and so are those that wait."""
+    world.sim.fail_token({"error": error})
+    browser = world.browser()
+    url = browser.callback_url((await browser.get("/")).headers["location"])
+    page = await browser.get(url)
+    assert page.status_code == 502
+    await browser.login("/")
+    world.clock.tick(43_300)
+    world.sim.fail_token({"error": error}, times=2)
+    pages = [page]
+    for pause in (0, 0.3, 0.1):  # refused, refused again, and in the pause after that
+        world.clock.tick(pause)
+        pages.append(await browser.get("/cameras"))
+        assert pages[-1].status_code == 503
+    for page in pages:
+        assert "This application is not set up correctly" in page.text
+        assert "in a moment" not in page.text
+    world.clock.tick(5)
+    assert (await browser.get("/cameras")).status_code == 200
+
+
+# -- the application's name and picture --------------------------------------------------------
+
+PICTURE = "data:image/png;base64,iVBORw0KGgo="
+
+
+async def test_the_pages_show_the_name_and_the_picture_of_the_application(make_world) -> None:
+    world = make_world(app_name="Cameras & <Doors>", app_logo="/static/logo.svg?v=3")
+    page = await world.browser().get("/auth/signed-out")
+    name = "Cameras &amp; &lt;Doors&gt;"
+    assert f"<title>You are logged out · {name}</title>" in page.text
+    assert f'<p class="app"><img src="/static/logo.svg?v=3" alt="">{name}</p>' in page.text
+    assert "; img-src 'self'" in page.headers["content-security-policy"]
+    assert "<h1>You are logged out</h1>" in page.text
+
+
+async def test_a_picture_in_the_page_itself_needs_no_other_right(make_world) -> None:
+    world = make_world(app_logo=PICTURE)
+    page = await world.browser().get("/auth/signed-out")
+    assert f'<p class="app"><img src="{PICTURE}" alt=""></p>' in page.text
+    assert "; img-src data:" in page.headers["content-security-policy"]
+    assert "<title>You are logged out</title>" in page.text
+
+
+async def test_pages_without_a_name_load_and_show_nothing_of_it(world: World) -> None:
+    page = await world.browser().get("/auth/signed-out")
+    assert "img" not in page.headers["content-security-policy"]
+    assert 'class="app"' not in page.text
+
+
+async def test_the_picture_is_below_the_mount(make_world, side: str) -> None:
+    world = make_world(app_logo="/static/logo.svg")
+    if side == "asgi":
+        world.net.add(APP, Starlette(routes=[Mount("/ui", app=world.app)]))
+    else:
+        world.net.add_wsgi(APP, DispatcherMiddleware(Flask("outer"), {"/ui": world.app}))
+    page = await world.browser().get("/ui/auth/signed-out")
+    assert '<img src="/ui/static/logo.svg" alt="">' in page.text
+
+
+async def test_an_error_handler_is_given_all_that_a_page_has(make_world) -> None:
+    drawn: list[ErrorPage] = []
+
+    def draw(page: ErrorPage) -> None:
+        drawn.append(page)
+
+    world = make_world(app_name="Cameras", app_logo="/logo.svg", error_handler=draw)
+    await world.browser().get("/auth/logout")
+    (page,) = drawn
+    assert (page.back, page.back_label) == ("/", "Cancel")
+    assert (page.app_name, page.app_logo) == ("Cameras", "/logo.svg")

@@ -9,7 +9,7 @@ from fastapi import FastAPI, Request, WebSocket
 from fastapi.responses import PlainTextResponse
 
 from cm_auth_middleware import CMAuthMiddleware
-from cm_auth_middleware.fastapi import CMClient, CMSession
+from cm_auth_middleware.fastapi import CMClient, CMSession, CMSyncClient
 
 inner = FastAPI()
 inner.add_middleware(CMAuthMiddleware)
@@ -29,6 +29,11 @@ async def room(name: str, request: Request) -> dict[str, str]:
 async def cameras(cm: CMClient) -> list[str]:
     response = await cm.get("/rest/v2.4/cameras")
     return [camera["name"] for camera in response.json()]
+
+
+@inner.get("/sync/cameras")
+def sync_cameras(cm: CMSyncClient) -> list[str]:
+    return [camera["name"] for camera in cm.get("/rest/v2.4/cameras").json()]
 
 
 @inner.get("/data")
