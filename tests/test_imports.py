@@ -25,6 +25,7 @@ LAYERS = (
     ("engine",),
     ("auth",),
     ("config",),
+    ("environment",),
     ("client", "telemetry"),
     ("tokens",),
     ("sessions",),

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import re
 from typing import Any
 
 import click
 
+from cm_auth_middleware import environment
 from cm_auth_middleware.display import HIDDEN, printable
 
-_SECRETS = ("CM_AUTH_CLIENT_SECRET", "CM_AUTH_SECRET_KEY")
+_SECRETS = ("client_secret", "secret_key")
 _LEAST = 4  # characters; shorter secrets would also match inside words
 _QUOTED = re.compile(r"'.*'|\".*\"|\(.*\)", re.DOTALL)
 
@@ -33,8 +33,8 @@ def safe(text: str) -> str:
 
 def secrets() -> list[str]:
     """Return the values of the secret options, the longest first."""
-    values = {os.environ.get(name, "") for name in _SECRETS}
-    values |= {part.strip() for value in values for part in value.split(",")}
+    values = {text for name in _SECRETS for text in environment.texts(name)}
+    values |= {part.strip() for value in values for part in re.split(r"[,\n]", value)}
     return sorted((value for value in values if len(value) >= _LEAST), key=len, reverse=True)
 
 

@@ -191,6 +191,29 @@ def test_a_misspelt_option_is_noticed(run: Run, monkeypatch: pytest.MonkeyPatch)
     assert "CM_AUTH_ALLOW is not an option that can be set in the environment" in result.output
 
 
+def test_options_in_files_are_checked_and_their_secrets_hidden(run: Run, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("demo-key-secret\n")
+    in_file = {"client_secret": None, "client_secret_file": str(secret)}
+    result = run("check", **in_file)
+    assert result.exit_code == 0, result.output
+    shown = r"^client_secret +hidden \(15 characters\) +CM_AUTH_CLIENT_SECRET_FILE$"
+    assert re.search(shown, result.output, re.M)
+    # An option that repeats the secret is hidden, too: `run` looks for it in the output.
+    assert "prefix" in run("check", "--offline", prefix="/demo-key-secret", **in_file).output
+    result = run("check", client_secret_file=str(secret))
+    assert result.exit_code == 2
+    assert "CM_AUTH_CLIENT_SECRET_FILE are both set" in lines(result, "error")[0]
+    assert re.search(r"^client_secret +not read +CM_AUTH_CLIENT_SECRET_FILE$", result.output, re.M)
+    result = run("check", client_secret=None, client_secret_file="hunter2")
+    assert "names a file that cannot be read" in lines(result, "error")[0]
+
+
+def test_all_missing_options_are_named_at_once(run: Run) -> None:
+    result = run("check", client_id=None, client_secret=None, secret_key=None)
+    assert "client_id, client_secret and secret_key are missing" in lines(result, "error")[0]
+
+
 def test_http_outside_loopback_is_a_warning(run: Run) -> None:
     result = run("check", "--offline", base_url="http://cm.example")
     assert result.exit_code == 1
