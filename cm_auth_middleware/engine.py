@@ -11,10 +11,10 @@ from urllib.parse import urlsplit
 
 import anyio.to_thread
 
-from . import telemetry
+from . import environment, telemetry
 from .auth.connections import LoopConnections, ThreadConnections
 from .auth.gate import Gate
-from .config import CMAuthConfig, CMAuthOptions
+from .config import CMAuthConfig, CMAuthOptions, environment_options
 from .errors import ConfigError, StoreError
 from .events import log
 from .runtime.base import Runtime
@@ -87,6 +87,7 @@ class Services:
         self.connections: Any = connections(runtime, self.gate.is_alive)
         self._api_url = provider.api_url(config.base_url)
         self.client_of: Callable[[Session], Any] = self._first_client_of
+        self._warned_of_store = False
 
     def _first_client_of(self, session: Session) -> Any:
         """Return a client for a session, after making what makes the clients."""
@@ -111,22 +112,37 @@ class Services:
             return pool
         return telemetry.TimedTransport(pool, self._telemetry)
 
-    def warn_of_store(self) -> None:
-        """Log a warning if the store is known to be unusable, before the first login finds out."""
+    def warn_of_mistakes(self) -> None:
+        """Log what can be known without a connection, before the first login finds out."""
+        for name, meant in environment.unknown(environment_options()):
+            if meant is not None:  # a Service of Kubernetes may set others that begin so
+                log("variable_unknown", variable=name, option=meant)
         check = getattr(self.sessions.store, "check", None)
         if check is not None:
             try:
                 check()
             except StoreError as error:
-                log("store_unusable", reason=error)
+                self._warn_of_store(error)
 
-    def load_soon(self) -> None:
-        """Begin to load, beside, what the first login and the first call of a handler need.
+    def start_beside(self) -> None:
+        """Begin, beside, to load what the first login needs, and to open the store.
 
         Encryption is not among it: `Login` begins to load it when a login is on its way, and a
         process that has none, nor a session, does not need its 8 MB.
         """
         self.runtime.loading.begin(self.oauth.load, self.runtime.load_http, _load_clients)
+        if not (self.sessions.is_at_hand or self._warned_of_store):
+            self.runtime.single_flight.start("open the store", self._open_store)
+
+    async def _open_store(self) -> None:
+        try:
+            await self.sessions.store.ping()
+        except StoreError as error:
+            self._warn_of_store(error)
+
+    def _warn_of_store(self, error: StoreError) -> None:
+        self._warned_of_store = True
+        log("store_unusable", reason=error)
 
 
 def _load_clients() -> None:

@@ -136,7 +136,17 @@ EVENTS = {
     "unhealthy": Event(
         WARNING, "the route `health` says that the store cannot be used; logged once: `reason`"
     ),
-    "store_unusable": Event(WARNING, "at the start the store cannot be used: `reason`"),
+    "store_unusable": Event(
+        WARNING,
+        "at the start the store cannot be used: `reason`",
+        "until it can be, requests that need a session are answered 503",
+    ),
+    "variable_unknown": Event(
+        WARNING,
+        "at the start there is a variable that no option has, and one is alike: `variable`, "
+        "`option`",
+        "correct its name; it has no effect",
+    ),
     "replicas_behind": Event(
         WARNING,
         "a write reached fewer replicas in time than the store's URL asks for; logged once a "

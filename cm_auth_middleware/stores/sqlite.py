@@ -16,6 +16,7 @@ from typing import Any
 import anyio
 import anyio.to_thread
 
+from ..display import shown_file
 from ..errors import StoreError
 from .sqlite_file import SQLiteFile, check_access, explain, is_busy
 
@@ -161,7 +162,13 @@ class SQLiteStore:
         return int(rows[0][0])
 
     def check(self) -> None:
-        """Raise `StoreError` if the file, or its folder, must not be used; nothing is opened."""
+        """Raise `StoreError` if the file, or its folder, cannot or must not be used.
+
+        Nothing is opened: a server may fork this process later.
+        """
+        folder = self._file.path.parent
+        if not folder.is_dir():
+            raise StoreError(f"there is no folder {shown_file(str(folder))}")
         check_access(self._file.path)
 
     async def ping(self) -> None:
