@@ -300,6 +300,23 @@ class AuthEngine:
         """Log a session out, here and at CameraManager."""
         return self._run(lambda services: services.gate.end(session))
 
+    def users(self, email: str | None = None) -> Any:
+        """List the users who logged in, or were active, within ``absolute_timeout``.
+
+        Some may have no session any more. Sessions of releases before 0.2 are among them once
+        their users were read anew (``revalidate``).
+
+        Args:
+            email: only users with this e-mail address, in upper or lower case.
+
+        Returns:
+            A list of CameraManager's ``userId``, as text.
+
+        Raises:
+            UnavailableError: the store fails, or cannot list sessions.
+        """
+        return self._run(lambda services: services.sessions.users(email))
+
     def sessions(self, user_id: str | int) -> Any:
         """List a user's sessions, the last used first, without decrypting them.
 

@@ -128,3 +128,4 @@ class Revalidation:
             session, lambda record: replace(record, user=text, user_read_at=now)
         ):
             self._rule.note(session, is_allowed=True)
+            await self._sessions.list_user(session.record)  # whose address may be another now

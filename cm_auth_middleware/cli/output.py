@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
@@ -15,9 +16,17 @@ _LEAST = 4  # characters; shorter secrets would also match inside words
 _QUOTED = re.compile(r"'.*'|\".*\"|\(.*\)", re.DOTALL)
 
 
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
 def say(text: object = "") -> None:
     """Print a line."""
     click.echo(safe(str(text)))
+
+
+def say_json(value: object) -> None:
+    """Print a value as JSON on one line, without the environment's secrets."""
+    click.echo(json.dumps(_without_secrets(value)))  # in ASCII: no control characters
 
 
 def safe(text: str) -> str:
@@ -26,9 +35,21 @@ def safe(text: str) -> str:
     The values of the secret options are hidden everywhere: an operator may have put them into
     another option too, and a server may repeat them.
     """
+    return printable(_hide(text))
+
+
+def _hide(text: str) -> str:
     for secret in secrets():
         text = text.replace(secret, HIDDEN)
-    return printable(text)
+    return text
+
+
+def _without_secrets(value: object) -> object:
+    if isinstance(value, str):
+        return _hide(value)
+    if isinstance(value, dict):
+        return {key: _without_secrets(item) for key, item in value.items()}
+    return [_without_secrets(item) for item in value] if isinstance(value, list) else value
 
 
 def secrets() -> list[str]:
