@@ -31,7 +31,7 @@ LAYERS = (
     ("sessions",),
     ("stores", "web"),
     ("runtime",),
-    ("errors", "events", "hooks"),
+    ("audit_log", "errors", "events", "hooks"),
     ("display",),
 )
 LEVELS = {part: -level for level, parts in enumerate(LAYERS) for part in parts}

@@ -121,6 +121,7 @@ class Revalidation:
         if not is_allowed:
             await self._sessions.mark_denied(session)
             log("session_denied", session=session.log_id)
+            self._sessions.audit("session_denied", session)
             await self._end(session)
             return
         text, now = dumps(user), self._runtime.clock()

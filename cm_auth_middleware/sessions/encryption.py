@@ -9,9 +9,9 @@ import hmac
 import json
 import secrets
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..display import ip_address
 from ..errors import SessionDataError
@@ -86,7 +86,11 @@ class Sealer:
 
     def user_id(self, record: Record) -> str:
         """Return the id of a session's user, as text."""
-        return str(json.loads(record.user).get(self._user_id_field, ""))
+        return self.id_of(json.loads(record.user))
+
+    def id_of(self, user: Mapping[str, Any]) -> str:
+        """Return the id of a user, as text."""
+        return str(user.get(self._user_id_field, ""))
 
     # -- sessions --------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple, cast
 
+from ..audit_log import audit
 from ..errors import SessionExpiredError, StoreError, UnavailableError
 from ..events import log
 from ..runtime.bounded_cache import BoundedCache
@@ -270,6 +271,21 @@ class SessionManager:
 
     # -- for an administrator --------------------------------------------------------------
 
+    def audit(self, event: str, session: Session, address: str = "", **fields: str) -> None:
+        """Write an event of a session into the audit log.
+
+        Args:
+            address: of the request that caused it; that of the login if there was none.
+        """
+        record = session.record
+        audit(
+            event,
+            self.sealer.user_id(record),
+            address=address or record.address,
+            session=session.log_id,
+            **fields,
+        )
+
     async def list_user(self, record: Record) -> None:
         """Enter the user of a session into the list of users, for as long as it may live."""
         if hasattr(self.store, "find"):
@@ -311,6 +327,8 @@ class SessionManager:
             if await self.store.delete(record_id) is not None:
                 deleted += 1
             self._forget(record_id)
+        if deleted:
+            audit("logout_everywhere", user_id, sessions=deleted)
         return deleted
 
     async def was_ended(self, record_id: str) -> bool:
