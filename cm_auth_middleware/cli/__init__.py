@@ -12,6 +12,8 @@ except ModuleNotFoundError:  # pragma: no cover - proven by the packaging test, 
 
 from cm_auth_middleware.cli.check import check
 from cm_auth_middleware.cli.demo import demo
+from cm_auth_middleware.cli.dev import dev
+from cm_auth_middleware.cli.init import init
 from cm_auth_middleware.cli.output import SafeGroup, as_json, say, say_json
 from cm_auth_middleware.cli.sessions import sessions
 
@@ -37,4 +39,6 @@ def secret(as_json: bool) -> None:
 
 main.add_command(check)
 main.add_command(demo)
+main.add_command(dev)
+main.add_command(init)
 main.add_command(sessions)

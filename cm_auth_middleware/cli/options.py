@@ -6,6 +6,7 @@ with one, that was put into the wrong option.
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Iterator
 from contextlib import suppress
@@ -25,6 +26,7 @@ from cm_auth_middleware.display import HIDDEN, shown_url
 from cm_auth_middleware.errors import ConfigError
 from cm_auth_middleware.tokens.provider import PROVIDERS, find_provider
 
+_ENTRY = re.compile(r"^    (\w+): (.*(?:\n        .*)*)", re.M)
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _NUMBER = re.compile(r"[0-9]{1,10}(\.[0-9]{1,6})?")
 _SWITCH = re.compile(r"(?i)1|0|true|false|yes|no|on|off")
@@ -68,6 +70,13 @@ def rows() -> Iterator[tuple[str, str, str]]:
             yield option.name, _shown(option.name, found[0]), found[1]
         else:
             yield option.name, _default(option), "default"
+
+
+def meanings() -> dict[str, str]:
+    """Return what the docstring of `CMAuthConfig` says of each option; empty without docstrings."""
+    text = inspect.cleandoc(CMAuthConfig.__doc__ or "")
+    section = text.partition("Attributes:\n")[2].partition("\nRaises:")[0]
+    return {name: " ".join(meaning.split()) for name, meaning in _ENTRY.findall(section)}
 
 
 def unknown_variables() -> Iterator[str]:
