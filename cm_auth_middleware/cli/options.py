@@ -90,7 +90,7 @@ def _shown(name: str, value: str) -> str:
     if not value:
         return "empty"
     if name in ("client_secret", "secret_key"):
-        return f"hidden ({len(value)} characters)"
+        return f"hidden ({_length(value)})"
     if name == "client_id":
         return _shown_id(value)
     if name in ("store", "base_url", "redirect_uri"):
@@ -99,15 +99,19 @@ def _shown(name: str, value: str) -> str:
     known = _KNOWN.get(name)
     # All or nothing: the value may be another option's, such as a URL with commas in it.
     if known is None or not all(known.fullmatch(part) for part in parts if part):
-        return f"not shown ({len(value)} characters)"
+        return f"not shown ({_length(value)})"
     return value
+
+
+def _length(value: str) -> str:
+    return "1 character" if len(value) == 1 else f"{len(value)} characters"
 
 
 def _shown_id(value: str) -> str:
     """Return the ID of an API key; only its beginning if it may be the secret by mistake."""
     longest = max(map(len, environment.texts("client_secret")), default=0)
     is_id = _ID.fullmatch(value) and len(value) < longest and safe(value) == value
-    return value if is_id else f"{value[:3]}{HIDDEN} ({len(value)} characters)"
+    return value if is_id else f"{value[:3]}{HIDDEN} ({_length(value)})"
 
 
 def _default(option: Field[Any]) -> str:

@@ -190,6 +190,11 @@ def test_a_misspelt_option_is_noticed(run: Run, monkeypatch: pytest.MonkeyPatch)
     assert result.exit_code == 1
     assert "did you mean CM_AUTH_REDIRECT_URI?" in result.output
     assert "CM_AUTH_ALLOW is not an option that can be set in the environment" in result.output
+    assert "every other option has a value that makes sense" in result.output
+
+
+def test_one_character_is_one(run: Run) -> None:
+    assert "hidden (1 character) " in run("check", "--offline", client_secret="x").output
 
 
 def test_options_in_files_are_checked_and_their_secrets_hidden(run: Run, tmp_path: Path) -> None:
