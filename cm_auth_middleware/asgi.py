@@ -40,29 +40,6 @@ _VARY = (b"vary", b"Cookie")
 _LOGGED_OUT, _TRY_LATER = 4401, 1013
 
 
-def _is_made_for_lifespan() -> bool:
-    """Return True if Starlette makes the middleware now, when a server starts its lifespan.
-
-    `add_middleware` of Starlette and FastAPI only notes the class. Who makes it earlier, in a
-    module, gets the error there.
-    """
-    frame = inspect.currentframe()
-    while frame is not None and frame.f_code.co_name != "build_middleware_stack":
-        frame = frame.f_back
-    caller = frame and frame.f_back
-    scope = caller.f_locals.get("scope") if caller else None
-    return scope is not None and bool(scope["type"] == "lifespan")
-
-
-async def _fail(reason: str, scope: Scope, receive: Receive, send: Send) -> NoReturn:
-    """Let the server end the start, and refuse requests where it goes on nevertheless."""
-    if scope["type"] == "lifespan":
-        await receive()  # lifespan.startup
-        message = f"cm_auth_middleware cannot start: {reason}"
-        await send({"type": "lifespan.startup.failed", "message": message})
-    raise ConfigError(reason)
-
-
 class CMState(TypedDict):
     """The contents of ``request.state``, for ``Request[CMState]``."""
 
@@ -201,6 +178,29 @@ class CMAuthMiddleware:
             "cm_session": session,
             "cm": None if session is None else self._services.client_of(session),
         }
+
+
+def _is_made_for_lifespan() -> bool:
+    """Return True if Starlette makes the middleware now, when a server starts its lifespan.
+
+    `add_middleware` of Starlette and FastAPI only notes the class. Who makes it earlier, in a
+    module, gets the error there.
+    """
+    frame = inspect.currentframe()
+    while frame is not None and frame.f_code.co_name != "build_middleware_stack":
+        frame = frame.f_back
+    caller = frame and frame.f_back
+    scope = caller.f_locals.get("scope") if caller else None
+    return scope is not None and bool(scope["type"] == "lifespan")
+
+
+async def _fail(reason: str, scope: Scope, receive: Receive, send: Send) -> NoReturn:
+    """Let the server end the start, and refuse requests where it goes on nevertheless."""
+    if scope["type"] == "lifespan":
+        await receive()  # lifespan.startup
+        message = f"cm_auth_middleware cannot start: {reason}"
+        await send({"type": "lifespan.startup.failed", "message": message})
+    raise ConfigError(reason)
 
 
 class ASGIRequest(Request):

@@ -18,7 +18,9 @@ import pytest
 from click.testing import CliRunner
 
 from cm_auth_middleware.cli import main
-from cm_auth_middleware.cli.dev import _files
+from cm_auth_middleware.cli.dev import _command, _files, _variables
+from cm_auth_middleware.cli.wsgi_server import load
+from cm_auth_middleware.config import CMAuthConfig
 from tests.cli.test_demo import told
 from tests.helpers.servers import ROOT
 from tests.helpers.world import HTML
@@ -168,6 +170,40 @@ def test_a_wrong_call_says_what_is_right(arguments: list[str], says: str) -> Non
     result = CliRunner().invoke(main, ["dev", *arguments])
     assert result.exit_code == 2
     assert says in result.output
+
+
+def test_the_application_is_started_as_its_server_wants_it() -> None:
+    for target, wsgi, end in (
+        ("main:app", False, ["uvicorn", "main:app", "--host", "::1", "--port", "80"]),
+        ("m:make()", False, ["uvicorn", "m:make", "--factory", "--host", "::1", "--port", "80"]),
+        ("m:make()", True, ["cm_auth_middleware.cli.wsgi_server", "m:make()", "::1", "80"]),
+    ):
+        assert _command(target, wsgi, "::1", 80) == [sys.executable, "-m", *end]
+
+
+def test_variables_that_name_another_site_are_replaced(monkeypatch) -> None:
+    monkeypatch.setenv("CM_AUTH_REDIRECT_URI", "https://cams.example.com/auth/callback")
+    monkeypatch.setenv("CM_AUTH_STORE_FILE", "/run/secrets/store")
+    monkeypatch.setenv("CM_AUTH_PREFIX", "/login")
+    variables = _variables("http://127.0.0.1:1", "id", "secret", "/folder", "192.0.2.1")
+    assert "CM_AUTH_REDIRECT_URI" not in variables
+    assert "CM_AUTH_STORE_FILE" not in variables
+    assert variables["CM_AUTH_PREFIX"] == "/login"
+    assert variables["CM_AUTH_STORE"] == "sqlite:////folder/sessions.db"
+    assert variables["CM_AUTH_ALLOWED_HOSTS"] == "localhost,127.0.0.1,[::1],192.0.2.1"
+    with monkeypatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("CM_AUTH_")]:
+            patch.delenv(name)
+        for name, value in variables.items():
+            patch.setenv(name, value)
+        assert CMAuthConfig.from_env().base_url == "http://127.0.0.1:1"
+
+
+def test_an_application_is_found_by_its_name_or_made_by_its_factory(tmp_path, monkeypatch) -> None:
+    (tmp_path / "some_app_of_mine.py").write_text("class web:\n    app = 1\n    make = lambda: 2\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert load("some_app_of_mine:web.app") == 1
+    assert load("some_app_of_mine:web.make()") == 2
 
 
 def test_files_that_are_installed_or_hidden_are_not_watched(tmp_path: Path, monkeypatch) -> None:
