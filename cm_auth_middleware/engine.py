@@ -87,7 +87,8 @@ class Services:
         self.connections: Any = connections(runtime, self.gate.is_alive)
         self._api_url = provider.api_url(config.base_url)
         self.client_of: Callable[[Session], Any] = self._first_client_of
-        self._warned_of_store = False
+        # The code that made a store object opens it. In memory there is nothing to open.
+        self._opens_store = isinstance(config.store, str) and not self.sessions.is_at_hand
 
     def _first_client_of(self, session: Session) -> Any:
         """Return a client for a session, after making what makes the clients."""
@@ -122,7 +123,8 @@ class Services:
             try:
                 check()
             except StoreError as error:
-                self._warn_of_store(error)
+                self._opens_store = False  # one warning is enough
+                log("store_unusable", reason=error)
 
     def start_beside(self) -> None:
         """Begin, beside, to load what the first login needs, and to open the store.
@@ -131,18 +133,14 @@ class Services:
         process that has none, nor a session, does not need its 8 MB.
         """
         self.runtime.loading.begin(self.oauth.load, self.runtime.load_http, _load_clients)
-        if not (self.sessions.is_at_hand or self._warned_of_store):
+        if self._opens_store:
             self.runtime.single_flight.start("open the store", self._open_store)
 
     async def _open_store(self) -> None:
         try:
             await self.sessions.store.ping()
         except StoreError as error:
-            self._warn_of_store(error)
-
-    def _warn_of_store(self, error: StoreError) -> None:
-        self._warned_of_store = True
-        log("store_unusable", reason=error)
+            log("store_unusable", reason=error)
 
 
 def _load_clients() -> None:
