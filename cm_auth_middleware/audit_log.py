@@ -17,8 +17,9 @@ import logging
 from .display import printable
 
 logger = logging.getLogger(f"{__package__}.audit")
-logger.setLevel(logging.INFO)
 logger.propagate = False
+if logger.level == logging.NOTSET:  # a server may have configured it before this module is loaded
+    logger.setLevel(logging.INFO)
 
 AUDIT_EVENTS = {
     "login": "a user logged in: `user_id`, `address`, `session`",
