@@ -24,7 +24,8 @@ class _IPv6Server(_Server):
 def load(target: str) -> Any:
     """Return the application that ``module:name`` or ``module:factory()`` names."""
     module, _, name = target.removesuffix("()").partition(":")
-    found = reduce(getattr, name.split("."), importlib.import_module(module))
+    found: Any = importlib.import_module(module)
+    found = reduce(getattr, name.split("."), found)
     return found() if target.endswith("()") else found
 
 

@@ -15,6 +15,7 @@ from click.testing import CliRunner, Result
 from cm_auth_middleware.cli import main
 from cm_auth_middleware.cli.options import meanings
 from cm_auth_middleware.config import REQUIRED, CMAuthConfig, environment_options
+from tests.helpers.world import SECRET_KEY
 
 
 @pytest.fixture(autouse=True)
@@ -81,7 +82,7 @@ def test_every_line_is_good_when_it_is_set(monkeypatch) -> None:
 def test_defaults_are_those_of_the_package(monkeypatch) -> None:
     """A line that shows another default than the real one would change it when it is set."""
     init()
-    given = {"client_id": "id", "client_secret": "secret", "secret_key": "kzJ2x-8Qw_1uYtR4m" * 3}
+    given = {"client_id": "id", "client_secret": "secret", "secret_key": SECRET_KEY}
     default = CMAuthConfig(**given)
     lines = re.findall(r"^# CM_AUTH_([A-Z_]+)=(.*)$", Path(".env").read_text(), re.MULTILINE)
     same = {

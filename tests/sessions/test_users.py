@@ -90,7 +90,8 @@ async def test_users_are_found_while_a_new_secret_key_is_rolled_out(make_world: 
 async def test_a_user_is_found_by_the_new_address_once_it_was_read(make_world: MakeWorld) -> None:
     world = make_world(background=False)
     browser = await world.login()
-    world.sim.users[0].email = "anna@elsewhere.example"
+    user = {"userId": 10003, "email": "anna@elsewhere.example"}
+    world.sim.fail_api((200, user))
     world.clock.tick(901)
     assert (await browser.get("/")).status_code == 200
     assert await call(world, world.engine.users, "anna@elsewhere.example") == [ANNA]
