@@ -42,5 +42,6 @@ def test_a_wrong_option_ends_the_start(server: str, simulator: Simulated, tmp_pa
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
-    assert process.returncode != 0, output
+    # It has ended by itself. hypercorn's first process does so with 0, whatever its workers did.
+    assert process.returncode != 0 or server.startswith("hypercorn"), output
     assert "cm_auth_middleware cannot start: CM_AUTH_COOKIE_SECURE is true or false" in output
