@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack, cast
+from typing import TYPE_CHECKING, Any, NoReturn, TypedDict, TypeVar, Unpack, cast
 
 import anyio
 
@@ -71,19 +72,24 @@ class CMAuthMiddleware:
         **options: Unpack[CMAuthOptions],
     ) -> None:
         self.app = app
+        self._fault: str | None = None  # the reason why the application cannot start
         try:
             self.engine = AuthEngine.resolve(engine, config, options)
+            self._services = self.engine.async_services
         except ConfigError as error:
-            # Starlette builds middleware when the server sends the lifespan, and a server that
-            # is not told --lifespan on takes an error there for an app that has no lifespan.
             log("config_error", reason=error)
-            raise
-        self._services = self.engine.async_services
-        self._services.warn_of_store()
+            if not _is_made_for_lifespan():
+                raise
+            # The server would take an error for an application that has no lifespan, and go on.
+            self._fault = str(error)
+            return
+        self._services.warn_of_mistakes()
         self._gate = self._services.gate
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection. Refuse an unknown type of scope, and never pass it through."""
+        if self._fault is not None:
+            await _fail(self._fault, scope, receive, send)
         if scope["type"] != "http":
             await self._other(scope, receive, send)
             return
@@ -148,7 +154,7 @@ class CMAuthMiddleware:
 
         runtime = cast("EventLoopRuntime", self._services.runtime)
         runtime.note_lifespan(is_open=True)
-        self._services.load_soon()
+        self._services.start_beside()
         await self.app(scope, receive, closing_send)
 
     async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -181,6 +187,29 @@ class CMAuthMiddleware:
         if user is None or isinstance(user, CMUser):  # or another middleware's, which stays
             own["user"] = own["auth"] = CMUser(session, self._services.included_scopes)
         return own
+
+
+def _is_made_for_lifespan() -> bool:
+    """Return True if Starlette makes the middleware now, when a server starts its lifespan.
+
+    `add_middleware` of Starlette and FastAPI only notes the class. Who makes it earlier, in a
+    module, gets the error there.
+    """
+    frame = inspect.currentframe()
+    while frame is not None and frame.f_code.co_name != "build_middleware_stack":
+        frame = frame.f_back
+    caller = frame and frame.f_back
+    scope = caller.f_locals.get("scope") if caller else None
+    return scope is not None and bool(scope["type"] == "lifespan")
+
+
+async def _fail(reason: str, scope: Scope, receive: Receive, send: Send) -> NoReturn:
+    """Let the server end the start, and refuse requests where it goes on nevertheless."""
+    if scope["type"] == "lifespan":
+        await receive()  # lifespan.startup
+        message = f"cm_auth_middleware cannot start: {reason}"
+        await send({"type": "lifespan.startup.failed", "message": message})
+    raise ConfigError(reason)
 
 
 class ASGIRequest(Request):

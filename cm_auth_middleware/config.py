@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import warnings
 from collections.abc import Callable, Iterable
@@ -12,7 +11,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 from urllib.parse import urlsplit
 
-from . import stores
+from . import environment, stores
 from .display import HOST
 from .errors import ConfigError
 from .runtime.bounded_cache import MOST_BYTES
@@ -29,12 +28,14 @@ if TYPE_CHECKING:
 Hook = Callable[["Session"], Any]
 """The options ``on_login``, ``on_refresh`` and ``on_logout``: what they return is not used."""
 
+REQUIRED = ("client_id", "client_secret", "secret_key")
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 FUNCTIONS = ("allow", "on_login", "on_refresh", "on_logout", "error_handler")  # in no environment
-# Separated by commas in the environment.
+# Separated by commas or line ends in the environment.
 LISTS = (
     "secret_key", "exempt", "allowed_hosts", "trusted_origins", "allow_emails", "allow_accounts",
 )  # fmt: skip
+SEPARATOR = re.compile(r"[,\n]")
 _SWITCHES = ("background", "cookie_secure", "cross_site_check", "auto_login")
 _TIMES = ("idle_timeout", "absolute_timeout", "refresh_leeway", "timeout")
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")  # RFC 9110 §5.6.2
@@ -90,9 +91,10 @@ class CMAuthOptions(TypedDict, total=False):
 class CMAuthConfig:
     """Holds every option of the middleware.
 
-    `from_env` and the middlewares read an option that is not given from ``CM_AUTH_<OPTION>``.
-    Times are given in seconds or as `timedelta`, and are seconds here; in the environment,
-    several values are separated by commas.
+    `from_env` and the middlewares read an option that is not given from ``CM_AUTH_<OPTION>``, or
+    from the file that ``CM_AUTH_<OPTION>_FILE`` names. Times are given in seconds or as
+    `timedelta`, and are seconds here; in the environment, several values are separated by commas
+    or line ends.
 
     Attributes:
         client_id: The ID of the CameraManager API key.
@@ -202,11 +204,9 @@ class CMAuthConfig:
         def __init__(self, **options: Unpack[CMAuthOptions]) -> None: ...
 
     def __post_init__(self) -> None:
-        for name in ("client_id", "client_secret", "secret_key"):
-            if not getattr(self, name):
-                raise ConfigError(
-                    f"{name} is missing: give it as a keyword or in CM_AUTH_{name.upper()}"
-                )
+        missing = [name for name in REQUIRED if not getattr(self, name)]
+        if missing:
+            raise ConfigError(_missing(missing))
         provider = find_provider(self.provider)
         for name, value in provider.defaults.items():
             if getattr(self, name) is None:
@@ -244,18 +244,21 @@ class CMAuthConfig:
 
     @classmethod
     def from_env(cls, **options: Any) -> CMAuthConfig:
-        """Read the options from ``CM_AUTH_<OPTION>`` variables; keywords override them."""
+        """Read the options from ``CM_AUTH_<OPTION>`` variables; keywords override them.
+
+        Each may also be in a file that ``CM_AUTH_<OPTION>_FILE`` names.
+        """
         known = {item.name for item in fields(cls)}
         unknown = sorted(options.keys() - known)
         if unknown:
             raise ConfigError(
                 f"unknown option {', '.join(unknown)}; the options are {', '.join(sorted(known))}"
             )
-        for name in known - options.keys():
-            value = os.environ.get(f"CM_AUTH_{name.upper()}")
-            if value is not None and name not in FUNCTIONS:
-                options[name] = _parse(name, value)
-        for name in ("client_id", "client_secret", "secret_key"):
+        for name in known - options.keys() - set(FUNCTIONS):
+            found = environment.read(name)
+            if found is not None:
+                options[name] = _parse(name, *found)
+        for name in REQUIRED:
             options.setdefault(name, "")
         return cls(**options)
 
@@ -451,6 +454,11 @@ class CMAuthConfig:
             )
 
 
+def environment_options() -> list[str]:
+    """Return the names of the options that a variable can set."""
+    return [option.name for option in fields(CMAuthConfig) if option.name not in FUNCTIONS]
+
+
 def _warn(message: str) -> None:
     warnings.warn(message, stacklevel=6)  # where the options are given
 
@@ -460,15 +468,27 @@ def _is_repetition(key: str) -> bool:
     return any(key[period:] == key[:-period] for period in range(1, len(key) // 2 + 1))
 
 
-def _parse(name: str, value: str) -> Any:
+def _missing(names: list[str]) -> str:
+    """Return the sentence that names all that is missing."""
+    variables = [environment.variable(name) for name in names]
+    if len(names) == 1:
+        return f"{names[0]} is missing: give it as a keyword or in {variables[0]}"
+    return f"{_and(names)} are missing: give them as keywords or in {_and(variables)}"
+
+
+def _and(words: list[str]) -> str:
+    return f"{', '.join(words[:-1])} and {words[-1]}"
+
+
+def _parse(name: str, value: str, source: str) -> Any:
     if name in LISTS:
-        return tuple(part.strip() for part in value.split(",") if part.strip())
+        return tuple(part.strip() for part in SEPARATOR.split(value) if part.strip())
     if name in _SWITCHES:
         if value.lower() in _TRUE:
             return True
         if value.lower() in _FALSE:
             return False
-        raise ConfigError(f"CM_AUTH_{name.upper()} is true or false")
+        raise ConfigError(f"{source} is true or false")
     if name == "revalidate" and value.lower() == "none":
         return None
     return value

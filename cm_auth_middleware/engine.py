@@ -12,10 +12,10 @@ from urllib.parse import urlsplit
 
 import anyio.to_thread
 
-from . import telemetry
+from . import environment, telemetry
 from .auth.connections import LoopConnections, ThreadConnections
 from .auth.gate import Gate
-from .config import CMAuthConfig, CMAuthOptions
+from .config import CMAuthConfig, CMAuthOptions, environment_options
 from .errors import ConfigError, StoreError
 from .events import log
 from .runtime.base import Runtime
@@ -90,6 +90,8 @@ class Services:
         self._api_url = provider.api_url(config.base_url)
         self.client_of: Callable[[Session], Any] = self._first_client_of
         self._knows_of_outer = False  # True once there was another middleware around this one
+        # The code that made a store object opens it. In memory there is nothing to open.
+        self._opens_store = isinstance(config.store, str) and not self.sessions.is_at_hand
 
     def _first_client_of(self, session: Session) -> Any:
         """Return a client for a session, after making what makes the clients."""
@@ -114,13 +116,17 @@ class Services:
             return pool
         return telemetry.TimedTransport(pool, self._telemetry)
 
-    def warn_of_store(self) -> None:
-        """Log a warning if the store is known to be unusable, before the first login finds out."""
+    def warn_of_mistakes(self) -> None:
+        """Log what can be known without a connection, before the first login finds out."""
+        for name, meant in environment.unknown(environment_options()):
+            if meant is not None:  # a Service of Kubernetes may set others that begin so
+                log("variable_unknown", variable=name, option=meant)
         check = getattr(self.sessions.store, "check", None)
         if check is not None:
             try:
                 check()
             except StoreError as error:
+                self._opens_store = False  # one warning is enough
                 log("store_unusable", reason=error)
 
     def note_outer(self, session: object) -> None:
@@ -129,13 +135,21 @@ class Services:
             self._knows_of_outer = True
             log("two_middlewares")
 
-    def load_soon(self) -> None:
-        """Begin to load, beside, what the first login and the first call of a handler need.
+    def start_beside(self) -> None:
+        """Begin, beside, to load what the first login needs, and to open the store.
 
         Encryption is not among it: `Login` begins to load it when a login is on its way, and a
         process that has none, nor a session, does not need its 8 MB.
         """
         self.runtime.loading.begin(self.oauth.load, self.runtime.load_http, _load_clients)
+        if self._opens_store:
+            self.runtime.single_flight.start("open the store", self._open_store)
+
+    async def _open_store(self) -> None:
+        try:
+            await self.sessions.store.ping()
+        except StoreError as error:
+            log("store_unusable", reason=error)
 
 
 def _load_clients() -> None:
@@ -301,6 +315,23 @@ class AuthEngine:
     def logout(self, session: Session) -> Any:
         """Log a session out, here and at CameraManager."""
         return self._run(lambda services: services.gate.end(session))
+
+    def users(self, email: str | None = None) -> Any:
+        """List the users who logged in, or were active, within ``absolute_timeout``.
+
+        Some may have no session any more. Sessions of releases before 0.2 are among them once
+        their users were read anew (``revalidate``).
+
+        Args:
+            email: only users with this e-mail address, in upper or lower case.
+
+        Returns:
+            A list of CameraManager's ``userId``, as text.
+
+        Raises:
+            UnavailableError: the store fails, or cannot list sessions.
+        """
+        return self._run(lambda services: services.sessions.users(email))
 
     def sessions(self, user_id: str | int) -> Any:
         """List a user's sessions, the last used first, without decrypting them.

@@ -8,9 +8,11 @@ Characters that are not printable are written as escapes.
 
 from __future__ import annotations
 
+import json
 import logging
 import traceback
 from collections.abc import Callable
+from datetime import UTC, datetime
 from logging import CRITICAL, ERROR, INFO, WARNING
 from typing import NamedTuple
 
@@ -148,7 +150,17 @@ EVENTS = {
     "unhealthy": Event(
         WARNING, "the route `health` says that the store cannot be used; logged once: `reason`"
     ),
-    "store_unusable": Event(WARNING, "at the start the store cannot be used: `reason`"),
+    "store_unusable": Event(
+        WARNING,
+        "at the start the store cannot be used: `reason`",
+        "until it can be, requests that need a session are answered 503",
+    ),
+    "variable_unknown": Event(
+        WARNING,
+        "at the start there is a variable that no option has, and one is alike: `variable`, "
+        "`option`",
+        "correct its name; it has no effect",
+    ),
     "replicas_behind": Event(
         WARNING,
         "a write reached fewer replicas in time than the store's URL asks for; logged once a "
@@ -182,6 +194,31 @@ def log(event: str, *, exc_info: bool = False, **fields: object) -> None:
         message = " ".join(words) + (f": {hint}" if hint else "")
         extra = {"event": event, **plain}
         logger.log(level, "%s", message, exc_info=exc_info, extra=extra, stacklevel=2)
+
+
+_PLAIN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+
+
+class JSONFormatter(logging.Formatter):
+    """Formats any log record as one line of JSON.
+
+    It has ``time`` (UTC), ``level``, ``logger``, ``message``, ``exception`` if there is one, and
+    each attribute that was given with the record, such as ``event`` and its fields.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line."""
+        time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        line: dict[str, object] = {
+            "time": time,
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        line |= {name: value for name, value in vars(record).items() if name not in _PLAIN}
+        if record.exc_info:
+            line["exception"] = record.exc_text or self.formatException(record.exc_info)
+        return json.dumps(line, default=str)
 
 
 def _escape_traceback(record: logging.LogRecord) -> bool:

@@ -6,6 +6,8 @@
 | `cm_auth.refreshes` | counter | `result`: success, refused, failed |
 | `cm_auth.logouts` | counter | |
 | `cm_auth.sessions_ended` | counter | ended by CameraManager, not by a logout |
+| `cm_auth.unavailable` | counter | requests that were answered 503 |
+| `cm_auth.store.warnings` | counter | `event`: a warning of the storage in the log, by its name |
 | `cm_auth.sessions.active` | gauge | `store`: its class; only if the store can count |
 | `cm_auth.store.duration` | histogram, s | `operation`, `error.type` |
 | `cm_auth.cameramanager.duration` | histogram, s | `operation`, `error.type` |
@@ -41,18 +43,27 @@ if TYPE_CHECKING:
     from .stores import SessionStore
 
 _SCOPE = "cm_auth_middleware"
-_RESULTS = {
-    "login": ("logins", "success"),
-    "login_cancelled": ("logins", "cancelled"),
-    "login_denied": ("logins", "denied"),
-    "login_stale": ("logins", "stale"),
-    "login_failed": ("logins", "failed"),
-    "refreshed": ("refreshes", "success"),
-    "refresh_refused": ("refreshes", "refused"),
-    "refresh_failed": ("refreshes", "failed"),
-    "logout": ("logouts", None),
-    "session_ended": ("sessions_ended", None),
-}
+# The counter and its attributes, by the event that it counts.
+_COUNTED: dict[str, tuple[str, dict[str, str]]] = {
+    "login": ("logins", {"result": "success"}),
+    "login_cancelled": ("logins", {"result": "cancelled"}),
+    "login_denied": ("logins", {"result": "denied"}),
+    "login_stale": ("logins", {"result": "stale"}),
+    "login_failed": ("logins", {"result": "failed"}),
+    "refreshed": ("refreshes", {"result": "success"}),
+    "refresh_refused": ("refreshes", {"result": "refused"}),
+    "refresh_failed": ("refreshes", {"result": "failed"}),
+    "logout": ("logouts", {}),
+    "session_ended": ("sessions_ended", {}),
+    "unavailable": ("unavailable", {}),
+    **{
+        event: ("store.warnings", {"event": event})
+        for event in (
+            "data_lost", "keepers_gone", "replicas_behind", "session_unreadable", "store_slow",
+            "store_unusable", "tokens_put_back", "touch_failed", "unhealthy",
+        )
+    },
+}  # fmt: skip
 # Seconds: a read from memory takes 10⁻⁶, a refresh that is retried 10.
 _BUCKETS = (
     1e-6, 1e-5, 1e-4, 5e-4, 1e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
@@ -98,6 +109,8 @@ class Telemetry:
                 ("refreshes", "Refreshes of a grant's tokens, by result"),
                 ("logouts", "Sessions that were logged out"),
                 ("sessions_ended", "Sessions that CameraManager ended"),
+                ("unavailable", "Requests that were answered 503"),
+                ("store.warnings", "Warnings of the storage in the log, by their event"),
             )
         }
         histogram = functools.partial(
@@ -153,9 +166,9 @@ class Telemetry:
                 self._server_time.record(perf_counter() - start, attributes)
 
     def _count(self, event: str) -> None:
-        name, result = _RESULTS.get(event, (None, None))
-        if name is not None:
-            self._counters[name].add(1, {} if result is None else {"result": result})
+        if event in _COUNTED:
+            name, attributes = _COUNTED[event]
+            self._counters[name].add(1, attributes)
 
     def _count_sessions(self, _: Any) -> Iterable[Any]:
         totals: dict[str, int] = {}

@@ -54,7 +54,7 @@ class CMAuthWSGIMiddleware:
         self.app = app
         self.engine = AuthEngine.resolve(engine, config, options)
         self._services = self.engine.thread_services
-        self._services.warn_of_store()
+        self._services.warn_of_mistakes()
         self._is_new = True  # until the first request
         self._gate = self._services.gate
 
@@ -62,7 +62,7 @@ class CMAuthWSGIMiddleware:
         """Handle one request."""
         if self._is_new:  # not before: a server may fork this process until then
             self._is_new = False
-            self._services.load_soon()
+            self._services.start_beside()
         exchange = _Exchange(environ, self._services, start_response)
         outcome = run_sync(self._gate.handle(exchange))
         if isinstance(outcome, Response):

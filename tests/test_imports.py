@@ -25,12 +25,13 @@ LAYERS = (
     ("engine",),
     ("auth",),
     ("config",),
+    ("environment",),
     ("client", "telemetry"),
     ("tokens",),
     ("sessions",),
     ("stores", "web"),
     ("runtime",),
-    ("errors", "events", "hooks"),
+    ("audit_log", "errors", "events", "hooks"),
     ("display",),
 )
 LEVELS = {part: -level for level, parts in enumerate(LAYERS) for part in parts}

@@ -94,8 +94,11 @@ class Gate:
             if session is None:
                 return await self._refuse(request)
             if not (self._rule.admits_everybody or await self._rule.admits(session)):
+                self._sessions.audit("request_denied", session, request.address, reason="allow")
                 return await self._denied(request)
             if request.is_write and self._is_cross_site(request):
+                reason = "cross_site"
+                self._sessions.audit("request_denied", session, request.address, reason=reason)
                 return await self._pages.cross_site(request)
             if self._failovers.note_use():
                 await self._failovers.enter()

@@ -10,6 +10,7 @@ from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote, unquote, urlsplit
 
+from ..audit_log import audit
 from ..display import HOST
 from ..errors import CMAuthError, OperatorError, TooManyCallsError, UnavailableError
 from ..events import log
@@ -270,6 +271,8 @@ class Login:
         if not await self._rule.allows(user):
             await self._refresher.revoke(tokens)
             log("login_denied")
+            user_id = self._sessions.sealer.id_of(user)
+            audit("login_denied", user_id, address=request.address)
             login_again = self.url(request, login.target)
             return await self._pages.failure(request, 403, "denied", clear, login=login_again)
         try:
@@ -293,10 +296,13 @@ class Login:
         user_id = self._sessions.sealer.user_id
         for previous in earlier:
             if user_id(previous.record) != user_id(record):
-                await self.end(previous)  # this browser could not log that user out later
+                await self.end(
+                    previous, request.address
+                )  # this browser could not log that user out later
             else:  # the new session may live on the very same tokens
                 await self._sessions.delete(previous)
         log("login", session=session.log_id)
+        self._sessions.audit("login", session)
         await self._runtime.run_hook("on_login", self._config.on_login, session)
         await self._sessions.save(session)
         cookie = self._sessions.cookie.set(request, ticket, session.logged_in_at)
@@ -386,7 +392,7 @@ class Login:
         if self._origins.refuse(request):
             return await self._pages.cross_site(request)
         for session in await self._sessions.load_all(request):
-            await self.end(session)
+            await self.end(session, request.address)
         clear = self._sessions.cookie.clear(request)
         return _lead(request, 303, target, clear, self.cookies.clear_fresh_login(request))
 
@@ -410,21 +416,25 @@ class Login:
             info = {"authenticated": True, "user": session.user, "expires_in": left}
         return json_response(200, info, ("Vary", "Cookie"))
 
-    async def end(self, session: Session) -> None:
+    async def end(self, session: Session, address: str = "") -> None:
         """Log a session out, here and at CameraManager; here even if CameraManager is down.
 
         Some servers cancel a request whose browser has left. A logout goes on without it, or its
         tokens would live on at CameraManager.
+
+        Args:
+            address: of the request that asks for it; empty if no request does.
         """
         flight = f"logout.{secrets.token_hex(8)}"
-        await self._runtime.single_flight.do(flight, partial(self._end, session))
+        await self._runtime.single_flight.do(flight, partial(self._end, session, address))
 
-    async def _end(self, session: Session) -> None:
+    async def _end(self, session: Session, address: str) -> None:
         await self._refresher.grants.mark_logged_out(session.record.tokens)
         record, was_there = await self._sessions.delete(session)
         await self._refresher.end_grant(record.tokens)
         if was_there:  # else a logout at the same time told of it
             log("logout", session=session.log_id)
+            self._sessions.audit("logout", session, address)
             await self._runtime.run_hook("on_logout", self._config.on_logout, session)
 
 

@@ -121,6 +121,7 @@ class Revalidation:
         if not is_allowed:
             await self._sessions.mark_denied(session)
             log("session_denied", session=session.log_id)
+            self._sessions.audit("session_denied", session)
             await self._end(session)
             return
         text, now = dumps(user), self._runtime.clock()
@@ -128,3 +129,4 @@ class Revalidation:
             session, lambda record: replace(record, user=text, user_read_at=now)
         ):
             self._rule.note(session, is_allowed=True)
+            await self._sessions.list_user(session.record)  # whose address may be another now

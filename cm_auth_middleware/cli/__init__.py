@@ -12,7 +12,9 @@ except ModuleNotFoundError:  # pragma: no cover - proven by the packaging test, 
 
 from cm_auth_middleware.cli.check import check
 from cm_auth_middleware.cli.demo import demo
-from cm_auth_middleware.cli.output import SafeGroup, say
+from cm_auth_middleware.cli.dev import dev
+from cm_auth_middleware.cli.init import init
+from cm_auth_middleware.cli.output import SafeGroup, as_json, say, say_json
 from cm_auth_middleware.cli.sessions import sessions
 
 __all__ = ["main"]
@@ -25,11 +27,18 @@ def main() -> None:
 
 
 @main.command()
-def secret() -> None:
+@as_json
+def secret(as_json: bool) -> None:
     """Print a good secret_key, of 384 random bits."""
-    say(secrets.token_urlsafe(48))
+    key = secrets.token_urlsafe(48)
+    if as_json:
+        say_json({"secret_key": key})
+    else:
+        say(key)
 
 
 main.add_command(check)
 main.add_command(demo)
+main.add_command(dev)
+main.add_command(init)
 main.add_command(sessions)

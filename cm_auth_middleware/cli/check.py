@@ -11,7 +11,7 @@ import click
 
 from cm_auth_middleware.cli.findings import ERROR, OK, WARNING, Finding
 from cm_auth_middleware.cli.options import rows, unknown_variables
-from cm_auth_middleware.cli.output import Refusal, safe, say
+from cm_auth_middleware.cli.output import Refusal, as_json, safe, say, say_json
 
 _STYLES = {OK: ("ok", "green"), WARNING: ("warning", "yellow"), ERROR: ("error", "red")}
 
@@ -29,6 +29,7 @@ _STYLES = {OK: ("ok", "green"), WARNING: ("warning", "yellow"), ERROR: ("error",
 @click.option("--no-browser", is_flag=True, help="With --login: print the URL only.")
 @click.option("--paste", is_flag=True, help="With --login: the browser is on another machine.")
 @click.option("--yes", is_flag=True, help="With --login: answer yes to every question.")
+@as_json
 def check(
     offline: bool,
     quiet: bool,
@@ -37,6 +38,7 @@ def check(
     no_browser: bool,
     paste: bool,
     yes: bool,
+    as_json: bool,
 ) -> None:
     """Check the configuration in the environment (CM_AUTH_…).
 
@@ -52,9 +54,13 @@ def check(
     if login:
         if offline:
             raise Refusal("--login and --offline exclude each other")
+        if as_json:
+            raise Refusal("--login and --json exclude each other; --report writes JSON")
         raise SystemExit(_check_live(report, not no_browser, paste, yes, quiet))
     if report or no_browser or paste or yes:
         raise Refusal("--report, --no-browser, --paste and --yes need --login")
+    if as_json:
+        raise SystemExit(_check_as_json(offline, quiet))
     if not quiet:
         table = list(rows())
         wide = max(len(value) for _, value, _ in table)
@@ -67,6 +73,24 @@ def check(
         if finding.level > OK or not quiet:
             _tell(finding)
     raise SystemExit(worst)
+
+
+def _check_as_json(offline: bool, quiet: bool) -> int:
+    options = [dict(zip(("name", "value", "source"), row, strict=True)) for row in rows()]
+    findings = list(_findings(offline))
+    worst = max(finding.level for finding in findings)
+    told = [
+        {
+            "level": _STYLES[finding.level][0],
+            "topic": finding.topic,
+            "text": finding.text,
+            "advice": finding.advice,
+        }
+        for finding in findings
+        if finding.level > OK or not quiet
+    ]
+    say_json({"findings": told} if quiet else {"options": options, "findings": told})
+    return worst
 
 
 def _check_live(
@@ -92,8 +116,8 @@ def _findings(offline: bool) -> Iterator[Finding]:
     from cm_auth_middleware.errors import ConfigError
     from cm_auth_middleware.sessions.encryption import key_names
 
-    unknown = [*unknown_variables()]
-    for complaint in unknown:
+    complaints = list(unknown_variables())
+    for complaint in complaints:
         yield Finding(WARNING, "options", complaint)
     try:
         with warnings.catch_warnings(record=True) as caught:
@@ -104,8 +128,8 @@ def _findings(offline: bool) -> Iterator[Finding]:
         return
     for warning in caught:
         yield Finding(WARNING, "options", str(warning.message))
-    if not unknown and not caught:
-        yield Finding(OK, "options", "every option has a value that makes sense")
+    which = "every other option" if complaints or caught else "every option"
+    yield Finding(OK, "options", f"{which} has a value that makes sense")
     *verifying, signing = key_names(config.secret_key)
     others = f"; also accepted: {', '.join(verifying)}" if verifying else ""
     yield Finding(OK, "secret_key", f"the key {signing} signs{others}")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cm_auth_middleware.cli.output import Refusal, say
+from cm_auth_middleware.cli.output import Refusal, as_json, say, say_json
 from cm_auth_middleware.config import LOOPBACK
 
 if TYPE_CHECKING:
@@ -27,7 +27,10 @@ if TYPE_CHECKING:
 @click.option("--cm-port", default=0, help="Port of the simulated CameraManager; 0: a free one.")
 @click.option("--token-lifetime", default=43199, show_default=True, help="Seconds.")
 @click.option("--open", "open_browser", is_flag=True, help="Open the browser.")
-def demo(port: int, host: str, cm_port: int, token_lifetime: int, open_browser: bool) -> None:
+@as_json
+def demo(
+    port: int, host: str, cm_port: int, token_lifetime: int, open_browser: bool, as_json: bool
+) -> None:
     """Run a simulated CameraManager and the dashboard on this machine; Ctrl-C ends both."""
     try:
         from cm_auth_middleware.testing import AppServer, Settings, Simulator, SimulatorServer
@@ -55,16 +58,21 @@ def demo(port: int, host: str, cm_port: int, token_lifetime: int, open_browser: 
                 allowed_hosts=[*LOOPBACK, f"[{host}]" if ":" in host else host],
             )
             with AppServer(app, port, host) as site:
-                _tell(site.url, cm.url, simulator.users[0])
+                tell(site.url, cm.url, simulator.users[0], as_json=as_json)
                 if open_browser:
                     threading.Thread(target=webbrowser.open, args=(site.url,), daemon=True).start()
                 _until_interrupted()
     except RuntimeError as error:
         raise click.ClickException(str(error)) from None
-    say("Stopped.")
+    if not as_json:
+        say("Stopped.")
 
 
-def _tell(site: str, cm: str, user: Any) -> None:
+def tell(site: str, cm: str, user: Any, *, as_json: bool) -> None:
+    """Print where to go, and what to type there."""
+    if as_json:
+        say_json({"url": site, "simulator": cm, "email": user.email, "password": user.password})
+        return
     say(f"Simulated CameraManager at {cm}")
     say(f"Open      {site}")
     say(f"E-mail    {user.email}")

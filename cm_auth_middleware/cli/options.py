@@ -6,21 +6,27 @@ with one, that was put into the wrong option.
 
 from __future__ import annotations
 
-import difflib
-import os
+import inspect
 import re
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import MISSING, Field, fields
 from typing import Any
 
+from cm_auth_middleware import environment
 from cm_auth_middleware.cli.output import safe
-from cm_auth_middleware.config import FUNCTIONS, LISTS, CMAuthConfig
+from cm_auth_middleware.config import (
+    FUNCTIONS,
+    LISTS,
+    SEPARATOR,
+    CMAuthConfig,
+    environment_options,
+)
 from cm_auth_middleware.display import HIDDEN, shown_url
 from cm_auth_middleware.errors import ConfigError
 from cm_auth_middleware.tokens.provider import PROVIDERS, find_provider
 
-PREFIX = "CM_AUTH_"
+_ENTRY = re.compile(r"^    (\w+): (.*(?:\n        .*)*)", re.M)
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _NUMBER = re.compile(r"[0-9]{1,10}(\.[0-9]{1,6})?")
 _SWITCH = re.compile(r"(?i)1|0|true|false|yes|no|on|off")
@@ -57,23 +63,29 @@ def rows() -> Iterator[tuple[str, str, str]]:
     for option in fields(CMAuthConfig):
         if option.name in FUNCTIONS:
             continue
-        variable = PREFIX + option.name.upper()
-        value = os.environ.get(variable)
-        if value is not None:
-            yield option.name, _shown(option.name, value), variable
+        try:
+            found = environment.read(option.name)
+        except ConfigError:  # which the check itself reports
+            yield option.name, "not read", f"{environment.variable(option.name)}_FILE"
+            continue
+        if found is not None:
+            yield option.name, _shown(option.name, found[0]), found[1]
         else:
             yield option.name, _default(option), "default"
 
 
+def meanings() -> dict[str, str]:
+    """Return what the docstring of `CMAuthConfig` says of each option; empty without docstrings."""
+    text = inspect.cleandoc(CMAuthConfig.__doc__ or "")
+    section = text.partition("Attributes:\n")[2].partition("\nRaises:")[0]
+    return {name: " ".join(meaning.split()) for name, meaning in _ENTRY.findall(section)}
+
+
 def unknown_variables() -> Iterator[str]:
     """Yield a complaint about each variable that looks like an option but is not one."""
-    known = {PREFIX + option.name.upper() for option in fields(CMAuthConfig)}
-    known -= {PREFIX + name.upper() for name in FUNCTIONS}
-    for variable in sorted(os.environ):
-        if variable.startswith(PREFIX) and variable not in known:
-            close = difflib.get_close_matches(variable, known, 1, 0.75)
-            hint = f"; did you mean {close[0]}?" if close else ""
-            yield f"{variable} is not an option that can be set in the environment{hint}"
+    for variable, meant in environment.unknown(environment_options()):
+        hint = f"; did you mean {meant}?" if meant else ""
+        yield f"{variable} is not an option that can be set in the environment{hint}"
 
 
 def _shown(name: str, value: str) -> str:
@@ -85,7 +97,7 @@ def _shown(name: str, value: str) -> str:
         return _shown_id(value)
     if name in ("store", "base_url", "redirect_uri"):
         return shown_url(value)
-    parts = [part.strip() for part in value.split(",")] if name in LISTS else [value]
+    parts = [part.strip() for part in SEPARATOR.split(value)] if name in LISTS else [value]
     known = _KNOWN.get(name)
     # All or nothing: the value may be another option's, such as a URL with commas in it.
     if known is None or not all(known.fullmatch(part) for part in parts if part):
@@ -93,15 +105,15 @@ def _shown(name: str, value: str) -> str:
     return value
 
 
-def _shown_id(value: str) -> str:
-    """Return the ID of an API key; only its beginning if it may be the secret by mistake."""
-    secret = os.environ.get(f"{PREFIX}CLIENT_SECRET", "")
-    is_id = _ID.fullmatch(value) and len(value) < len(secret) and safe(value) == value
-    return value if is_id else f"{value[:3]}{HIDDEN} ({_length(value)})"
-
-
 def _length(value: str) -> str:
     return "1 character" if len(value) == 1 else f"{len(value)} characters"
+
+
+def _shown_id(value: str) -> str:
+    """Return the ID of an API key; only its beginning if it may be the secret by mistake."""
+    longest = max(map(len, environment.texts("client_secret")), default=0)
+    is_id = _ID.fullmatch(value) and len(value) < longest and safe(value) == value
+    return value if is_id else f"{value[:3]}{HIDDEN} ({_length(value)})"
 
 
 def _default(option: Field[Any]) -> str:
@@ -109,7 +121,8 @@ def _default(option: Field[Any]) -> str:
         return "missing"
     value = option.default
     with suppress(ConfigError):  # which the check itself reports
-        provider = find_provider(os.environ.get(f"{PREFIX}PROVIDER", "cameramanager"))
+        named = environment.read("provider")
+        provider = find_provider(named[0] if named else "cameramanager")
         value = provider.defaults.get(option.name, value)
     if isinstance(value, tuple):
         return ",".join(value) or "not set"

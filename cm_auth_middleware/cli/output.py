@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
-import os
+import json
 import re
 from typing import Any
 
 import click
 
+from cm_auth_middleware import environment
 from cm_auth_middleware.display import HIDDEN, printable
 
-_SECRETS = ("CM_AUTH_CLIENT_SECRET", "CM_AUTH_SECRET_KEY")
+_SECRETS = ("client_secret", "secret_key")
 _LEAST = 4  # characters; shorter secrets would also match inside words
 _QUOTED = re.compile(r"'.*'|\".*\"|\(.*\)", re.DOTALL)
+
+
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 def say(text: object = "") -> None:
     """Print a line."""
     click.echo(safe(str(text)))
+
+
+def say_json(value: object) -> None:
+    """Print a value as JSON on one line, without the environment's secrets."""
+    click.echo(json.dumps(_without_secrets(value)))  # in ASCII: no control characters
 
 
 def safe(text: str) -> str:
@@ -26,15 +35,27 @@ def safe(text: str) -> str:
     The values of the secret options are hidden everywhere: an operator may have put them into
     another option too, and a server may repeat them.
     """
+    return printable(_hide(text))
+
+
+def _hide(text: str) -> str:
     for secret in secrets():
         text = text.replace(secret, HIDDEN)
-    return printable(text)
+    return text
+
+
+def _without_secrets(value: object) -> object:
+    if isinstance(value, str):
+        return _hide(value)
+    if isinstance(value, dict):
+        return {key: _without_secrets(item) for key, item in value.items()}
+    return [_without_secrets(item) for item in value] if isinstance(value, list) else value
 
 
 def secrets() -> list[str]:
     """Return the values of the secret options, the longest first."""
-    values = {os.environ.get(name, "") for name in _SECRETS}
-    values |= {part.strip() for value in values for part in value.split(",")}
+    values = {text for name in _SECRETS for text in environment.texts(name)}
+    values |= {part.strip() for value in values for part in re.split(r"[,\n]", value)}
     return sorted((value for value in values if len(value) >= _LEAST), key=len, reverse=True)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -11,20 +10,40 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cm_auth_middleware.cli.output import Refusal, say
+from cm_auth_middleware import environment
+from cm_auth_middleware.cli.output import Refusal, as_json, say, say_json
 
 if TYPE_CHECKING:
-    from cm_auth_middleware import AuthEngine
+    from cm_auth_middleware import AuthEngine, SessionInfo
     from cm_auth_middleware.stores import SessionStore
+
+_NO_SESSION = (
+    "no session of this user; --user takes CameraManager's number userId, --email an address"
+)
+
+
+def _store_url(ctx: click.Context, parameter: click.Parameter, given: str | None) -> str:
+    """Return the URL that was given, or that of the environment."""
+    from cm_auth_middleware.errors import ConfigError
+
+    try:
+        found = None if given else environment.read("store")
+    except ConfigError as error:
+        raise click.ClickException(str(error)) from None
+    url = given or (found[0] if found else "")
+    if not url:
+        raise click.MissingParameter(ctx=ctx, param=parameter)
+    return url
+
 
 _store = click.option(
     "--store",
-    envvar="CM_AUTH_STORE",
     metavar="URL",
-    required=True,
+    callback=_store_url,
     help="sqlite:///path, redis://… or postgresql://…; CM_AUTH_STORE if not given.",
 )
-_user = click.option("--user", required=True, metavar="ID", help="CameraManager's userId.")
+_user = click.option("--user", metavar="ID", help="Of one user, by CameraManager's userId.")
+_email = click.option("--email", metavar="ADDRESS", help="Of one user, by e-mail address.")
 
 
 def _report_errors(command: Callable[..., None]) -> Callable[..., None]:
@@ -51,58 +70,143 @@ def sessions() -> None:
 
 @sessions.command()
 @_store
+@as_json
 @_report_errors
-def count(store: str) -> None:
+def count(store: str, as_json: bool) -> None:
     """Count the live sessions."""
-    from cm_auth_middleware.runtime.run_sync import run_sync
-    from cm_auth_middleware.sessions.encryption import count_sessions
-
-    opened = _open(store)
-    say(run_sync(count_sessions(opened)))  # type: ignore[arg-type]  # both stores count
-    run_sync(opened.close())
+    counted = _count(store)
+    if as_json:
+        say_json({"sessions": counted})
+    else:
+        say(counted)
 
 
 @sessions.command()
 @_store
+@as_json
 @_report_errors
-def purge(store: str) -> None:
+def purge(store: str, as_json: bool) -> None:
     """Delete expired records and print how many. Redis does it by itself."""
     from cm_auth_middleware.runtime.run_sync import run_sync
 
     opened = _open(store)
     run_sync(opened.ping())  # RedisStore.purge() does not connect
-    say(run_sync(opened.purge()))
+    purged = run_sync(opened.purge())
     run_sync(opened.close())
+    if as_json:
+        say_json({"purged": purged})
+    else:
+        say(purged)
 
 
 @sessions.command("list")
 @_store
 @_user
+@_email
+@click.option(
+    "--limit",
+    default=100,
+    show_default=True,
+    type=click.IntRange(1),
+    help="End the page with the user who fills it.",
+)
+@click.option("--after", metavar="ID", help="Show the page that begins after this userId.")
+@as_json
 @_report_errors
-def list_sessions(store: str, user: str) -> None:
-    """List a user's sessions, the one used last first. Needs CM_AUTH_SECRET_KEY."""
+def list_sessions(
+    store: str, user: str | None, email: str | None, limit: int, after: str | None, as_json: bool
+) -> None:
+    """List the sessions of all users, or of one. Needs CM_AUTH_SECRET_KEY.
+
+    Users are sorted by userId, and each user's sessions by their last use. The exit status is 1 if
+    --user or --email is given and that user has no session.
+    """
     engine = _engine(store)
-    for info in engine.sessions(user):
+    listed, following = _page(engine, _users(engine, user, email), limit, after)
+    engine.close()
+    if not listed and (user or email):
+        raise click.ClickException(_NO_SESSION)
+    if as_json:
+        say_json({"sessions": [_as_dict(info) for info in listed], "next": following})
+        return
+    for info in listed:
         say(
-            f"{info.reference}  logged in {_when(info.logged_in_at)}  "
+            f"{info.reference}  user {info.user_id}  logged in {_when(info.logged_in_at)}  "
             f"last seen {_when(info.last_seen_at)}  from {info.address or 'unknown'}"
         )
-    engine.close()
+    if following is not None:
+        say(f"The next page: --after {following}")
+    elif not (user or email or after):
+        others = _count(store) - len(listed)
+        if others > 0:
+            say(
+                f"{others} more: opened by a release before 0.2 and not used since, or with "
+                "another secret key"
+            )
 
 
 @sessions.command()
 @_store
 @_user
+@_email
+@as_json
 @_report_errors
-def revoke(store: str, user: str) -> None:
+def revoke(store: str, user: str | None, email: str | None, as_json: bool) -> None:
     """End all sessions of a user; print how many. Needs CM_AUTH_SECRET_KEY.
+
+    The exit status is 1 if the user has no session.
 
     The user's tokens stay valid at CameraManager until they expire: they are encrypted, and only
     the user's cookies could open them. Disable the account there too if it must not be used.
     """
+    if not (user or email):
+        raise Refusal("give --user or --email: which user's sessions are to end?")
     engine = _engine(store)
-    say(engine.logout_user(user))
+    revoked = sum(engine.logout_user(user_id) for user_id in _users(engine, user, email))
     engine.close()
+    if not revoked:
+        raise click.ClickException(_NO_SESSION)
+    if as_json:
+        say_json({"revoked": revoked})
+    else:
+        say(revoked)
+
+
+def _users(engine: AuthEngine, user: str | None, email: str | None) -> list[str]:
+    """Return the ids of the users that are meant; of all if neither is given."""
+    if user and email:
+        raise Refusal("--user and --email exclude each other")
+    users: list[str] = [user] if user else engine.users(email or None)
+    return users
+
+
+def _page(
+    engine: AuthEngine, users: list[str], limit: int, after: str | None
+) -> tuple[list[SessionInfo], str | None]:
+    """Return the sessions of one page, and the user whom the next page follows, if there is one."""
+    from cm_auth_middleware.sessions.manager import user_order
+
+    listed: list[SessionInfo] = []
+    last = None
+    for user_id in users:
+        if after is not None and user_order(user_id) <= user_order(after):
+            continue
+        found = engine.sessions(user_id)
+        if found and len(listed) >= limit:
+            return listed, last
+        if found:
+            listed, last = listed + found, user_id
+    return listed, None
+
+
+def _count(url: str) -> int:
+    from cm_auth_middleware.runtime.run_sync import run_sync
+    from cm_auth_middleware.sessions.encryption import count_sessions
+
+    opened = _open(url)
+    counted = run_sync(count_sessions(opened))  # type: ignore[arg-type]  # all of them count
+    run_sync(opened.close())
+    return counted
 
 
 def _open(url: str) -> SessionStore:
@@ -125,13 +229,23 @@ def _engine(url: str) -> AuthEngine:
     from cm_auth_middleware import AuthEngine
 
     # Sessions are found with the secret key alone; the API key is for the application.
-    engine = AuthEngine(
-        store=url,
-        client_id=os.environ.get("CM_AUTH_CLIENT_ID") or "unused",
-        client_secret=os.environ.get("CM_AUTH_CLIENT_SECRET") or secrets.token_hex(),
-    )
+    engine = AuthEngine(store=url, client_id="unused", client_secret=secrets.token_hex())
     _open(url)
     return engine
+
+
+def _as_dict(info: SessionInfo) -> dict[str, str]:
+    return {
+        "reference": info.reference,
+        "user_id": info.user_id,
+        "logged_in_at": _iso(info.logged_in_at),
+        "last_seen_at": _iso(info.last_seen_at),
+        "address": info.address,
+    }
+
+
+def _iso(epoch: float) -> str:
+    return datetime.fromtimestamp(epoch, UTC).isoformat(timespec="seconds")
 
 
 def _when(epoch: float) -> str:

@@ -9,9 +9,9 @@ import hmac
 import json
 import secrets
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache, lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..display import ip_address
 from ..errors import SessionDataError
@@ -28,6 +28,7 @@ _TAG_BYTES = 16
 # The first byte of a stored value: its kind and version. Version 0.1 wrote sessions with 1.
 _GRANT, _SESSION, _OLD_SESSION = b"\x02", b"\x04", b"\x01"
 SESSIONS = (_SESSION, _OLD_SESSION)
+USERS = b"\x05"  # the kind of the entries in the list of users
 _HANDLE = "cmauth1."  # what a handle begins with: its kind and version
 _HANDLE_LENGTH = len(_HANDLE) + -(-(_NONCE_BYTES + 64 + _TAG_BYTES) * 4 // 3)  # in base64url
 _LAST_KIND = b"\x0f"  # kinds up to this one are kept for later releases
@@ -70,6 +71,10 @@ class Sealer:
     - the login origin, which is the time and the IP address of the login, sealed with a key from
       the user's id and the secret key.
 
+    A list of users makes it possible to find the sessions of all, and those of an e-mail address.
+    Its entry for a user has a keyed hash of the address, and the user's id, which is sealed with a
+    key from the secret key. The name of the entry is the user tag.
+
     Args:
         secret_keys: from oldest to newest: the newest seals, all open.
         user_id_field: the member of a user that identifies them.
@@ -84,6 +89,10 @@ class Sealer:
         """Return the id of a session's user, as text."""
         text, field = record.user, self._user_id_field
         return _remembered_id(text, field) if len(text) <= _SHORT else _user_id(text, field)
+
+    def id_of(self, user: Mapping[str, Any]) -> str:
+        """Return the id of a user, as text."""
+        return str(user.get(self._user_id_field, ""))
 
     # -- sessions --------------------------------------------------------------------------
 
@@ -151,8 +160,34 @@ class Sealer:
                 (logged_in_at,) = struct.unpack_from(">d", plain)
                 # Older releases stored the address as the server gave it, without a check.
                 address = ip_address(plain[8:].decode(errors="replace"))
-                return SessionInfo(record_id[:8], logged_in_at, last_seen_at, address)
+                return SessionInfo(record_id[:8], logged_in_at, last_seen_at, address, user_id)
         return None
+
+    # -- the list of users -----------------------------------------------------------------
+
+    def seal_user(self, record: Record) -> tuple[str, bytes]:
+        """Return the name and the value of the entry of a session's user in the list of users."""
+        secret, user_id = self._secrets[0], self.user_id(record)
+        name = f"listed.{_tag(_user_key(secret, user_id)).hex()}"
+        head = USERS + _email_tag(secret, json.loads(record.user).get("email"))
+        nonce = secrets.token_bytes(_NONCE_BYTES)
+        plain = user_id.encode(errors="surrogatepass")
+        sealed = _aead(_list_key(secret)).encrypt(nonce, plain, name.encode() + head)
+        return name, head + nonce + sealed
+
+    def open_user(self, name: str, entry: bytes) -> str | None:
+        """Return the user's id in an entry; None if it is damaged, or of another secret key."""
+        head, rest = entry[: 1 + _TAG_BYTES], entry[1 + _TAG_BYTES :]
+        nonce, sealed = rest[:_NONCE_BYTES], rest[_NONCE_BYTES:]
+        for secret in self._secrets:
+            plain = _decrypt(_list_key(secret), nonce, sealed, name.encode() + head)
+            if plain is not None:
+                return plain.decode(errors="surrogatepass")
+        return None
+
+    def email_prefixes(self, email: str) -> list[bytes]:
+        """Return how the entries of users with an address begin: one prefix for each key."""
+        return [USERS + _email_tag(secret, email) for secret in self._secrets]
 
     # -- grants ----------------------------------------------------------------------------
 
@@ -264,6 +299,18 @@ def _user_key(secret: bytes, user_id: str) -> bytes:
 
 def _tag(user_key: bytes) -> bytes:
     return hmac.digest(user_key, b"tag", "sha256")[:_TAG_BYTES]
+
+
+def _list_key(secret: bytes) -> bytes:
+    return _derive(b"", secret, b"list of users")
+
+
+def _email_tag(secret: bytes, email: object) -> bytes:
+    """Return a keyed hash of an e-mail address, in whichever case it is written."""
+    if not isinstance(email, str) or not email.strip():
+        return bytes(_TAG_BYTES)
+    address = email.strip().lower().encode(errors="surrogatepass")
+    return _derive(secret, address, b"e-mail")[:_TAG_BYTES]
 
 
 def _login_origin_nonce(record_id: str) -> bytes:

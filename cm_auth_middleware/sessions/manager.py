@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
+from ..audit_log import audit
 from ..errors import SessionExpiredError, StoreError, UnavailableError
 from ..events import log
 from ..runtime.bounded_cache import BoundedCache
-from .encryption import Sealer
+from .encryption import USERS, Sealer
 from .session import Session
 
 if TYPE_CHECKING:
@@ -41,6 +42,11 @@ class _Opened(NamedTuple):
     cookie_key: bytes
     record: Record
     due: float
+
+
+def user_order(user_id: str) -> tuple[int, str]:
+    """Return what users are sorted by: numbers of the same length are sorted as text."""
+    return len(user_id), user_id
 
 
 def _size(opened: _Opened) -> int:
@@ -184,6 +190,7 @@ class SessionManager:
     async def create(self, ticket: Ticket, record: Record) -> Session:
         """Store a new session of this application."""
         record = self._owned(record)
+        await self.list_user(record)
         sealed = self.sealer.seal_session(ticket.record_id, ticket.cookie_key, record)
         await self.store.put(ticket.record_id, sealed, self.ttl(record))
         return Session(ticket.record_id, ticket.cookie_key, record, self.sealer, self._clock())
@@ -264,18 +271,49 @@ class SessionManager:
 
     # -- for an administrator --------------------------------------------------------------
 
+    def audit(self, event: str, session: Session, address: str = "", **fields: str) -> None:
+        """Write an event of a session into the audit log.
+
+        Args:
+            address: of the request that caused it; that of the login if there was none.
+        """
+        record = session.record
+        audit(
+            event,
+            self.sealer.user_id(record),
+            address=address or record.address,
+            session=session.log_id,
+            **fields,
+        )
+
+    async def list_user(self, record: Record) -> None:
+        """Enter the user of a session into the list of users, for as long as it may live."""
+        if hasattr(self.store, "find"):
+            name, entry = self.sealer.seal_user(record)
+            await self.store.put(name, entry, self._absolute)
+
+    async def users(self, email: str | None) -> list[str]:
+        """Return the ids of the users in the list: of all, or of those with an e-mail address.
+
+        They are sorted as numbers are. Some may have no session any more.
+
+        Raises:
+            UnavailableError: the store fails, or is of a kind that cannot list.
+        """
+        prefixes = [USERS] if email is None else self.sealer.email_prefixes(email)
+        entries = [entry for prefix in prefixes for entry in await self._find(prefix)]
+        ids = {self.sealer.open_user(*entry) for entry in entries} - {None}
+        return sorted(cast("set[str]", ids), key=user_order)
+
     async def sessions_of(self, user_id: str) -> list[tuple[str, SessionInfo]]:
         """Return a user's sessions by their record ids, without opening any.
 
         Raises:
             UnavailableError: the store fails, or is of a kind that cannot list.
         """
-        find = getattr(self.store, "find", None)
-        if find is None:
-            raise UnavailableError("this store cannot list sessions: it has no find()")
         found: dict[str, SessionInfo] = {}
         for prefix in self.sealer.user_prefixes(user_id):
-            for record_id, sealed in await find(prefix):
+            for record_id, sealed in await self._find(prefix):
                 info = self.sealer.describe(record_id, sealed, user_id)
                 if info is not None:
                     found[record_id] = info
@@ -289,6 +327,8 @@ class SessionManager:
             if await self.store.delete(record_id) is not None:
                 deleted += 1
             self._forget(record_id)
+        if deleted:
+            audit("logout_everywhere", user_id, sessions=deleted)
         return deleted
 
     async def was_ended(self, record_id: str) -> bool:
@@ -296,6 +336,13 @@ class SessionManager:
         return await self.store.get(f"gone.{record_id}") is not None
 
     # -- inside ----------------------------------------------------------------------------
+
+    async def _find(self, prefix: bytes) -> list[tuple[str, bytes]]:
+        find = getattr(self.store, "find", None)
+        if find is None:
+            raise UnavailableError("this store cannot list sessions: it has no find()")
+        found: list[tuple[str, bytes]] = await find(prefix)
+        return found
 
     async def _load(self, record_id: str, cookie_key: bytes) -> tuple[bytes | None, Record | None]:
         """Return the stored value, and its record if it is a session of this application."""

@@ -108,12 +108,14 @@ class SessionInfo:
     Attributes:
         reference: the short hash that stands for the session in logs; `log_id` is the same.
         address: the IP address that the user logged in from, as the server saw it; may be empty.
+        user_id: CameraManager's ``userId``, as text.
     """
 
     reference: str
     logged_in_at: float
     last_seen_at: float
     address: str
+    user_id: str = ""
 
     @property
     def log_id(self) -> str:

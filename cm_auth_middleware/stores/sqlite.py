@@ -16,6 +16,7 @@ from typing import Any
 import anyio
 import anyio.to_thread
 
+from ..display import shown_file
 from ..errors import StoreError
 from ..events import log
 from .file_system import sentence, unfit_file_system
@@ -163,10 +164,14 @@ class SQLiteStore:
         return int(rows[0][0])
 
     def check(self) -> None:
-        """Raise `StoreError` if the file, or its folder, must not be used; nothing is opened.
+        """Raise `StoreError` if the file, or its folder, cannot or must not be used.
 
-        Log a warning if its file system is one where SQLite's WAL may not work.
+        Nothing is opened: a server may fork this process later. Log a warning if its file system
+        is one where SQLite's WAL may not work.
         """
+        folder = self._file.path.parent
+        if not folder.is_dir():
+            raise StoreError(f"there is no folder {shown_file(str(folder))}")
         check_access(self._file.path)
         file_system = unfit_file_system(self._file.path)
         if file_system is not None:

@@ -98,6 +98,7 @@ def _serve(
     server = servers.setdefault(url, CMServer(simulator, url))
     for name, value in server.env.items():
         monkeypatch.setenv(name, value)
+        monkeypatch.delenv(f"{name}_FILE", raising=False)
     server.open()
     yield server
     server.close()

@@ -45,7 +45,7 @@ class AppServer:
         log_level: str = "warning",
     ) -> None:
         self.app = app
-        self._socket = _listen(host, port)
+        self._socket = listen(host, port)
         self.host = host
         self.port: int = self._socket.getsockname()[1]
         self._server = uvicorn.Server(
@@ -156,7 +156,12 @@ class SimulatorServer(AppServer):
         return self.simulator.client_secret
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
+    """Return a socket that listens on a port; 0 chooses a free one.
+
+    Raises:
+        RuntimeError: the port cannot be listened on; the message says why.
+    """
     if not 0 <= port <= 65_535:
         raise RuntimeError(f"port {port} is not between 1 and 65535; 0 chooses a free one")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET

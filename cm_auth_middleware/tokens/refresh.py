@@ -302,6 +302,7 @@ class TokenRefresher:
                 if newest is None or newest.record.tokens == held:
                     await self._sessions.delete(session)
                     log("session_ended", session=session.log_id)
+                    self._sessions.audit("session_ended", session)
                     raise
                 session = newest
             else:

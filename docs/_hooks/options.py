@@ -5,18 +5,16 @@ A page asks by the line ``<!-- options -->``.
 
 from __future__ import annotations
 
-import inspect
-import re
 from dataclasses import MISSING, Field, fields
 from typing import Any
 
 from cm_auth_middleware import CMAuthConfig
+from cm_auth_middleware.cli.options import meanings
 from cm_auth_middleware.config import FUNCTIONS
 from cm_auth_middleware.tokens.provider import CAMERAMANAGER
 
 _MARK = "<!-- options -->"
 _TIMES = {"idle_timeout": "7 days", "absolute_timeout": "30 days"}
-_ENTRY = re.compile(r"^    (\w+): (.*(?:\n        .*)*)", re.M)
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
@@ -26,11 +24,11 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 def table() -> str:
     """All options, in the order of the code."""
-    meanings = documented()
+    documentation = documented()
     lines = ["| option | default | meaning |", "| --- | --- | --- |"]
     lines += [
         f"| `{option.name}`{_variable(option.name)} | {_default(option)} | "
-        f"{meanings[option.name]} |"
+        f"{documentation[option.name]} |"
         for option in fields(CMAuthConfig)
     ]
     return "\n".join(lines)
@@ -38,10 +36,7 @@ def table() -> str:
 
 def documented() -> dict[str, str]:
     """What the docstring of `CMAuthConfig` says of each option, as Markdown."""
-    text = inspect.cleandoc(CMAuthConfig.__doc__ or "")
-    section = text.partition("Attributes:\n")[2].partition("\nRaises:")[0]
-    entries = {name: " ".join(meaning.split()) for name, meaning in _ENTRY.findall(section)}
-    return {name: meaning.replace("``", "`") for name, meaning in entries.items()}
+    return {name: meaning.replace("``", "`") for name, meaning in meanings().items()}
 
 
 def _variable(name: str) -> str:

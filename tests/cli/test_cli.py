@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import json
 import os
 import re
 import ssl
@@ -193,6 +194,34 @@ def test_a_misspelt_option_is_noticed(run: Run, monkeypatch: pytest.MonkeyPatch)
     assert "did you mean CM_AUTH_REDIRECT_URI?" in result.output
     assert "makes sense" not in result.output
     assert "CM_AUTH_ALLOW is not an option that can be set in the environment" in result.output
+    assert "every other option has a value that makes sense" in result.output
+
+
+def test_one_character_is_one(run: Run) -> None:
+    assert "hidden (1 character) " in run("check", "--offline", client_secret="x").output
+
+
+def test_options_in_files_are_checked_and_their_secrets_hidden(run: Run, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("demo-key-secret\n")
+    in_file = {"client_secret": None, "client_secret_file": str(secret)}
+    result = run("check", **in_file)
+    assert result.exit_code == 0, result.output
+    shown = r"^client_secret +hidden \(15 characters\) +CM_AUTH_CLIENT_SECRET_FILE$"
+    assert re.search(shown, result.output, re.M)
+    # An option that repeats the secret is hidden, too: `run` looks for it in the output.
+    assert "prefix" in run("check", "--offline", prefix="/demo-key-secret", **in_file).output
+    result = run("check", client_secret_file=str(secret))
+    assert result.exit_code == 2
+    assert "CM_AUTH_CLIENT_SECRET_FILE are both set" in lines(result, "error")[0]
+    assert re.search(r"^client_secret +not read +CM_AUTH_CLIENT_SECRET_FILE$", result.output, re.M)
+    result = run("check", client_secret=None, client_secret_file="hunter2")
+    assert "names a file that cannot be read" in lines(result, "error")[0]
+
+
+def test_all_missing_options_are_named_at_once(run: Run) -> None:
+    result = run("check", client_id=None, client_secret=None, secret_key=None)
+    assert "client_id, client_secret and secret_key are missing" in lines(result, "error")[0]
 
 
 def test_http_outside_loopback_is_a_warning(run: Run) -> None:
@@ -480,13 +509,118 @@ def test_sessions_are_counted_listed_and_ended(
     changes = {"store": store_url, "client_id": None, "client_secret": None}
 
     assert run("sessions", "count", **changes).output == "3\n"
+    assert json.loads(run("sessions", "count", "--json", **changes).output) == {"sessions": 3}
     listed = run("sessions", "list", "--user", "10003", **changes)
     assert len(listed.output.splitlines()) == 2
+    assert "user 10003  logged in" in listed.output
     assert "from 127.0.0.1" in listed.output
+    assert run("sessions", "list", "--email", "Anna@example.com", **changes).output == listed.output
+    everybody = run("sessions", "list", **changes).output.splitlines()
+    assert [line.split()[2] for line in everybody] == ["10003", "10003", "10007"]
     assert run("sessions", "revoke", "--user", "10003", **changes).output == "2\n"
     assert [b.get("/").status_code for b in (anna, again, bob)] == [302, 302, 200]
-    assert run("sessions", "revoke", "--user", "10003", **changes).output == "0\n"
+    for command in ("list", "revoke"):
+        for user in (("--user", "10003"), ("--email", "anna@example.com"), ("--user", "x@y.de")):
+            result = run("sessions", command, *user, **changes)
+            assert result.exit_code == 1
+            assert result.output == (
+                "Error: no session of this user; --user takes CameraManager's number userId, "
+                "--email an address\n"
+            )
+    ended = run("sessions", "revoke", "--email", "bob@example.com", "--json", **changes)
+    assert json.loads(ended.output) == {"revoked": 1}
+    assert bob.get("/").status_code == 302
+    assert run("sessions", "list", **changes).output == ""
+    assert run("sessions", "list", **changes).exit_code == 0
     app.engine.close()
+
+
+def test_sessions_are_listed_in_pages(run, tmp_path: Path, cm_simulator, cm_login) -> None:
+    from cm_auth_middleware import CMAuthWSGIMiddleware
+    from tests.helpers.apps import make_wsgi_app
+
+    changes = {"store": f"sqlite:///{tmp_path / 'sessions.db'}"}
+    app = CMAuthWSGIMiddleware(make_wsgi_app(), secret_key=SECRET_KEY, **changes)
+    for user in ("anna@example.com", "anna@example.com", "bob@example.com"):
+        cm_login(app, user)
+
+    def page(*arguments: str) -> tuple[list[str], str | None]:
+        told = json.loads(run("sessions", "list", "--json", *arguments, **changes).output)
+        assert all(
+            info.keys() == {"reference", "user_id", "logged_in_at", "last_seen_at", "address"}
+            for info in told["sessions"]
+        )
+        assert all(info["logged_in_at"].endswith("+00:00") for info in told["sessions"])
+        return [info["user_id"] for info in told["sessions"]], told["next"]
+
+    assert page() == (["10003", "10003", "10007"], None)
+    assert page("--limit", "1") == (["10003", "10003"], "10003"), "a user is on one page"
+    assert page("--limit", "2") == (["10003", "10003"], "10003")
+    assert page("--limit", "3") == (["10003", "10003", "10007"], None)
+    assert page("--after", "10003") == (["10007"], None)
+    assert page("--after", "10007") == ([], None)
+    shown = run("sessions", "list", "--limit", "1", **changes).output
+    assert shown.endswith("\nThe next page: --after 10003\n")
+    app.engine.close()
+
+
+def test_sessions_that_cannot_be_listed_are_counted(run, tmp_path: Path) -> None:
+    path = tmp_path / "sessions.db"
+    store = SQLiteStore(path).blocking()
+    run_sync(store.put("old", b"\x04 a session", 60))
+    run_sync(store.close())
+    said = run("sessions", "list", store=f"sqlite:///{path}")
+    assert said.exit_code == 0
+    assert said.output.startswith("1 more: opened by a release before 0.2")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("revoke",), "give --user or --email"),
+        (("revoke", "--user", ""), "give --user or --email"),
+        (("list", "--user", "1", "--email", "a@b.de"), "exclude each other"),
+        (("list", "--limit", "0"), "--limit"),
+    ],
+)
+def test_a_wrong_call_is_status_2_and_does_nothing(run, tmp_path, arguments, says: str) -> None:
+    path = tmp_path / "sessions.db"
+    run_sync(SQLiteStore(path).blocking().ping())
+    result = run("sessions", *arguments, store=f"sqlite:///{path}")
+    assert result.exit_code == 2
+    assert says in result.output
+
+
+def test_the_store_may_be_named_in_a_file(run, tmp_path: Path) -> None:
+    path, named = tmp_path / "sessions.db", tmp_path / "store"
+    run_sync(SQLiteStore(path).blocking().ping())
+    named.write_text(f"sqlite:///{path}\n")
+    assert run("sessions", "count", store=None, store_file=str(named)).output == "0\n"
+    assert "Missing option '--store'" in run("sessions", "count", store=None).output
+    result = run("sessions", "count", store=None, store_file=str(tmp_path / "none"))
+    assert result.exit_code == 1
+    assert "CM_AUTH_STORE_FILE names a file that cannot be read" in result.output
+
+
+# -- JSON ----------------------------------------------------------------------------------
+
+
+def test_a_check_is_json_too(run: Run) -> None:
+    result = run("check", "--json", "--offline", prefix="/demo-key-secret", store="memory://")
+    assert result.exit_code == 1
+    told = json.loads(result.output)
+    options = {option.pop("name"): option for option in told["options"]}
+    assert options["client_id"] == {"value": "demo-key-id", "source": "CM_AUTH_CLIENT_ID"}
+    assert options["prefix"]["value"] == "/…"
+    assert {finding["level"] for finding in told["findings"]} == {"ok", "warning"}
+    quiet = json.loads(run("check", "--json", "--offline", "--quiet", store="memory://").output)
+    assert [finding["topic"] for finding in quiet["findings"]] == ["store"]
+    assert run("check", "--json", scope="x").exit_code == 2
+    assert "--json exclude" in run("check", "--json", "--login").output
+
+
+def test_a_secret_is_json_too(run: Run) -> None:
+    assert len(json.loads(run("secret", "--json").output)["secret_key"]) == 64
 
 
 def test_expired_sessions_are_purged(run, tmp_path: Path) -> None:
@@ -498,6 +632,9 @@ def test_expired_sessions_are_purged(run, tmp_path: Path) -> None:
     run_sync(store.put("grant", b"\x02 what sessions share", 7200))
     run_sync(store.close())
     assert run("sessions", "purge", "--store", f"sqlite:///{path}").output == "1\n"
+    assert run("sessions", "purge", "--store", f"sqlite:///{path}", "--json").output == (
+        '{"purged": 0}\n'
+    )
     assert run("sessions", "count", "--store", f"sqlite:///{path}").output == "1\n"
 
 

@@ -35,6 +35,7 @@ from .visits import (
     call_wsgi,
     is_logged_in,
     session_of,
+    sessions_in,
     started,
     stored,
     visit,
@@ -100,7 +101,7 @@ async def test_a_logout_during_a_refresh_wins(make_world, rotating: bool) -> Non
     assert not await is_logged_in(world, cookie)
     assert world.sim._tokens.access == {}
     assert world.sim._tokens.refresh == {}
-    assert [k for k in stored(world) if not k.startswith("gone.")] == []
+    assert [k for k in sessions_in(world) if not k.startswith("gone.")] == []
 
 
 @pytest.mark.parametrize("rotating", [False, True])

@@ -29,7 +29,7 @@ from tests.helpers.certificates import self_signed
 from tests.helpers.servers import redis_server, served
 from tests.helpers.world import CM, SECRET_KEY, World
 
-from .visits import NAME, session_of, stored, visit
+from .visits import NAME, session_of, sessions_in, stored, visit
 from .wired import Wired, clocked
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
@@ -217,7 +217,7 @@ async def test_a_stolen_store_and_the_secret_key_open_nothing(world: World) -> N
     """34: half of the key is in the cookie: what a thief can guess is not it."""
     browser, other = await world.login(), await world.login(email="bob@example.com")
     sealer = Sealer([SECRET_KEY], "userId")
-    entries = stored(world)
+    entries = sessions_in(world)
     assert len(entries) == 2
     guesses = [bytes(32), b"\xff" * 32, SECRET_KEY.encode()[:32]]
     for key, value in entries.items():
@@ -241,10 +241,15 @@ def _key_of(cookie: str) -> str:
     return sha256(urlsafe_b64decode(cookie.partition(".")[0] + "==")[:32]).hexdigest()
 
 
-async def test_a_thief_with_store_and_key_can_test_a_user_id_and_no_more(world: World) -> None:
-    """34: not promised, and said so: whether user 10003 has sessions, and since when."""
+async def test_a_thief_with_store_and_key_reads_user_ids_and_times_and_no_more(
+    world: World,
+) -> None:
+    """34: not promised, and said so: which users have sessions, and since when."""
     await world.login()
-    [(key, value)] = stored(world).items()
+    [(name, entry)] = stored(world).items() - sessions_in(world).items()
+    assert Sealer([SECRET_KEY], "userId").open_user(name, entry) == "10003"
+    assert Sealer(["another" + SECRET_KEY], "userId").open_user(name, entry) is None
+    [(key, value)] = sessions_in(world).items()
     info = Sealer([SECRET_KEY], "userId").describe(key, value, "10003")
     assert info is not None
     assert info.logged_in_at == world.clock.now

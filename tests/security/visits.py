@@ -67,6 +67,11 @@ def stored(world: World) -> dict[str, bytes]:
     return dict(_entries(world.engine.store))
 
 
+def sessions_in(world: World) -> dict[str, bytes]:
+    """The same without the list of users."""
+    return {key: value for key, value in stored(world).items() if not key.startswith("listed.")}
+
+
 def _entries(store: Any) -> Iterator[tuple[str, bytes]]:
     for shard in store._shards:
         for key, (value, _) in shard.items():

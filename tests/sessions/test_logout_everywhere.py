@@ -119,4 +119,6 @@ async def test_a_store_that_cannot_list_says_so(make_world: MakeWorld) -> None:
     for function in (world.engine.sessions, world.engine.logout_user):
         with pytest.raises(UnavailableError, match=r"cannot list sessions: it has no find\(\)"):
             await call(world, function, ANNA)
+    with pytest.raises(UnavailableError, match="cannot list sessions"):
+        await call(world, world.engine.users)
     assert (await browser.get("/")).status_code == 200

@@ -448,7 +448,7 @@ async def test_a_record_that_was_spoilt_is_removed_and_told_once(make_world, cap
     store = MemoryStore()
     world = make_world(store=store)
     browser = await world.login()
-    [(key, sealed)] = await store.find(b"")
+    [(key, sealed)] = await store.find(b"\x04")
     for spoilt in (sealed[:-1] + bytes([sealed[-1] ^ 1]), b"\x80\x04junk", b"", b"\x01"):
         caplog.clear()
         await store.put(key, spoilt, 3600)

@@ -164,6 +164,86 @@ def test_options_come_from_the_environment_and_keywords_override(monkeypatch) ->
         CMAuthConfig.from_env()
 
 
+def test_all_missing_options_are_named_at_once(monkeypatch) -> None:
+    for name in GOOD:
+        monkeypatch.delenv(f"CM_AUTH_{name.upper()}", raising=False)
+    with pytest.raises(ConfigError) as caught:
+        CMAuthMiddleware(make_app())
+    assert str(caught.value) == (
+        "client_id, client_secret and secret_key are missing: give them as keywords or in "
+        "CM_AUTH_CLIENT_ID, CM_AUTH_CLIENT_SECRET and CM_AUTH_SECRET_KEY"
+    )
+    with pytest.raises(ConfigError, match=r"^client_id and secret_key are missing: "):
+        CMAuthMiddleware(make_app(), client_secret="secret")
+
+
+# -- options in files ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def in_file(monkeypatch, tmp_path):
+    """Put an option into a file that a variable names, as Docker, systemd and others do."""
+    for name in ("CLIENT_ID", "CLIENT_SECRET", "SECRET_KEY", "STORE", "COOKIE_SECURE"):
+        monkeypatch.delenv(f"CM_AUTH_{name}", raising=False)
+
+    def put(option: str, content: bytes) -> None:
+        path = tmp_path / option
+        path.write_bytes(content)
+        monkeypatch.setenv(f"CM_AUTH_{option.upper()}_FILE", str(path))
+
+    return put
+
+
+def test_options_come_from_files_that_variables_name(in_file) -> None:
+    in_file("client_id", b"from-file\r\n")
+    in_file("client_secret", b"\xef\xbb\xbfsecret\n")
+    in_file("secret_key", f"{SECRET_KEY}old\n{SECRET_KEY}new\n".encode())
+    in_file("cookie_secure", b"true")
+    config = CMAuthConfig.from_env()
+    assert (config.client_id, config.client_secret) == ("from-file", "secret")
+    assert config.secret_key == (f"{SECRET_KEY}old", f"{SECRET_KEY}new")
+    assert config.cookie_secure is True
+    assert CMAuthConfig.from_env(client_id="keyword").client_id == "keyword"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "client_secret is missing"),
+        (b"\xff\xfe", "^CM_AUTH_CLIENT_SECRET_FILE names a file that is not text$"),
+        (b"x" * 70_000, "^CM_AUTH_CLIENT_SECRET_FILE names a file that is too large"),
+        (b"two\nlines", "client_secret has characters that no API key has"),
+    ],
+)
+def test_a_file_that_holds_no_option_is_one_clear_sentence(in_file, content, message) -> None:
+    in_file("client_secret", content)
+    with pytest.raises(ConfigError, match=message):
+        CMAuthConfig.from_env(client_id="id", secret_key=SECRET_KEY)
+
+
+def test_a_file_that_cannot_be_read_is_named_by_its_variable_alone(monkeypatch) -> None:
+    monkeypatch.setenv("CM_AUTH_SECRET_KEY_FILE", "hunter2")  # the secret, in place of its file
+    monkeypatch.delenv("CM_AUTH_SECRET_KEY", raising=False)
+    with pytest.raises(ConfigError) as caught:
+        CMAuthConfig.from_env(client_id="id", client_secret="secret")
+    assert str(caught.value) == (
+        "CM_AUTH_SECRET_KEY_FILE names a file that cannot be read: No such file or directory"
+    )
+
+
+def test_an_option_in_a_variable_and_in_a_file_is_refused(in_file, monkeypatch) -> None:
+    in_file("store", b"memory://")
+    monkeypatch.setenv("CM_AUTH_STORE", "sqlite:///x.db")
+    with pytest.raises(ConfigError, match="CM_AUTH_STORE and CM_AUTH_STORE_FILE are both set"):
+        CMAuthConfig.from_env(**GOOD)
+
+
+def test_a_wrong_switch_in_a_file_names_the_variable_of_the_file(in_file) -> None:
+    in_file("cookie_secure", b"perhaps")
+    with pytest.raises(ConfigError, match=r"^CM_AUTH_COOKIE_SECURE_FILE is true or false$"):
+        CMAuthConfig.from_env(**GOOD)
+
+
 def test_times_may_be_timedeltas() -> None:
     assert CMAuthConfig(**GOOD, idle_timeout=timedelta(hours=1)).idle_timeout == 3600
 

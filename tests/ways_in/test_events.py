@@ -27,7 +27,7 @@ def logged(caplog: pytest.LogCaptureFixture):
     plain = set(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
 
     def read() -> list[dict[str, object]]:
-        records = [r for r in caplog.records if hasattr(r, "event")]
+        records = [r for r in caplog.records if r.name == "cm_auth_middleware"]
         caplog.clear()
         return [{k: v for k, v in vars(r).items() if k not in plain} for r in records]
 

@@ -20,7 +20,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from cm_auth_middleware import MemoryStore, telemetry
+from cm_auth_middleware import MemoryStore, events, telemetry
 from cm_auth_middleware.stores import SQLiteStore
 from tests.helpers.stores import BrokenStore
 from tests.helpers.world import CM, World
@@ -139,6 +139,37 @@ async def test_active_sessions_are_counted_where_the_store_can(
     await browser.post("/auth/logout")
     assert operator.new("cm_auth.sessions.active").get(name, 0) - before == 1
     await store.close()
+
+
+async def test_what_the_storage_costs_users_is_counted(operator: Operator, make_world) -> None:
+    store = BrokenStore()
+    world = make_world(store=store)
+    browser = await world.login()
+    store.broken = True
+    assert (await browser.get("/")).status_code == 503
+    store.broken = False
+    events.log("unhealthy", reason="gone")
+    assert operator.new("cm_auth.unavailable") == {(): 1}
+    assert operator.new("cm_auth.store.warnings") == {("unhealthy",): 1}
+
+
+def test_the_dashboard_shows_every_metric_and_no_other() -> None:
+    dashboard = json.loads((REPOSITORY / "examples" / "grafana-dashboard.json").read_text())
+    asked = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    shown = set(re.findall(r"\bcm_auth_[a-z_]+", " ".join(asked)))
+    page = re.findall(r"^\| `(cm_auth[a-z._]+)` \| (\w+)", telemetry.__doc__ or "", re.MULTILINE)
+    endings = {"counter": ("_total",), "gauge": ("",), "histogram": ("_seconds_bucket",)}
+    names = {name.replace(".", "_") + ending for name, kind in page for ending in endings[kind]}
+    assert names <= shown
+    assert shown - names == {"cm_auth_store_duration_seconds_count"}
+    places = [tuple(panel["gridPos"][side] for side in "xywh") for panel in dashboard["panels"]]
+    for x, y, w, h in places:
+        overlapping = [
+            (x2, y2) for x2, y2, w2, h2 in places
+            if x < x2 + w2 and x2 < x + w and y < y2 + h2 and y2 < y + h
+        ]  # fmt: skip
+        assert overlapping == [(x, y)]
+        assert x + w <= 24
 
 
 async def test_time_in_the_store_is_measured(operator: Operator, make_world) -> None:

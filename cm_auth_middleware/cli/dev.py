@@ -1,0 +1,226 @@
+"""``cm-auth dev``: your own application with a simulated CameraManager, while you work on it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import webbrowser
+from collections.abc import Mapping
+from pathlib import Path
+
+import click
+
+from cm_auth_middleware import environment
+from cm_auth_middleware.cli.demo import tell
+from cm_auth_middleware.cli.output import Refusal, as_json, say
+from cm_auth_middleware.config import LOOPBACK
+
+_TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*(\(\))?", re.ASCII)
+_LOOK_EVERY = 0.5  # seconds between two looks at the files
+_PATIENCE = 10.0  # seconds that the application has to end
+_WATCHED = (".py", ".html", ".jinja", ".jinja2", ".j2", ".toml")
+# Options that name a CameraManager, its users or the site: here there are others.
+_REPLACED = (
+    "client_id", "client_secret", "secret_key", "provider", "base_url", "scope", "redirect_uri",
+    "store", "allowed_hosts", "allow_emails", "allow_accounts", "cookie_secure",
+)  # fmt: skip
+
+
+@click.command()
+@click.argument("target", metavar="MODULE:APP")
+@click.option("--wsgi", is_flag=True, help="The application is WSGI: Flask, Django, Bottle, …")
+@click.option(
+    "--port", default=8000, show_default=True, help="Port of the application; 0: a free one."
+)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--cm-port", default=0, help="Port of the simulated CameraManager; 0: a free one.")
+@click.option("--token-lifetime", default=43199, show_default=True, help="Seconds.")
+@click.option("--no-reload", is_flag=True, help="Do not start again when a file changes.")
+@click.option("--open", "open_browser", is_flag=True, help="Open the browser.")
+@as_json
+def dev(
+    target: str,
+    wsgi: bool,
+    port: int,
+    host: str,
+    cm_port: int,
+    token_lifetime: int,
+    no_reload: bool,
+    open_browser: bool,
+    as_json: bool,
+) -> None:
+    """Run your application with a simulated CameraManager on this machine; Ctrl-C ends both.
+
+    MODULE:APP is the application, such as main:app or main:create_app(). It needs no API key: the
+    options that it does not give in its code are those of the simulator, and its sessions are kept
+    in a file while the command runs. It is started again when a file in this folder changes.
+    """
+    try:
+        from cm_auth_middleware.testing import Settings, Simulator, SimulatorServer
+        from cm_auth_middleware.testing.server import listen
+    except ImportError as error:
+        raise Refusal(
+            f"dev needs {error.name or error}: pip install 'cm_auth_middleware[demo]'"
+        ) from None
+    if not _TARGET.fullmatch(target):
+        raise Refusal("give MODULE:APP, such as main:app or main:create_app()")
+    if host in ("0.0.0.0", "::"):  # noqa: S104 - refused here
+        raise Refusal(
+            "--host needs one address of this machine, at which browsers can reach both servers"
+        )
+    simulator = Simulator(
+        Settings(access_token_lifetime=token_lifetime, any_key=True),
+        client_secret=secrets.token_urlsafe(24),
+    )
+    stop = _stopper()
+    try:
+        with (
+            tempfile.TemporaryDirectory(prefix="cm-auth-dev-") as folder,
+            SimulatorServer(simulator, cm_port, host) as cm,
+        ):
+            with contextlib.closing(listen(host, port)) as listener:  # is it free?
+                port = listener.getsockname()[1]
+            variables = _variables(cm.url, cm.client_id, cm.client_secret, folder, host)
+            url = f"http://{_bracketed(host)}:{port}"
+            tell(url, cm.url, simulator.users[0], as_json=as_json)
+            if open_browser:
+                arguments = (url, host, port)
+                threading.Thread(target=_open_when_there, args=arguments, daemon=True).start()
+            status = _run(
+                _command(target, wsgi, host, port), variables, not no_reload, as_json, stop
+            )
+    except RuntimeError as error:
+        raise click.ClickException(str(error)) from None
+    if status:
+        raise SystemExit(status)
+    if not as_json:
+        say("Stopped.")
+
+
+def _stopper() -> threading.Event:
+    """Return an event that Ctrl-C and SIGTERM set."""
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    return stop
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _variables(
+    cm_url: str, client_id: str, client_secret: str, folder: str, host: str
+) -> dict[str, str]:
+    """Return the environment of the application."""
+    replaced = set(map(environment.variable, _REPLACED))
+    own = {
+        name: value
+        for name, value in os.environ.items()
+        if name.removesuffix("_FILE") not in replaced
+    }
+    options = {
+        "client_id": client_id,
+        "client_secret": client_secret,
+        "secret_key": secrets.token_urlsafe(48),
+        "base_url": cm_url,
+        "store": f"sqlite:///{Path(folder) / 'sessions.db'}",
+        "allowed_hosts": ",".join([*LOOPBACK, _bracketed(host)]),
+    }
+    return own | {environment.variable(name): value for name, value in options.items()}
+
+
+def _command(target: str, wsgi: bool, host: str, port: int) -> list[str]:
+    if wsgi:
+        return [
+            *(sys.executable, "-m", "cm_auth_middleware.cli.wsgi_server", target),
+            *(host, str(port)),
+        ]
+    factory = ["--factory"] if target.endswith("()") else []
+    return [
+        *(sys.executable, "-m", "uvicorn", target.removesuffix("()"), *factory),
+        *("--host", host, "--port", str(port)),
+    ]
+
+
+def _run(
+    command: list[str],
+    variables: Mapping[str, str],
+    reload: bool,
+    quiet: bool,
+    stop: threading.Event,
+) -> int:
+    """Run the application until `stop` is set, or it ends and is not started again.
+
+    Args:
+        quiet: send what the application prints to standard error.
+    """
+
+    def start() -> subprocess.Popen[bytes]:
+        output = 2 if quiet else None
+        return subprocess.Popen(command, env=variables, stdout=output)  # noqa: S603
+
+    files, process, told = _files() if reload else {}, start(), False
+    try:
+        while not stop.wait(_LOOK_EVERY):
+            status = process.poll()
+            if not reload:
+                if status is not None:
+                    return status
+                continue
+            now = _files()
+            if now != files:
+                _end(process)
+                files, process, told = now, start(), False
+            elif status is not None and not told:
+                told = True
+                click.echo("The application has ended; a change starts it again.", err=True)
+    finally:
+        _end(process)
+    return 0
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(_PATIENCE)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _files() -> dict[str, int]:
+    """Return when each file in this folder that is code or a template was changed."""
+    found = {}
+    for folder, folders, names in os.walk("."):
+        folders[:] = [
+            name
+            for name in folders
+            if not name.startswith((".", "__pycache__", "node_modules"))
+            and not Path(folder, name, "pyvenv.cfg").exists()
+        ]
+        for name in names:
+            if name.endswith(_WATCHED):
+                with contextlib.suppress(OSError):  # it was removed just now
+                    path = os.path.join(folder, name)  # noqa: PTH118 - for thousands of files
+                    found[path] = os.stat(path).st_mtime_ns  # noqa: PTH116
+    return found
+
+
+def _open_when_there(url: str, host: str, port: int) -> None:
+    """Open the browser once the application listens."""
+    for _ in range(100):
+        with contextlib.suppress(OSError), socket.create_connection((host, port), 1):
+            webbrowser.open(url)
+            return
+        time.sleep(0.2)

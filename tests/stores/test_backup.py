@@ -1,0 +1,108 @@
+"""The commands of docs/deployment.md that copy a store and put the copy in its place."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from contextlib import closing
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from tests.helpers.postgres import postgres_server
+from tests.helpers.servers import redis_server
+from tests.helpers.world import MakeWorld, World
+
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
+
+PAGE = (Path(__file__).parents[2] / "docs" / "deployment.md").read_text()
+
+
+def commands(title: str) -> list[str]:
+    """The commands for a store: the first copies, the others restore."""
+    (block,) = re.findall(rf'^```sh title="{title}"\n(.*?)^```$', PAGE, re.DOTALL | re.MULTILINE)
+    lines = [line for line in block.splitlines() if not line.startswith("#")]
+    assert len(lines) <= 3
+    return lines
+
+
+def run(command: str, paths: dict[str, Path], **variables: str) -> None:
+    program = command.split()[0]
+    if shutil.which(program) is None:
+        pytest.skip(f"NOT TESTED: {program} is not installed")
+    command = re.sub(r"(install .*)-o \w+ ", r"\1", command)  # by the user who runs the tests
+    for documented, path in paths.items():
+        command = command.replace(documented, str(path))
+    done = subprocess.run(
+        ["sh", "-ec", command], env={**os.environ, **variables}, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+
+
+async def logged_in(make_world: MakeWorld, url: str) -> tuple[World, dict[str, str]]:
+    """A site with a session, and its cookie."""
+    world = make_world(store=url)
+    browser = await world.login()
+    return world, {"Cookie": f"cm_auth={browser.named('cm_auth')[0]}"}
+
+
+async def status(make_world: MakeWorld, world: World, url: str, cookie: dict[str, str]) -> int:
+    """What another process on the same store answers."""
+    other = make_world(beside=world, store=url)
+    answered = (await other.browser(**cookie).get("/")).status_code
+    await other.close()
+    return answered
+
+
+async def test_a_copy_of_a_sqlite_file_brings_sessions_back(
+    make_world: MakeWorld, tmp_path: Path
+) -> None:
+    folder = tmp_path / "lib"
+    folder.mkdir(mode=0o700)
+    paths = {"/var/lib/cameras": folder, "/backup": tmp_path}
+    url = f"sqlite:///{folder / 'sessions.db'}"
+    copy, *restore = commands("SQLite")
+    world, cookie = await logged_in(make_world, url)
+    run(copy, paths)
+    await world.close()
+    for path in folder.iterdir():
+        path.unlink()
+    assert await status(make_world, world, url, cookie) == 302
+    for command in restore:
+        run(command, paths)
+    assert await status(make_world, world, url, cookie) == 200
+
+
+async def test_a_copy_of_redis_brings_sessions_back(make_world: MakeWorld, tmp_path: Path) -> None:
+    copy, install, start = commands("Redis")
+    with redis_server() as server:
+        paths = {"/var/lib/redis": server.directory, "/backup": tmp_path}
+        world, cookie = await logged_in(make_world, server.url)
+        run(copy, paths, REDIS=server.url)
+        server.command("FLUSHALL")
+        assert await status(make_world, world, server.url, cookie) == 302
+        server.stop()
+        run(install, paths)
+        server.start()  # as the command does, with --appendonly no
+        assert "--appendonly no" in start
+        assert server.command("CONFIG", "SET", "appendonly", "yes") == b"+OK\r\n"
+        assert await status(make_world, world, server.url, cookie) == 200
+
+
+async def test_a_copy_of_a_postgresql_table_brings_sessions_back(
+    make_world: MakeWorld, tmp_path: Path
+) -> None:
+    copy, restore = commands("PostgreSQL")
+    paths = {"/backup": tmp_path}
+    with postgres_server() as server:
+        world, cookie = await logged_in(make_world, server.url)
+        run(copy, paths, DATABASE=server.url)
+        with closing(psycopg.connect(server.url, autocommit=True)) as database:
+            database.execute("DELETE FROM cm_auth WHERE kind = 'record'")
+        assert await status(make_world, world, server.url, cookie) == 302
+        run(restore, paths, DATABASE=server.url)
+        assert await status(make_world, world, server.url, cookie) == 200
