@@ -31,6 +31,7 @@ from .tokens.grant_records import GrantRecords
 from .tokens.oauth import OAuthClient, Timed
 from .tokens.provider import find_provider
 from .tokens.refresh import TokenRefresher
+from .web import files
 
 if TYPE_CHECKING:
     import httpx2
@@ -248,6 +249,14 @@ class AuthEngine:
         return run_sync(step(self.thread_services))
 
     # -- for a handler, a script, an administrator -----------------------------------------
+
+    @property
+    def session_script_hash(self) -> str:
+        """Return the hash of ``session.js``, for a Content-Security-Policy and ``integrity``.
+
+        Each version of this package may have another.
+        """
+        return files.digest(files.SESSION_SCRIPT)
 
     def client(self, session: Session) -> AsyncCMClient:
         """Return a client for the user of a session; it costs nothing until it is used."""
