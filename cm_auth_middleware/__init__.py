@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         UnavailableError,
     )
     from .hooks import ErrorPage
+    from .session_header import CMSessionHeader
     from .sessions.record import SessionInfo
     from .sessions.session import Session
     from .stores import MemoryStore, SessionStore
@@ -32,6 +33,7 @@ __all__ = [
     "CMAuthMiddleware",
     "CMAuthOptions",
     "CMAuthWSGIMiddleware",
+    "CMSessionHeader",
     "CMState",
     "ConfigError",
     "ErrorPage",
@@ -57,6 +59,7 @@ _HOMES = {
     "CMAuthMiddleware": "asgi",
     "CMAuthOptions": "config",
     "CMAuthWSGIMiddleware": "wsgi",
+    "CMSessionHeader": "session_header",
     "CMState": "asgi",
     "ErrorPage": "hooks",
     "MemoryStore": "stores",
