@@ -183,8 +183,8 @@ def test_a_dashboard_works_behind_the_login_and_leads_back_to_it(
     see(page.get_by_role("alert").filter(has_text="You are logged out"))
     keep_picture(page, dashboard, "over")
     logins = simulator.count("POST", "/oauth/token", "authorization_code")
-    again.click()
-    page.wait_for_url(dashboard.url)  # CameraManager remembers the person
+    with page.expect_navigation(url=dashboard.url):  # CameraManager remembers the person
+        again.click()
     see(page.get_by_text(ANNA))
     assert simulator.count("POST", "/oauth/token", "authorization_code") == logins + 1
     click(page, simulator)
