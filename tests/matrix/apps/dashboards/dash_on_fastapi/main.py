@@ -12,15 +12,16 @@ dash.layout = html.Main(
 
 
 @dash.callback(Output("user", "children"), Input("user", "id"))
-def user(_):
-    return engine.sync_session_for(ctx.headers["x-cm-session"]).user["email"]
+async def user(_):
+    session = await engine.session_for(ctx.headers["x-cm-session"])
+    return session.user["email"]
 
 
 @dash.callback(Output("cameras", "children"), Input("show", "n_clicks"), prevent_initial_call=True)
-def cameras(_):
-    cm = engine.sync_client_for(ctx.headers["x-cm-session"])
-    found = cm.get("/rest/v2.4/cameras").json()
-    return [html.Li(camera["name"]) for camera in found]
+async def cameras(_):
+    cm = await engine.client_for(ctx.headers["x-cm-session"])
+    response = await cm.get("/rest/v2.4/cameras")
+    return [html.Li(camera["name"]) for camera in response.json()]
 
 
 app = CMAuthMiddleware(CMSessionHeader(server), engine=engine)
