@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -224,10 +225,11 @@ def test_many_signs_make_one_look_a_second(site: Site) -> None:
     page.route("**/data", lambda route: route.fulfill(status=401))
     page.wait_for_timeout(1_500)
     site.looks.clear()
+    began = time.monotonic()
     for _ in range(20):
         page.evaluate(f"() => {FETCH}")
     page.wait_for_timeout(500)
-    assert len(site.looks) <= 2
+    assert 1 <= len(site.looks) <= time.monotonic() - began + 1
 
 
 @pytest.mark.parametrize("status", [None, 503])
