@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         UnavailableError,
     )
     from .hooks import ErrorPage
+    from .session_header import CMSessionHeader
     from .sessions.record import SessionInfo
     from .sessions.session import Session
     from .sessions.user import CMUser
@@ -34,6 +35,7 @@ __all__ = [
     "CMAuthMiddleware",
     "CMAuthOptions",
     "CMAuthWSGIMiddleware",
+    "CMSessionHeader",
     "CMState",
     "CMUser",
     "ConfigError",
@@ -61,6 +63,7 @@ _HOMES = {
     "CMAuthMiddleware": "asgi",
     "CMAuthOptions": "config",
     "CMAuthWSGIMiddleware": "wsgi",
+    "CMSessionHeader": "session_header",
     "CMState": "asgi",
     "CMUser": "sessions.user",
     "ErrorPage": "hooks",

@@ -108,7 +108,7 @@ class CMAuthConfig:
         redirect_uri: The absolute URL of ``/auth/callback``, as browsers see it; derived from the
             request if not given. Set it if the application runs behind a proxy.
         prefix: The path below which ``login``, ``callback``, ``logout``, ``signed-out``,
-            ``session`` and ``health`` live.
+            ``session``, ``session.js`` and ``health`` live.
         exempt: Paths that need no login: ``/health`` exact, ``/static/*`` a subtree; relative to
             the path at which the application is mounted. A request that has a session still gets
             it there.

@@ -32,6 +32,7 @@ from .tokens.grant_records import GrantRecords
 from .tokens.oauth import OAuthClient, Timed
 from .tokens.provider import find_provider
 from .tokens.refresh import TokenRefresher
+from .web import files
 
 if TYPE_CHECKING:
     import httpx2
@@ -281,6 +282,14 @@ class AuthEngine:
 
     # -- for a handler, a script, an administrator -----------------------------------------
 
+    @property
+    def session_script_hash(self) -> str:
+        """Return the hash of ``session.js``, for a Content-Security-Policy and ``integrity``.
+
+        Each version of this package may have another.
+        """
+        return files.digest(files.SESSION_SCRIPT)
+
     def client(self, session: Session) -> AsyncCMClient:
         """Return a client for the user of a session; it costs nothing until it is used."""
         return cast("AsyncCMClient", self.async_services.client_of(session))
@@ -300,17 +309,26 @@ class AuthEngine:
                 one of this application's: discard the handle.
             UnavailableError: the store or CameraManager is not available now: try again.
         """
-        services = self.async_services
-        session = await services.sessions.open_handle(handle)
-        await services.refresher.look_up(session)
-        return cast("AsyncCMClient", services.client_of(session))
+        return self.client(await self.session_for(handle))
 
     def sync_client_for(self, handle: str) -> CMClient:
         """Return the same for threads."""
-        services = self.thread_services
-        session = run_sync(services.sessions.open_handle(handle))
-        run_sync(services.refresher.look_up(session))
-        return cast("CMClient", services.client_of(session))
+        return self.sync_client(self.sync_session_for(handle))
+
+    async def session_for(self, handle: str) -> Session:
+        """Return the session of a handle, outside of its request: for its user, for example.
+
+        Its ``data`` cannot be changed, because nothing would save it.
+
+        Raises:
+            SessionExpiredError: as for `client_for`.
+            UnavailableError: as for `client_for`.
+        """
+        return await _session_of(handle, self.async_services)
+
+    def sync_session_for(self, handle: str) -> Session:
+        """Return the same for threads."""
+        return run_sync(_session_of(handle, self.thread_services))
 
     def logout(self, session: Session) -> Any:
         """Log a session out, here and at CameraManager."""
@@ -391,6 +409,13 @@ class AuthEngine:
 
     def __repr__(self) -> str:
         return f"<AuthEngine {self.config.base_url}>"
+
+
+async def _session_of(handle: str, services: Services) -> Session:
+    session = await services.sessions.open_handle(handle)
+    await services.refresher.look_up(session)
+    session.close()
+    return session
 
 
 def _for_threads(store: SessionStore) -> SessionStore:

@@ -21,7 +21,7 @@ PACKAGE = Path(cm_auth_middleware.__file__).parent
 # those below. Nothing below auth/ knows the config: that is why it has a layer of its own.
 LAYERS = (
     ("cli", "testing"),
-    ("__init__", "asgi", "wsgi", "fastapi", "flask", "proxy", "proxy_cache"),
+    ("__init__", "asgi", "wsgi", "session_header", "fastapi", "flask", "proxy", "proxy_cache"),
     ("engine",),
     ("auth",),
     ("config",),

@@ -16,6 +16,7 @@ from ..errors import (
 )
 from ..events import log
 from ..web.asking import Asker, who_asks
+from ..web.files import session_script
 from ..web.origin import Origins
 from ..web.pages import Pages
 from ..web.request import Request
@@ -69,7 +70,8 @@ class Gate:
             f"{config.prefix}/login": ("GET, HEAD", login.login),
             f"{config.prefix}/callback": ("GET", login.callback),
             f"{config.prefix}/logout": ("GET, HEAD, POST", login.logout),
-            f"{config.prefix}/session": ("GET, HEAD", login.session_info),
+            f"{config.prefix}/session": ("GET, HEAD, POST", login.session_info),
+            f"{config.prefix}/session.js": ("GET, HEAD", session_script),
             f"{config.prefix}/signed-out": ("GET, HEAD", login.signed_out),
             f"{config.prefix}/health": ("GET, HEAD", Health(sessions.store, runtime).health),
         }

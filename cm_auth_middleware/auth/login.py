@@ -99,7 +99,7 @@ class Login:
         self._rule = rule
         self.cookies = LoginCookies(sessions.cookie, config.secret_key, self._runtime.clock)
         self._origins = origins
-        names = ("login", "callback", "logout", "session", "signed-out", "health")
+        names = ("login", "callback", "logout", "session", "session.js", "signed-out", "health")
         self._routes = frozenset(f"{config.prefix}/{name}" for name in names)
         self._hosts = frozenset(host.lower() for host in config.allowed_hosts)
         self._origin_of = lru_cache(_REMEMBERED)(self._allowed_origin)
@@ -405,16 +405,22 @@ class Login:
     async def session_info(self, request: Request) -> Response:
         """Serve the session as JSON, for front ends.
 
-        A page that asks again and again, to warn in time, must not keep the session alive.
+        A page that asks again and again, to warn in time, must not keep the session alive; a person
+        who wants to stay does, by a POST.
         """
-        session = await self._sessions.load_untouched(request)
+        load = self._sessions.load_untouched
+        if request.method == "POST":
+            if self._origins.refuse(request):
+                return await self._pages.cross_site(request)
+            load = self._sessions.load
+        session = await load(request)
         if session is not None and not await self._rule.admits(session):
             session = None
         info: dict[str, Any] = {"authenticated": False, "user": None, "expires_in": 0}
         if session is not None:
             left = int(self._sessions.ttl(session.record))
             info = {"authenticated": True, "user": session.user, "expires_in": left}
-        return json_response(200, info, ("Vary", "Cookie"))
+        return json_response(200, info, ("Vary", "Cookie"), *request.set_cookies)
 
     async def end(self, session: Session, address: str = "") -> None:
         """Log a session out, here and at CameraManager; here even if CameraManager is down.

@@ -160,6 +160,11 @@ class SessionCookie:
         """Return the header that clears the cookie."""
         return self.header(request, self.name(request), "", 0)
 
+    @property
+    def names(self) -> frozenset[str]:
+        """The cookie's names, on http and on https."""
+        return frozenset({self._plain_name, self._secure_name})
+
     def name(self, request: Request) -> str:
         """Return the cookie's name for this request's scheme."""
         is_secure = request.is_secure if self._forced is None else self._forced

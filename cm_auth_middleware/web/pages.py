@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from functools import cache
 from html import escape
-from importlib.resources import files
 from string import Template
 from typing import TYPE_CHECKING
 
 from ..events import log
 from ..hooks import ErrorHandler, ErrorPage
 from .asking import Asker, is_framed, who_asks
+from .files import digest, read
 from .messages import MESSAGES, negotiate
 from .origin import Origins
 from .request import Request
@@ -174,15 +172,15 @@ def render(page: ErrorPage) -> bytes:
         target = ' target="_top"' if page.target == "_top" else ""
         action = f'<a class="go" href="{link}"{target}>{label}</a>{back}'
     title = escape(page.title)
-    document = Template(_file("page.html")).substitute(
+    document = Template(read("page.html")).substitute(
         language=page.language,
         title=f"{title} · {escape(page.app_name)}" if page.app_name else title,
         app=_app(page),
         heading=title,
-        style=_file("page.css"),
+        style=read("page.css"),
         text=escape(page.text),
         action=action,
-        script=f"<script>{_file('page.js')}</script>\n" if page.kind in _AT_ADDRESS else "",
+        script=f"<script>{read('page.js')}</script>\n" if page.kind in _AT_ADDRESS else "",
     )
     return document.encode()
 
@@ -196,16 +194,10 @@ def _app(page: ErrorPage) -> str:
 
 
 @cache
-def _file(name: str) -> str:
-    """Return the text of a file in the folder ``web``."""
-    return (files(__package__) / name).read_text("utf-8")
-
-
-@cache
 def _own_policy(has_script: bool) -> str:
     """Return the Content-Security-Policy of this package's pages: their own style and script."""
-    policy = f"default-src 'none'; style-src '{_digest('page.css')}'; base-uri 'none'"
-    return f"{policy}; script-src '{_digest('page.js')}'" if has_script else policy
+    policy = f"default-src 'none'; style-src '{digest('page.css')}'; base-uri 'none'"
+    return f"{policy}; script-src '{digest('page.js')}'" if has_script else policy
 
 
 def _picture_policy(logo: str | None) -> str:
@@ -213,7 +205,3 @@ def _picture_policy(logo: str | None) -> str:
     if logo is None:
         return ""
     return "; img-src data:" if logo.startswith("data:") else "; img-src 'self'"
-
-
-def _digest(name: str) -> str:
-    return "sha256-" + base64.b64encode(hashlib.sha256(_file(name).encode()).digest()).decode()

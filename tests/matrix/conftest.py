@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from tests.browser.conftest import browser  # noqa: F401 - a fixture
+
 from .server_processes import Simulated, simulated
 
 _results: dict[str, tuple[str, str]] = {}

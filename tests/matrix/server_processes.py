@@ -193,15 +193,20 @@ def running(
     variables: Mapping[str, str],
     is_ready: Callable[[httpx2.Client], bool],
     cwd: Path,
+    patience: float = _START,
 ) -> Iterator[None]:
-    """Run a process; show its output when the block fails."""
+    """Run a process; show its output when the block fails.
+
+    Args:
+        patience: seconds until it has to be ready.
+    """
     with log.open("wb") as output:
         process = subprocess.Popen(
             command, cwd=cwd, env=dict(variables), stdout=output, stderr=output,
             stdin=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
     try:
-        _wait(process, is_ready)
+        _wait(process, is_ready, patience)
         yield
         process.terminate()
         process.wait(_STOP)
@@ -214,8 +219,10 @@ def running(
         process.wait(_STOP)
 
 
-def _wait(process: subprocess.Popen[bytes], is_ready: Callable[[httpx2.Client], bool]) -> None:
-    deadline = time.monotonic() + _START
+def _wait(
+    process: subprocess.Popen[bytes], is_ready: Callable[[httpx2.Client], bool], patience: float
+) -> None:
+    deadline = time.monotonic() + patience
     with httpx2.Client(timeout=10) as client:
         while time.monotonic() < deadline:
             assert process.poll() is None, f"it ended by itself, with {process.returncode}"
@@ -223,4 +230,4 @@ def _wait(process: subprocess.Popen[bytes], is_ready: Callable[[httpx2.Client], 
                 if is_ready(client):
                     return
             time.sleep(0.1)
-    raise AssertionError(f"no answer within {_START} s")
+    raise AssertionError(f"no answer within {patience} s")

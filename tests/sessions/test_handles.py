@@ -11,7 +11,12 @@ import anyio.to_thread
 import httpx2
 import pytest
 
-from cm_auth_middleware import AuthEngine, SessionExpiredError, UnavailableError
+from cm_auth_middleware import (
+    AuthEngine,
+    SessionDataError,
+    SessionExpiredError,
+    UnavailableError,
+)
 from tests.helpers.stores import BrokenStore
 from tests.helpers.world import CM, SECRET_KEY, World
 
@@ -19,6 +24,13 @@ pytestmark = pytest.mark.anyio
 
 CAMERAS = "/rest/v2.4/cameras"
 DAY = 86_400
+
+
+async def session_of(world: World, handle: str) -> Any:
+    """The session of a handle, for this side."""
+    if world.side == "wsgi":
+        return await anyio.to_thread.run_sync(world.engine.sync_session_for, handle)
+    return await world.engine.session_for(handle)
 
 
 class Job:
@@ -56,6 +68,19 @@ async def test_a_job_acts_for_the_user_who_agreed(world: World) -> None:
     assert isinstance(
         job.client, httpx2.Client if world.side == "wsgi" else httpx2.AsyncClient
     )  # fmt: skip
+
+
+async def test_a_handle_leads_to_the_session_too_whose_data_can_be_read(world: World) -> None:
+    browser, handle = await exported(world)
+    await browser.post("/data", json={"theme": "dark"})
+    session = await session_of(world, handle)
+    assert session.user["email"] == "anna@example.com"
+    assert session.data == {"theme": "dark"}
+    with pytest.raises(SessionDataError):
+        session.data["theme"] = "light"
+    await browser.post("/auth/logout")
+    with pytest.raises(SessionExpiredError):
+        await session_of(world, handle)
 
 
 async def test_a_handle_comes_from_the_hooks_too(make_world) -> None:
