@@ -242,7 +242,7 @@ class Login:
         verifier = self.cookies.code_verifier(login)
         try:
             tokens = await self._oauth.exchange(code, login.redirect_uri, verifier)
-            return tokens, await self._oauth.user(tokens.access_token)
+            return tokens, await self._oauth.user(tokens.access_token, tokens.api_base)
         except CMAuthError as error:
             if isinstance(error, OperatorError):
                 log("api_key_refused", error=error.error)

@@ -227,7 +227,7 @@ class TokenRefresher:
         """
         if session.record.tokens.access_token != token:
             return True  # another request has renewed it
-        return not self._is_known_alive(token) and await self._ask_if_dead(token)
+        return not self._is_known_alive(token) and await self._ask_if_dead(session, token)
 
     async def note_refusal(self, session: Session, token: str, path: str) -> None:
         """Note that a path answers 401 to a living token, for every process: 403 is meant.
@@ -250,7 +250,7 @@ class TokenRefresher:
         if self.runtime.clock() >= self._refuses_until.get(hash((token, path)), -math.inf):
             if not is_suspect and await self.store.get(f"refused.{session.record_id}") is None:
                 return True
-            if await self._ask_if_dead(token):
+            if await self._ask_if_dead(session, token):
                 return True
             if self._is_known_alive(token):
                 await self.note_refusal(session, token, path)
@@ -259,18 +259,19 @@ class TokenRefresher:
     def _is_known_alive(self, token: str) -> bool:
         return self.runtime.clock() < self._known_alive_until.get(hash(token), -math.inf)
 
-    async def _ask_if_dead(self, token: str) -> bool:
+    async def _ask_if_dead(self, session: Session, token: str) -> bool:
+        api_base = session.record.tokens.api_base
         try:
             is_dead: bool = await self.runtime.single_flight.do_apart(
-                f"alive {hash(token)}", partial(self._is_dead, token)
+                f"alive {hash(token)}", partial(self._is_dead, token, api_base)
             )
         except UnavailableError:  # it takes too long
             return False
         return is_dead
 
-    async def _is_dead(self, token: str) -> bool:
+    async def _is_dead(self, token: str, api_base: str) -> bool:
         try:
-            await self.oauth.user(token)
+            await self.oauth.user(token, api_base)
         except TokenRefusedError:
             return True
         except UnavailableError:
@@ -492,7 +493,7 @@ class GrantRefresh:
             return None
         tokens = state.tokens or self._held
         try:
-            fresh = await self._request(tokens.refresh_token or self._refresh_token)
+            fresh = await self._request(tokens, tokens.refresh_token or self._refresh_token)
         except SessionExpiredError:
             # Another process may have refreshed while this one stood still.
             for pause in _pauses():
@@ -516,16 +517,16 @@ class GrantRefresh:
         former = tokens.former_refresh_token
         if former is not None and not now.logged_out_since(before):
             with suppress(SessionExpiredError):
-                return await self._request(former)
+                return await self._request(tokens, former)
         if not self._lease.may_be_over():
             await self._grants.mark_failed(self._refresh_token, REFUSED)
         raise SessionExpiredError
 
-    async def _request(self, refresh_token: str) -> Tokens:
-        """Exchange a refresh token at CameraManager."""
+    async def _request(self, tokens: Tokens, refresh_token: str) -> Tokens:
+        """Exchange a refresh token of these tokens, or the one before it, at CameraManager."""
         self._breaker.enter(self.name, self._runtime.timeout)
         try:
-            fresh = await self._oauth.refresh(refresh_token)
+            fresh = await self._oauth.refresh(refresh_token, tokens.api_base)
         except OAuthError as error:
             if error.is_grant_over:
                 self._breaker.succeeded()
