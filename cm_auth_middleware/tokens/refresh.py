@@ -467,9 +467,14 @@ class GrantRefresh:
             raise UnavailableError("another process has just failed to reach CameraManager")
 
     def _newer_in(self, state: GrantState) -> Refreshed | None:
-        tokens = state.tokens
-        if tokens is None or tokens.access_token == self._held.access_token:
+        tokens, held = state.tokens, self._held
+        if tokens is None:
             return None
+        if tokens.access_token == held.access_token:
+            # Another process may just have found out that the server gives the same one again.
+            is_known = held.refresh_at == held.expires_at
+            if is_known or tokens.refresh_at < tokens.expires_at:
+                return None
         return Refreshed(tokens, is_new=False)
 
     async def _refresh_holding_lease(self) -> Refreshed | None:
@@ -543,6 +548,9 @@ class GrantRefresh:
             raise
         self._breaker.succeeded()
         log("refreshed", expires_in=int(fresh.expires_at - self._runtime.clock()))
+        if fresh.access_token == tokens.access_token:
+            # Some servers give another one only after it has expired: it is no use to ask before.
+            return replace(fresh, refresh_at=fresh.expires_at)
         return fresh
 
     async def _mark_failed(self, retry_after: float) -> None:
@@ -553,9 +561,10 @@ class GrantRefresh:
 
     async def _save(self, fresh: Tokens, before: GrantState) -> Refreshed:
         """Save new tokens. They exist nowhere else, so a store that fails is asked again."""
-        kept = Kept(self._held, fresh, before.logout, self._lease.owner)
-        self._kept.keep(self._refresh_token, kept)
-        self._failovers.watch()
+        if fresh.access_token != self._held.access_token:  # else a server would give it again
+            kept = Kept(self._held, fresh, before.logout, self._lease.owner)
+            self._kept.keep(self._refresh_token, kept)
+            self._failovers.watch()
         give_up_at = self._runtime.monotonic() + _SAVE_PATIENCE
         while True:
             try:
