@@ -85,7 +85,7 @@ class Services:
         is_async = isinstance(runtime, EventLoopRuntime)
         connections = LoopConnections if is_async else ThreadConnections
         self.connections: Any = connections(runtime, self.gate.is_alive)
-        self._api_url = provider.api_url(config.base_url)
+        self._api_url = lambda api_base: provider.api_url(api_base or config.base_url)
         self.client_of: Callable[[Session], Any] = self._first_client_of
 
     def _first_client_of(self, session: Session) -> Any:
