@@ -23,9 +23,12 @@ if TYPE_CHECKING:
     from .sessions.record import SessionInfo
     from .sessions.session import Session
     from .stores import MemoryStore, SessionStore
+    from .tokens.provider import CAMERAMANAGER, EAGLEEYE, Provider
     from .wsgi import CMAuthWSGIMiddleware
 
 __all__ = [
+    "CAMERAMANAGER",
+    "EAGLEEYE",
     "AuthEngine",
     "CMAuthConfig",
     "CMAuthError",
@@ -38,6 +41,7 @@ __all__ = [
     "MemoryStore",
     "OAuthError",
     "OperatorError",
+    "Provider",
     "Session",
     "SessionDataError",
     "SessionExpiredError",
@@ -52,6 +56,8 @@ __version__ = "0.1.0"
 # Imported at first use: the pytest plugin and the command line are in this package, too, and need
 # not wait 0.4 s for HTTP, ASGI and cryptography.
 _HOMES = {
+    "CAMERAMANAGER": "tokens.provider",
+    "EAGLEEYE": "tokens.provider",
     "AuthEngine": "engine",
     "CMAuthConfig": "config",
     "CMAuthMiddleware": "asgi",
@@ -60,6 +66,7 @@ _HOMES = {
     "CMState": "asgi",
     "ErrorPage": "hooks",
     "MemoryStore": "stores",
+    "Provider": "tokens.provider",
     "Session": "sessions.session",
     "SessionInfo": "sessions.record",
     "SessionStore": "stores",

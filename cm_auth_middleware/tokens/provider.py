@@ -102,12 +102,10 @@ class Provider:
         port = named.get("port")
         if port is not None and (type(port) is not int or not 1 <= port <= 65_535):
             return None
-        own = urlsplit(base_url)
+        own, domains = urlsplit(base_url), tuple(f".{name}" for name in self.api_domains)
         if host in _LOOPBACK and own.hostname in _LOOPBACK:
             scheme = own.scheme
-        elif _NAME.fullmatch(host) and host.endswith(
-            tuple(f".{name}" for name in self.api_domains)
-        ):
+        elif _NAME.fullmatch(host) and host.endswith(domains):
             scheme = "https"
         else:
             return None
