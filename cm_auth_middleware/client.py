@@ -129,7 +129,9 @@ class ClientFactory:
         self._template._base_url = self.base_url  # the very object, by which a client knows it
 
     def _base(self, api_base: str) -> _Base:
-        url = httpx2.URL(f"{self._api_url(api_base)}/")
+        url = httpx2.URL(self._api_url(api_base))
+        if not url.raw_path.endswith(b"/"):
+            url = url.copy_with(raw_path=url.raw_path + b"/")
         return _Base(url, _origin(url))
 
     def base_of(self, client: _Owned) -> _Base:

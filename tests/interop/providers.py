@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cm_auth_middleware.tokens.provider import CAMERAMANAGER, Provider
+from cm_auth_middleware import CAMERAMANAGER, Provider
 
 OIDC_PROVIDER = Provider(
     base_url="http://127.0.0.1",  # and a port that the test knows
