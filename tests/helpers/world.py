@@ -63,6 +63,10 @@ class World:
 
     Attributes:
         api: the path of the API at the simulator.
+        user_path: the path of the user there.
+        authorize: the URL of the login page.
+        lifetime: seconds that an access token lives.
+        scope: that logins ask for.
     """
 
     def __init__(
@@ -94,9 +98,14 @@ class World:
         }
         for origin in [CM, *self.sim.origins(options["base_url"])]:
             self.net.add(origin, self.sim)
-        self.api = "/api/v3.0" if provider == "eagleeye" else "/rest/v2.4"
+        is_v3 = provider == "eagleeye"
+        self.api = "/api/v3.0" if is_v3 else "/rest/v2.4"
+        self.user_path = "/api/v3.0/users/self" if is_v3 else "/rest/v2.3/users/self"
+        self.authorize = f"{CM}/oauth2/authorize" if is_v3 else f"{CM}/oauth/authorize"
+        self.lifetime = self.sim.settings.access_token_lifetime
         self.side = side
         self.engine = AuthEngine(transport=self.net, clock=lambda: self.clock() + skew, **options)
+        self.scope = self.engine.config.scope
         if side == "asgi":
             self.app: Any = CMAuthMiddleware(app or make_app(), engine=self.engine)
         else:
@@ -120,6 +129,16 @@ class World:
         else:
             await anyio.to_thread.run_sync(self.engine.close)
         self.net.shut_down()
+
+    def logouts(self) -> list[int]:
+        """The statuses of the calls that ended a grant."""
+        calls = self.sim.calls("/rest/*/tokens/current", "DELETE")
+        return [call.status or 0 for call in calls + self.sim.calls("/oauth2/revoke")]
+
+    def user_id(self, email: str = "anna@example.com") -> int | str:
+        """The user's id as the server gives it."""
+        [user] = [user for user in self.sim.users if user.email == email]
+        return f"{user.user_id:08x}" if self.api == "/api/v3.0" else user.user_id
 
     async def on_its_side(self, call: Callable[[], Any]) -> Any:
         """Call an engine or a client as a handler would: on the event loop, or in a thread."""
