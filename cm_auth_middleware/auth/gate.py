@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import CMAuthError, SessionExpiredError, StoreError, UnavailableError
 from ..events import log
+from ..tokens.provider import find_provider
 from ..web.asking import Asker, who_asks
 from ..web.origin import Origins
 from ..web.pages import Pages
@@ -41,7 +42,8 @@ class Gate:
         self._sessions = sessions
         self._refresher = refresher
         self.origins = Origins(config.redirect_uri, config.trusted_origins)
-        self._pages = Pages(config.error_handler, runtime, self.origins)
+        server = find_provider(config.provider).name
+        self._pages = Pages(config.error_handler, runtime, self.origins, server)
         self._rule = AllowRule(config, runtime)
         self._login = login = Login(
             config, sessions, refresher, self._pages, self._rule, self.origins

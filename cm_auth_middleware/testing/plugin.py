@@ -98,7 +98,10 @@ def cm_server(
 
 
 @pytest.fixture
-def cm_login(request: pytest.FixtureRequest) -> Iterator[CMLogin]:
+def cm_login(
+    request: pytest.FixtureRequest,
+    cm_provider: str,  # noqa: ARG001 - so that a test can give it as a parameter
+) -> Iterator[CMLogin]:
     """Log in to your application: ``browser = cm_login(app, user="bob@example.com")``.
 
     Uses ``cm_server`` if the test does, else ``cm_simulator``.

@@ -25,6 +25,7 @@ class Provider:
     that differs from another one in some points, use `dataclasses.replace`.
 
     Attributes:
+        name: what the pages call it.
         base_url: default of the option of this name.
         scopes: values that the option ``scope`` may have; the first is its default.
         authorize_path: where a browser logs in (RFC 6749 §3.1).
@@ -48,6 +49,7 @@ class Provider:
             only those whose every host is the server's own.
     """
 
+    name: str
     base_url: str
     scopes: tuple[str, ...]
     authorize_path: str
@@ -120,6 +122,7 @@ def _is_refused_by_code(_: int, error: str) -> bool:
 
 
 CAMERAMANAGER = Provider(
+    name="CameraManager",
     base_url="https://rest.cameramanager.com",
     scopes=("write", "read"),
     authorize_path="/oauth/authorize",
@@ -142,6 +145,7 @@ def _is_refused_by_status(status: int, _: str) -> bool:
 
 
 EAGLEEYE = Provider(
+    name="Eagle Eye",
     base_url="https://auth.eagleeyenetworks.com",
     scopes=("vms.all",),
     authorize_path="/oauth2/authorize",

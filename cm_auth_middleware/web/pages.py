@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from ..events import log
 from ..hooks import ErrorHandler, ErrorPage
 from .asking import Asker, is_framed, who_asks
-from .messages import MESSAGES, negotiate
+from .messages import negotiate, words
 from .origin import Origins
 from .request import Request
 from .response import CHALLENGE, NO_STORE, Response, problem
@@ -33,11 +33,16 @@ _CUSTOM_POLICY = "base-uri 'none'"
 
 
 class Pages:
-    """Makes the responses that explain something: a page for a person, a problem for a program."""
+    """Makes the responses that explain something: a page for a person, a problem for a program.
+
+    Args:
+        server: what they call the server that users log in at.
+    """
 
     def __init__(
-        self, error_handler: ErrorHandler | None, runtime: Runtime, origins: Origins
+        self, error_handler: ErrorHandler | None, runtime: Runtime, origins: Origins, server: str
     ) -> None:
+        self._server = server
         self._handler = error_handler
         self._runtime = runtime
         self._origins = origins
@@ -61,7 +66,7 @@ class Pages:
         if asker is not Asker.PROGRAM:
             link = login or (self.page_before(request) if asker is Asker.FORM else request.url)
             return await self.show(request, status, kind, link, *headers)
-        title, text, _ = MESSAGES[kind]["en"]
+        title, text, _ = words(kind, "en", self._server)
         members = {"login_url": login} if login else {}
         return problem(status, title, *headers, detail=text, **members)
 
@@ -86,7 +91,7 @@ class Pages:
     ) -> Response:
         """Show a person a page, drawn by the application or else by this package."""
         language = negotiate(request.header("accept-language"))
-        title, text, label = MESSAGES[kind][language]
+        title, text, label = words(kind, language, self._server)
         # A link can do no harm in a frame of the application's own pages; the log-out button could.
         is_frame = method == "get" and is_framed(request)
         target = "_top" if is_frame and link != request.url else "_self"

@@ -27,7 +27,9 @@ pytestmark = [pytest.mark.browser, pytest.mark.slow]
 def gallery(engine: AuthEngine) -> Starlette:
     """Every page, drawn and headed as the flow does it."""
     services = engine.async_services
-    pages = Pages(engine.config.error_handler, services.runtime, services.gate.origins)
+    pages = Pages(
+        engine.config.error_handler, services.runtime, services.gate.origins, "CameraManager"
+    )
 
     async def show(request: Request) -> Response:
         kind = request.path_params["kind"]

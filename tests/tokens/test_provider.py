@@ -27,6 +27,7 @@ pytestmark = pytest.mark.anyio
 LIFETIME = 43_300
 CLIENT_ID, CLIENT_SECRET = "an:id/1", "100%+secret:"
 MADE_UP = Provider(
+    name="Made Up",
     base_url="https://auth.made-up.example",
     scopes=("all.things",),
     authorize_path="/oauth2/login",
