@@ -147,11 +147,14 @@ class Server:
         self._api_base = found or self._api_base
         return answer
 
-    def user(self, access_token: str | None = None) -> Answer:
+    def probe(self) -> Answer:
+        """Ask without a token: for a user, or for nothing if the API's host is not known yet."""
+        url = self.provider.probe_url(self._config.base_url) or self._config.base_url
+        return self._call("GET", url, {})
+
+    def user(self, access_token: str) -> Answer:
         """Ask for the user of an access token."""
         url = self.provider.user_url(self._api_base or self._config.base_url)
-        if access_token is None:
-            return self._call("GET", url, {})
         headers = {"Authorization": f"Bearer {access_token}"}
         return self._call("GET", url, headers, sent=[access_token])
 
