@@ -6,7 +6,7 @@ import hashlib
 import json
 import secrets
 from dataclasses import astuple
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..sessions.record import Tokens, dumps
 
@@ -209,10 +209,14 @@ def decode_grant(raw: bytes) -> tuple[Tokens | None, str]:
         if not isinstance(values, list):
             return None, ""
         count = _PLAIN if len(values) > 1 else 0
-        plain, ending = values[:count], values[count:]
-        failure, former, api_base = [*ending, *("", None, "")[len(ending) :]]
-        if not plain:
+        ending = values[count:]
+        given: list[Any] = ["", None, ""]
+        given[: len(ending)] = ending
+        failure, former, api_base = given
+        if not count:
             return None, failure
-        return Tokens(*plain, former_refresh_token=former, api_base=api_base), failure
+        access_token, refresh_token, expires_at, refresh_at, scope = values[:count]
+        plain = access_token, refresh_token, expires_at, refresh_at, scope
+        return Tokens(*plain, former, api_base), failure
     except (ValueError, TypeError):
         return None, ""
