@@ -26,9 +26,12 @@ if TYPE_CHECKING:
     from .sessions.session import Session
     from .sessions.user import CMUser
     from .stores import MemoryStore, SessionStore
+    from .tokens.provider import CAMERAMANAGER, EAGLEEYE, Provider
     from .wsgi import CMAuthWSGIMiddleware
 
 __all__ = [
+    "CAMERAMANAGER",
+    "EAGLEEYE",
     "AuthEngine",
     "CMAuthConfig",
     "CMAuthError",
@@ -44,6 +47,7 @@ __all__ = [
     "MemoryStore",
     "OAuthError",
     "OperatorError",
+    "Provider",
     "Session",
     "SessionDataError",
     "SessionExpiredError",
@@ -58,6 +62,8 @@ __version__ = "0.1.0"
 # Imported at first use: the pytest plugin and the command line are in this package, too, and need
 # not wait 0.4 s for HTTP, ASGI and cryptography.
 _HOMES = {
+    "CAMERAMANAGER": "tokens.provider",
+    "EAGLEEYE": "tokens.provider",
     "AuthEngine": "engine",
     "CMAuthConfig": "config",
     "CMAuthMiddleware": "asgi",
@@ -68,6 +74,7 @@ _HOMES = {
     "CMUser": "sessions.user",
     "ErrorPage": "hooks",
     "MemoryStore": "stores",
+    "Provider": "tokens.provider",
     "Session": "sessions.session",
     "SessionInfo": "sessions.record",
     "SessionStore": "stores",

@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import httpx2
 
@@ -17,18 +18,59 @@ if TYPE_CHECKING:
     from .sessions.session import Session
     from .tokens.refresh import TokenRefresher
 
-# The extensions of a request: its session, and that BearerAuth gave it its header.
-_SESSION, _HAS_BEARER = "cm_auth.session", "cm_auth.bearer"
+# The extensions of a request: its session, where the API was when it was sent, and that BearerAuth
+# gave it its header.
+_SESSION, _ORIGIN, _HAS_BEARER = "cm_auth.session", "cm_auth.origin", "cm_auth.bearer"
 _REPLAY = 1_048_576  # bytes of a streamed body that are kept, to send it again after a 401
 _LOOK_EVERY = 15.0  # seconds between looks at the session of an answer that is being read
 _TRIES = 3  # a token that another session has renewed may be refused by now, too
+_MOST_BASES = 256  # addresses of the API that are kept taken apart
+_MOST_TARGET = 500  # characters of a path and query whose URL is remembered
+
+_Origin = tuple[str, str, int | None]
 
 
-class AsyncCMClient(httpx2.AsyncClient):
+class _Base(NamedTuple):
+    """Where the API is for a session, as a URL and as an origin."""
+
+    url: httpx2.URL
+    origin: _Origin
+
+
+class _Owned:
+    """A client of one session, whose ``base_url`` is where the session's API is now.
+
+    Attributes:
+        _cm: what made it, its session, and each origin that it has named as the API's: a request
+            to one of them is for the API, though that may have moved since.
+    """
+
+    _cm: tuple[ClientFactory, Session, set[_Origin]]
+
+    if TYPE_CHECKING:
+        _base_url: httpx2.URL
+
+        def _enforce_trailing_slash(self, url: httpx2.URL) -> httpx2.URL: ...
+
+    @property
+    def base_url(self) -> httpx2.URL:
+        """The URL that relative URLs are relative to; it ends in a slash."""
+        given = self._base_url
+        factory = self._cm[0]
+        return factory.base_of(self).url if given is factory.base_url else given
+
+    @base_url.setter
+    def base_url(self, url: httpx2.URL | str) -> None:
+        self._base_url = self._enforce_trailing_slash(httpx2.URL(url))
+
+
+class AsyncCMClient(_Owned, httpx2.AsyncClient):
     """An `httpx2.AsyncClient` for one user of CameraManager.
 
     Relative URLs go to ``base_url``; the bearer token goes to its origin and nowhere else, nor
-    after a redirect. Cookies are its own. Closing it leaves the shared connection pool open.
+    after a redirect. Where the server names the API's host with its tokens, ``base_url`` follows
+    them, and so does a request to the host before. Cookies are its own. Closing it leaves the
+    shared connection pool open.
 
     Raises, beside httpx2's errors:
         SessionExpiredError: the session is over; let it pass and the middleware answers.
@@ -36,19 +78,15 @@ class AsyncCMClient(httpx2.AsyncClient):
             of the process to the API is in use (httpx2's `PoolTimeout`).
     """
 
-    _cm: tuple[ClientFactory, Session]
-
     def __repr__(self) -> str:
         return f"<AsyncCMClient {self._cm[1].reference}>"
 
 
-class CMClient(httpx2.Client):
+class CMClient(_Owned, httpx2.Client):
     """An `httpx2.Client` for one user of CameraManager; see `AsyncCMClient`.
 
     The threads of one request may share it.
     """
-
-    _cm: tuple[ClientFactory, Session]
 
     def __repr__(self) -> str:
         return f"<CMClient {self._cm[1].reference}>"
@@ -59,10 +97,11 @@ class ClientFactory:
 
     Args:
         transport: returns the connection pool to send a request by: each event loop has its own.
-        base_url: of the API; requests to other origins get no token.
+        api_url: returns the URL of the API for the ``api_base`` of `Tokens`; requests to other
+            origins get no token.
 
     Attributes:
-        urls: by path and query; to take a URL apart costs as much as to make the rest of a request.
+        base_url: of clients, where tokens do not say another one.
     """
 
     def __init__(
@@ -70,22 +109,55 @@ class ClientFactory:
         kind: type[AsyncCMClient | CMClient],
         refresher: TokenRefresher,
         transport: Callable[[], Any],
-        base_url: str,
+        api_url: Callable[[str], str],
     ) -> None:
         self.kind = kind
         self._refresher = refresher
-        self.urls: BoundedCache[str, httpx2.URL] = BoundedCache(
+        self._api_url = api_url
+        self.base = lru_cache(_MOST_BASES)(self._base)
+        # By path and query: to take a URL apart costs as much as to make the rest of a request.
+        self._urls: BoundedCache[str, httpx2.URL] = BoundedCache(
             memory=refresher.runtime.cache_memory, size=lambda url: 3 * len(str(url)) + 500
         )
         client = httpx2.AsyncClient if issubclass(kind, httpx2.AsyncClient) else httpx2.Client
+        self.base_url = self.base("").url
         self._template = client(
-            base_url=base_url,
+            base_url=self.base_url,
             headers={"Accept": "application/json"},
-            transport=_OriginGuard(transport, base_url),
+            transport=_OriginGuard(transport, self.base("").origin),
         )
+        self._template._base_url = self.base_url  # the very object, by which a client knows it
 
-    def attributes(self, session: Session) -> dict[str, Any]:
-        """Return the attributes of a new client for a session.
+    def _base(self, api_base: str) -> _Base:
+        url = httpx2.URL(self._api_url(api_base))
+        if not url.raw_path.endswith(b"/"):
+            url = url.copy_with(raw_path=url.raw_path + b"/")
+        return _Base(url, _origin(url))
+
+    def base_of(self, client: _Owned) -> _Base:
+        """Return where the API is for a client's session now; requests to it are for the API."""
+        _, session, origins = client._cm
+        base = self.base(session.record.tokens.api_base)
+        origins.add(base.origin)
+        return base
+
+    def url_of(self, client: _Owned, target: str) -> httpx2.URL:
+        """Return the URL of a path and query of the API, for a client's session now."""
+        _, session, origins = client._cm
+        api_base = session.record.tokens.api_base
+        base, origin = self.base(api_base)
+        origins.add(origin)
+        key = api_base + target
+        url = self._urls.get(key)
+        if url is None:
+            path = httpx2.URL(target).raw_path.lstrip(b"/")
+            url = base.copy_with(raw_path=base.raw_path + path)
+            if len(target) <= _MOST_TARGET:
+                self._urls[key] = url
+        return url
+
+    def attributes(self, cm: tuple[ClientFactory, Session, set[_Origin]]) -> dict[str, Any]:
+        """Return the attributes of a new client.
 
         They are copied from a template, which takes a third of the time that making a client does.
         Values that can be changed in place are new; the others are replaced when they are set.
@@ -93,7 +165,7 @@ class ClientFactory:
         client = object.__new__(self.kind)
         for name, value in vars(self._template).items():
             client.__dict__[name] = value.copy() if isinstance(value, httpx2.Headers) else value
-        client.auth = BearerAuth(self._refresher, session, self._template.base_url)
+        client.auth = BearerAuth(self._refresher, cm)
         client.cookies = httpx2.Cookies()
         client.event_hooks = {}
         client.timeout = httpx2.Timeout(self._refresher.runtime.timeout)  # for each step
@@ -108,16 +180,17 @@ class _Lazy:
     """
 
     def __init__(self, factory: ClientFactory, session: Session) -> None:
-        self._cm = factory, session
+        origins: set[_Origin] = set()
+        self._cm = factory, session, origins
 
     def __getattr__(self, name: str) -> Any:
         # Python calls this for an attribute that is missing: before the first use, for any.
         if "_cm" not in self.__dict__:  # an empty one, which copy.copy() is about to fill
             raise AttributeError(name)
-        factory, session = self.__dict__["_cm"]
-        for attribute, value in factory.attributes(session).items():
+        cm = self.__dict__["_cm"]
+        for attribute, value in cm[0].attributes(cm).items():
             self.__dict__.setdefault(attribute, value)
-        self.__class__ = factory.kind  # which has no such detour
+        self.__class__ = cm[0].kind  # which has no such detour
         return getattr(self, name)
 
 
@@ -130,21 +203,26 @@ class LazyCMClient(_Lazy, CMClient):
 
 
 class BearerAuth(httpx2.Auth):
-    """Attaches the session's access token; on a 401 renews it and sends the request once more."""
+    """Attaches the session's access token; on a 401 renews it and sends the request once more.
 
-    def __init__(self, refresher: TokenRefresher, session: Session, base_url: httpx2.URL) -> None:
+    A refresh may say that the API is at another host by now: the request goes there.
+    """
+
+    def __init__(
+        self, refresher: TokenRefresher, cm: tuple[ClientFactory, Session, set[_Origin]]
+    ) -> None:
         self._refresher = refresher
-        self._session = session
-        self._origin = _origin(base_url)
+        self._factory, self._session, self._origins = cm
 
     async def async_auth_flow(
         self, request: httpx2.Request
     ) -> AsyncGenerator[httpx2.Request, httpx2.Response]:
         """Yield what to send, and receive the responses (httpx2's protocol)."""
         refresher, session = self._refresher, self._session
-        request.extensions = {**request.extensions, _SESSION: session}
         token: str | None
-        if _origin(request.url) != self._origin or "Authorization" in request.headers:
+        base = self._bearer()[1]
+        request.extensions = {**request.extensions, _SESSION: session, _ORIGIN: base.origin}
+        if _origin(request.url) not in self._origins or "Authorization" in request.headers:
             yield request
             return
         answer: httpx2.Response | None = None
@@ -153,10 +231,14 @@ class BearerAuth(httpx2.Auth):
             body = None
             if not isinstance(request.stream, httpx2.ByteStream):
                 request.stream = body = _Replayable(request.stream)
-            request.extensions = {**request.extensions, _HAS_BEARER: True}
             is_new = False
             for attempt in range(_TRIES):
-                token = session.record.tokens.access_token
+                token, base = self._bearer()
+                if _origin(request.url) != base.origin:
+                    _move(request, base.url)
+                request.extensions = {
+                    **request.extensions, _HAS_BEARER: True, _ORIGIN: base.origin
+                }  # fmt: skip
                 request.headers["Authorization"] = f"Bearer {token}"
                 response = yield request
                 if not await self._is_refused(response, token):
@@ -203,6 +285,13 @@ class BearerAuth(httpx2.Auth):
         finally:
             run_sync(flow.aclose())
 
+    def _bearer(self) -> tuple[str, _Base]:
+        """Return the access token, and where it may go: of the same tokens."""
+        tokens = self._session.record.tokens
+        base = self._factory.base(tokens.api_base)
+        self._origins.add(base.origin)
+        return tokens.access_token, base
+
     async def _is_refused(self, response: httpx2.Response, token: str) -> bool:
         """Return True if a response says that this token is dead: by 401, 403 or 406."""
         # A redirect to another origin drops the token.
@@ -215,6 +304,14 @@ class BearerAuth(httpx2.Auth):
         if "invalid_token" in response.headers.get("WWW-Authenticate", ""):
             return True
         return await self._refresher.is_dead(self._session, token)
+
+
+def _move(request: httpx2.Request, base: httpx2.URL) -> None:
+    """Direct a request at the host of another base, which has the same paths."""
+    before = request.url.netloc.decode()
+    request.url = base.copy_with(raw_path=request.url.raw_path)
+    if request.headers.get("Host") == before:
+        request.headers["Host"] = request.url.netloc.decode()
 
 
 def _forget_bearer(request: httpx2.Request, response: httpx2.Response | None) -> None:
@@ -270,11 +367,15 @@ class _OriginGuard(httpx2.AsyncBaseTransport, httpx2.BaseTransport):
 
     Redirects never pass the auth class, and httpx2 keeps the header on one from http to https.
     A request that waits in vain for a free connection raises `UnavailableError`.
+
+    Args:
+        origin: of the API, for a request that does not say by `_ORIGIN` where the API of its
+            session was.
     """
 
-    def __init__(self, transport: Callable[[], Any], base_url: str) -> None:
+    def __init__(self, transport: Callable[[], Any], origin: _Origin) -> None:
         self._transport = transport
-        self._origin = _origin(httpx2.URL(base_url))
+        self._origin = origin
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         self._guard(request)
@@ -293,7 +394,7 @@ class _OriginGuard(httpx2.AsyncBaseTransport, httpx2.BaseTransport):
         return response
 
     def _guard(self, request: httpx2.Request) -> None:
-        if _origin(request.url) != self._origin:
+        if _origin(request.url) != request.extensions.get(_ORIGIN, self._origin):
             request.headers.pop("Cookie", None)
             if request.extensions.get(_HAS_BEARER):
                 request.headers.pop("Authorization", None)
@@ -354,6 +455,6 @@ class _Replayable(httpx2.AsyncByteStream, httpx2.SyncByteStream):
         """The body belongs to the caller."""
 
 
-def _origin(url: httpx2.URL) -> tuple[str, str, int | None]:
+def _origin(url: httpx2.URL) -> _Origin:
     port = url.port or {"http": 80, "https": 443}.get(url.scheme)
     return url.scheme, url.host, port

@@ -101,10 +101,12 @@ class CMAuthConfig:
         client_secret: The SECRET of the API key.
         secret_key: Signs the cookies and encrypts the sessions: one random string of 32 characters
             or more, or several from oldest to newest (the newest signs, all verify).
-        provider: The server that users log in at: ``cameramanager``, or a `Provider` that
-            describes another one.
-        base_url: The API and OAuth server.
-        scope: The access that the application asks the user for: ``read`` or ``write``.
+        provider: The server that users log in at: ``cameramanager``, ``eagleeye`` (Eagle Eye's API
+            v3), or a `Provider` that describes another one.
+        base_url: The OAuth server, and the API unless the server names that with its tokens, as
+            Eagle Eye's does; the provider's own if not given.
+        scope: The access that the application asks the user for: ``read`` or ``write``; at Eagle
+            Eye ``vms.all``.
         redirect_uri: The absolute URL of ``/auth/callback``, as browsers see it; derived from the
             request if not given. Set it if the application runs behind a proxy.
         prefix: The path below which ``login``, ``callback``, ``logout``, ``signed-out``,

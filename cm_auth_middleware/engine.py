@@ -88,7 +88,7 @@ class Services:
         is_async = isinstance(runtime, EventLoopRuntime)
         connections = LoopConnections if is_async else ThreadConnections
         self.connections: Any = connections(runtime, self.gate.is_alive)
-        self._api_url = provider.api_url(config.base_url)
+        self._api_url = lambda api_base: provider.api_url(api_base or config.base_url)
         self.client_of: Callable[[Session], Any] = self._first_client_of
         self._knows_of_outer = False  # True once there was another middleware around this one
         # The code that made a store object opens it. In memory there is nothing to open.

@@ -61,6 +61,11 @@ EVENTS = {
     "refreshed": Event(INFO, "CameraManager gave new tokens: `expires_in`, seconds"),
     "refresh_refused": Event(INFO, "CameraManager ended a grant: `error`"),
     "refresh_failed": Event(WARNING, "a refresh failed; it will be retried: `reason`"),
+    "api_host_refused": Event(
+        WARNING,
+        "a refresh named a host of the API that is not one of the provider's domains; the session "
+        "goes on with the old one",
+    ),
     "tokens_put_back": Event(
         WARNING,
         "the store had lost new tokens, in a failover for example, and has them again: `count`",

@@ -91,7 +91,6 @@ _ANYTHING = re.compile(
     r"(?:^|,)[ \t]*\*/\*[ \t]*(?:;[ \t]*q=(?!0(?:\.0*)?[ \t]*(?:,|$))[0-9.]+[ \t]*)?(?:,|$)"
 )
 _STREAMS = 32  # of one session at a time: a person's browser opens a few
-_MOST_URL = 500  # characters of a path and query whose URL is remembered
 _SHORT = 1_000_000  # bytes of a body that is sent to its end, whether its browser leaves or not
 _CHUNK = 65_536  # bytes that are read at once from a WSGI request's body
 
@@ -565,13 +564,7 @@ def _outgoing(
 
 def _url(cm: AsyncCMClient | CMClient, target: str) -> httpx2.URL:
     """Return the URL of a path and query of the API. A front end asks for the same ones again."""
-    urls = cm._cm[0].urls
-    url = urls.get(target)
-    if url is None:
-        url = cm.build_request("GET", target).url
-        if len(target) <= _MOST_URL:
-            urls[target] = url
-    return url
+    return cm._cm[0].url_of(cm, target)
 
 
 def _relayed_headers(answer: httpx2.Response) -> list[tuple[str, str]]:

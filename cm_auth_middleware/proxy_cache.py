@@ -13,6 +13,9 @@ the user's own token asks. A user who is refused gets this refusal, and is given
 differ from user to user although each of them may read it: they are kept for one user alone, and so
 is what CameraManager calls ``private``, or says to depend on the token (``Vary: Authorization``).
 
+Where an account may be at one of several hosts of the API, each host is an account here: what one
+has answered is not given for another one, and an account that moves begins anew.
+
 **How long.** For as many seconds as the application says, whatever Cache-Control says: Spring puts
 ``no-store`` on every answer. What has become too old is dropped within a second.
 
@@ -355,12 +358,14 @@ class ProxyCache:
     def _account_name(self, session: Session) -> str:
         account = session.user.get("accountId")
         if isinstance(account, int | str) and not isinstance(account, bool) and account != "":
-            return f"account {account}"
+            return f"account {account} {session.record.tokens.api_base}"
         return self._user(session)
 
     def _user(self, session: Session) -> str:
         user = self._sessions.sealer.user_id(session.record)
-        return f"session {session.record_id}" if user in ("", "None") else f"user {user}"
+        if user in ("", "None"):
+            return f"session {session.record_id}"
+        return f"user {user} {session.record.tokens.api_base}"
 
 
 def _key(account: _Account, target: str, user: str = "") -> str:

@@ -22,12 +22,18 @@ def side(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-async def make_world(side: str) -> AsyncIterator[MakeWorld]:
+def provider() -> str:
+    """The server; `both_providers` of tests/helpers/world.py also runs a test with the other."""
+    return "cameramanager"
+
+
+@pytest.fixture
+async def make_world(side: str, provider: str) -> AsyncIterator[MakeWorld]:
     """Make worlds with options of the test's own."""
     worlds: list[World] = []
 
     def make(**options: Any) -> World:
-        worlds.append(World(**{"side": side, **options}))
+        worlds.append(World(**{"side": side, "provider": provider, **options}))
         return worlds[-1]
 
     yield make

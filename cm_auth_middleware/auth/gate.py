@@ -15,6 +15,7 @@ from ..errors import (
     UnavailableError,
 )
 from ..events import log
+from ..tokens.provider import find_provider
 from ..web.asking import Asker, who_asks
 from ..web.files import session_script
 from ..web.origin import Origins
@@ -51,8 +52,14 @@ class Gate:
         self._sessions = sessions
         self._refresher = refresher
         self.origins = Origins(config.redirect_uri, config.trusted_origins)
+        server = find_provider(config.provider).name
         self._pages = Pages(
-            config.error_handler, runtime, self.origins, config.app_name, config.app_logo
+            config.error_handler,
+            runtime,
+            self.origins,
+            server,
+            config.app_name,
+            config.app_logo,
         )
         self._rule = AllowRule(config, runtime)
         self._login = login = Login(

@@ -252,7 +252,7 @@ class Login:
         verifier = self.cookies.code_verifier(login)
         try:
             tokens = await self._oauth.exchange(code, login.redirect_uri, verifier)
-            return tokens, await self._oauth.user(tokens.access_token)
+            return tokens, await self._oauth.user(tokens.access_token, tokens.api_base)
         except CMAuthError as error:
             kind = None
             if isinstance(error, OperatorError):

@@ -106,12 +106,13 @@ class Revalidation:
             SessionExpiredError: it refuses the refresh, too, and the session is over.
             UnavailableError: it cannot be asked.
         """
-        refused = session.record.tokens.access_token
+        refused, user = session.record.tokens, self._refresher.oauth.user
         try:
-            return await self._refresher.oauth.user(refused)
+            return await user(refused.access_token, refused.api_base)
         except TokenRefusedError:
-            await self._refresher.replace(session, refused)
-        return await self._refresher.oauth.user(session.record.tokens.access_token)
+            await self._refresher.replace(session, refused.access_token)
+        tokens = session.record.tokens
+        return await user(tokens.access_token, tokens.api_base)
 
     async def _read_anew(self, session: Session) -> None:
         user = await self._read(session)

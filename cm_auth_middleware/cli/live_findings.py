@@ -26,7 +26,7 @@ def findings(
         needs: the fields of the user that options need, with the option of each.
         is_over: True if nothing more will be found out.
     """
-    yield from _reached(report)
+    yield from _reached(report, provider)
     yield from _login(report)
     yield from _tokens(report)
     yield from _user(report, provider, needs)
@@ -40,12 +40,14 @@ def findings(
         yield from _revocation(report)
 
 
-def _reached(report: Report) -> Iterator[Finding]:
+def _reached(report: Report, provider: Provider) -> Iterator[Finding]:
     status = report.status_without_bearer
     if status is None:
         return
     if status == 401:
         yield Finding(OK, "base_url", "answers as CameraManager does")
+    elif provider.probe_url("") is None:  # where the API is, a login tells
+        yield Finding(OK, "base_url", "answers")
     else:
         yield Finding(
             WARNING, "base_url", f"answers {status} without a bearer token, where 401 was expected"

@@ -105,10 +105,11 @@ class LiveCheck:
             CannotRun: it is no use to log in.
         """
         report, server = self._report, self._server
-        answer = server.user()
+        answer = server.probe()
         report.status_without_bearer = answer.status
         report.clock_skew = clock_skew(answer.headers.get("Date", ""))
-        if answer.status not in (401, 403):
+        is_api_known = server.provider.probe_url("") is not None
+        if answer.status not in (401, 403) and (is_api_known or answer.status >= 500):
             raise CannotRun(
                 "base_url",
                 f"the server answered {answer.status} where CameraManager says 401: is base_url "

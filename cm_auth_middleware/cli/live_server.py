@@ -113,6 +113,7 @@ class Server:
         self._config = config
         self._report = report
         self._interruptions = interruptions
+        self._api_base = ""  # where the API is, once a token answer has said it
         self._calls: deque[float] = deque()  # times of those of the last minute
         self._patience = _MOST_PATIENCE
         key = config.client_id, config.client_secret
@@ -139,14 +140,21 @@ class Server:
         headers = {"Content-Type": "application/x-www-form-urlencoded", **self._key}
         sent = [parameters[name] for name in ("code", "refresh_token") if name in parameters]
         if in_query:
-            return self._call("POST", f"{url}?{form}", headers, b"", sent)
-        return self._call("POST", url, headers, form.encode(), sent)
+            answer = self._call("POST", f"{url}?{form}", headers, b"", sent)
+        else:
+            answer = self._call("POST", url, headers, form.encode(), sent)
+        found = self.provider.api_base(answer.members, self._config.base_url)
+        self._api_base = found or self._api_base
+        return answer
 
-    def user(self, access_token: str | None = None) -> Answer:
+    def probe(self) -> Answer:
+        """Ask without a token: for a user, or for nothing if the API's host is not known yet."""
+        url = self.provider.probe_url(self._config.base_url) or self._config.base_url
+        return self._call("GET", url, {})
+
+    def user(self, access_token: str) -> Answer:
         """Ask for the user of an access token."""
-        url = self.provider.user_url(self._config.base_url)
-        if access_token is None:
-            return self._call("GET", url, {})
+        url = self.provider.user_url(self._api_base or self._config.base_url)
         headers = {"Authorization": f"Bearer {access_token}"}
         return self._call("GET", url, headers, sent=[access_token])
 

@@ -32,7 +32,9 @@ _NUMBER = re.compile(r"[0-9]{1,10}(\.[0-9]{1,6})?")
 _SWITCH = re.compile(r"(?i)1|0|true|false|yes|no|on|off")
 _KNOWN = {
     "provider": re.compile("|".join(map(re.escape, PROVIDERS))),
-    "scope": re.compile(r"read|write"),
+    "scope": re.compile(
+        "|".join(re.escape(scope) for each in PROVIDERS.values() for scope in each.scopes)
+    ),
     "prefix": re.compile(r"(/[A-Za-z0-9._~-]+)+"),
     "exempt": re.compile(r"/[A-Za-z0-9._~/-]*\*?"),
     "idle_timeout": _NUMBER,

@@ -21,6 +21,8 @@ class Tokens:
     Attributes:
         former_refresh_token: the one that these tokens were exchanged for, if the server answered
             with another one. Some servers answer with one that they do not know afterwards.
+        api_base: the scheme and host of the API, where a server names them with its tokens; empty
+            for those of the option ``base_url``.
     """
 
     access_token: str
@@ -29,6 +31,7 @@ class Tokens:
     refresh_at: float
     scope: str
     former_refresh_token: str | None = None
+    api_base: str = ""
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
         raise TypeError(
@@ -62,10 +65,11 @@ class Record:
 
     def encode(self) -> bytes:
         """Encode all fields but ``last_seen_at``, which is in the header of the stored value."""
-        *tokens, former = astuple(self.tokens)
+        *tokens, former, api_base = astuple(self.tokens)
         head = [*tokens, self.logged_in_at, self.address]
         head += [self.client_id, self.scope, self.user_read_at]
-        head += [former] if former else []
+        # Without an API of their own, sessions stay readable by version 0.2.
+        head += [former, api_base] if api_base else [former] if former else []
         return f"{dumps(head)}\n{self.user}\n{self.data}".encode()
 
     @classmethod
@@ -76,11 +80,11 @@ class Record:
             values, end = _scan(head, 0)
             *tokens, logged_in_at, address = values[:7]
             # Version 0.1 wrote seven values, without the application that opened the session.
-            client_id, scope, user_read_at, *former = values[7:] or ("", "", logged_in_at)
+            client_id, scope, user_read_at, *later = values[7:] or ("", "", logged_in_at)
             owner = client_id, scope, user_read_at
             if end != len(head):
                 return None
-            tokens = Tokens(*tokens, *former)
+            tokens = Tokens(*tokens, *later)
             return cls(tokens, user, logged_in_at, last_seen_at, data, address, *owner)
         except (ValueError, TypeError):
             return None

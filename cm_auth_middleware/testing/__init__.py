@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         SimulatedCamera,
         SimulatedUser,
         Simulator,
+        settings_for,
     )
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "SimulatorServer",
     "StoreConformance",
     "read_report",
+    "settings_for",
     "settings_like",
 ]
 

@@ -13,16 +13,19 @@ from typing import Any
 from cm_auth_middleware.display import printable
 from cm_auth_middleware.testing.live_reports import read_report, settings_like
 from cm_auth_middleware.testing.server import SimulatorServer
-from cm_auth_middleware.testing.simulator import Settings, Simulator
+from cm_auth_middleware.testing.simulator import Settings, Simulator, settings_for
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serve until Ctrl-C; each setting is a flag, such as `--access-token-lifetime 60`."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--like", metavar="REPORT")
-    like = first.parse_known_args(arguments)[0].like
+    first.add_argument("--provider", choices=_PROVIDERS, default="cameramanager")
+    known, _ = first.parse_known_args(arguments)
+    settings = settings_for(known.provider)
     try:
-        settings = settings_like(read_report(like)) if like is not None else Settings()
+        if known.like is not None:
+            settings = settings_like(read_report(known.like), settings)
     except ValueError as error:
         return _fail(str(error))
     except OSError as error:
@@ -38,7 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (RuntimeError, OSError) as error:
         return _fail(str(error))
     with server, contextlib.suppress(KeyboardInterrupt):
-        sys.stdout.write(f"Simulated CameraManager at {server.url}\n")
+        name = "CameraManager" if settings.provider == "cameramanager" else "Eagle Eye API v3"
+        sys.stdout.write(f"Simulated {name} at {server.url}\n")
         sys.stdout.write(f"  client_id {client_id}, client_secret {client_secret}\n")
         for user in sim.users:
             sys.stdout.write(f"  {printable(user.email)}, password {user.password}\n")
@@ -70,12 +74,19 @@ def _parser(settings: Settings) -> argparse.ArgumentParser:
         help="a report of cm-auth check --login, for the settings that are not given",
     )
     for knob in fields(Settings):
+        if knob.name == "provider":
+            kept = "the server to play, whose defaults the settings have"
+            parser.add_argument(
+                "--provider", choices=_PROVIDERS, default="cameramanager", help=kept
+            )
+            continue
         default = getattr(settings, knob.name)
         flag = f"--{knob.name.replace('_', '-')}"
         parser.add_argument(flag, default=default, help="setting", **_kind(knob.name, default))
     return parser
 
 
+_PROVIDERS = ("cameramanager", "eagleeye")
 _CHOICES = {"content_encoding": ("", "gzip", "deflate"), "dead_bearer_status": (401, 403)}
 
 
@@ -86,6 +97,8 @@ def _kind(name: str, default: object) -> dict[str, Any]:
         return {"action": argparse.BooleanOptionalAction}
     if name == "redirect_uris":
         return {"action": "append", "metavar": "URI"}
+    if name == "api_hosts":
+        return {"nargs": "+", "metavar": "HOST"}
     if isinstance(default, str):
         return {"type": str, "metavar": "TEXT"}
     if name in ("snapshot_limit", "rate_limit"):

@@ -92,7 +92,7 @@ def log_in(
 def _start(browser: Browser, prefix: str) -> httpx2.URL:
     answer = browser.get(f"{prefix}/login")
     target = httpx2.URL(answer.headers.get("Location", ""))
-    if not answer.is_redirect or not target.path.endswith("/oauth/authorize"):
+    if not answer.is_redirect or not target.path.endswith("/authorize"):
         raise LoginFailed(
             f"{answer.url} answered {_describe(answer)} and not a redirect to CameraManager: is "
             "the app behind the middleware, and does it use the prefix that cm_login was given?",

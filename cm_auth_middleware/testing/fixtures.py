@@ -30,6 +30,7 @@ from cm_auth_middleware.testing.simulator import (
     SimulatedUser,
     Simulator,
     What,
+    settings_for,
 )
 
 IN_PROCESS_URL = "https://cameramanager.test"  # a name that never resolves (RFC 6761 §6.2)
@@ -38,9 +39,11 @@ _APP_URL = "http://localhost:8000"
 T = TypeVar("T")
 
 
-def make_simulator() -> Simulator:
+def make_simulator(provider: str = "cameramanager") -> Simulator:
     """Make a simulator whose clock a test can move, and which accepts every API key."""
-    return Simulator(Settings(any_key=True), clock=DEFAULTS.clock)
+    settings = settings_for(provider)
+    settings.any_key = True
+    return Simulator(settings, clock=DEFAULTS.clock)
 
 
 class CMServer:
@@ -77,6 +80,7 @@ class CMServer:
     def env(self) -> dict[str, str]:
         """The environment variables for an application that runs in a process of its own."""
         return {
+            "CM_AUTH_PROVIDER": self.settings.provider,
             "CM_AUTH_BASE_URL": self.url,
             "CM_AUTH_CLIENT_ID": self.client_id,
             "CM_AUTH_CLIENT_SECRET": self.client_secret,
@@ -122,7 +126,7 @@ class CMServer:
         self.simulator.fail_token(what, times)
 
     def fail_api(self, what: What, times: int = 1, path: str | None = None) -> None:
-        """Let the next calls below ``/rest/`` fail; see `Simulator.fail_api`."""
+        """Let the next calls of the API fail; see `Simulator.fail_api`."""
         self.simulator.fail_api(what, times, path)
 
     def revoke(self, user: str | SimulatedUser | None = None) -> None:
@@ -161,7 +165,8 @@ class CMServer:
         network = self._networks.get(base_url)
         if network is None:
             network = Network()
-            network.add(origin_of(base_url), self.simulator)
+            for origin in self.simulator.origins(base_url):
+                network.add(origin, self.simulator)
             self._networks[base_url] = network
         return network
 

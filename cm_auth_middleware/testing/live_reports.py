@@ -53,12 +53,15 @@ def read_report(path: str | Path) -> dict[str, Any]:
     return report
 
 
-def settings_like(report: Mapping[str, Any]) -> Settings:
+def settings_like(report: Mapping[str, Any], settings: Settings | None = None) -> Settings:
     """Return the settings with which a simulator does what the report says of a server.
 
     What the report does not know, or says in a wrong type, stays at its default.
+
+    Args:
+        settings: has the defaults; CameraManager's if not given.
     """
-    settings = Settings()
+    settings = settings or Settings()
     report = {name: report.get(name) for name in _KINDS if _is_right(report, name)}
     bearer, encoding = report.get("dead_bearer", {}), report.get("compression")
     return replace(

@@ -20,6 +20,11 @@ Rule 1: one refresh for each expiry.
     does not get it looks into the store for the tokens that the holder saves, first after 25 ms,
     then ever more seldom, at last four times a second; once a second it asks for the lease again.
 
+    Where a server gives the same access token again as long as it lives, a refresh before its
+    expiry is of no use: the tokens that such an answer makes are due when they expire
+    (``refresh_at`` is ``expires_at``). By that the other processes know them from those that they
+    hold, and do not ask, too. They are not kept for a failover: the server would give them again.
+
 Rule 2: a process that holds the refresh token finds the newest tokens.
     The holder saves new tokens in the **record of the grant**, under a hash of the refresh token
     that its session held, encrypted with a key derived from it. A rotated refresh token leads to

@@ -6,7 +6,7 @@ import hashlib
 import json
 import secrets
 from dataclasses import astuple
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..sessions.record import Tokens, dumps
 
@@ -18,7 +18,7 @@ _CHAIN = 4096  # rotations of a refresh token that a sleeping session can catch 
 _LOGOUT_TTL = 600.0  # seconds that a logout is remembered for refreshes under way
 _FAILURE_TTL = 60.0  # seconds that a failure is remembered of a grant without newer tokens
 UNAVAILABLE, REFUSED = "u", "r"  # the kinds of failures, as they are stored
-_FIELDS = len(Tokens.__dataclass_fields__)
+_PLAIN = 5  # members of `Tokens` that every record of a grant with tokens has
 
 
 class GrantState(NamedTuple):
@@ -192,17 +192,31 @@ def _grant_key(refresh_token: str) -> bytes:
 
 
 def encode_grant(tokens: Tokens | None, failure: str) -> bytes:
-    """Encode a record as JSON. Without a failure it is what `Tokens` are in every version."""
-    *values, former = [None] if tokens is None else astuple(tokens)
-    ending = [failure, former] if former else [failure] if failure else []
+    """Encode a record as JSON. Without a failure it is what `Tokens` are in every version.
+
+    What a record does not have is left out at its end: older versions read those without.
+    """
+    *values, former, api_base = [None, ""] if tokens is None else astuple(tokens)
+    ending = [failure, former, api_base]
+    while ending and not ending[-1]:
+        ending.pop()
     return dumps([*values, *ending]).encode()
 
 
 def decode_grant(raw: bytes) -> tuple[Tokens | None, str]:
     try:
         values = json.loads(raw)
-        former = values.pop() if len(values) == _FIELDS + 1 else None
-        failure = values.pop() if len(values) in (1, _FIELDS) else ""
-        return Tokens(*[*values, former]) if values else None, failure
-    except (ValueError, TypeError, AttributeError):
+        if not isinstance(values, list):
+            return None, ""
+        count = _PLAIN if len(values) > 1 else 0
+        ending = values[count:]
+        given: list[Any] = ["", None, ""]
+        given[: len(ending)] = ending
+        failure, former, api_base = given
+        if not count:
+            return None, failure
+        access_token, refresh_token, expires_at, refresh_at, scope = values[:count]
+        plain = access_token, refresh_token, expires_at, refresh_at, scope
+        return Tokens(*plain, former, api_base), failure
+    except (ValueError, TypeError):
         return None, ""

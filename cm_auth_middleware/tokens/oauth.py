@@ -123,8 +123,11 @@ class OAuthClient:
                 code_verifier=code_verifier,
             )
 
-    async def refresh(self, refresh_token: str) -> Tokens:
+    async def refresh(self, refresh_token: str, api_base: str) -> Tokens:
         """Exchange a refresh token for new tokens (RFC 6749 §6).
+
+        Args:
+            api_base: of the tokens until now. It stays if the answer names no API to be believed.
 
         Raises:
             OperatorError: the API key is refused.
@@ -133,16 +136,19 @@ class OAuthClient:
             UnavailableError: try again later.
         """
         with self._timed("refresh"):
-            return await self._token_call("refresh_token", refresh_token=refresh_token)
+            return await self._token_call("refresh_token", api_base, refresh_token=refresh_token)
 
-    async def user(self, access_token: str) -> dict[str, Any]:
+    async def user(self, access_token: str, api_base: str) -> dict[str, Any]:
         """Return the user of an access token.
+
+        Args:
+            api_base: as in `Tokens`.
 
         Raises:
             UnavailableError: try again later.
         """
         with self._timed("user"):
-            url = self._provider.user_url(self._base_url)
+            url = self._provider.user_url(api_base or self._base_url)
             response = await self._send("GET", url, _bearer(access_token))
             if response.status_code in (401, 403):
                 raise TokenRefusedError(
@@ -201,7 +207,8 @@ class OAuthClient:
                 if refresh_token is None or self._provider.revokes_refresh_tokens:
                     continue
                 try:
-                    await self.try_to_revoke(await self.refresh(refresh_token))
+                    fresh = await self.refresh(refresh_token, tokens.api_base)
+                    await self.try_to_revoke(fresh)
                     return
                 except OAuthError as error:
                     if not error.is_grant_over:  # else it had ended already
@@ -211,13 +218,15 @@ class OAuthClient:
 
     # -- inside ----------------------------------------------------------------------------
 
-    async def _token_call(self, grant_type: str, **parameters: str) -> Tokens:
+    async def _token_call(
+        self, grant_type: str, api_base: str | None = None, **parameters: str
+    ) -> Tokens:
         """Call the token endpoint; return the tokens of its answer, checked."""
         from authlib.oauth2.rfc6749.parameters import prepare_token_request  # when first needed
 
         body = prepare_token_request(grant_type, scope=self._scope, **parameters)
         response = await self._send_with_key(self._base_url + self._provider.token_path, body)
-        return self._tokens(response, parameters.get("refresh_token"))
+        return self._tokens(response, parameters.get("refresh_token"), api_base)
 
     async def _send_with_key(self, url: str, body: str) -> httpx2.Response:
         """POST a form with the API key (RFC 6749 §2.3.1)."""
@@ -249,13 +258,14 @@ class OAuthClient:
         # Raised out here, so that httpx2's error, which may repeat the URL, is not its context.
         raise UnavailableError(f"CameraManager cannot be reached ({reason})")
 
-    def _tokens(self, response: httpx2.Response, old: str | None) -> Tokens:
+    def _tokens(self, response: httpx2.Response, old: str | None, api_base: str | None) -> Tokens:
         """Check a token answer and return its tokens.
 
         ``error_description``, which may repeat a token, is not looked at.
 
         Args:
             old: the refresh token that was exchanged, which stays if the answer has none.
+            api_base: where the API was until now; None at a login.
         """
         status = response.status_code
         if status == 429 or status >= 500:
@@ -290,7 +300,23 @@ class OAuthClient:
             refresh_at=now + lifetime - min(self._leeway, lifetime / 2),
             scope=scope,
             former_refresh_token=None if refresh_token == old else old,
+            api_base=self._api_base(members, api_base),
         )
+
+    def _api_base(self, members: dict[str, Any], old: str | None) -> str:
+        """Return where the API is: the bearer goes to no host that is not believed.
+
+        A refresh that names such a host has given new tokens all the same, and the old ones are
+        dead: they go on at the old host.
+        """
+        found = self._provider.api_base(members, self._base_url)
+        if found is not None:
+            return found
+        if old is None:
+            raise UnavailableError("CameraManager names no host of its API that can be believed")
+        if members.get(self._provider.api_host_field) is not None:
+            log("api_host_refused")
+        return old
 
     def _raise_refusal(self, status: int, error: str, members: dict[str, Any]) -> None:
         if error in self._provider.key_errors:

@@ -229,7 +229,7 @@ class TokenRefresher:
         """
         if session.record.tokens.access_token != token:
             return True  # another request has renewed it
-        return not self._is_known_alive(token) and await self._ask_if_dead(token)
+        return not self._is_known_alive(token) and await self._ask_if_dead(session, token)
 
     async def note_refusal(self, session: Session, token: str, path: str) -> None:
         """Note that a path answers 401 to a living token, for every process: 403 is meant.
@@ -252,7 +252,7 @@ class TokenRefresher:
         if self.runtime.clock() >= self._refuses_until.get(hash((token, path)), -math.inf):
             if not is_suspect and await self.store.get(f"refused.{session.record_id}") is None:
                 return True
-            if await self._ask_if_dead(token):
+            if await self._ask_if_dead(session, token):
                 return True
             if self._is_known_alive(token):
                 await self.note_refusal(session, token, path)
@@ -261,18 +261,19 @@ class TokenRefresher:
     def _is_known_alive(self, token: str) -> bool:
         return self.runtime.clock() < self._known_alive_until.get(hash(token), -math.inf)
 
-    async def _ask_if_dead(self, token: str) -> bool:
+    async def _ask_if_dead(self, session: Session, token: str) -> bool:
+        api_base = session.record.tokens.api_base
         try:
             is_dead: bool = await self.runtime.single_flight.do_apart(
-                f"alive {hash(token)}", partial(self._is_dead, token)
+                f"alive {hash(token)}", partial(self._is_dead, token, api_base)
             )
         except UnavailableError:  # it takes too long
             return False
         return is_dead
 
-    async def _is_dead(self, token: str) -> bool:
+    async def _is_dead(self, token: str, api_base: str) -> bool:
         try:
-            await self.oauth.user(token)
+            await self.oauth.user(token, api_base)
         except TokenRefusedError:
             return True
         except UnavailableError:
@@ -477,9 +478,14 @@ class GrantRefresh:
             raise UnavailableError("another process has just failed to reach CameraManager")
 
     def _newer_in(self, state: GrantState) -> Refreshed | None:
-        tokens = state.tokens
-        if tokens is None or tokens.access_token == self._held.access_token:
+        tokens, held = state.tokens, self._held
+        if tokens is None:
             return None
+        if tokens.access_token == held.access_token:
+            # Another process may just have found out that the server gives the same one again.
+            is_known = held.refresh_at == held.expires_at
+            if is_known or tokens.refresh_at < tokens.expires_at:
+                return None
         return Refreshed(tokens, is_new=False)
 
     async def _refresh_holding_lease(self) -> Refreshed | None:
@@ -503,7 +509,7 @@ class GrantRefresh:
             return None
         tokens = state.tokens or self._held
         try:
-            fresh = await self._request(tokens.refresh_token or self._refresh_token)
+            fresh = await self._request(tokens, tokens.refresh_token or self._refresh_token)
         except SessionExpiredError:
             # Another process may have refreshed while this one stood still.
             for pause in _pauses():
@@ -527,16 +533,16 @@ class GrantRefresh:
         former = tokens.former_refresh_token
         if former is not None and not now.logged_out_since(before):
             with suppress(SessionExpiredError):
-                return await self._request(former)
+                return await self._request(tokens, former)
         if not self._lease.may_be_over():
             await self._grants.mark_failed(self._refresh_token, REFUSED)
         raise SessionExpiredError
 
-    async def _request(self, refresh_token: str) -> Tokens:
-        """Exchange a refresh token at CameraManager."""
+    async def _request(self, tokens: Tokens, refresh_token: str) -> Tokens:
+        """Exchange a refresh token of these tokens, or the one before it, at CameraManager."""
         self._breaker.enter(self.name, self._runtime.timeout)
         try:
-            fresh = await self._oauth.refresh(refresh_token)
+            fresh = await self._oauth.refresh(refresh_token, tokens.api_base)
         except OAuthError as error:
             if error.is_grant_over:
                 self._breaker.succeeded()
@@ -555,6 +561,9 @@ class GrantRefresh:
             raise
         self._breaker.succeeded()
         log("refreshed", expires_in=int(fresh.expires_at - self._runtime.clock()))
+        if fresh.access_token == tokens.access_token:
+            # Some servers give another one only after it has expired: it is no use to ask before.
+            return replace(fresh, refresh_at=fresh.expires_at)
         return fresh
 
     async def _mark_failed(
@@ -567,9 +576,10 @@ class GrantRefresh:
 
     async def _save(self, fresh: Tokens, before: GrantState) -> Refreshed:
         """Save new tokens. They exist nowhere else, so a store that fails is asked again."""
-        kept = Kept(self._held, fresh, before.logout, self._lease.owner)
-        self._kept.keep(self._refresh_token, kept)
-        self._failovers.watch()
+        if fresh.access_token != self._held.access_token:  # else a server would give it again
+            kept = Kept(self._held, fresh, before.logout, self._lease.owner)
+            self._kept.keep(self._refresh_token, kept)
+            self._failovers.watch()
         give_up_at = self._runtime.monotonic() + _SAVE_PATIENCE
         while True:
             try:

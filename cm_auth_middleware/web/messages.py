@@ -11,6 +11,7 @@ from functools import cache
 from typing import NamedTuple
 
 LANGUAGES = ("en", "nl", "de", "fr", "es")
+_NAMED = "CameraManager"  # the server, in the texts
 _MOST_RANGES = 30  # of an Accept-Language header that are read; browsers send a handful
 _RANGE = re.compile(r"([a-z]{1,8}|\*)(?:-[a-z0-9-]+)?\s*(?:;\s*q=([01](?:\.\d{0,3})?))?", re.I)
 
@@ -83,3 +84,20 @@ class _Messages(Mapping[str, Mapping[str, Message]]):
 
 MESSAGES = _Messages()
 """The texts by page and language, as in ``MESSAGES["denied"]["nl"]``."""
+
+
+def words(kind: str, language: str, server: str) -> Message:
+    """Return the words of a page, which name the server that the users know."""
+    message = MESSAGES[kind][language]
+    if server == _NAMED:
+        return message
+    title, text, action = (_renamed(part, language, server) for part in message[:3])
+    return Message(title, text, action, message.back and _renamed(message.back, language, server))
+
+
+def _renamed(text: str, language: str, server: str) -> str:
+    if language == "de":  # a compound has hyphens throughout
+        text = text.replace(f"{_NAMED}-", f"{server.replace(' ', '-')}-")
+    if language == "fr" and server[:1].lower() in "aeiouy":
+        text = text.replace(f"de {_NAMED}", f"d’{server}")
+    return text.replace(_NAMED, server)

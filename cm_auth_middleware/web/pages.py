@@ -11,7 +11,7 @@ from ..events import log
 from ..hooks import ErrorHandler, ErrorPage
 from .asking import Asker, is_framed, who_asks
 from .files import digest, read
-from .messages import MESSAGES, negotiate
+from .messages import negotiate, words
 from .origin import Origins
 from .request import Request
 from .response import CHALLENGE, NO_STORE, Response, problem
@@ -32,16 +32,22 @@ _CUSTOM_POLICY = "base-uri 'none'"
 
 
 class Pages:
-    """Makes the responses that explain something: a page for a person, a problem for a program."""
+    """Makes the responses that explain something: a page for a person, a problem for a program.
+
+    Args:
+        server: what they call the server that users log in at.
+    """
 
     def __init__(
         self,
         error_handler: ErrorHandler | None,
         runtime: Runtime,
         origins: Origins,
+        server: str,
         app_name: str | None = None,
         app_logo: str | None = None,
     ) -> None:
+        self._server = server
         self._handler = error_handler
         self._runtime = runtime
         self._origins = origins
@@ -69,7 +75,7 @@ class Pages:
         if asker is not Asker.PROGRAM:
             again = self.page_before(request) if asker is Asker.FORM else request.url
             return await self.show(request, status, kind, link or login or again, *headers)
-        message = MESSAGES[kind]["en"]
+        message = words(kind, "en", self._server)
         members = {"login_url": login} if login else {}
         return problem(status, message.title, *headers, detail=message.text, **members)
 
@@ -94,7 +100,7 @@ class Pages:
     ) -> Response:
         """Show a person a page, drawn by the application or else by this package."""
         language = negotiate(request.header("accept-language"))
-        message = MESSAGES[kind][language]
+        message = words(kind, language, self._server)
         # A link can do no harm in a frame of the application's own pages; the log-out button could.
         is_frame = method == "get" and is_framed(request)
         target = "_top" if is_frame and link != request.url else "_self"

@@ -37,6 +37,7 @@ def gallery(engine: AuthEngine) -> Starlette:
         options.error_handler,
         services.runtime,
         services.gate.origins,
+        "CameraManager",
         options.app_name,
         options.app_logo,
     )

@@ -26,7 +26,7 @@ from cm_auth_middleware.cli import main
 from cm_auth_middleware.config import FUNCTIONS, CMAuthConfig
 from cm_auth_middleware.runtime.run_sync import run_sync
 from cm_auth_middleware.stores import SQLiteStore
-from cm_auth_middleware.testing import AppServer, SimulatorServer
+from cm_auth_middleware.testing import AppServer, Simulator, SimulatorServer, settings_for
 from tests.helpers.apps import make_app
 from tests.helpers.certificates import self_signed
 from tests.helpers.postgres import postgres_server
@@ -112,6 +112,21 @@ def test_a_good_configuration_is_status_0_with_every_option_and_its_source(run, 
         "client_id",
     ]
     assert not list(Path(cm.url).parent.glob("*.db"))
+
+
+def test_the_other_server_is_checked_as_far_as_it_can_be_without_a_login(run: Run) -> None:
+    sim = Simulator(settings_for("eagleeye"))
+    with SimulatorServer(sim) as server:
+        given = {"provider": "eagleeye", "base_url": server.url}
+        result = run("check", **given)
+        assert result.exit_code == 0, result.output
+        assert re.search(r"^scope +vms\.all +default$", result.output, re.M)
+        assert {"base_url", "clock", "client_id"} <= {
+            line.split()[1] for line in lines(result, "ok")
+        }
+        wrong = run("check", **given, client_secret="another-secret")
+        assert wrong.exit_code == 2
+        assert "refuses the API key (invalid_client)" in wrong.output
 
 
 def test_the_secret_keys_are_named_by_a_short_hash_the_same_on_each_machine(run: Run) -> None:

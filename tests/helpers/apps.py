@@ -18,6 +18,24 @@ from starlette.websockets import WebSocket
 from cm_auth_middleware.flask import cm, cm_session
 
 
+def api(cm: Any) -> str:
+    """Return the path, below the client's ``base_url``, of the API that the simulator plays."""
+    return "" if cm.base_url.path.startswith("/api/v3.0") else "/rest/v2.4"
+
+
+def names(answer: httpx2.Response) -> list[str]:
+    """Return the names of the cameras in an answer of either server."""
+    found = answer.json()
+    return [camera["name"] for camera in (found if isinstance(found, list) else found["results"])]
+
+
+def picture(cm: Any, camera: str) -> str:
+    """Return the path of a camera's picture at either server."""
+    if api(cm):
+        return f"/rest/v2.4/cameras/{camera}/snapshot?resolution=320x180"
+    return f"/media/liveImage.jpeg?deviceId={int(camera):08x}&resolution=320x180"
+
+
 def make_app(routes: list[Any] | None = None) -> Starlette:
     return Starlette(
         routes=[
@@ -44,28 +62,28 @@ async def home(request: Request) -> Response:
 
 
 async def cameras(request: Request) -> Response:
-    response = await request.state.cm.get("/rest/v2.4/cameras")
-    return JSONResponse([camera["name"] for camera in response.json()], response.status_code)
+    response = await request.state.cm.get(f"{api(request.state.cm)}/cameras")
+    return JSONResponse(names(response), response.status_code)
 
 
 async def snapshot(request: Request) -> Response:
     cm = request.state.cm
-    path = f"/rest/v2.4/cameras/{request.path_params['camera']}/snapshot?resolution=320x180"
+    path = picture(cm, request.path_params["camera"])
     answer = await cm.send(cm.build_request("GET", path), stream=True)
     return StreamingResponse(answer.aiter_bytes(), answer.status_code, media_type="image/jpeg")
 
 
 async def upload(request: Request) -> Response:
-    answer = await request.state.cm.post("/rest/v2.4/echo", content=request.stream())
+    cm = request.state.cm
+    answer = await cm.post(f"{api(cm)}/echo", content=request.stream())
     return JSONResponse(answer.json(), answer.status_code)
 
 
 async def relay(request: Request) -> Response:
     """Ask CameraManager for whatever the test names."""
-    query = request.query_params
-    answer = await request.state.cm.get(
-        query.get("url", "/rest/v2.4/cameras"), follow_redirects="follow" in query
-    )
+    query, cm = request.query_params, request.state.cm
+    url = query.get("url", f"{api(cm)}/cameras")
+    answer = await cm.get(url, follow_redirects="follow" in query)
     return JSONResponse({"status": answer.status_code, "text": answer.text[:2000]})
 
 
@@ -125,25 +143,25 @@ def _flask_app() -> flask.Flask:
 
     @app.get("/cameras")
     def cameras() -> Any:
-        response = cm.get("/rest/v2.4/cameras")
-        return [camera["name"] for camera in response.json()], response.status_code
+        response = cm.get(f"{api(cm)}/cameras")
+        return names(response), response.status_code
 
     @app.get("/snapshot/<camera>")
     def snapshot(camera: str) -> Any:
-        path = f"/rest/v2.4/cameras/{camera}/snapshot?resolution=320x180"
-        answer = cm.send(cm.build_request("GET", path), stream=True)
+        answer = cm.send(cm.build_request("GET", picture(cm, camera)), stream=True)
         return flask.Response(answer.iter_bytes(), answer.status_code, mimetype="image/jpeg")
 
     @app.post("/upload")
     def upload() -> Any:
         chunks = iter(lambda: flask.request.stream.read(65_536), b"")
-        answer = cm.post("/rest/v2.4/echo", content=chunks)
+        answer = cm.post(f"{api(cm)}/echo", content=chunks)
         return answer.json(), answer.status_code
 
     @app.get("/api/<path:path>")
     def relay(path: str) -> Any:
         query = flask.request.args
-        answer = cm.get(query.get("url", "/rest/v2.4/cameras"), follow_redirects="follow" in query)
+        url = query.get("url", f"{api(cm)}/cameras")
+        answer = cm.get(url, follow_redirects="follow" in query)
         return {"status": answer.status_code, "text": answer.text[:2000]}
 
     @app.route("/data", methods=["GET", "POST"])

@@ -156,7 +156,7 @@ class Visitor:
         """Fill in CameraManager's forms; return the first answer of the site's after it."""
         page = self._follow(self.navigate(authorize_url))
         for answers in ({"email": email, "password": PASSWORD}, {"decision": "allow"}):
-            if page.url.path != "/oauth/authorize":
+            if page.url.path not in ("/oauth/authorize", "/oauth2/authorize"):
                 break  # CameraManager remembers a consent
             fields = {name: html.unescape(value) for name, value in _HIDDEN.findall(page.text)}
             page = self._follow(self.submit(str(page.url), data={**fields, **answers}))

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 
 import anyio.to_thread
+import pytest
 
 from cm_auth_middleware import AuthEngine, CMAuthMiddleware, CMAuthWSGIMiddleware
 from cm_auth_middleware.flask import CMAuth
-from cm_auth_middleware.testing import Network, Settings, Simulator
+from cm_auth_middleware.testing import Network, Settings, Simulator, settings_for
+from cm_auth_middleware.tokens.provider import Provider
 from tests.helpers.apps import make_app, make_wsgi_app
 from tests.helpers.browser import Browser
 
@@ -18,6 +21,12 @@ CM = "http://127.0.0.1:9400"
 SECRET_KEY = "kW9cK2mZ4vB7nQ1xT5yR8uE3oP6aS0dF-gHjL_zXc"
 HTML = {"Accept": "text/html,application/xhtml+xml"}
 JSON = {"Accept": "application/json"}
+
+
+both_providers = pytest.mark.parametrize(
+    "provider", ["cameramanager", pytest.param("eagleeye", marks=pytest.mark.slow)]
+)
+"""Runs a test against CameraManager, and against Eagle Eye's API v3."""
 
 
 class Clock:
@@ -46,14 +55,25 @@ class World:
     """One simulator, one app behind the middleware, one clock.
 
     Args:
+        provider: the server; the simulator plays CameraManager unless this names another one.
+        settings: of the simulator, as CameraManager's; what they change is changed of the
+            provider's.
         beside: a world of which this one is another process: same simulator, clock and store.
         skew: seconds that this process's clock is ahead.
+
+    Attributes:
+        api: the path of the API at the simulator.
+        user_path: the path of the user there.
+        authorize: the URL of the login page.
+        lifetime: seconds that an access token lives.
+        scope: that logins ask for.
     """
 
     def __init__(
         self,
         *,
         side: str = "asgi",
+        provider: str | Provider = "cameramanager",
         app: Any = None,
         settings: Settings | None = None,
         beside: World | None = None,
@@ -63,12 +83,12 @@ class World:
         self.net = Net()
         if beside is None:
             self.clock = Clock()
-            self.sim = Simulator(settings or Settings(), clock=self.clock)
+            self.sim = Simulator(_settings(provider, settings), clock=self.clock)
         else:
             self.clock, self.sim = beside.clock, beside.sim
             options = {"store": beside.engine.store, **options}
-        self.net.add(CM, self.sim)
         options = {
+            "provider": provider,
             "client_id": self.sim.client_id,
             "client_secret": self.sim.client_secret,
             "secret_key": SECRET_KEY,
@@ -76,8 +96,16 @@ class World:
             "background": True,  # as on a server that has a lifespan
             **options,
         }
+        for origin in [CM, *self.sim.origins(options["base_url"])]:
+            self.net.add(origin, self.sim)
+        is_v3 = provider == "eagleeye"
+        self.api = "/api/v3.0" if is_v3 else "/rest/v2.4"
+        self.user_path = "/api/v3.0/users/self" if is_v3 else "/rest/v2.3/users/self"
+        self.authorize = f"{CM}/oauth2/authorize" if is_v3 else f"{CM}/oauth/authorize"
+        self.lifetime = self.sim.settings.access_token_lifetime
         self.side = side
         self.engine = AuthEngine(transport=self.net, clock=lambda: self.clock() + skew, **options)
+        self.scope = self.engine.config.scope
         if side == "asgi":
             self.app: Any = CMAuthMiddleware(app or make_app(), engine=self.engine)
         else:
@@ -102,6 +130,16 @@ class World:
             await anyio.to_thread.run_sync(self.engine.close)
         self.net.shut_down()
 
+    def logouts(self) -> list[int]:
+        """The statuses of the calls that ended a grant."""
+        calls = self.sim.calls("/rest/*/tokens/current", "DELETE")
+        return [call.status or 0 for call in calls + self.sim.calls("/oauth2/revoke")]
+
+    def user_id(self, email: str = "anna@example.com") -> int | str:
+        """The user's id as the server gives it."""
+        [user] = [user for user in self.sim.users if user.email == email]
+        return f"{user.user_id:08x}" if self.api == "/api/v3.0" else user.user_id
+
     async def on_its_side(self, call: Callable[[], Any]) -> Any:
         """Call an engine or a client as a handler would: on the event loop, or in a thread."""
         if self.side == "wsgi":
@@ -122,6 +160,17 @@ class World:
         response = await browser.login(path, email)
         assert response.status_code == 200, response.text
         return browser
+
+
+def _settings(provider: str | Provider, given: Settings | None) -> Settings:
+    if provider != "eagleeye":
+        return given or Settings()
+    settings, usual = settings_for("eagleeye"), Settings()
+    for knob in fields(Settings) if given is not None else ():
+        value = getattr(given, knob.name)
+        if value != getattr(usual, knob.name):
+            setattr(settings, knob.name, value)
+    return settings
 
 
 MakeWorld = Callable[..., World]

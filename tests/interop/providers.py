@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from cm_auth_middleware.tokens.provider import CAMERAMANAGER, Provider
+from cm_auth_middleware import CAMERAMANAGER, Provider
 
 OIDC_PROVIDER = Provider(
+    name="oidc-provider",
     base_url="http://127.0.0.1",  # and a port that the test knows
     scopes=("openid offline_access email cameras",),
     # A refresh token is given for consent to offline access alone (OpenID Connect Core §11).
@@ -20,6 +21,7 @@ OIDC_PROVIDER = Provider(
     is_grant_over=lambda status, error: (status, error) == (400, "invalid_grant"),
 )
 DJANGO_TOOLKIT = Provider(
+    name="Django OAuth Toolkit",
     base_url="http://127.0.0.1",
     scopes=("cameras",),
     authorize_path="/o/authorize/",

@@ -17,12 +17,12 @@ from cm_auth_middleware import (
     SessionExpiredError,
     UnavailableError,
 )
+from tests.helpers.apps import api
 from tests.helpers.stores import BrokenStore
-from tests.helpers.world import CM, SECRET_KEY, World
+from tests.helpers.world import CM, SECRET_KEY, World, both_providers
 
 pytestmark = pytest.mark.anyio
 
-CAMERAS = "/rest/v2.4/cameras"
 DAY = 86_400
 
 
@@ -48,7 +48,8 @@ class Job:
             self.client = await self.engine.client_for(handle)
         return self
 
-    async def get(self, path: str = CAMERAS) -> httpx2.Response:
+    async def get(self, path: str = "") -> httpx2.Response:
+        path = path or f"{api(self.client)}/cameras"
         if self.in_threads:
             return await anyio.to_thread.run_sync(self.client.get, path)
         return await self.client.get(path)
@@ -59,12 +60,14 @@ async def exported(world: World, email: str = "anna@example.com") -> tuple[Any, 
     return browser, (await browser.get("/export")).text
 
 
+@both_providers
 async def test_a_job_acts_for_the_user_who_agreed(world: World) -> None:
     _, anna = await exported(world)
     _, bob = await exported(world, "bob@example.com")
     for handle, email in ((anna, "anna@example.com"), (bob, "bob@example.com")):
         job = await Job(world).open(handle)
-        assert (await job.get("/rest/v2.3/users/self")).json()["email"] == email
+        user = world.user_path.removeprefix(job.client.base_url.path.rstrip("/"))
+        assert (await job.get(user)).json()["email"] == email
     assert isinstance(
         job.client, httpx2.Client if world.side == "wsgi" else httpx2.AsyncClient
     )  # fmt: skip
@@ -83,6 +86,7 @@ async def test_a_handle_leads_to_the_session_too_whose_data_can_be_read(world: W
         await session_of(world, handle)
 
 
+@both_providers
 async def test_a_handle_comes_from_the_hooks_too(make_world) -> None:
     handles: list[str] = []
     ended: list[Any] = []
@@ -106,6 +110,7 @@ async def test_a_handle_comes_from_the_hooks_too(make_world) -> None:
     assert len(ended) == 1
 
 
+@both_providers
 async def test_refreshes_are_shared_with_the_live_session(world: World) -> None:
     browser, handle = await exported(world)
     job = await Job(world).open(handle)
@@ -116,7 +121,7 @@ async def test_refreshes_are_shared_with_the_live_session(world: World) -> None:
     assert (await browser.get("/cameras")).status_code == 200
     assert (await job.get()).status_code == 200
     assert len(world.sim.token_calls("refresh_token")) == 2
-    assert [c.status for c in world.sim.calls(CAMERAS) if c.status == 401] == [401]
+    assert [c.status for c in world.sim.calls(f"{world.api}/cameras") if c.status == 401] == [401]
 
 
 async def test_a_job_ends_with_a_logout_at_once(world: World) -> None:
@@ -132,10 +137,11 @@ async def test_a_job_ends_with_a_logout_at_once(world: World) -> None:
     assert len(world.sim.requests) == before
 
 
+@both_providers
 async def test_a_job_ends_when_an_administrator_ends_the_sessions(world: World) -> None:
     _, handle = await exported(world)
     job = await Job(world).open(handle)
-    user_id = world.sim.users[0].user_id
+    user_id = world.user_id()
     if world.side == "asgi":
         await world.engine.logout_user(user_id)
     else:
@@ -144,6 +150,7 @@ async def test_a_job_ends_when_an_administrator_ends_the_sessions(world: World) 
         await job.get()
 
 
+@both_providers
 async def test_a_job_ends_when_camera_manager_ends_the_grant(world: World) -> None:
     browser, handle = await exported(world)
     job = await Job(world).open(handle)
@@ -154,6 +161,7 @@ async def test_a_job_ends_when_camera_manager_ends_the_grant(world: World) -> No
     assert (await browser.get("/")).status_code == 302
 
 
+@both_providers
 async def test_a_job_does_not_put_off_the_idle_timeout(make_world) -> None:
     world = make_world(idle_timeout=2 * DAY)
     _, handle = await exported(world)
@@ -170,6 +178,7 @@ async def test_a_job_does_not_put_off_the_idle_timeout(make_world) -> None:
     assert len(world.sim.requests) == before
 
 
+@both_providers
 async def test_the_absolute_timeout_ends_a_job_whose_user_is_busy(make_world) -> None:
     world = make_world(absolute_timeout=3 * DAY)
     browser, handle = await exported(world)
@@ -223,12 +232,14 @@ def another(world: World, **options: Any) -> AuthEngine:
         "client_id": world.sim.client_id,
         "client_secret": world.sim.client_secret,
         "secret_key": SECRET_KEY,
+        "provider": world.engine.config.provider,
         "base_url": CM,
         "store": world.engine.store,
     }
     return AuthEngine(transport=world.net, clock=world.clock, **{**shared, **options})
 
 
+@both_providers
 async def test_a_handle_outlives_a_change_of_the_secret_key(world: World) -> None:
     _, handle = await exported(world)
     new = "n3w" + SECRET_KEY[::-1]
@@ -254,6 +265,7 @@ async def test_a_handle_tells_nothing(world: World, caplog) -> None:
     assert handle not in caplog.text
 
 
+@both_providers
 async def test_a_store_that_is_gone_ends_nothing(make_world) -> None:
     store = BrokenStore()
     world = make_world(store=store)

@@ -13,54 +13,60 @@ import pytest
 from cm_auth_middleware import MemoryStore
 from cm_auth_middleware.sessions.record import Tokens
 from cm_auth_middleware.testing import Settings
-from tests.helpers.world import CM, JSON, World
+from tests.helpers.world import CM, JSON, World, both_providers
 
 pytestmark = pytest.mark.anyio
 
 
+@both_providers
 async def test_the_ready_client_reads_cameras(world: World) -> None:
     browser = await world.login()
     response = await browser.get("/cameras")
     assert response.json() == ["Front gate", "Parking lot", "Warehouse", "Loading dock"]
 
 
+@both_providers
 async def test_the_session_says_who_and_when_and_no_token(world: World) -> None:
     browser = await world.login()
     state = (await browser.get("/state")).json()
     assert state["client"]
     assert state["same"]
-    assert state["scope"] == "write"
+    assert state["scope"] == world.scope
     assert state["logged_in_at"] == world.clock.now
-    assert state["expires_at"] == world.clock.now + 43199
+    assert state["expires_at"] == world.clock.now + world.lifetime
     token = world.sim.requests[1].headers["authorization"].split()[1]
     assert token not in state["repr"]
 
 
+@both_providers
 async def test_an_expired_access_token_is_renewed_before_the_handler_runs(world: World) -> None:
     browser = await world.login()
     world.clock.tick(43200)
     assert (await browser.get("/cameras")).status_code == 200
     assert len(world.sim.token_calls("refresh_token")) == 1
-    assert [c.status for c in world.sim.calls("/rest/v2.4/cameras")] == [200]
+    assert [c.status for c in world.sim.calls(f"{world.api}/cameras")] == [200]
 
 
+@both_providers
 async def test_inside_the_leeway_one_refresh_goes_on_beside_the_requests(world: World) -> None:
     browser = await world.login()
-    world.clock.tick(43199 - 30)
+    world.clock.tick(world.lifetime - 30)
     for _ in range(3):
         assert (await browser.get("/cameras")).status_code == 200
     await world.close()  # what goes on beside comes home
     assert len(world.sim.token_calls("refresh_token")) == 1
 
 
+@both_providers
 async def test_a_401_renews_the_token_and_repeats_the_request(world: World) -> None:
     browser = await world.login()
     world.sim.expire_access_tokens()
     assert (await browser.get("/cameras")).status_code == 200
-    assert [c.status for c in world.sim.calls("/rest/v2.4/cameras")] == [401, 200]
+    assert [c.status for c in world.sim.calls(f"{world.api}/cameras")] == [401, 200]
     assert len(world.sim.token_calls("refresh_token")) == 1
 
 
+@both_providers
 async def test_a_streamed_body_is_repeated_whole(world: World) -> None:
     browser = await world.login()
     world.sim.expire_access_tokens()
@@ -72,9 +78,10 @@ async def test_a_streamed_body_is_repeated_whole(world: World) -> None:
 
     echo = (await browser.post("/upload", content=chunks())).json()
     assert echo["length"] == len(body)
-    assert [c.body_length for c in world.sim.calls("/rest/v2.4/echo")][-1] == len(body)
+    assert [c.body_length for c in world.sim.calls(f"{world.api}/echo")][-1] == len(body)
 
 
+@both_providers
 async def test_fifty_requests_at_expiry_make_one_token_call(make_world) -> None:
     world = make_world(settings=Settings(rotate_refresh_tokens=True, revoke_family_on_reuse=True))
     browser = await world.login()
@@ -121,6 +128,7 @@ async def test_sharing_survives_rotation_and_a_long_sleep(make_world) -> None:
     assert len(world.sim.token_calls("refresh_token")) == 4
 
 
+@both_providers
 @pytest.mark.parametrize("how", ["revoke", "expire", "disable"])
 async def test_when_camera_manager_ends_the_grant_the_user_is_asked_to_log_in(
     make_world, how: str
@@ -138,12 +146,13 @@ async def test_when_camera_manager_ends_the_grant_the_user_is_asked_to_log_in(
     world.clock.tick(120)
     response = await browser.get("/cameras")
     assert response.status_code == 302
-    assert response.headers["location"].startswith(f"{CM}/oauth/authorize")
+    assert response.headers["location"].startswith(world.authorize)
     program = await browser.get("/cameras", headers=JSON)
     assert program.status_code == 401
     assert len(world.sim.token_calls("refresh_token")) == 1
 
 
+@both_providers
 @pytest.mark.parametrize(
     "what", [500, 503, 429, "html", "xml", "truncated", "drop", {"error": "invalid_client"}]
 )
@@ -158,6 +167,7 @@ async def test_an_outage_never_logs_anybody_out(world: World, what) -> None:
     assert (await browser.get("/cameras")).status_code == 200
 
 
+@both_providers
 async def test_a_server_that_is_down_is_not_stormed(world: World) -> None:
     browser = await world.login()
     world.clock.tick(43300)
@@ -167,13 +177,15 @@ async def test_a_server_that_is_down_is_not_stormed(world: World) -> None:
     assert len(world.sim.token_calls("refresh_token")) <= 2
 
 
+@both_providers
 async def test_inside_the_leeway_an_outage_is_not_noticed(world: World) -> None:
     browser = await world.login()
-    world.clock.tick(43199 - 30)
+    world.clock.tick(world.lifetime - 30)
     world.sim.fail_token(503, times=100)
     assert (await browser.get("/cameras")).status_code == 200
 
 
+@both_providers
 async def test_logout_ends_the_session_here_and_there(world: World) -> None:
     browser = await world.login()
     old = browser.named("cm_auth")[0]
@@ -181,11 +193,12 @@ async def test_logout_ends_the_session_here_and_there(world: World) -> None:
     assert response.status_code == 303
     assert response.headers["location"] == "/health"
     assert browser.named("cm_auth") == []
-    assert [c.status for c in world.sim.calls("/rest/*/tokens/current", "DELETE")] == [204]
+    assert world.logouts() in ([204], [200])
     thief = world.browser(Cookie=f"cm_auth={old}")
     assert (await thief.get("/")).status_code == 302
 
 
+@both_providers
 async def test_a_logout_ends_each_session_that_the_browser_sends(world: World) -> None:
     """A neighbouring host may have set a second cookie of our name, on http."""
     anna, bob = await world.login(), await world.login("bob@example.com")
@@ -194,10 +207,10 @@ async def test_a_logout_ends_each_session_that_the_browser_sends(world: World) -
     assert (await both.post("/auth/logout")).status_code == 303
     for cookie in cookies:
         assert (await world.browser(Cookie=cookie).get("/")).status_code == 302
-    revoked = world.sim.calls("/rest/*/tokens/current", "DELETE")
-    assert [call.status for call in revoked] == [204, 204]
+    assert world.logouts() in ([204, 204], [200, 200])
 
 
+@both_providers
 async def test_a_login_ends_each_session_that_the_browser_sends(world: World) -> None:
     anna, bob = await world.login(), await world.login("bob@example.com")
     cookies = [f"cm_auth={browser.named('cm_auth')[0]}" for browser in (anna, bob)]
@@ -213,6 +226,7 @@ async def test_a_login_ends_each_session_that_the_browser_sends(world: World) ->
     assert (await both.get("/")).text.endswith("anna@example.com")
 
 
+@both_providers
 async def test_two_logouts_at_once_are_one(make_world, side: str, caplog) -> None:
     """A double click: both find the session before either has ended it."""
     caplog.set_level("INFO", "cm_auth_middleware")
@@ -245,6 +259,7 @@ async def test_two_logouts_at_once_are_one(make_world, side: str, caplog) -> Non
     assert events == ["login", "logout"]
 
 
+@both_providers
 @pytest.mark.parametrize("side", ["asgi"])  # no server can cancel a thread
 async def test_a_logout_goes_on_when_its_browser_leaves(make_world) -> None:
     deleted, go_on, told = asyncio.Event(), asyncio.Event(), asyncio.Event()
@@ -266,9 +281,10 @@ async def test_a_logout_goes_on_when_its_browser_leaves(make_world) -> None:
         await request
     go_on.set()
     await asyncio.wait_for(told.wait(), 20)
-    assert [call.status for call in world.sim.calls("/rest/*/tokens/current", "DELETE")] == [204]
+    assert world.logouts() in ([204], [200])
 
 
+@both_providers
 async def test_logout_ends_the_session_even_when_camera_manager_is_down(world: World) -> None:
     browser = await world.login()
     cookie = browser.named("cm_auth")[0]
@@ -296,6 +312,7 @@ async def test_another_site_can_neither_log_out_nor_write(world: World, headers)
     assert (await browser.post("/")).status_code == 200
 
 
+@both_providers
 async def test_a_logout_during_a_refresh_wins_and_revokes_the_new_tokens(world: World) -> None:
     browser = await world.login()
     cookie = browser.named("cm_auth")[0]
@@ -312,7 +329,7 @@ async def test_a_logout_during_a_refresh_wins_and_revokes_the_new_tokens(world: 
         await world.browser(Cookie=f"cm_auth={cookie}").post("/auth/logout")
     assert statuses == [401]
     assert (await world.browser(Cookie=f"cm_auth={cookie}").get("/")).status_code == 302
-    assert 204 in [c.status for c in world.sim.calls("/rest/*/tokens/current", "DELETE")]
+    assert {200, 204}.intersection(world.logouts())
 
 
 async def test_a_logout_in_one_browser_asks_the_other_to_log_in(world: World) -> None:
@@ -323,6 +340,7 @@ async def test_a_logout_in_one_browser_asks_the_other_to_log_in(world: World) ->
     assert (await two.login("/cameras")).status_code == 200
 
 
+@both_providers
 async def test_idle_and_absolute_timeouts_end_a_session(make_world) -> None:
     world = make_world(idle_timeout=3600, absolute_timeout=3 * 3600)
     browser = await world.login()
@@ -336,6 +354,7 @@ async def test_idle_and_absolute_timeouts_end_a_session(make_world) -> None:
     assert (await browser.get("/")).status_code == 302
 
 
+@both_providers
 async def test_session_endpoint_tells_front_ends(world: World) -> None:
     browser = world.browser()
     info = await browser.get("/auth/session")

@@ -27,6 +27,7 @@ pytestmark = pytest.mark.anyio
 LIFETIME = 43_300
 CLIENT_ID, CLIENT_SECRET = "an:id/1", "100%+secret:"
 MADE_UP = Provider(
+    name="Made Up",
     base_url="https://auth.made-up.example",
     scopes=("all.things",),
     authorize_path="/oauth2/login",
@@ -39,7 +40,10 @@ MADE_UP = Provider(
     encodes_key=True,
     key_errors=frozenset({"bad_key"}),
     is_grant_over=lambda status, _: status == 401,
+    api_host_field="api",
+    api_domains=("made-up.example",),
 )
+API = "http://localhost:9500"
 
 
 class MadeUp:
@@ -56,7 +60,8 @@ class MadeUp:
         self.strays: list[str] = []
         self.revoked: list[str] = []
         self.refuses_key = False
-        world.net.add(CM, self, "asgi")
+        for origin in (CM, API):
+            world.net.add(origin, self, "asgi")
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         request = Request(scope, receive)
@@ -64,6 +69,8 @@ class MadeUp:
 
     async def answer(self, request: Request) -> Response:
         method, path = request.method, request.url.path
+        if path.startswith("/api/") != str(request.url).startswith(API):
+            self.strays.append(f"{method} {request.url}")
         if (method, path) == ("POST", "/oauth2/exchange"):
             return await self.exchange(request)
         if (method, path) == ("POST", "/oauth2/revoke"):
@@ -87,7 +94,8 @@ class MadeUp:
         answer = await self.ask("POST", "/oauth/token", request, {**form, "scope": "write"})
         if answer.status_code != 200:
             return Response("<h1>No</h1>", 401, media_type="text/html")
-        return Response(json.dumps({**answer.json(), "scope": "all.things"}))
+        api = {"hostname": "localhost", "port": 9500}
+        return Response(json.dumps({**answer.json(), "scope": "all.things", "api": api}))
 
     async def revoke(self, request: Request) -> Response:
         assert self.knows_key(request)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import cm_auth_middleware
-from cm_auth_middleware.web.messages import LANGUAGES, MESSAGES, negotiate
+from cm_auth_middleware.web.messages import LANGUAGES, MESSAGES, negotiate, words
 
 PACKAGE = Path(cm_auth_middleware.__file__).parent
 
@@ -35,8 +35,20 @@ def test_every_page_has_its_words_in_every_language() -> None:
 def test_no_words_were_left_in_english() -> None:
     for kind, messages in MESSAGES.items():
         for language in LANGUAGES[1:]:
-            for words, english in zip(messages[language], messages["en"], strict=True):
-                assert words != english or words is None, (kind, language)
+            for text, english in zip(messages[language], messages["en"], strict=True):
+                assert text != english or text is None, (kind, language)
+
+
+def test_the_pages_name_the_server_that_the_users_know() -> None:
+    for kind, messages in MESSAGES.items():
+        for language in LANGUAGES:
+            assert words(kind, language, "CameraManager") == messages[language]
+            text = " ".join(part or "" for part in words(kind, language, "Eagle Eye"))
+            assert "CameraManager" not in text
+            assert "de Eagle" not in text or language != "fr"
+    assert words("log_in", "en", "Eagle Eye").action == "Log in with Eagle Eye"
+    assert "Ihr Eagle-Eye-Konto" in words("log_in", "de", "Eagle Eye").text
+    assert "d’Eagle Eye" in words("login_invalid", "fr", "Eagle Eye").text
 
 
 def test_every_page_that_the_code_shows_is_in_the_table_and_the_reverse() -> None:

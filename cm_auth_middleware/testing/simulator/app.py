@@ -1,4 +1,4 @@
-"""Simulate Eagle Eye CameraManager as one ASGI application.
+"""Simulate Eagle Eye CameraManager, or Eagle Eye's API v3, as one ASGI application.
 
 `Simulator` puts the OAuth server, the REST API and `/_control` behind one address. It records each
 request, and makes requests fail if a test asked for that.
@@ -25,16 +25,15 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from cm_auth_middleware.testing.simulator.api import API
+from cm_auth_middleware.testing.simulator.cameramanager import CameraManager
 from cm_auth_middleware.testing.simulator.control import Control
+from cm_auth_middleware.testing.simulator.eagleeye import EagleEye
 from cm_auth_middleware.testing.simulator.failures import (
     Dropped,
     Failures,
-    api_error,
     failure_arguments,
     failure_response,
 )
-from cm_auth_middleware.testing.simulator.oauth import OAuthServer, oauth_error
 from cm_auth_middleware.testing.simulator.settings import (
     RecordedRequest,
     Settings,
@@ -46,6 +45,7 @@ from cm_auth_middleware.testing.simulator.tokens import OAuthError
 
 _FORM = "application/x-www-form-urlencoded"
 _MAX_FORM = 1 << 20
+_PLATFORMS = {"cameramanager": CameraManager, "eagleeye": EagleEye}
 
 
 class Simulator:
@@ -58,7 +58,8 @@ class Simulator:
     (`ASGITransport`), the caller gets the `httpx2.RemoteProtocolError` that this causes.
 
     Args:
-        settings: the settings, which may also be changed later, in `sim.settings`.
+        settings: the settings, which may also be changed later, in `sim.settings`; those of
+            `settings_for("eagleeye")` make it play Eagle Eye's API v3.
         client_id: the ID of the one API key that is accepted.
         client_secret: the SECRET of this API key.
         seed: the seed of the codes, tokens and cookies; the same seed gives the same ones.
@@ -87,11 +88,19 @@ class Simulator:
         self._calls: deque[float] = deque()  # times of those that the rate limit counts
         self._token_failures = Failures()
         self._api_failures = Failures()
-        self._oauth = OAuthServer(self, self.settings, clock, seed)
+        self._platform = _PLATFORMS[self.settings.provider](self, self.settings, clock, seed)
+        self._oauth = self._platform.oauth
         self._tokens = self._oauth.tokens
+        control = Control(self.settings, self._actions(), self._state, lambda: self.requests)
         self._app = Starlette(
-            routes=self._routes(),
-            exception_handlers={HTTPException: _http_error, OAuthError: oauth_error},
+            routes=[
+                *self._platform.routes(),
+                Route("/_control", control.endpoint, methods=["GET", "POST"]),
+            ],
+            exception_handlers={
+                HTTPException: self._http_error,
+                OAuthError: self._platform.oauth_error,
+            },
         )
 
     # For tests
@@ -124,7 +133,7 @@ class Simulator:
         """Return the requests to the token endpoint, all or those of one `grant_type`."""
         return [
             call
-            for call in self.calls("/oauth/token")
+            for call in self.calls(self._platform.token_path)
             if grant_type in (None, call.param("grant_type"))
         ]
 
@@ -208,13 +217,25 @@ class Simulator:
         email: str,
         redirect_uri: str,
         code_challenge: str | None = None,
-        scope: str = "write",
+        scope: str | None = None,
         code_challenge_method: str = "S256",
     ) -> str:
         """Return an authorization code, as if the user had logged in and agreed."""
+        scope = scope or self.settings.scope
         return self._oauth.issue_code(
             email, redirect_uri, scope, code_challenge or "", code_challenge_method
         )
+
+    def origins(self, base_url: str) -> list[str]:
+        """Return each origin that an application with this ``base_url`` calls."""
+        return self._platform.origins(base_url)
+
+    def move_account(self, email: str) -> None:
+        """Move the account of a user to Eagle Eye's next API host.
+
+        The next login or refresh tells it; tokens that exist are good for the host before.
+        """
+        self._platform.move_account(email)
 
     # HTTP
 
@@ -270,9 +291,9 @@ class Simulator:
     async def _answer(
         self, record: RecordedRequest, scope: Scope, receive: Receive, send: Send
     ) -> None:
-        is_token = record.path == "/oauth/token"
-        is_api = record.path.startswith("/rest/")
-        if is_token or is_api or record.path.startswith("/oauth/"):
+        is_token = record.path == self._platform.token_path
+        is_api = record.path.startswith(self._platform.api_paths)
+        if is_token or is_api or record.path.startswith(self._platform.oauth_paths):
             await anyio.sleep(self.settings.latency)
         if is_token:
             await anyio.sleep(self.settings.token_latency)
@@ -298,7 +319,8 @@ class Simulator:
                     pass
             raise Dropped
         else:
-            await failure_response(what, is_token)(scope, receive, send)
+            describe = self._platform.api_error
+            await failure_response(what, is_token, describe)(scope, receive, send)
 
     def _is_beyond_rate(self, record: RecordedRequest) -> bool:
         limit = self.settings.rate_limit
@@ -312,33 +334,14 @@ class Simulator:
             self._calls.append(record.time)
         return False
 
-    def _routes(self) -> list[Route]:
-        root = "/rest/v2.{minor:int}"
-        camera = f"{root}/cameras/{{camera:int}}"
-        every = ["GET", "POST", "PUT", "PATCH", "DELETE"]
-        oauth, api, bearer = self._oauth, API(self.settings, self._clock), self._oauth.with_bearer
-        control = Control(self.settings, self._actions(), self._state, lambda: self.requests)
-        return [
-            Route("/oauth/authorize", oauth.authorize, methods=["GET", "POST"]),
-            Route("/oauth/token", oauth.token, methods=["GET", "POST"]),
-            Route("/oauth/logout", oauth.log_out, methods=["GET"]),
-            Route("/_control", control.endpoint, methods=["GET", "POST"]),
-            Route(
-                f"{root}/users/self/tokens/current", bearer(oauth.delete_token), methods=["DELETE"]
-            ),
-            Route(f"{root}/users/self", bearer(api.user)),
-            Route(f"{root}/cameras", bearer(api.cameras)),
-            Route(f"{root}/cameras/all/status", bearer(api.all_status)),
-            Route(camera, bearer(api.camera)),
-            Route(f"{camera}/status", bearer(api.status)),
-            Route(f"{camera}/snapshot", bearer(api.snapshot)),
-            Route(f"{camera}/streams", bearer(api.streams)),
-            Route(f"{camera}/recordings/{{recording}}", bearer(api.recording)),
-            Route(f"{root}/echo", bearer(api.echo), methods=every),
-            Route(f"{root}/big", bearer(api.big)),
-            Route(f"{root}/redirect", bearer(api.redirect), methods=every),
-            Route(f"{root}/set-cookie", bearer(api.set_cookie)),
-        ]
+    def _http_error(self, request: Request, error: Exception) -> Response:
+        """Answer with an error, in the platform's own form."""
+        status = error.status_code if isinstance(error, HTTPException) else 500
+        detail = error.detail if isinstance(error, HTTPException) else ""
+        headers = dict(error.headers or {}) if isinstance(error, HTTPException) else {}
+        if not request.url.path.startswith(self._platform.api_paths):
+            return Response(detail, status, headers, "text/plain")
+        return JSONResponse(self._platform.api_error(status, detail), status, headers)
 
     def _actions(self) -> dict[str, Callable[[Any], None]]:
         """The commands that `/_control` accepts besides the settings."""
@@ -351,6 +354,7 @@ class Simulator:
             "expire_refresh_tokens": lambda _: self.expire_refresh_tokens(),
             "revoke_user": self.revoke_user,
             "disable_user": self.disable_user,
+            "move_account": self.move_account,
         }
 
     def _state(self) -> dict[str, Any]:
@@ -370,16 +374,6 @@ def _headers(scope: Scope) -> dict[str, str]:
         name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
         headers[name] = f"{headers[name]}, {value}" if name in headers else value
     return headers
-
-
-def _http_error(request: Request, error: Exception) -> Response:
-    """Answer with an error, in CameraManager's own form."""
-    status = error.status_code if isinstance(error, HTTPException) else 500
-    detail = error.detail if isinstance(error, HTTPException) else ""
-    headers = dict(error.headers or {}) if isinstance(error, HTTPException) else {}
-    if not request.url.path.startswith("/rest/"):
-        return Response(detail, status, headers, "text/plain")
-    return JSONResponse(api_error(status, detail), status, headers)
 
 
 async def _read(receive: Receive) -> bytes:

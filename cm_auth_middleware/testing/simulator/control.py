@@ -63,7 +63,7 @@ class Control:
     def _command(self, command: Any) -> None:
         if not isinstance(command, dict):
             raise TypeError("send a JSON object")
-        knobs = {knob.name for knob in fields(Settings)}
+        knobs = {knob.name for knob in fields(Settings)} - {"provider"}
         unknown = set(command) - knobs - set(self._actions)
         if unknown:
             known = [*sorted(self._actions), *sorted(knobs)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -85,8 +86,14 @@ def failure_arguments(value: Any) -> dict[str, Any]:
     return arguments
 
 
-def failure_response(what: What, is_token: bool) -> Response:
-    """Return the answer of the token endpoint or the REST API to a request that must fail."""
+def failure_response(
+    what: What, is_token: bool, describe: Callable[[int, str], dict[str, Any]]
+) -> Response:
+    """Return the answer of the token endpoint or the REST API to a request that must fail.
+
+    Args:
+        describe: returns the body of an error of the REST API.
+    """
     match what:
         case "html":
             return Response(
@@ -115,5 +122,5 @@ def failure_response(what: What, is_token: bool) -> Response:
                     what,
                     headers,
                 )
-            return JSONResponse(api_error(what, "Simulated failure"), what, headers)
+            return JSONResponse(describe(what, "Simulated failure"), what, headers)
     raise ValueError(f"unknown way to fail: {what!r}")

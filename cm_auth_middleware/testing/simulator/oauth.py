@@ -29,7 +29,6 @@ from cm_auth_middleware.testing.simulator.settings import (
 from cm_auth_middleware.testing.simulator.tokens import AccessToken, Code, OAuthError, Tokens
 
 _COOKIE = "cm_simulator"
-_SCOPES = frozenset({"read", "write"})
 _GRANT_TYPES = frozenset({"authorization_code", "refresh_token", "password"})
 _AUTHORIZE_FIELDS = (
     "response_type",
@@ -68,19 +67,30 @@ class OAuthServer:
 
     Attributes:
         lock: must be held while `tokens` is used.
+        root: the path of its endpoints.
+        scopes: those that there are.
     """
+
+    root = "/oauth"
+    scopes = frozenset({"read", "write"})
 
     def __init__(
         self, accounts: Accounts, settings: Settings, clock: Callable[[], float], seed: int
     ) -> None:
         self.lock = threading.Lock()
-        self.tokens = Tokens(settings, random.Random(seed), clock)  # noqa: S311 - repeatable
+        rng = random.Random(seed)  # noqa: S311 - repeatable
+        self.tokens = self._make_tokens(settings, rng, clock)
         self._accounts = accounts
         self._settings = settings
         self._clock = clock
         self._logins: dict[str, str] = {}
         self._consents: set[tuple[str, str, str]] = set()
         self._exchanged_at: dict[str, float] = {}
+
+    def _make_tokens(
+        self, settings: Settings, rng: random.Random, clock: Callable[[], float]
+    ) -> Tokens:
+        return Tokens(settings, rng, clock)
 
     def reset(self) -> None:
         """Forget tokens, logins and consents, and enable every user."""
@@ -136,12 +146,12 @@ class OAuthServer:
                 error_description="Unsupported response types",
             )
         scope = params.get("scope") or self._settings.scope
-        if not set(scope.split()) <= _SCOPES:
+        if not set(scope.split()) <= self.scopes:
             return self._back(
                 params,
                 error="invalid_scope",
                 error_description="Invalid scope",
-                scope=" ".join(sorted(_SCOPES)),
+                scope=" ".join(sorted(self.scopes)),
             )
 
         if request.method == "POST" and "email" in form:
@@ -193,7 +203,7 @@ class OAuthServer:
             cookie = self.tokens.new_id()
             self._logins[cookie] = user.email
         answer = self._again(carried)
-        answer.set_cookie(_COOKIE, cookie, path="/oauth", httponly=True, samesite="lax")
+        answer.set_cookie(_COOKIE, cookie, path=self.root, httponly=True, samesite="lax")
         return answer
 
     def _again(self, carried: Mapping[str, str]) -> Response:
@@ -230,7 +240,7 @@ class OAuthServer:
     def _end_login(self, request: Request, answer: Response) -> None:
         with self.lock:
             self._logins.pop(request.cookies.get(_COOKIE, ""), None)
-        answer.delete_cookie(_COOKIE, path="/oauth", httponly=True, samesite="lax")
+        answer.delete_cookie(_COOKIE, path=self.root, httponly=True, samesite="lax")
 
     def _hint(self) -> tuple[str, str] | None:
         if not self._settings.hint or not self._accounts.users:
@@ -256,8 +266,8 @@ class OAuthServer:
     def _grant(self, call: RecordedRequest) -> AccessToken:
         """Issue tokens; the order of the checks is that of Spring's `TokenEndpoint`."""
         kind, scope = _given(call, "grant_type"), _given(call, "scope")
-        if not set((scope or "").split()) <= _SCOPES:
-            scopes = " ".join(sorted(_SCOPES))
+        if not set((scope or "").split()) <= self.scopes:
+            scopes = " ".join(sorted(self.scopes))
             raise OAuthError(400, "invalid_scope", "Invalid scope", scope=scopes)
         if kind in _GRANT_TYPES and self._settings.scope_required:
             _required(call, "scope")
@@ -350,7 +360,7 @@ class OAuthServer:
         async def endpoint(request: Request) -> Response:
             if request.path_params["minor"] > 4:
                 raise HTTPException(404)
-            value = _bearer(request)
+            value = bearer_of(request)
             if value is None:
                 text = "Full authentication is required to access this resource"
                 raise OAuthError(401, "unauthorized", text)
@@ -370,7 +380,7 @@ class OAuthServer:
 
     async def delete_token(self, request: Request, user: SimulatedUser) -> Response:  # noqa: ARG002
         """End the request's access token and its refresh token."""
-        value = _bearer(request) or ""
+        value = bearer_of(request) or ""
         with self.lock:
             token = self.tokens.access.get(value)
             if token is not None:
@@ -425,7 +435,7 @@ def _required(call: RecordedRequest, name: str) -> str:
     return value
 
 
-def _bearer(request: Request) -> str | None:
+def bearer_of(request: Request) -> str | None:
     """Return the access token of the header, or else of the query (RFC 6750 §2.1, §2.3)."""
     scheme, _, value = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer":

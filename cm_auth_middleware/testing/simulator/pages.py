@@ -67,6 +67,7 @@ _MARK = (
 _SCOPES = {
     "read": "See your cameras, their pictures and recordings",
     "write": "See and change your cameras, their pictures and recordings",
+    "vms.all": "See and change your cameras, their pictures and recordings",
 }
 
 

@@ -12,9 +12,10 @@ What = int | str | dict[str, Any] | tuple[int, Any]  # a failure; see Simulator.
 
 @dataclass(slots=True)
 class Settings:
-    """The settings of a simulator. Every field may be changed while it runs.
+    """The settings of a simulator. Every field but `provider` may be changed while it runs.
 
     Attributes:
+        provider: the server to play: ``cameramanager`` or ``eagleeye``; see `settings_for`.
         access_token_lifetime: seconds; CameraManager's is twelve hours less a second.
         rotate_refresh_tokens: each refresh issues a new refresh token, and ends the old one.
         revoke_family_on_reuse: with rotation, the use of an old refresh token ends every token
@@ -48,8 +49,14 @@ class Settings:
         hang_time: seconds after which a "hang" drops the connection of a client that still waits.
         hint: show the first user's e-mail address and password on the login page.
         any_key: accept the API key of any application, not only `client_id` and `client_secret`.
+        api_hosts: Eagle Eye's hosts of the API, which accounts move between. A simulator that is
+            called at this machine's own address names that address instead, once as 127.0.0.1 and
+            once as localhost.
+        https_base_url: the JSON text of ``httpsBaseUrl`` in Eagle Eye's token answers, in place of
+            the right one.
     """
 
+    provider: str = "cameramanager"
     access_token_lifetime: float = 43199
     rotate_refresh_tokens: bool = False
     revoke_family_on_reuse: bool = False
@@ -75,6 +82,34 @@ class Settings:
     hang_time: float = 60.0
     hint: bool = True
     any_key: bool = False
+    api_hosts: list[str] = field(
+        default_factory=lambda: [
+            "api.c001.eagleeyenetworks.com",
+            "api.c002.eagleeyenetworks.com",
+        ]
+    )
+    https_base_url: str = ""
+
+
+def settings_for(provider: str) -> Settings:
+    """Return the settings with which a simulator plays a server as it is by default.
+
+    Raises:
+        LookupError: no simulator plays it.
+    """
+    if provider == "cameramanager":
+        return Settings()
+    if provider == "eagleeye":
+        return Settings(
+            provider="eagleeye",
+            access_token_lifetime=43198,
+            rotate_refresh_tokens=True,
+            shared_access_token=False,
+            refresh_token_lifetime=14 * 86_400,
+            pkce=True,
+            scope="vms.all",
+        )
+    raise LookupError(f"no simulator plays {provider}: there are cameramanager and eagleeye")
 
 
 @dataclass(frozen=True, slots=True)

@@ -226,7 +226,7 @@ class Tokens:
     ) -> RefreshToken:
         lifetime = self.settings.refresh_token_lifetime
         token = RefreshToken(
-            value=f"{self.new_id()}:{user.user_id}",
+            value=self._refresh_value(user),
             email=user.email,
             client_id=client_id,
             scope=scope,
@@ -239,7 +239,7 @@ class Tokens:
 
     def _new_access(self, user: SimulatedUser, parent: RefreshToken, scope: str) -> AccessToken:
         token = AccessToken(
-            value=f"{self.new_id()}:{user.user_id}",
+            value=self._access_value(user),
             email=parent.email,
             client_id=parent.client_id,
             scope=scope,
@@ -250,6 +250,12 @@ class Tokens:
         self.issued.add(token.value)
         self.shared[(token.email, token.client_id, token.scope)] = token.value
         return token
+
+    def _refresh_value(self, user: SimulatedUser) -> str:
+        return f"{self.new_id()}:{user.user_id}"
+
+    def _access_value(self, user: SimulatedUser) -> str:
+        return f"{self.new_id()}:{user.user_id}"
 
     def _expired(self, token: RefreshToken) -> bool:
         return token.expires_at is not None and token.expires_at <= self.clock()
