@@ -38,6 +38,8 @@ _EXAMPLES = {
     "cookie_name": "cm_auth",
     "cookie_secure": "true",
     "trusted_origins": "https://app.example.com",
+    "app_name": "Cameras",
+    "app_logo": "/static/logo.svg",
     "allow_emails": "*@example.com",
     "allow_accounts": "501",
 }

@@ -328,7 +328,7 @@ async def test_fastapi_inside_of_the_middleware_asks_for_a_login_on_an_exempt_pa
 
 
 async def test_a_wrong_option_is_logged_where_a_server_may_swallow_it(caplog) -> None:
-    with pytest.raises(ConfigError, match="client_id is missing"):
+    with pytest.raises(ConfigError, match="client_id, client_secret and secret_key are missing"):
         CMAuthMiddleware(make_app())
-    assert "client_id is missing" in caplog.text
+    assert "client_id, client_secret and secret_key are missing" in caplog.text
     assert caplog.records[-1].levelname == "CRITICAL"

@@ -157,7 +157,7 @@ def test_one_extension_serves_several_apps() -> None:
 
 
 def test_a_missing_option_is_said_at_construction() -> None:
-    with pytest.raises(ConfigError, match="client_id is missing"):
+    with pytest.raises(ConfigError, match="client_id, client_secret and secret_key are missing"):
         CMAuth(make_app())
 
 
