@@ -37,13 +37,14 @@ CELLS = {
 class Talk:
     """One WebSocket: numbers go out at about the pace of the looks, and are to come back."""
 
-    def __init__(self, site: Site, cookie: str, seed: int) -> None:
+    def __init__(self, site: Site, cookie: str, seed: int, stack: contextlib.ExitStack) -> None:
         self.heard: list[int] = []
         self._pace = random.Random(seed)
-        self._socket = connect(
+        opened = connect(
             f"ws{site.origin[4:]}/ws-echo", additional_headers={"Cookie": cookie},
             origin=site.origin, ping_interval=None, proxy=None,
         )  # fmt: skip
+        self._socket = stack.enter_context(opened)
         self._threads = [threading.Thread(target=run) for run in (self._say, self._listen)]
 
     def start(self) -> None:
@@ -53,7 +54,6 @@ class Talk:
     def join(self) -> None:
         for thread in self._threads:
             thread.join()
-        self._socket.close()
 
     def _say(self) -> None:
         for number in range(MESSAGES):
@@ -83,9 +83,10 @@ def test_no_message_is_lost_at_a_look_at_the_session(
     with (
         serve(server, CELLS[server], tmp_path / "log", variables, app=app, silent=False) as site,
         Visitor(site.origin) as visitor,
+        contextlib.ExitStack() as stack,
     ):
         visitor.enter("/")
-        talks = [Talk(site, visitor.cookie_header, seed) for seed in range(CONNECTIONS)]
+        talks = [Talk(site, visitor.cookie_header, seed, stack) for seed in range(CONNECTIONS)]
         for talk in talks:
             talk.start()
         for talk in talks:
