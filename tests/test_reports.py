@@ -77,6 +77,7 @@ def slug(heading: str) -> str:
     return re.sub(r"[-\s]+", "-", words)
 
 
+@pytest.mark.slow
 def test_every_report_has_a_test_or_a_sentence() -> None:
     """No number is forgotten, and none is made up."""
     assert set(by_number()) | set(SAID) == ALL

@@ -15,8 +15,9 @@ MAX_BODY = 1_000_000  # bytes of a response to the middleware's own calls; a tok
 MAX_DISCARDED = 65_536  # bytes that are read of a body that is thrown away
 
 # A live view keeps its connection for as long as it is open. With httpx2's default of 100, a
-# hundred viewers would leave no connection to other users.
-LIMITS = httpx2.Limits(max_connections=1000, max_keepalive_connections=20)
+# hundred viewers would leave no connection to other users. Many servers close a connection that was
+# idle for 5 s, httpx2's default, too: who sends a request at that moment gets an error.
+LIMITS = httpx2.Limits(max_connections=1000, max_keepalive_connections=20, keepalive_expiry=4.0)
 
 UNCOMPRESSED = {"Accept-Encoding": "identity"}
 """The header that asks for a body whose size is that of its bytes on the wire."""

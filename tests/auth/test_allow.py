@@ -13,6 +13,7 @@ pytestmark = pytest.mark.anyio
 KEY = {"client_id": "id", "client_secret": "s" * 8, "secret_key": SECRET_KEY}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "may"),
     [

@@ -81,6 +81,7 @@ async def test_a_store_that_hangs_is_503_within_a_second(make_world: MakeWorld) 
     assert (await browser.get("/auth/health")).status_code == 200
 
 
+@pytest.mark.slow
 async def test_a_crowd_of_probes_asks_the_store_once_a_second(
     make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:

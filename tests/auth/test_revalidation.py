@@ -83,6 +83,7 @@ async def test_a_session_that_another_opened_is_asked_for_once(make_world, answe
     assert (await browser.get("/")).status_code == 200  # it is the other one's rule
 
 
+@pytest.mark.slow
 async def test_lists_of_addresses_hold_for_sessions_that_another_opened(make_world) -> None:
     world = make_world()
     anna, bob = await world.login(), await world.login("bob@example.com")
@@ -239,6 +240,7 @@ async def test_a_job_ends_when_its_user_may_no_longer_come_in(make_world) -> Non
         await world.on_its_side(lambda: client.get("/rest/v2.4/cameras"))
 
 
+@pytest.mark.slow
 async def test_several_processes_read_a_user_once(make_world) -> None:
     world = make_world()
     browser = await world.login()

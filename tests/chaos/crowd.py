@@ -16,6 +16,7 @@ from typing import Any
 
 _PATIENCE = 60.0  # seconds for one answer
 _CONNECTING = 64  # at a time: a backlog of a hundred must not overflow
+_MOST_IDLE = 3.0  # seconds, before the servers close a connection, which most do after 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +168,7 @@ class Crowd:
     def close(self) -> None:
         async def close() -> None:
             for connections in self._idle.values():
-                for _, writer in connections:
+                for _, writer, _ in connections:
                     writer.close()
 
         self._runner.run(close())
@@ -194,8 +195,9 @@ class Crowd:
     async def _connect(self, port: int) -> Any:
         idle = self._idle.setdefault(port, [])
         while idle:
-            reader, writer = idle.pop()
-            if not reader.at_eof() and not writer.is_closing():
+            reader, writer, since = idle.pop()
+            is_young = time.monotonic() - since < _MOST_IDLE
+            if is_young and not reader.at_eof() and not writer.is_closing():
                 return reader, writer
             writer.close()
         try:
@@ -220,7 +222,7 @@ class Crowd:
         if headers.get("connection", "").lower() == "close":
             writer.close()
         else:
-            self._idle[ask.port].append(connection)
+            self._idle[ask.port].append((reader, writer, time.monotonic()))
         return Response(int(head[0].split()[1]), headers, body, time.monotonic() - started)
 
 

@@ -111,6 +111,14 @@ def test_a_connection_that_the_server_has_closed_is_not_used(side: str, server: 
     assert len(server.connections) == 3
 
 
+def test_a_connection_that_many_servers_are_about_to_close_is_not_used(
+    side: str, server: Server
+) -> None:
+    """They close it when it was idle for 5 s, and a request that meets this gets an error."""
+    assert calls(side, server, "/token", "/token", pause=4.5) == [b"ok"] * 2
+    assert len(server.connections) == 2
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("path", ["/hang", "/half"])
 def test_a_call_that_hangs_on_a_kept_connection_is_cut(

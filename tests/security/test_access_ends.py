@@ -61,6 +61,7 @@ async def end(world: World, how: str, store: str, monkeypatch: pytest.MonkeyPatc
         await anyio.to_thread.run_sync(lambda: command.main(revoke, standalone_mode=False))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["logout_user", "the command", "timeout"])
 async def test_nothing_of_a_user_s_runs_on_after_the_end(
     make_world, tmp_path, how: str, monkeypatch

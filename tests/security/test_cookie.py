@@ -104,6 +104,7 @@ JUNK = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("blank", [b"\xa0", b"\x85", b"\x1c", b"\x0b", b"\x0c", b"\xc2\xa0"])
 async def test_a_name_that_looks_like_ours_to_python_is_another(world: World, blank: bytes) -> None:
     """23: a neighbour may set it, for to the browser it does not begin with __Host-."""
@@ -286,6 +287,7 @@ async def test_a_session_cookie_is_never_set_on_an_answer_that_caches_may_keep(
     assert plain.headers.get_list("cache-control") == ["public, max-age=600"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["logout", "idle", "absolute", "purge", "revoked", "again"])
 async def test_the_cookie_of_a_session_that_ended_is_nobody_for_ever(make_world, how: str) -> None:
     """27: after a logout, a timeout, a purge, the end at CameraManager, a newer login."""
@@ -465,6 +467,7 @@ async def test_what_decides_whether_cookies_are_for_https(
     assert ("; Secure" in line) is secure
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["navigation", "fetch"])
 async def test_a_proxy_that_forgot_the_scheme_is_told_of_once(
     make_world, caplog: pytest.LogCaptureFixture, kind: str

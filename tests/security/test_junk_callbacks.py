@@ -23,6 +23,7 @@ AT_ONCE = {"asgi": 16, "wsgi": 2}
 SOON = 1.0  # seconds: /health takes 2 ms, and did take as long as the exchanges before it
 
 
+@pytest.mark.slow
 class TestInProcess:
     """What becomes of callbacks beyond the limit, on both sides."""
 

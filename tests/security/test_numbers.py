@@ -6,6 +6,8 @@ import ast
 import re
 from pathlib import Path
 
+import pytest
+
 HERE = Path(__file__).parent
 ALL = set(range(1, 69))
 LATER = set(range(51, 69))  # found after the first round: their tests come one by one
@@ -35,6 +37,7 @@ def test_every_line_has_a_test_or_a_reason() -> None:
     assert ALL - LATER <= set(numbered()) | reasons <= ALL
 
 
+@pytest.mark.slow
 def test_every_test_says_which_line_it_is_about() -> None:
     """But for those about the helpers."""
     for path in sorted(HERE.glob("test_*.py")):

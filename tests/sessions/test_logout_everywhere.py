@@ -41,6 +41,7 @@ async def call(world: World, function: Any, *arguments: Any) -> Any:
     return await anyio.to_thread.run_sync(function, *arguments)
 
 
+@pytest.mark.slow
 async def test_all_sessions_of_a_user_end_and_nobody_else_s(
     make_world: MakeWorld, store: str
 ) -> None:
@@ -86,6 +87,7 @@ async def test_sessions_say_when_and_from_where_and_hold_no_tokens(
     assert [info.logged_in_at - began for info in left] == [100]
 
 
+@pytest.mark.slow
 async def test_sessions_sealed_with_an_older_secret_key_are_found(
     make_world: MakeWorld, store: str
 ) -> None:

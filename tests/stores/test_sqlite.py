@@ -289,6 +289,7 @@ def test_expired_records_go_with_the_writes_a_few_at_a_time(path: Path) -> None:
     run(store.close())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threads", [False, True])
 def test_the_log_is_emptied_again_and_again(path: Path, threads: bool) -> None:
     async def write(store: SQLiteStore) -> int:

@@ -150,6 +150,7 @@ async def test_a_401_of_the_old_host_leads_to_the_new_one(live: World) -> None:
     assert calls[0].headers["authorization"] != calls[1].headers["authorization"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["expired", "refused"])
 async def test_a_crowd_follows_its_account_by_one_refresh(live: World, how: str) -> None:
     browser = await live.login()
@@ -241,6 +242,7 @@ async def test_a_refused_refresh_is_a_login_whatever_its_body_is(live: World, an
     assert await live.on_its_side(lambda: live.engine.sessions("00002713")) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "answer",
     [

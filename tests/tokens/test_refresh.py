@@ -156,6 +156,7 @@ async def test_a_refusal_does_not_count_when_the_session_itself_has_newer_tokens
     assert statuses == [200]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("what", "status"), [(503, 503), ({"error": "invalid_grant"}, 401)])
 async def test_who_waited_for_a_refresh_shares_its_failure(what, status) -> None:
     one, two = two_processes()
@@ -186,6 +187,7 @@ async def test_a_token_that_another_process_replaced_at_once_is_caught_up_with()
     assert len(one.sim.token_calls("refresh_token")) == 2
 
 
+@pytest.mark.slow
 async def test_two_sessions_of_a_grant_with_different_tokens_need_one_refresh() -> None:
     one, _ = two_processes()
     behind, ahead = await one.login(), await one.login()
@@ -347,6 +349,7 @@ async def test_a_logout_when_the_access_token_has_expired_ends_the_grant(make_wo
     assert world.sim.refresh_tokens == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [Settings(), Settings(**STRICT)], ids=["lasting", "rotating"])
 async def test_logout_user_in_a_refresh_revokes_what_it_brings_home(settings) -> None:
     one, two = two_processes(settings)
@@ -365,6 +368,7 @@ async def test_logout_user_in_a_refresh_revokes_what_it_brings_home(settings) ->
 # -- a server that is down -----------------------------------------------------------------
 
 
+@pytest.mark.slow
 async def test_one_request_at_a_time_finds_out_whether_the_server_is_back() -> None:
     world = World()
     users = ("anna@example.com", "bob@example.com")

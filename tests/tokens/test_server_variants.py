@@ -21,6 +21,7 @@ pytestmark = pytest.mark.anyio
 LIFETIME = 43_199
 
 
+@pytest.mark.slow
 class TestPhantomRefreshTokens:
     """A refresh answers with a refresh token that the server does not know; the old one lives."""
 
@@ -166,6 +167,7 @@ class TestNotAcceptable:
         assert len(world.sim.token_calls("refresh_token")) == 1
 
 
+@pytest.mark.slow
 class TestCompressedAnswers:
     """R37: gzip or deflate although no compression was asked for."""
 

@@ -235,6 +235,7 @@ async def test_the_bodys_own_close_is_called(world: World) -> None:
     assert closed == [True]
 
 
+@pytest.mark.slow
 async def test_the_threads_of_one_request_share_the_client(world: World) -> None:
     def app(environ, start_response):
         client = environ["cm_auth.client"]

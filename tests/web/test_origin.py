@@ -123,6 +123,7 @@ async def arrives(make_world, case: Case, **options: Any) -> tuple[World, dict[s
     return world, {**headers, "Cookie": f"cm_auth={cookie}; __Host-cm_auth={cookie}"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 async def test_a_page_writes_where_its_origin_is_this_sites(make_world, case: Case) -> None:
     """R14, R35, R42, R43: judged by scheme, host and port, however each is written."""
