@@ -152,7 +152,7 @@ def click(page: Page, simulator: Simulated) -> None:
         if simulator.count("GET", LIST) > asked:
             break
         page.wait_for_timeout(100)
-    assert simulator.count("GET", LIST) == asked + 1
+    assert simulator.count("GET", LIST) > asked  # one, and another if the token had expired
     for camera in CAMERAS[ANNA]:
         see(page.get_by_text(camera))
 
