@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import httpx2
 import pytest
@@ -20,6 +21,7 @@ from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect
 from tests.helpers.browser import ANNA, CAMERAS, PASSWORD
 from tests.helpers.servers import free_port
 
+from . import bun
 from .server_processes import Simulated, environment, running
 
 pytestmark = [pytest.mark.browser, pytest.mark.matrix, pytest.mark.slow]
@@ -40,12 +42,14 @@ class Dashboard:
         command: with ``{port}`` to fill in.
         path: of its page.
         patience: seconds until it answers: some build a front end first.
+        needs_bun: its front end is built by Bun.
     """
 
     module: str
     command: Sequence[str] = _UVICORN
     path: str = "/"
     patience: float = 60.0
+    needs_bun: bool = False
 
 
 DASHBOARDS = {
@@ -67,6 +71,7 @@ DASHBOARDS = {
         ["reflex", "run", "--env", "prod", "--single-port", "--backend-host", "127.0.0.1",
          "--frontend-port", "{port}", "--backend-port", "{port}"],
         patience=400.0,
+        needs_bun=True,
     ),
 }  # fmt: skip
 
@@ -86,6 +91,14 @@ def variables(simulator: Simulated, port: int) -> dict[str, str]:
     )
 
 
+def not_tested(what: str) -> NoReturn:
+    """Skip a dashboard; with ``CM_AUTH_REQUIRE_DASHBOARDS=1`` that is a failure."""
+    reason = f"NOT TESTED: {what}"
+    if os.environ.get("CM_AUTH_REQUIRE_DASHBOARDS"):
+        pytest.fail(reason, pytrace=False)
+    pytest.skip(reason)
+
+
 @dataclass(frozen=True)
 class Served:
     """A dashboard that runs."""
@@ -103,13 +116,17 @@ def dashboard(
     name = str(request.param)
     made = DASHBOARDS[name]
     if importlib.util.find_spec(made.module) is None:
-        reason = f"NOT TESTED: {made.module} (pip install -e '.[dashboards]')"
-        if os.environ.get("CM_AUTH_REQUIRE_DASHBOARDS"):
-            pytest.fail(reason)
-        pytest.skip(reason)
+        not_tested(f"{made.module} (pip install -e '.[dashboards]')")
     folder = tmp_path / name  # a copy: some write beside their files
     shutil.copytree(APPS / name, folder)
     port = free_port()
+    given = variables(simulator, port)
+    if made.needs_bun:
+        (tmp_path / "bun").mkdir()
+        try:
+            given |= bun.variables(tmp_path / "bun", given["PATH"])
+        except bun.NotInstalledError as error:
+            not_tested(f"{made.module}, which needs Bun: {error}")
     origin = f"http://127.0.0.1:{port}"
 
     def is_ready(client: httpx2.Client) -> bool:
@@ -117,7 +134,7 @@ def dashboard(
 
     command = [part.format(port=port) for part in made.command]
     log = tmp_path / "log"
-    with running(command, log, variables(simulator, port), is_ready, folder, made.patience):
+    with running(command, log, given, is_ready, folder, made.patience):
         yield Served(name, f"{origin}{made.path}", f"{origin}/auth", simulator)
 
 
@@ -164,7 +181,7 @@ def log_out(page: Page, login_url: str) -> None:
     page.close()
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)  # Bun, then the front end of Reflex
 def test_a_dashboard_works_behind_the_login_and_leads_back_to_it(
     dashboard: Served, context: BrowserContext
 ) -> None:
