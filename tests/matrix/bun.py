@@ -81,4 +81,4 @@ def _asked(*command: str, cwd: Path | None = None) -> str:
         raise NotInstalledError(f"{words} took longer than {_INSTALL:.0f} s") from None
     if done.returncode:
         raise NotInstalledError(f"{words} failed: {(done.stderr or done.stdout).strip()[-500:]}")
-    return done.stdout.split()[-1]
+    return (done.stdout.split() or [""])[-1]
