@@ -119,8 +119,9 @@ def test_every_option_is_in_the_table() -> None:
     assert list(meanings) == [option.name for option in fields(CMAuthConfig)]
     assert all(len(meaning) > 10 and "``" not in meaning for meaning in meanings.values())
     table = hook["on_page_markdown"]((DOCS / "options.md").read_text())
-    assert "| `refresh_leeway`<br>`CM_AUTH_REFRESH_LEEWAY` | 60 s | The access token" in table
-    assert "| `allow` | – |" in table
+    leeway = "[`refresh_leeway`](#refresh_leeway){ #refresh_leeway }<br>`CM_AUTH_REFRESH_LEEWAY`"
+    assert f"| {leeway} | 60 s | The access token" in table
+    assert "| [`allow`](#allow){ #allow } | – |" in table
 
 
 def test_the_readme_names_every_option() -> None:

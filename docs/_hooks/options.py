@@ -27,7 +27,7 @@ def table() -> str:
     documentation = documented()
     lines = ["| option | default | meaning |", "| --- | --- | --- |"]
     lines += [
-        f"| `{option.name}`{_variable(option.name)} | {_default(option)} | "
+        f"| {_named(option.name)}{_variable(option.name)} | {_default(option)} | "
         f"{documentation[option.name]} |"
         for option in fields(CMAuthConfig)
     ]
@@ -37,6 +37,11 @@ def table() -> str:
 def documented() -> dict[str, str]:
     """What the docstring of `CMAuthConfig` says of each option, as Markdown."""
     return {name: meaning.replace("``", "`") for name, meaning in meanings().items()}
+
+
+def _named(name: str) -> str:
+    """Return the name as a link to itself: what people copy to send each other an option."""
+    return f"[`{name}`](#{name}){{ #{name} }}"
 
 
 def _variable(name: str) -> str:
