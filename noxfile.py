@@ -89,6 +89,19 @@ def docs(session: nox.Session) -> None:
 
 
 @nox.session
+def pictures(session: nox.Session) -> None:
+    """Pictures of everything, into build/pictures, and those of the documentation into docs/."""
+    session.install("-e", ".[dev,matrix,dashboards]")
+    folder = str(Path("build/pictures").absolute())
+    shutil.rmtree(folder, ignore_errors=True)
+    wanted = {"CM_AUTH_PICTURES": folder}
+    session.run("pytest", "-q", "-m", "browser", "tests/browser/test_pictures.py", env=wanted)
+    dashboards = ["-m", "matrix", "-p", "no:dash", "tests/matrix/test_dashboards.py"]
+    session.run("pytest", "-q", *dashboards, env=wanted)
+    session.run("python", "-m", "tests.helpers.pictures", folder)
+
+
+@nox.session
 def packaging(session: nox.Session) -> None:
     """The wheel in clean environments; takes minutes."""
     session.install("-e", ".[dev]")

@@ -13,10 +13,12 @@ import sys
 import textwrap
 from dataclasses import dataclass, fields
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from cm_auth_middleware import CMAuthConfig, MemoryStore
+from tests.helpers.pictures import HOOK, asked_for, in_readme
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -178,3 +180,41 @@ def test_what_it_does_not_do_is_found_by_the_words_that_users_type(tmp_path: Pat
         if word.lower() not in re.sub(r"<[^>]+>", "", found[entry]).lower()
     ]
     assert missing == []
+
+
+def test_every_picture_that_is_asked_for_is_there() -> None:
+    """In light and in dark; ``nox -s pictures`` takes them."""
+    asked = asked_for()
+    assert "demo" in asked["index.md"]
+    assert len(asked["dashboards.md"]) > 8
+    files = {name: set(HOOK["files_of"](name)) for names in asked.values() for name in names}
+    wanted = {name: {f"{name}-light.webp", f"{name}-dark.webp"} for name in files}
+    assert files == wanted
+    assert in_readme() == wanted["demo"]
+
+
+def test_a_picture_is_shown_in_the_scheme_that_it_was_taken_in(tmp_path: Path) -> None:
+    hook = runpy.run_path(str(DOCS / "_hooks" / "pictures.py"))
+    hook["files_of"].__globals__["FOLDER"] = tmp_path
+    for name in ("wall-light.webp", "wall-dark.webp", "plan.webp"):
+        (tmp_path / name).touch()
+    page = SimpleNamespace(file=SimpleNamespace(src_uri="quickstart/flask.md"))
+    made = hook["on_page_markdown"]
+    light, dark = (
+        f"![Wall](../assets/pictures/wall-{it}.webp#only-{it}){{ .picture loading=lazy }}"
+        for it in ("light", "dark")
+    )
+    assert made("A\n\n    <!-- picture: wall | Wall -->\n\nB", page=page) == (
+        f"A\n\n    {light} {dark}\n\nB"
+    )
+    assert "(../assets/pictures/plan.webp){" in made("<!-- picture: plan | A plan -->", page=page)
+    assert made("A\n\n<!-- picture: none | There is none -->\n", page=page) == "A\n\n\n"
+
+
+def test_the_address_of_the_repository_is_written_where_it_is_known() -> None:
+    fill = runpy.run_path(str(DOCS / "_hooks" / "release.py"))["on_page_markdown"]
+    text = (DOCS / "install.md").read_text()
+    assert "pip install git+https://…\n" in fill(text, config=SimpleNamespace(repo_url=None))
+    known = fill(text, config=SimpleNamespace(repo_url="https://git.example.com/cams"))
+    assert "pip install git+https://git.example.com/cams\n" in known
+    assert "git+https://…" not in known

@@ -1,7 +1,8 @@
 """Dashboards in a real Chromium: the applications of docs/dashboards.md, each by its framework.
 
 One walk for all: a person logs in, clicks a button that calls CameraManager, clicks again after the
-access token has expired, and is led to the login after a logout in another tab.
+access token has expired, and is led to the login after a logout in another tab. With
+``CM_AUTH_PICTURES=folder`` pictures of each are kept there.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect
 
 from tests.helpers.browser import ANNA, CAMERAS, PASSWORD
+from tests.helpers.pictures import keep_each
 from tests.helpers.servers import free_port
 
 from . import bun
@@ -189,7 +191,7 @@ def test_a_dashboard_works_behind_the_login_and_leads_back_to_it(
     page = context.new_page()
     log_in(page, dashboard.url)
     click(page, simulator)
-    keep_picture(page, dashboard, "works")
+    keep_each(page, f"dashboard-{dashboard.name}-works")
     simulator.expire()
     click(page, simulator)
     assert simulator.refreshes == 1
@@ -198,17 +200,10 @@ def test_a_dashboard_works_behind_the_login_and_leads_back_to_it(
     again = page.get_by_role("link", name="Log in again")
     see(again, LED_WITHIN)
     see(page.get_by_role("alert").filter(has_text="You are logged out"))
-    keep_picture(page, dashboard, "over")
+    keep_each(page, f"dashboard-{dashboard.name}-over")
     logins = simulator.count("POST", "/oauth/token", "authorization_code")
     with page.expect_navigation(url=dashboard.url):  # CameraManager remembers the person
         again.click()
     see(page.get_by_text(ANNA))
     assert simulator.count("POST", "/oauth/token", "authorization_code") == logins + 1
     click(page, simulator)
-
-
-def keep_picture(page: Page, dashboard: Served, moment: str) -> None:
-    """Take a picture for the documentation, if a folder for them is given."""
-    folder = os.environ.get("CM_AUTH_PICTURES")
-    if folder:
-        page.screenshot(path=Path(folder) / f"{dashboard.name}-{moment}.png")
