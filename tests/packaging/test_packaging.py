@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -13,6 +16,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from cm_auth_middleware import __version__
+
+from . import sbom
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
@@ -131,6 +138,45 @@ def test_the_index_can_show_the_readme(built: Path) -> None:
     run(sys.executable, "-m", "twine", "check", "--strict", *built.iterdir())
 
 
+def test_the_list_of_parts_names_the_release_and_what_it_needs(wheel: Path, tmp_path: Path) -> None:
+    file = tmp_path / "sbom.cdx.json"
+    sbom.write(wheel, file)
+    text = file.read_text()
+    parts = json.loads(text)
+    assert parts["bomFormat"] == "CycloneDX"
+    release = parts["metadata"]["component"]
+    assert (release["name"], release["version"]) == ("cm_auth_middleware", __version__)
+    assert release["hashes"][0]["content"] == hashlib.sha256(wheel.read_bytes()).hexdigest()
+    names = {re.sub(r"[-_.]+", "-", part["name"]).lower() for part in parts["components"]}
+    wanted = {"anyio", "authlib", "cryptography", "httpx2", "itsdangerous", "starlette"}
+    assert wanted <= names
+    assert not names & {"cm-auth-middleware", "pip", "pytest", "setuptools"}
+    assert [part["name"] for part in parts["components"] if not part.get("licenses")] == []
+    assert "file://" not in text  # no path of the machine that it was made on
+    assert str(tmp_path) not in text
+
+
+def test_the_documented_lines_work_after_an_installation_from_the_repository(
+    tmp_path: Path,
+) -> None:
+    if not (ROOT / ".git").exists():
+        pytest.skip("NOT TESTED: this is not a clone of the repository")
+    assert "\npip install git+https://…\n" in (ROOT / "docs" / "install.md").read_text()
+    run(sys.executable, "-m", "venv", tmp_path / "venv")
+    python = tmp_path / "venv" / "bin" / "python"
+    pip = (python, "-m", "pip", "install", "-q")
+    run(*pip, f"git+{ROOT.as_uri()}", cwd=tmp_path)
+    quick_start = (ROOT / "docs" / "quickstart" / "fastapi.md").read_text()
+    found = re.search(r"^pip install (.*cm_auth_middleware\[.*)$", quick_start, re.M)
+    assert found is not None
+    run(*pip, *shlex.split(found[1]), cwd=tmp_path)
+    run(python, "-c", "import cm_auth_middleware.fastapi, uvicorn", cwd=tmp_path)
+    assert len(run(python.parent / "cm-auth", "secret")) > 32
+    origin = "import importlib.metadata as m; d = m.distribution('cm_auth_middleware')"
+    told = run(python, "-c", f"{origin}; print(d.read_text('direct_url.json'))", cwd=tmp_path)
+    assert '"vcs_info"' in told  # pip has added to it what the extras need, and replaced nothing
+
+
 def test_the_core_alone_serves_both_kinds_of_apps(venv: MakeVenv, tmp_path: Path) -> None:
     python = venv()
     run(python, "-W", "error", HERE / "smoke.py", cwd=tmp_path)
@@ -155,7 +201,8 @@ def test_every_extra_for_users_is_tried() -> None:
     text = (ROOT / "pyproject.toml").read_text()
     section = text.partition("[project.optional-dependencies]\n")[2].partition("\n[")[0]
     extras = set(re.findall(r"^(\w+) = ", section, re.M))
-    assert extras - {"bench", "deploy", "dev", "docs", "fuzz", "matrix", "test"} == set(PROMISES)
+    developers = {"bench", "dashboards", "deploy", "dev", "docs", "fuzz", "matrix", "test"}
+    assert extras - developers == set(PROMISES)
 
 
 def test_the_plugin_says_what_a_real_port_needs(venv: MakeVenv, tmp_path: Path) -> None:
