@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from cm_auth_middleware import AuthEngine
+from cm_auth_middleware import AuthEngine, __version__
 from cm_auth_middleware.testing import AppServer, SimulatorServer
 from cm_auth_middleware.web.messages import MESSAGES
 from tests.helpers.pictures import ROOT, SCHEMES, SIZES, keep
@@ -142,5 +142,15 @@ def test_a_page_of_the_documentation_asks_no_other_host(
         expect(page.locator("a.md-source").first).to_have_attribute(
             "href", "https://git.example.com/cameras/auth"
         )
+    expect(page.locator(".md-copyright")).to_contain_text(f"Version {__version__}")
     assert [url for url in asked if not url.startswith(("file:", "data:", "blob:"))] == []
     context.close()
+
+
+@pytest.mark.timeout(300)
+def test_a_link_to_an_option_leads_to_its_row(view: View, documentation: Path) -> None:
+    view.page.goto(f"{(documentation / 'options.html').as_uri()}#absolute_timeout")
+    name = view.page.locator("#absolute_timeout")
+    expect(name).to_be_in_viewport()
+    expect(name).to_have_text("absolute_timeout")
+    view.see("docs-option")
