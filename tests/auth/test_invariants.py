@@ -582,7 +582,7 @@ def case_of(site: type[Site], few: int, *marks: pytest.MarkDecorator) -> Any:
     return case
 
 
-TestInvariants = case_of(Site, 8)
-TestInvariantsOfBothShells = case_of(MixedSite, 3)
+TestInvariants = case_of(Site, 4)
+TestInvariantsOfBothShells = case_of(MixedSite, 2)
 TestInvariantsAtLength = case_of(Site, 60, pytest.mark.slow)
 TestInvariantsOfBothShellsAtLength = case_of(MixedSite, 20, pytest.mark.slow)

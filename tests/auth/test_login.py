@@ -441,6 +441,7 @@ async def test_only_who_cancelled_is_told_so(
     assert world.sim.requests == []
 
 
+@pytest.mark.slow
 @both_providers
 @pytest.mark.parametrize(
     "what",

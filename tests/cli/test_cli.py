@@ -357,6 +357,7 @@ def test_a_server_that_does_not_answer(run: Run, cm: SimulatorServer) -> None:
     assert "no answer in time" in lines(result, "error")[0]
 
 
+@pytest.mark.slow
 def test_a_certificate_that_nobody_signed(run: Run, tmp_path: Path) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(*self_signed(tmp_path))

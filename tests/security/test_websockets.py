@@ -31,6 +31,7 @@ def side() -> str:
     return "wsgi"  # on ASGI it is a scope of its own, which test_asgi asks for
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("upgrade", ["websocket", "WebSocket", "h2c, websocket"])
 @pytest.mark.parametrize(
     ("headers", "status"),

@@ -203,6 +203,7 @@ async def test_a_handle_is_no_cookie_and_a_cookie_is_no_handle(world: World) -> 
             await Job(world).open(value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "damage",
     [

@@ -376,6 +376,7 @@ def api_calls(world: World) -> int:
     return len([call for call in world.sim.requests if call.path != "/rest/v2.3/users/self"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [

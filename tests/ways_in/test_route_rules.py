@@ -180,6 +180,7 @@ async def test_a_catch_all_handler_does_not_hide_the_refusal(guarded: Guarded) -
     assert (await world.browser().get("/team/plans")).status_code == 302
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", ["wsgi"])
 async def test_an_async_view_of_flask_has_its_rule_too(guarded: Guarded) -> None:
     needs("asgiref")  # which Flask's async views need
