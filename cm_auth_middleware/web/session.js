@@ -75,6 +75,10 @@
   root.adoptedStyleSheets = [sheet];
   root.append(box);
   box.setAttribute("aria-labelledby", "words");
+  // A framework's own dialog, such as "connection lost", makes all else in the body inert.
+  new MutationObserver(() => {
+    for (const name of ["inert", "aria-hidden"]) place.removeAttribute(name);
+  }).observe(place, { attributeFilter: ["inert", "aria-hidden"] });
   // Escape leaves the box in the corner: a person may want to copy what they typed.
   box.addEventListener("cancel", (event) => {
     event.preventDefault();
@@ -89,7 +93,7 @@
     line.setAttribute("role", "alert");
     line.textContent = words;
     box.replaceChildren(line, action);
-    if (!place.isConnected) (document.body ?? document.documentElement).append(place);
+    if (!place.isConnected) document.documentElement.append(place);
     box.open = true; // show() would take the focus from a person who types
   }
 

@@ -270,6 +270,19 @@ def test_escape_leaves_the_box_in_the_corner_and_gives_the_page_back(site: Site)
 # -- who sees it, and how ----------------------------------------------------------------------
 
 
+def test_a_dialog_of_a_framework_does_not_make_the_link_inert(site: Site) -> None:
+    """Streamlit's "connection lost" makes all that is beside it inert, as React Aria does it."""
+    page = site.page
+    site.log_out_elsewhere()
+    site.tick(31)
+    again = page.get_by_role("link", name="Log in again")
+    expect(again).to_be_visible()
+    page.evaluate("for (const one of [...document.body.children, document.body]) one.inert = true")
+    page.evaluate("document.querySelector('cm-session').inert = true")
+    again.click()
+    expect(page.get_by_role("heading", name="App")).to_be_visible()
+
+
 def test_a_visitor_of_an_open_page_is_told_nothing(make_site: Make) -> None:
     site = make_site()
     site.page.goto("/open")
