@@ -32,7 +32,7 @@ AUDIT_EVENTS = {
     "session_denied": "`allow` no longer admits the user of a session: `user_id`, `address`, "
     "`session`",
     "request_denied": "a request with a session was answered 403: `user_id`, `address`, `session`, "
-    "and `reason`, which is `allow` or `cross_site`",
+    "and `reason`, which is `allow`, `cross_site`, or `rule` (`require`, `ForbiddenError`)",
 }
 
 

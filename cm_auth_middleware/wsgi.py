@@ -214,7 +214,7 @@ class _Exchange(WSGIRequest):
         """Send the response to an error of this package; raise any other, and one that is late."""
         response = None
         if not self.started:
-            response = run_sync(self._services.gate.response_to(self, error))
+            response = run_sync(self._services.gate.response_to(self, error, self.session))
         if response is None:
             raise error
         self.started = True

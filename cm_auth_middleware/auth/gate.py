@@ -201,7 +201,7 @@ class Gate:
         if is_failure:
             if session is not None:
                 error = error or session.client_error
-            response = await self.response_to(request, error)
+            response = await self.response_to(request, error, session)
             if response is not None:
                 return response
         if session is None:
@@ -215,10 +215,15 @@ class Gate:
             return await self._unavailable(request, unavailable)
         return None
 
-    async def response_to(self, request: Request, error: BaseException | None) -> Response | None:
+    async def response_to(
+        self, request: Request, error: BaseException | None, session: Session | None
+    ) -> Response | None:
         """Return the response to an error of this package; None for any other error.
 
         A task group raises a group of all that its tasks raised.
+
+        Args:
+            session: that of the request, for the audit log; None for a visitor.
         """
         parts = _parts(error)
         if not parts or not all(isinstance(part, _ANSWERED) for part in parts):
@@ -228,6 +233,8 @@ class Gate:
         for part in parts:
             if isinstance(part, UnavailableError):
                 return await self._unavailable(request, part)
+        if session is not None:
+            self._sessions.audit("request_denied", session, request.address, reason="rule")
         return await self._pages.failure(request, 403, "forbidden", link=f"{request.mount}/")
 
     async def session_over(self, request: Request) -> Response | None:

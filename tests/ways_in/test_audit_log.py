@@ -8,7 +8,6 @@ import re
 import runpy
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,41 +18,13 @@ import cm_auth_middleware
 from cm_auth_middleware import audit_log
 from cm_auth_middleware.events import JSONFormatter
 from tests.helpers.world import MakeWorld, World
+from tests.ways_in.conftest import Lines, Read
 
 pytestmark = pytest.mark.anyio
 
 ANNA, BOB = "10003", "10007"
 DOCS = Path(__file__).parents[2] / "docs"
 SOURCES = list(Path(cm_auth_middleware.__file__).parent.rglob("*.py"))
-Read = Callable[[], list[dict[str, Any]]]
-
-
-class Lines(logging.Handler):
-    """A handler that keeps what its formatter makes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.setFormatter(JSONFormatter())
-        self.lines: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.lines.append(self.format(record))
-
-
-@pytest.fixture
-def audited() -> Iterator[Read]:
-    """Return the events since the last look: their names and fields."""
-    handler, logger = Lines(), logging.getLogger("cm_auth_middleware.audit")
-    logger.addHandler(handler)
-
-    def read() -> list[dict[str, Any]]:
-        events = [json.loads(line) for line in handler.lines]
-        handler.lines.clear()
-        about = {"time", "level", "logger", "message"}
-        return [{k: v for k, v in event.items() if k not in about} for event in events]
-
-    yield read
-    logger.removeHandler(handler)
 
 
 def test_every_event_is_documented_and_used() -> None:

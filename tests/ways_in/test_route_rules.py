@@ -17,6 +17,7 @@ from cm_auth_middleware.flask import require as flask_require
 from tests.helpers.browser import BOB, Socket, ws_headers
 from tests.helpers.world import APP, JSON, World
 from tests.matrix.server_processes import needs
+from tests.ways_in.conftest import Read
 
 pytestmark = pytest.mark.anyio
 
@@ -139,6 +140,21 @@ async def test_a_handler_may_refuse_by_itself(guarded: Guarded) -> None:
     assert "You have no access to this page" in refused.text
 
 
+async def test_each_refusal_is_in_the_audit_log_once(guarded: Guarded, audited: Read) -> None:
+    """Also where the framework answers 500 first, and where the handler refuses by itself."""
+    world = guarded(is_bob)
+    anna = await world.login()
+    about = {**audited()[0], "event": "request_denied", "reason": "rule"}
+    for path in ("/admin", "/team/plans", "/cameras/7"):
+        assert (await anna.get(path)).status_code == 403
+        assert audited() == [about]
+    answered = guarded(is_bob, {ForbiddenError: ("ask Bob", 418)})
+    anna = await answered.login()
+    audited()
+    assert (await anna.get("/admin")).status_code == 418
+    assert audited() == []  # that answer is the application's
+
+
 async def test_a_program_is_refused_with_a_problem_and_no_login(guarded: Guarded) -> None:
     world = guarded(is_bob)
     anna = await world.login()
@@ -199,7 +215,7 @@ async def test_an_async_view_of_flask_has_its_rule_too(guarded: Guarded) -> None
 
 
 @pytest.mark.parametrize("side", ["asgi"])
-async def test_a_websocket_is_refused_before_it_is_accepted(make_world) -> None:
+async def test_a_websocket_is_refused_before_it_is_accepted(make_world, audited: Read) -> None:
     app = FastAPI()
     world = make_world(app=app)
 
@@ -212,10 +228,12 @@ async def test_a_websocket_is_refused_before_it_is_accepted(make_world) -> None:
         await websocket.accept()
 
     headers = await ws_headers(world)
+    about = {**audited()[0], "event": "request_denied", "reason": "rule"}
     sent = await Socket(world, headers).run()
     assert (sent[0]["type"], sent[0]["status"]) == ("websocket.http.response.start", 403)
     plain = await Socket(world, headers, denial=False).run()
     assert plain == [{"type": "websocket.close", "code": 4403}]
+    assert audited() == [about, about]
 
 
 @pytest.mark.parametrize("side", ["asgi"])
