@@ -24,11 +24,14 @@ ALL = {
 # What stays as it is by decision, or lies with others, and where it is said: a page and the anchor
 # of a section, and words of that section. The last one is a run of its own.
 SAID = {
+    11: ("docs/front-ends.md", "a-front-end-on-another-origin", "**The order matters.**"),
+    14: ("docs/deployment.md", "a-proxy-before-it", "proxy_set_header Host $http_host;"),
     28: ("docs/deployment.md", "socketio", "wrap first, then `CMAuth(app)`"),
     29: ("docs/deployment.md", "mod_wsgi", "WSGIApplicationGroup %{GLOBAL}"),
     34: ("docs/limits.md", "iframe", "there is\nno option for `SameSite=None`"),
     36: ("docs/limits.md", "sub-domains", "the cookie has no `Domain`"),
     40: ("docs/limits.md", "no-store", "ask for styles and scripts each time"),
+    42: ("docs/origins.md", "development-servers", "CM_AUTH_REDIRECT_URI=http://localhost:5173/"),
     55: ("docs/limits.md", "offline", 'crossorigin="use-credentials"'),
     57: ("docs/deployment.md", "dragonfly", "Redis and Valkey are supported"),
     64: ("docs/troubleshooting.md", "your-login-did-not-stick", "proxy_cookie_path"),
@@ -75,6 +78,13 @@ def slug(heading: str) -> str:
     """The anchor that the documentation makes of a heading."""
     words = re.sub(r"[^\w\s-]", "", heading).strip().lower()
     return re.sub(r"[-\s]+", "-", words)
+
+
+def test_the_lowest_versions_are_tried() -> None:
+    """R25: floors that exclude each other cannot be installed together."""
+    lines = (ROOT / ".ci" / "run").read_text().splitlines()
+    assert any("nox" in line and "-s lowest" in line for line in lines)
+    assert [line for line in lines if line.endswith(" lowest_versions")] != []
 
 
 @pytest.mark.slow
