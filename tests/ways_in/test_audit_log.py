@@ -17,7 +17,7 @@ import pytest
 import cm_auth_middleware
 from cm_auth_middleware import audit_log
 from cm_auth_middleware.events import JSONFormatter
-from tests.helpers.world import MakeWorld, World
+from tests.helpers.world import MakeWorld, World, both_providers
 from tests.ways_in.conftest import Lines, Read
 
 pytestmark = pytest.mark.anyio
@@ -37,13 +37,15 @@ def test_every_event_is_documented_and_used() -> None:
     assert set(re.findall(r'\baudit\(\s*"(\w+)"', code)) == set(audit_log.AUDIT_EVENTS)
 
 
+@both_providers
 async def test_a_login_and_a_logout_name_the_user_and_the_address(
     world: World, audited: Read
 ) -> None:
     browser = await world.login()
     (login,) = audited()
     assert re.fullmatch("[0-9a-f]{8}", login["session"])
-    about = {"user_id": ANNA, "address": "127.0.0.1", "session": login["session"]}
+    user_id = str(world.user_id())
+    about = {"user_id": user_id, "address": "127.0.0.1", "session": login["session"]}
     assert login == {"event": "login", **about}
     await browser.post("/auth/logout")
     assert audited() == [{"event": "logout", **about}]
