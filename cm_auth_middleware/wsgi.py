@@ -188,10 +188,11 @@ class _Exchange(WSGIRequest):
         """
         if self.response is None:
             self.response = self._before_start(status)
-        self.started = True
+        was_started, self.started = self.started, True
         if self.response is not None:
             status, headers = _head(self.response)
-            self._start_response(status, headers, exc_info)
+            # It answers the error, which a server needs for a second start only (PEP 3333).
+            self._start_response(status, headers, exc_info if was_started else None)
             return _swallow
         if self.session is not None:
             headers = _private(headers, self.set_cookies)

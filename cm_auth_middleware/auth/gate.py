@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -201,7 +202,9 @@ class Gate:
         if is_failure:
             if session is not None:
                 error = error or session.client_error
-            response = await self.response_to(request, error, session)
+            # Else the one that a framework is making its response of: Starlette sends that while it
+            # handles the error, and raises it after that.
+            response = await self.response_to(request, error or sys.exception(), session)
             if response is not None:
                 return response
         if session is None:
