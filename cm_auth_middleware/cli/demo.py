@@ -68,12 +68,12 @@ def demo(
         say("Stopped.")
 
 
-def tell(site: str, cm: str, user: Any, *, as_json: bool, server: str = "CameraManager") -> None:
+def tell(site: str, cm: str, user: Any, *, as_json: bool) -> None:
     """Print where to go, and what to type there."""
     if as_json:
         say_json({"url": site, "simulator": cm, "email": user.email, "password": user.password})
         return
-    say(f"Simulated {server} at {cm}")
+    say(f"Simulated CameraManager at {cm}")
     say(f"Open      {site}")
     say(f"E-mail    {user.email}")
     say(f"Password  {user.password}")

@@ -1,4 +1,4 @@
-"""``cm-auth dev``: your own application with a simulated server, while you work on it."""
+"""``cm-auth dev``: your own application with a simulated CameraManager, while you work on it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ import time
 import webbrowser
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
@@ -24,10 +23,6 @@ from cm_auth_middleware import environment
 from cm_auth_middleware.cli.demo import tell
 from cm_auth_middleware.cli.output import Refusal, as_json, say
 from cm_auth_middleware.config import LOOPBACK
-from cm_auth_middleware.tokens.provider import PROVIDERS
-
-if TYPE_CHECKING:
-    from cm_auth_middleware.testing import SimulatorServer
 
 _TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*(\(\))?", re.ASCII)
 _LOOK_EVERY = 0.5  # seconds between two looks at the files
@@ -38,8 +33,6 @@ _REPLACED = (
     "client_id", "client_secret", "secret_key", "provider", "base_url", "scope", "redirect_uri",
     "store", "allowed_hosts", "allow_emails", "allow_accounts", "cookie_secure",
 )  # fmt: skip
-# Where a server names the API's host with its tokens, these are believed without its domain.
-_OWN_HOSTS = ("127.0.0.1", "localhost")
 
 
 @click.command()
@@ -50,15 +43,7 @@ _OWN_HOSTS = ("127.0.0.1", "localhost")
 )
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--cm-port", default=0, help="Port of the simulated CameraManager; 0: a free one.")
-@click.option("--token-lifetime", type=int, help="Seconds; 12 hours if not given.")
-@click.option(
-    "--provider",
-    default="cameramanager",
-    show_default=True,
-    envvar="CM_AUTH_PROVIDER",
-    type=click.Choice(list(PROVIDERS)),
-    help="The server to simulate; CM_AUTH_PROVIDER if not given.",
-)
+@click.option("--token-lifetime", default=43199, show_default=True, help="Seconds.")
 @click.option("--no-reload", is_flag=True, help="Do not start again when a file changes.")
 @click.option("--open", "open_browser", is_flag=True, help="Open the browser.")
 @as_json
@@ -68,8 +53,7 @@ def dev(
     port: int,
     host: str,
     cm_port: int,
-    token_lifetime: int | None,
-    provider: str,
+    token_lifetime: int,
     no_reload: bool,
     open_browser: bool,
     as_json: bool,
@@ -81,7 +65,7 @@ def dev(
     in a file while the command runs. It is started again when a file in this folder changes.
     """
     try:
-        from cm_auth_middleware.testing import Simulator, SimulatorServer, settings_for
+        from cm_auth_middleware.testing import Settings, Simulator, SimulatorServer
         from cm_auth_middleware.testing.server import listen
     except ImportError as error:
         raise Refusal(
@@ -93,13 +77,10 @@ def dev(
         raise Refusal(
             "--host needs one address of this machine, at which browsers can reach both servers"
         )
-    if PROVIDERS[provider].api_host_field and host not in _OWN_HOSTS:
-        raise Refusal(f"--provider {provider} needs --host 127.0.0.1 or localhost")
-    settings = settings_for(provider)
-    settings.any_key = True
-    if token_lifetime is not None:
-        settings.access_token_lifetime = token_lifetime
-    simulator = Simulator(settings, client_secret=secrets.token_urlsafe(24))
+    simulator = Simulator(
+        Settings(access_token_lifetime=token_lifetime, any_key=True),
+        client_secret=secrets.token_urlsafe(24),
+    )
     stop = _stopper()
     try:
         with (
@@ -108,10 +89,9 @@ def dev(
         ):
             with contextlib.closing(listen(host, port)) as listener:  # is it free?
                 port = listener.getsockname()[1]
-            variables = _variables(cm, provider, folder, host)
+            variables = _variables(cm.url, cm.client_id, cm.client_secret, folder, host)
             url = f"http://{_bracketed(host)}:{port}"
-            name = PROVIDERS[provider].name
-            tell(url, cm.url, simulator.users[0], as_json=as_json, server=name)
+            tell(url, cm.url, simulator.users[0], as_json=as_json)
             if open_browser:
                 arguments = (url, host, port)
                 threading.Thread(target=_open_when_there, args=arguments, daemon=True).start()
@@ -138,7 +118,9 @@ def _bracketed(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def _variables(cm: SimulatorServer, provider: str, folder: str, host: str) -> dict[str, str]:
+def _variables(
+    cm_url: str, client_id: str, client_secret: str, folder: str, host: str
+) -> dict[str, str]:
     """Return the environment of the application."""
     replaced = set(map(environment.variable, _REPLACED))
     own = {
@@ -147,11 +129,10 @@ def _variables(cm: SimulatorServer, provider: str, folder: str, host: str) -> di
         if name.removesuffix("_FILE") not in replaced
     }
     options = {
-        "client_id": cm.client_id,
-        "client_secret": cm.client_secret,
+        "client_id": client_id,
+        "client_secret": client_secret,
         "secret_key": secrets.token_urlsafe(48),
-        "provider": provider,
-        "base_url": cm.url,
+        "base_url": cm_url,
         "store": f"sqlite:///{Path(folder) / 'sessions.db'}",
         "allowed_hosts": ",".join([*LOOPBACK, _bracketed(host)]),
     }

@@ -12,8 +12,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
-from urllib.parse import urlsplit
 
 import httpx2
 import pytest
@@ -24,7 +22,6 @@ from cm_auth_middleware.cli.dev import _command, _files, _variables
 from cm_auth_middleware.cli.wsgi_server import load
 from cm_auth_middleware.config import CMAuthConfig
 from tests.cli.test_demo import told
-from tests.helpers.browser import Visitor
 from tests.helpers.servers import ROOT
 from tests.helpers.world import HTML
 
@@ -70,10 +67,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
     running: list[subprocess.Popen[str]] = []
 
     def start(side: str, *arguments: str, **variables: str) -> subprocess.Popen[str]:
-        code = APPS[side]
-        if "eagleeye" in (*arguments, *variables.values()):
-            code = code.replace("/rest/v2.4", "").replace(".json()", '.json()["results"]')
-        (tmp_path / "mine.py").write_text(code)
+        (tmp_path / "mine.py").write_text(APPS[side])
         kind = ["--wsgi"] if side == "wsgi" else []
         process = subprocess.Popen(
             [sys.executable, "-m", "cm_auth_middleware.cli", "dev", *kind, "--port", "0",
@@ -144,28 +138,6 @@ def test_an_application_runs_with_a_login_and_keeps_it_when_a_file_changes(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(120)
-@pytest.mark.parametrize(
-    ("arguments", "variables"),
-    [
-        (["--provider", "eagleeye", "mine:app"], {"CM_AUTH_PROVIDER": "cameramanager"}),
-        (["mine:app"], {"CM_AUTH_PROVIDER": "eagleeye", "CM_AUTH_SCOPE": "write"}),
-    ],
-    ids=["the option", "the environment"],
-)
-def test_eagle_eye_is_simulated_where_it_is_named(
-    start: Start, side: str, arguments: list[str], variables: dict[str, str]
-) -> None:
-    process = start(side, *arguments, **variables)
-    words = told(process)
-    with httpx2.Client(base_url=words["Open"], headers=HTML) as browser:
-        moved = answer(browser, lambda response: response.status_code == 302)
-    assert urlsplit(moved.headers["location"]).path == "/oauth2/authorize"
-    with Visitor(words["Open"]) as visitor:
-        assert visitor.enter("/", words["E-mail"]).json()[:2] == ["first", "Front gate"]
-
-
-@pytest.mark.slow
 def test_a_factory_is_called_and_json_is_the_only_output(start: Start, side: str) -> None:
     process = start(side, "mine:make()", "--json", "--no-reload")
     assert process.stdout is not None
@@ -192,8 +164,6 @@ def test_without_reload_the_end_of_the_application_is_the_end(start: Start, side
         (["main"], "give MODULE:APP, such as main:app"),
         (["main.py:app;rm"], "give MODULE:APP"),
         (["main:app", "--host", "0.0.0.0"], "--host needs one address"),
-        (["main:app", "--host", "192.0.2.1", "--provider", "eagleeye"], "needs --host 127.0.0.1"),
-        (["main:app", "--provider", "another"], "Invalid value for '--provider'"),
     ],
 )
 def test_a_wrong_call_says_what_is_right(arguments: list[str], says: str) -> None:
@@ -215,8 +185,7 @@ def test_variables_that_name_another_site_are_replaced(monkeypatch) -> None:
     monkeypatch.setenv("CM_AUTH_REDIRECT_URI", "https://cams.example.com/auth/callback")
     monkeypatch.setenv("CM_AUTH_STORE_FILE", "/run/secrets/store")
     monkeypatch.setenv("CM_AUTH_PREFIX", "/login")
-    simulator = SimpleNamespace(url="http://127.0.0.1:1", client_id="id", client_secret="secret")
-    variables = _variables(simulator, "cameramanager", "/folder", "192.0.2.1")  # type: ignore[arg-type]
+    variables = _variables("http://127.0.0.1:1", "id", "secret", "/folder", "192.0.2.1")
     assert "CM_AUTH_REDIRECT_URI" not in variables
     assert "CM_AUTH_STORE_FILE" not in variables
     assert variables["CM_AUTH_PREFIX"] == "/login"
