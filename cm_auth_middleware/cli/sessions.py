@@ -18,8 +18,7 @@ if TYPE_CHECKING:
     from cm_auth_middleware.stores import SessionStore
 
 _NO_SESSION = (
-    "no session of this user; --user takes an id (CameraManager's number userId, Eagle Eye's id), "
-    "--email an address"
+    "no session of this user; --user takes CameraManager's number userId, --email an address"
 )
 
 
@@ -43,9 +42,7 @@ _store = click.option(
     callback=_store_url,
     help="sqlite:///path, redis://… or postgresql://…; CM_AUTH_STORE if not given.",
 )
-_user = click.option(
-    "--user", metavar="ID", help="Of one user, by CameraManager's userId or Eagle Eye's id."
-)
+_user = click.option("--user", metavar="ID", help="Of one user, by CameraManager's userId.")
 _email = click.option("--email", metavar="ADDRESS", help="Of one user, by e-mail address.")
 
 

@@ -538,8 +538,8 @@ def test_sessions_are_counted_listed_and_ended(
             result = run("sessions", command, *user, **changes)
             assert result.exit_code == 1
             assert result.output == (
-                "Error: no session of this user; --user takes an id (CameraManager's number "
-                "userId, Eagle Eye's id), --email an address\n"
+                "Error: no session of this user; --user takes CameraManager's number userId, "
+                "--email an address\n"
             )
     ended = run("sessions", "revoke", "--email", "bob@example.com", "--json", **changes)
     assert json.loads(ended.output) == {"revoked": 1}
