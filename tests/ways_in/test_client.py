@@ -8,7 +8,6 @@ import threading
 import traceback
 from concurrent.futures import ThreadPoolExecutor
 from enum import Enum
-from typing import Any
 
 import anyio
 import httpx2
@@ -297,39 +296,26 @@ async def test_threads_that_share_a_client_from_its_first_use_all_send_the_beare
     assert all(r.headers.get("Authorization", "").startswith("Bearer ") for r in sent)
 
 
-async def test_no_variable_of_a_traceback_holds_a_token(make_world: MakeWorld, side: str) -> None:
+async def test_no_variable_of_a_traceback_holds_a_token(make_world: MakeWorld) -> None:
     """R56: Sentry, loguru and debug pages record the variables of each frame."""
     recorded: list[str] = []
     secrets: list[str] = []
     contexts: list[BaseException | None] = []
 
-    def record(error: UnavailableError, session: Session) -> None:
-        for frame, _ in traceback.walk_tb(error.__traceback__):
-            recorded.extend(repr(value) for value in frame.f_locals.values())
-        tokens = session.record.tokens
-        secrets.extend([tokens.access_token, tokens.refresh_token])
-        contexts.append(error.__context__)
-
     async def calling(request: Request) -> Response:
+        session = request.state.cm_session
         try:
             await request.state.cm.get("/rest/v2.4/cameras")
         except UnavailableError as error:
-            record(error, request.state.cm_session)
+            for frame, _ in traceback.walk_tb(error.__traceback__):
+                recorded.extend(repr(value) for value in frame.f_locals.values())
+            tokens = session.record.tokens
+            secrets.extend([tokens.access_token, tokens.refresh_token])
+            contexts.append(error.__context__)
             raise
         return PlainTextResponse("")
 
-    def wsgi(environ: Any, start_response: Any) -> list[bytes]:
-        if environ["PATH_INFO"] == "/calling":
-            try:
-                environ["cm_auth.client"].get("/rest/v2.4/cameras")
-            except UnavailableError as error:
-                record(error, environ["cm_auth.session"])
-                raise
-        start_response("200 OK", [("Content-Type", "text/plain")])
-        return [b""]
-
-    app: Any = make_app([Route("/calling", calling)]) if side == "asgi" else wsgi
-    world = make_world(app=app, exempt=["/calling"])
+    world = make_world(side="asgi", app=make_app([Route("/calling", calling)]), exempt=["/calling"])
     browser = await world.login()
     world.clock.tick(43_200)
     world.sim.fail_token(503)
