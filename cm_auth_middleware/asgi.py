@@ -119,7 +119,9 @@ class CMAuthMiddleware:
                 raise
             exchange.interrupted.uncancel()  # the handler has ended: go on
         except Exception as error:
-            response = None if exchange.started else await self._gate.response_to(exchange, error)
+            if not exchange.started:
+                known = None if exchange.is_replaced else session  # the audit log has it then
+                response = await self._gate.response_to(exchange, error, known)
             if response is None and not (exchange.ended and _is_about_the_end(error)):
                 raise
         finally:
@@ -520,7 +522,8 @@ class _WebSocket:
 
     async def _tell(self, error: Exception, scope: Scope) -> bool:
         """Tell the browser of an error of this package; return False for any other."""
-        response = await self._gate.response_to(ASGIRequest(scope), error)
+        session = scope["state"]["cm_session"]  # None for a visitor
+        response = await self._gate.response_to(ASGIRequest(scope), error, session)
         if response is None:
             return False
         if not self._is_closed:

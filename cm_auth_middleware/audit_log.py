@@ -5,9 +5,9 @@ and not to those of other loggers; without a handler nothing is written. Each ev
 `logging.LogRecord` of level INFO: a message such as
 `login user_id=10003 address=203.0.113.7 session=1f0c93ab` for people, and for machines the
 attribute `event`, its name, with an attribute for each of its fields. `user_id` is CameraManager's
-`userId`. `address` is the IP address of the request or, where no request caused the event, of the
-login; it is empty if the server gives none. `session` is the reference that other log events and
-`cm-auth sessions list` show.
+`userId`, or Eagle Eye's `id`. `address` is the IP address of the request or, where no request
+caused the event, of the login; it is empty if the server gives none. `session` is the reference
+that other log events and `cm-auth sessions list` show.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ AUDIT_EVENTS = {
     "session_denied": "`allow` no longer admits the user of a session: `user_id`, `address`, "
     "`session`",
     "request_denied": "a request with a session was answered 403: `user_id`, `address`, `session`, "
-    "and `reason`, which is `allow` or `cross_site`",
+    "and `reason`, which is `allow`, `cross_site`, or `rule` (`require`, `ForbiddenError`)",
 }
 
 

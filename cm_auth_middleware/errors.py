@@ -25,8 +25,10 @@ class SessionExpiredError(CMAuthError):
 class ForbiddenError(CMAuthError):
     """The application's rule for a route does not admit this user, who stays logged in.
 
-    The dependency and the decorator ``require`` raise it, and a handler may. The middleware answers
-    it with 403 and a page; an application that handles the error itself gives its own answer.
+    The dependency and the decorator ``require`` raise it, and a handler of Starlette, FastAPI,
+    Litestar and Flask may. The middleware answers it with 403 and a page; an application that
+    handles the error itself gives its own answer. Frameworks that make a response of the error
+    before they send anything, such as Django and Quart, have to be told that it is a 403.
     """
 
     def __init__(self, message: str = "this user may not do this") -> None:

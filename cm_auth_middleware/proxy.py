@@ -48,7 +48,6 @@ if TYPE_CHECKING:
     from .proxy_cache import Given
     from .runtime.base import Runtime
     from .sessions.session import Session
-    from .web.origin import Origins
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"})
 # Without "%": the path is judged in the form in which it is sent. Without ";": Spring cuts path
@@ -143,11 +142,17 @@ class _Relay:
             under_way[key] = own
         return leave
 
-    def judge(self, request: Request, origins: Origins) -> str:
-        """Return the path and query of the request to the API, or raise `_RefusedError`."""
+    def judge_origin(self, request: Request, services: Services, session: Session) -> None:
+        """Raise `_RefusedError` if the page of another site sent a request, a GET included."""
         # A person may open a picture from a mail: whoever linked to it cannot read it.
-        if not opens_document(request) and origins.refuse(request, including_reads=True):
+        if not opens_document(request) and services.gate.origins.refuse(
+            request, including_reads=True
+        ):
+            services.sessions.audit("request_denied", session, request.address, reason="cross_site")
             raise _RefusedError(403, "Cross-site request refused")
+
+    def judge(self, request: Request) -> str:
+        """Return the path and query of the request to the API, or raise `_RefusedError`."""
         path, query = request.path, request.query
         segments = path.split("/")[1:]
         if not path.startswith("/") or not all(map(_is_plain, segments)):
@@ -261,7 +266,8 @@ class CMProxy(_Relay):
         arrivals = _Arrivals(receive)
         receive = arrivals.receive
         try:
-            target = self.judge(request, engine.async_services.gate.origins)
+            self.judge_origin(request, engine.async_services, _session_of(cm))
+            target = self.judge(request)
             length = self.judge_length(request)
             body = await _body(request, receive, length, scope.get("http_version", ""))
             if body is not None:
@@ -327,7 +333,8 @@ class CMWSGIProxy(_Relay):
         cm = _ready_client(environ, "cm_auth.client")
         engine = environ["cm_auth.engine"]
         try:
-            target = self.judge(request, engine.thread_services.gate.origins)
+            self.judge_origin(request, engine.thread_services, _session_of(cm))
+            target = self.judge(request)
             length = self.judge_length(request)
             body = _wsgi_body(request, environ, length)
             if body is not None:

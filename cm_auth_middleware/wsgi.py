@@ -188,10 +188,11 @@ class _Exchange(WSGIRequest):
         """
         if self.response is None:
             self.response = self._before_start(status)
-        self.started = True
+        was_started, self.started = self.started, True
         if self.response is not None:
             status, headers = _head(self.response)
-            self._start_response(status, headers, exc_info)
+            # It answers the error, which a server needs for a second start only (PEP 3333).
+            self._start_response(status, headers, exc_info if was_started else None)
             return _swallow
         if self.session is not None:
             headers = _private(headers, self.set_cookies)
@@ -214,7 +215,7 @@ class _Exchange(WSGIRequest):
         """Send the response to an error of this package; raise any other, and one that is late."""
         response = None
         if not self.started:
-            response = run_sync(self._services.gate.response_to(self, error))
+            response = run_sync(self._services.gate.response_to(self, error, self.session))
         if response is None:
             raise error
         self.started = True

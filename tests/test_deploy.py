@@ -239,6 +239,18 @@ def test_no_pod_is_more_than_a_user_without_rights() -> None:
         assert container["resources"]["limits"]["memory"]
 
 
+def test_forms_with_files_can_be_taken_though_all_else_is_read_only() -> None:
+    """Starlette and Flask write what is large into a temporary file."""
+    pod = documents()["Deployment", "cams"]["spec"]["template"]["spec"]
+    (mount,) = pod["containers"][0]["volumeMounts"]
+    (volume,) = pod["volumes"]
+    assert (mount["mountPath"], mount["name"]) == ("/tmp", volume["name"])
+    assert volume["emptyDir"]["sizeLimit"]
+    for name in ("app1", "app2"):
+        assert compose()[name]["read_only"]
+        assert [each.partition(":")[0] for each in compose()[name]["tmpfs"]] == ["/tmp"]
+
+
 def test_redis_evicts_nothing_and_writes_to_its_disk() -> None:
     objects = documents()
     redis = objects["StatefulSet", "redis"]["spec"]["template"]["spec"]["containers"][0]
@@ -602,6 +614,7 @@ def test_the_pods_of_the_manifests_start_and_pass_their_probes(
         image=image,
         user=f"{pod['securityContext']['runAsUser']}:{pod['securityContext']['runAsGroup']}",
         is_read_only=container["securityContext"]["readOnlyRootFilesystem"],
+        volumes=[each["mountPath"] for each in container["volumeMounts"]],
     )
     url = f"http://10.77.0.11:{port}"
     until(answers(app, url + container["livenessProbe"]["httpGet"]["path"], 200))

@@ -147,6 +147,8 @@ SEARCHED = {
     "exempt-decorator": ["exempt", "decorator", "method"],
     "native-apps": ["native apps", "mobile", "API key", "Bearer", "X-Forwarded-User"],
     "access-token": ["access token", "X-Forwarded-Access-Token", "pickled"],
+    "webhooks": ["webhook", "cron", "monitoring", "machine"],
+    "container-image": ["container image", "Docker", "Helm", "Kubernetes"],
     "forward-auth": ["auth_request", "forward auth", "sidecar"],
     "mail-links": ["links in mails", "chat", "snapshot"],
     "no-store": ["no-store", "bfcache", "304", "back button"],

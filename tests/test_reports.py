@@ -21,14 +21,21 @@ ALL = {
     62, 63, 64, 65,
 }  # fmt: skip
 
-# What stays as it is by decision, or lies with others, and where it is said: a page and the anchor
-# of a section, and words of that section. The last one is a run of its own.
+# What stays as it is by decision, lies with others, or has to be written down, and where that is: a
+# page and the anchor of a section, and words of that section. The last one is a run of its own.
 SAID = {
+    11: ("docs/front-ends.md", "a-front-end-on-another-origin", "**The order matters.**"),
+    13: ("docs/deployment.md", "health-checks", "`/auth/session` says nothing about the store"),
+    14: ("docs/deployment.md", "a-proxy-before-it", "proxy_set_header Host $http_host;"),
     28: ("docs/deployment.md", "socketio", "wrap first, then `CMAuth(app)`"),
     29: ("docs/deployment.md", "mod_wsgi", "WSGIApplicationGroup %{GLOBAL}"),
+    32: ("docs/limits.md", "fragment", "It never reaches a server."),
     34: ("docs/limits.md", "iframe", "there is\nno option for `SameSite=None`"),
     36: ("docs/limits.md", "sub-domains", "the cookie has no `Domain`"),
     40: ("docs/limits.md", "no-store", "ask for styles and scripts each time"),
+    42: ("docs/origins.md", "development-servers", "CM_AUTH_REDIRECT_URI=http://localhost:5173/"),
+    43: ("docs/origins.md", "403-cross-site-request-refused", "`Referrer-Policy: same-origin`"),
+    53: ("docs/how-it-works.md", "back-to-the-same-url", "encodeURIComponent(page)"),
     55: ("docs/limits.md", "offline", 'crossorigin="use-credentials"'),
     57: ("docs/deployment.md", "dragonfly", "Redis and Valkey are supported"),
     64: ("docs/troubleshooting.md", "your-login-did-not-stick", "proxy_cookie_path"),
@@ -75,6 +82,13 @@ def slug(heading: str) -> str:
     """The anchor that the documentation makes of a heading."""
     words = re.sub(r"[^\w\s-]", "", heading).strip().lower()
     return re.sub(r"[-\s]+", "-", words)
+
+
+def test_the_lowest_versions_are_tried() -> None:
+    """R25: floors that exclude each other cannot be installed together."""
+    lines = (ROOT / ".ci" / "run").read_text().splitlines()
+    assert any("nox" in line and "-s lowest" in line for line in lines)
+    assert [line for line in lines if line.endswith(" lowest_versions")] != []
 
 
 @pytest.mark.slow

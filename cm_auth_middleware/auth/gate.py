@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -201,7 +202,9 @@ class Gate:
         if is_failure:
             if session is not None:
                 error = error or session.client_error
-            response = await self.response_to(request, error)
+            # Else the one that a framework is making its response of: Starlette sends that while it
+            # handles the error, and raises it after that.
+            response = await self.response_to(request, error or sys.exception(), session)
             if response is not None:
                 return response
         if session is None:
@@ -215,10 +218,15 @@ class Gate:
             return await self._unavailable(request, unavailable)
         return None
 
-    async def response_to(self, request: Request, error: BaseException | None) -> Response | None:
+    async def response_to(
+        self, request: Request, error: BaseException | None, session: Session | None
+    ) -> Response | None:
         """Return the response to an error of this package; None for any other error.
 
         A task group raises a group of all that its tasks raised.
+
+        Args:
+            session: that of the request, for the audit log; None for a visitor.
         """
         parts = _parts(error)
         if not parts or not all(isinstance(part, _ANSWERED) for part in parts):
@@ -228,6 +236,8 @@ class Gate:
         for part in parts:
             if isinstance(part, UnavailableError):
                 return await self._unavailable(request, part)
+        if session is not None:
+            self._sessions.audit("request_denied", session, request.address, reason="rule")
         return await self._pages.failure(request, 403, "forbidden", link=f"{request.mount}/")
 
     async def session_over(self, request: Request) -> Response | None:

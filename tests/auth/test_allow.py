@@ -6,7 +6,7 @@ import pytest
 
 from cm_auth_middleware import CMAuthConfig, ConfigError
 from cm_auth_middleware.testing import SimulatedUser
-from tests.helpers.world import SECRET_KEY
+from tests.helpers.world import SECRET_KEY, both_providers
 
 pytestmark = pytest.mark.anyio
 
@@ -109,3 +109,19 @@ def test_the_environment_says_who_comes_in_beside_a_config_object(
     built = CMAuthConfig.build(config, {})
     assert built.allow_emails == ("*@example.com",)
     assert built.scope == "read"  # what the object says counts more
+
+
+@both_providers
+async def test_lists_go_by_what_the_server_says_of_a_user(make_world) -> None:
+    """Eagle Eye's account is a text, in a user whose other members have other names."""
+    open_one = make_world()
+    browser = await open_one.login()
+    account = (await browser.get("/auth/session")).json()["user"]["accountId"]
+    for options, status in (
+        ({"allow_accounts": [account]}, 200),
+        ({"allow_accounts": f"1{account}"}, 403),
+        ({"allow_emails": "*@example.com"}, 200),
+        ({"allow_emails": "*@example.org"}, 403),
+    ):
+        world = make_world(beside=open_one, store="memory://", **options)
+        assert (await world.browser().login()).status_code == status

@@ -151,6 +151,7 @@ async def test_a_sqlite_file_that_cannot_be_written_is_503(
 async def test_a_redis_that_stands_still_or_has_no_memory_is_503_within_a_second(
     make_world: MakeWorld,
 ) -> None:
+    """R13: and one that is stopped."""
     with redis_server() as server:
         browser = make_world(store=server.url).browser()
         assert (await browser.get("/auth/health")).status_code == 200

@@ -120,6 +120,26 @@ def test_after_logout_back_shows_nothing_private(context, cm, site) -> None:
 
 
 @pytest.mark.slow
+def test_the_header_and_the_cards_stand_in_order_on_each_screen(context) -> None:
+    page = context.new_page()
+    log_in(page)
+    page.set_viewport_size({"width": 390, "height": 844})
+    nav = page.get_by_role("navigation", name="Pages").bounding_box()
+    name = page.locator(".who .name").bounding_box()
+    out = page.get_by_role("button", name="Log out").bounding_box()
+    assert out["y"] >= nav["y"] + nav["height"]  # in the second row, with the name, at its end
+    assert abs(out["y"] + out["height"] / 2 - name["y"] - name["height"] / 2) < 10
+    assert out["x"] + out["width"] > 360
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    page.set_viewport_size({"width": 1280, "height": 800})
+    tops = page.eval_on_selector_all(
+        ".card", "cards => cards.map(card => card.getBoundingClientRect().top)"
+    )
+    assert len(tops) == 4
+    assert len(set(tops)) == 1  # none stands alone in a second row
+
+
+@pytest.mark.slow
 def test_what_is_not_there_is_a_page_with_a_way_back(context) -> None:
     page = context.new_page()
     log_in(page, "/cameras/99")

@@ -31,6 +31,7 @@ CELLS = {
     "hypercorn-trio": ASGI["hypercorn-trio"],
     "granian": ASGI["granian"],
     "gunicorn-asgi": ASGI["gunicorn-asgi"],
+    "daphne": ["daphne", "-b", "127.0.0.1", "-p", "{port}", "{app}"],
 }
 
 

@@ -106,6 +106,7 @@ async def test_a_login_that_began_at_one_step_ends_at_the_next(fleet: Fleet, num
 
 @pytest.mark.parametrize("keys", [(OLD, NEW), (NEW, OLD)])
 async def test_a_login_ends_under_the_key_alone_that_signed_it(make_world, keys) -> None:
+    """R47: begun where the other key was known as well."""
     store = MemoryStore()
     start = make_world(secret_key=keys, settings=Settings(pkce=True), store=store)
     store._clock = start.clock

@@ -148,6 +148,16 @@ def test_cameras(make, cm_login, cm_simulator):
         clock.tick(13 * 3600)
         assert len(browser.get("/cameras").json()) == 4
         assert len(cm_simulator.simulator.token_calls("refresh_token")) == 1
+
+
+@pytest.mark.parametrize("make", [make_fastapi, make_flask])
+def test_a_real_port(make, cm_login, cm_server):
+    with freeze_time("2030-01-01", real_asyncio=True) as clock:
+        cm_server.slow(0.2)
+        browser = cm_login(make())
+        assert len(browser.get("/cameras").json()) == 4
+        clock.tick(13 * 3600)
+        assert len(browser.get("/cameras").json()) == 4
 """
 
 
@@ -180,4 +190,4 @@ def test_the_fixtures_need_no_socket_where_none_may_be_made(tmp_path: Path) -> N
 def test_the_fixtures_work_while_the_time_is_frozen(tmp_path: Path) -> None:
     """R63: freezegun stops the clock of event loops, too."""
     needs("freezegun", "fastapi")
-    assert "2 passed" in (said := run_pytest(tmp_path, FROZEN)), said
+    assert "4 passed" in (said := run_pytest(tmp_path, FROZEN)), said

@@ -8,7 +8,6 @@ import re
 import runpy
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,42 +17,14 @@ import pytest
 import cm_auth_middleware
 from cm_auth_middleware import audit_log
 from cm_auth_middleware.events import JSONFormatter
-from tests.helpers.world import MakeWorld, World
+from tests.helpers.world import MakeWorld, World, both_providers
+from tests.ways_in.conftest import Lines, Read
 
 pytestmark = pytest.mark.anyio
 
 ANNA, BOB = "10003", "10007"
 DOCS = Path(__file__).parents[2] / "docs"
 SOURCES = list(Path(cm_auth_middleware.__file__).parent.rglob("*.py"))
-Read = Callable[[], list[dict[str, Any]]]
-
-
-class Lines(logging.Handler):
-    """A handler that keeps what its formatter makes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.setFormatter(JSONFormatter())
-        self.lines: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.lines.append(self.format(record))
-
-
-@pytest.fixture
-def audited() -> Iterator[Read]:
-    """Return the events since the last look: their names and fields."""
-    handler, logger = Lines(), logging.getLogger("cm_auth_middleware.audit")
-    logger.addHandler(handler)
-
-    def read() -> list[dict[str, Any]]:
-        events = [json.loads(line) for line in handler.lines]
-        handler.lines.clear()
-        about = {"time", "level", "logger", "message"}
-        return [{k: v for k, v in event.items() if k not in about} for event in events]
-
-    yield read
-    logger.removeHandler(handler)
 
 
 def test_every_event_is_documented_and_used() -> None:
@@ -66,13 +37,15 @@ def test_every_event_is_documented_and_used() -> None:
     assert set(re.findall(r'\baudit\(\s*"(\w+)"', code)) == set(audit_log.AUDIT_EVENTS)
 
 
+@both_providers
 async def test_a_login_and_a_logout_name_the_user_and_the_address(
     world: World, audited: Read
 ) -> None:
     browser = await world.login()
     (login,) = audited()
     assert re.fullmatch("[0-9a-f]{8}", login["session"])
-    about = {"user_id": ANNA, "address": "127.0.0.1", "session": login["session"]}
+    user_id = str(world.user_id())
+    about = {"user_id": user_id, "address": "127.0.0.1", "session": login["session"]}
     assert login == {"event": "login", **about}
     await browser.post("/auth/logout")
     assert audited() == [{"event": "logout", **about}]

@@ -471,6 +471,8 @@ class TestWSGI:
     async def test_one_that_waits_is_cut_where_the_server_tells_its_socket(
         self, make_world, end: str, is_websocket: bool
     ) -> None:
+        """R8, R16: a stream, and a WebSocket that a handler has taken over."""
+
         class Socket:
             is_shut = False
 
@@ -514,6 +516,8 @@ class TestWSGI:
         assert b"never seen" not in seen or not is_websocket
 
     async def test_what_a_generator_puts_into_the_session_is_saved(self, make_world) -> None:
+        """R27: by WSGI."""
+
         def app(environ: Any, start_response: Any) -> Iterator[bytes]:
             start_response("200 OK", [])
             yield b"a"

@@ -14,10 +14,11 @@ from starlette.routing import Mount
 
 from cm_auth_middleware import CMAuthError, CMAuthMiddleware
 from cm_auth_middleware.flask import cm, cm_session, require
-from cm_auth_middleware.testing import Settings, Simulator
+from cm_auth_middleware.testing import Simulator, settings_for
+from tests.helpers.apps import api, names
 from tests.helpers.browser import Visitor
 from tests.helpers.servers import served
-from tests.helpers.world import SECRET_KEY
+from tests.helpers.world import SECRET_KEY, both_providers
 from tests.matrix.server_processes import needs
 
 pytestmark = [pytest.mark.slow]
@@ -43,7 +44,7 @@ def make_flask() -> flask.Flask:
 
     @app.get("/cameras")
     def cameras() -> Any:
-        return [camera["name"] for camera in cm.get("/rest/v2.4/cameras").json()]
+        return names(cm.get(f"{api(cm)}/cameras"))
 
     @app.get("/who")
     def who() -> str:
@@ -63,24 +64,28 @@ def make_flask() -> flask.Flask:
 
 
 @pytest.fixture
-def simulator() -> Simulator:
-    return Simulator(Settings(any_key=True))
+def simulator(provider: str) -> Simulator:
+    settings = settings_for(provider)
+    settings.any_key = True
+    return Simulator(settings)
 
 
 @pytest.fixture
-def origin(bridge: Bridge, simulator: Simulator) -> Iterator[str]:
+def origin(bridge: Bridge, simulator: Simulator, provider: str) -> Iterator[str]:
     """The site of an ASGI app with a Flask app below ``/flask``."""
     with served("h11", simulator) as port:
         site = CMAuthMiddleware(
             Starlette(routes=[Mount("/flask", bridge(make_flask()))]),
             base_url=f"http://127.0.0.1:{port}", client_id="id", client_secret="secret",
-            secret_key=SECRET_KEY, exempt=["/flask/who", "/flask/cameras", "/flask/admin"],
+            provider=provider, secret_key=SECRET_KEY,
+            exempt=["/flask/who", "/flask/cameras", "/flask/admin"],
         )  # fmt: skip
         with served("h11", site) as own:
             yield f"http://127.0.0.1:{own}"
         site.engine.close()
 
 
+@both_providers
 def test_a_mounted_flask_app_has_the_client_and_the_session_of_its_visitor(origin: str) -> None:
     with Visitor(origin) as anna, Visitor(origin) as bob:
         anna.enter("/flask/data", "anna@example.com")

@@ -21,10 +21,10 @@ from cm_auth_middleware import CMAuthError, ConfigError
 from cm_auth_middleware.asgi import ASGIRequest
 from cm_auth_middleware.client import AsyncCMClient, CMClient
 from cm_auth_middleware.proxy import CMProxy, CMWSGIProxy, _RefusedError
-from cm_auth_middleware.web.origin import Origins
 from cm_auth_middleware.wsgi import WSGIRequest
 from tests.helpers.apps import make_app, make_wsgi_app, names
 from tests.helpers.world import APP, CM, JSON, World, both_providers
+from tests.ways_in.conftest import Read
 
 pytestmark = pytest.mark.anyio
 
@@ -437,7 +437,7 @@ class FakeRequest:
 def judged(allow: Any, method: str, path: str) -> Any:
     """The path to ask the API for, or the response that refuses the request."""
     try:
-        return CMProxy(allow=allow).judge(FakeRequest(method, path), Origins(None, ()))
+        return CMProxy(allow=allow).judge(FakeRequest(method, path))
     except _RefusedError as refused:
         return refused.response
 
@@ -696,3 +696,13 @@ async def test_a_picture_may_be_opened_from_a_mail(
     headers = {"Sec-Fetch-Mode": mode, "Sec-Fetch-Dest": dest, "Sec-Fetch-Site": "cross-site"}
     path = "/cm/rest/v2.4/echo"
     assert (await browser.request(method, path, headers=headers)).status_code == status
+
+
+@pytest.mark.anyio
+async def test_a_read_that_is_refused_is_in_the_audit_log(proxied: World, audited: Read) -> None:
+    browser = await proxied.login()
+    about = {**audited()[0], "event": "request_denied", "reason": "cross_site"}
+    headers = {"Sec-Fetch-Mode": "no-cors", "Sec-Fetch-Dest": "image"}
+    for site, told in (("same-origin", []), ("cross-site", [about])):
+        await browser.get("/cm/rest/v2.4/echo", headers={**headers, "Sec-Fetch-Site": site})
+        assert audited() == told

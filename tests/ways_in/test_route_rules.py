@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,8 @@ import flask
 import pytest
 from fastapi import APIRouter, Depends, FastAPI, WebSocket
 from fastapi.responses import PlainTextResponse
+from starlette.applications import Starlette
+from starlette.routing import Route
 
 from cm_auth_middleware import CMAuthMiddleware, ForbiddenError, SessionExpiredError
 from cm_auth_middleware.fastapi import CMSession, require
@@ -17,6 +20,7 @@ from cm_auth_middleware.flask import require as flask_require
 from tests.helpers.browser import BOB, Socket, ws_headers
 from tests.helpers.world import APP, JSON, World
 from tests.matrix.server_processes import needs
+from tests.ways_in.conftest import Read
 
 pytestmark = pytest.mark.anyio
 
@@ -139,6 +143,94 @@ async def test_a_handler_may_refuse_by_itself(guarded: Guarded) -> None:
     assert "You have no access to this page" in refused.text
 
 
+async def test_each_refusal_is_in_the_audit_log_once(guarded: Guarded, audited: Read) -> None:
+    """Also where the framework answers 500 first, and where the handler refuses by itself."""
+    world = guarded(is_bob)
+    anna = await world.login()
+    about = {**audited()[0], "event": "request_denied", "reason": "rule"}
+    for path in ("/admin", "/team/plans", "/cameras/7"):
+        assert (await anna.get(path)).status_code == 403
+        assert audited() == [about]
+    answered = guarded(is_bob, {ForbiddenError: ("ask Bob", 418)})
+    anna = await answered.login()
+    audited()
+    assert (await anna.get("/admin")).status_code == 418
+    assert audited() == []  # that answer is the application's
+
+
+def framework_of(side: str, error: Exception) -> Any:
+    """Return an application whose handlers raise, inside of a framework that answers 500."""
+
+    async def home(request: Any) -> PlainTextResponse:
+        return PlainTextResponse("home")
+
+    async def raises(request: Any) -> PlainTextResponse:
+        raise error
+
+    def raises_in_a_thread(request: Any) -> PlainTextResponse:
+        raise error
+
+    def wsgi(environ: Any, start_response: Any) -> list[bytes]:
+        try:
+            if environ["PATH_INFO"] != "/":
+                raise error
+            start_response("200 OK", [("Content-Type", "text/plain")])
+        except Exception:
+            headers = [("Content-Type", "text/plain")]
+            start_response("500 Internal Server Error", headers, sys.exc_info())
+        return [b"of the framework"]
+
+    if side == "wsgi":
+        return wsgi
+    routes = [Route("/", home), Route("/one", raises), Route("/two", raises_in_a_thread)]
+    return Starlette(routes=routes)
+
+
+async def test_a_framework_that_answers_500_inside_of_the_middleware_hides_no_refusal(
+    make_world, side: str, audited: Read
+) -> None:
+    """As Starlette does in CMAuthMiddleware(Starlette(…)); Litestar, too."""
+    world = make_world(app=framework_of(side, ForbiddenError()))
+    browser = await world.login()
+    audited()
+    for path in ("/one", "/two"):
+        refused = await browser.get(path)
+        assert refused.status_code == 403
+        assert "You have no access to this page" in refused.text
+        assert [event["reason"] for event in audited()] == ["rule"]
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("side", ["asgi"])
+async def test_litestar_hides_none_either(make_world) -> None:
+    needs("litestar")
+    import litestar
+
+    async def admin(request: Any) -> str:
+        raise ForbiddenError
+
+    admin.__annotations__ = {"request": litestar.Request[Any, Any, Any], "return": str}
+    app = litestar.Litestar([litestar.get("/admin")(admin)], openapi_config=None)
+    refused = await make_world(app=app).browser().login("/admin")
+    assert refused.status_code == 403
+    assert "You have no access to this page" in refused.text
+
+
+async def test_nor_does_it_hide_that_the_session_is_over(make_world, side: str) -> None:
+    world = make_world(app=framework_of(side, SessionExpiredError()))
+    browser = await world.login()
+    world.clock.tick(61)  # past the minute in which a lost session means lost cookies
+    for path in ("/one", "/two"):
+        assert (await browser.get(path)).status_code == 302
+
+
+async def test_what_is_an_error_of_the_application_stays_one(make_world, side: str) -> None:
+    world = make_world(app=framework_of(side, ValueError("no such table")))
+    browser = await world.login()
+    with pytest.raises(ValueError, match="no such table"):
+        await browser.get("/one")
+
+
 async def test_a_program_is_refused_with_a_problem_and_no_login(guarded: Guarded) -> None:
     world = guarded(is_bob)
     anna = await world.login()
@@ -200,7 +292,7 @@ async def test_an_async_view_of_flask_has_its_rule_too(guarded: Guarded) -> None
 
 
 @pytest.mark.parametrize("side", ["asgi"])
-async def test_a_websocket_is_refused_before_it_is_accepted(make_world) -> None:
+async def test_a_websocket_is_refused_before_it_is_accepted(make_world, audited: Read) -> None:
     app = FastAPI()
     world = make_world(app=app)
 
@@ -213,10 +305,12 @@ async def test_a_websocket_is_refused_before_it_is_accepted(make_world) -> None:
         await websocket.accept()
 
     headers = await ws_headers(world)
+    about = {**audited()[0], "event": "request_denied", "reason": "rule"}
     sent = await Socket(world, headers).run()
     assert (sent[0]["type"], sent[0]["status"]) == ("websocket.http.response.start", 403)
     plain = await Socket(world, headers, denial=False).run()
     assert plain == [{"type": "websocket.close", "code": 4403}]
+    assert audited() == [about, about]
 
 
 @pytest.mark.parametrize("side", ["asgi"])

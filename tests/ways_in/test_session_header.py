@@ -13,7 +13,7 @@ from starlette.routing import Route
 
 from cm_auth_middleware import CMAuthError, CMSessionHeader, SessionExpiredError
 from tests.helpers.browser import BOB, Socket, ws_headers
-from tests.helpers.world import JSON, World
+from tests.helpers.world import JSON, World, both_providers
 
 pytestmark = pytest.mark.anyio
 
@@ -52,17 +52,21 @@ async def handle_of(browser: Any, path: str = "/", **headers: str) -> str:
     return str(handle)
 
 
-async def test_a_callback_finds_its_user_and_client_by_the_header_alone(world: World) -> None:
+@both_providers
+async def test_a_callback_finds_its_user_and_client_by_the_header_alone(
+    world: World, provider: str
+) -> None:
     engine = world.engine
+    path = "/users/self" if provider == "eagleeye" else "/rest/v2.3/users/self"
     for email in ("anna@example.com", BOB):
         handle = await handle_of(await world.login(email))
         assert (await engine.session_for(handle)).user["email"] == email
         cm = await engine.client_for(handle)
-        assert (await cm.get("/rest/v2.3/users/self")).json()["email"] == email
+        assert (await cm.get(path)).json()["email"] == email
 
         def in_a_thread(handle: str = handle) -> Any:
             user = engine.sync_session_for(handle).user
-            return user, engine.sync_client_for(handle).get("/rest/v2.3/users/self").json()
+            return user, engine.sync_client_for(handle).get(path).json()
 
         user, fetched = await anyio.to_thread.run_sync(in_a_thread)
         assert user["email"] == fetched["email"] == email

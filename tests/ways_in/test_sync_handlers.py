@@ -18,10 +18,11 @@ from starlette.routing import Route
 
 from cm_auth_middleware import AuthEngine, CMAuthMiddleware, MemoryStore
 from cm_auth_middleware.fastapi import CMClient, CMSyncClient
-from cm_auth_middleware.testing import Settings, Simulator
+from cm_auth_middleware.testing import Simulator, settings_for
+from tests.helpers.apps import api, names
 from tests.helpers.browser import ANNA, BOB, CAMERAS, Visitor
 from tests.helpers.servers import served
-from tests.helpers.world import JSON, SECRET_KEY, MakeWorld
+from tests.helpers.world import JSON, SECRET_KEY, MakeWorld, both_providers
 from tests.matrix.server_processes import needs
 
 
@@ -31,28 +32,23 @@ def fastapi_app() -> Any:
     @app.get("/cameras")
     def cameras(cm: CMSyncClient) -> list[str]:
         assert isinstance(cm, httpx2.Client)
-        return _names(cm)
+        return names(cm.get(f"{api(cm)}/cameras"))
 
     @app.get("/async/cameras")
     async def async_cameras(cm: CMClient) -> list[str]:
-        response = await cm.get("/rest/v2.4/cameras")
-        return [camera["name"] for camera in response.json()]
+        return names(await cm.get(f"{api(cm)}/cameras"))
 
     return app
-
-
-def _names(cm: httpx2.Client) -> list[str]:
-    return [camera["name"] for camera in cm.get("/rest/v2.4/cameras").json()]
 
 
 def starlette_app() -> Any:
     def cameras(request: Request) -> JSONResponse:
         cm = request.state.cm_auth.sync_client(request.state.cm_session)
-        return JSONResponse(_names(cm))
+        return JSONResponse(names(cm.get(f"{api(cm)}/cameras")))
 
     async def async_cameras(request: Request) -> JSONResponse:
-        response = await request.state.cm.get("/rest/v2.4/cameras")
-        return JSONResponse([camera["name"] for camera in response.json()])
+        cm = request.state.cm
+        return JSONResponse(names(await cm.get(f"{api(cm)}/cameras")))
 
     return Starlette(routes=[Route("/cameras", cameras), Route("/async/cameras", async_cameras)])
 
@@ -62,11 +58,12 @@ def litestar_app() -> Any:
     import litestar
 
     def cameras(request):
-        return _names(request.state["cm_auth"].sync_client(request.state["cm_session"]))
+        cm = request.state["cm_auth"].sync_client(request.state["cm_session"])
+        return names(cm.get(f"{api(cm)}/cameras"))
 
     async def async_cameras(request):
-        response = await request.state["cm"].get("/rest/v2.4/cameras")
-        return [camera["name"] for camera in response.json()]
+        cm = request.state["cm"]
+        return names(await cm.get(f"{api(cm)}/cameras"))
 
     for handler in (cameras, async_cameras):  # Litestar reads them, and is not everywhere
         handler.__annotations__ = {"request": litestar.Request[Any, Any, Any], "return": list[str]}
@@ -85,22 +82,25 @@ APPS: dict[str, Callable[[], Any]] = {
 
 
 @pytest.fixture
-def simulator() -> Simulator:
-    return Simulator(Settings(any_key=True))
+def simulator(provider: str) -> Simulator:
+    settings = settings_for(provider)
+    settings.any_key = True
+    return Simulator(settings)
 
 
 @pytest.fixture(params=list(APPS))
-def origin(request: pytest.FixtureRequest, simulator: Simulator) -> Iterator[str]:
+def origin(request: pytest.FixtureRequest, simulator: Simulator, provider: str) -> Iterator[str]:
     with served("h11", simulator) as port:
         site = CMAuthMiddleware(
             APPS[request.param](), base_url=f"http://127.0.0.1:{port}", client_id="id",
-            client_secret="secret", secret_key=SECRET_KEY,
+            client_secret="secret", secret_key=SECRET_KEY, provider=provider,
         )  # fmt: skip
         with served("h11", site, lifespan="on") as own:
             yield f"http://127.0.0.1:{own}"
 
 
 @pytest.mark.slow
+@both_providers
 def test_handlers_in_threads_have_the_client_of_their_own_user(origin: str) -> None:
     with Visitor(origin) as anna, Visitor(origin) as bob:
         anna.enter("/cameras", ANNA)

@@ -21,7 +21,7 @@ from starlette.websockets import WebSocket
 
 from cm_auth_middleware import CMAuthMiddleware, CMAuthWSGIMiddleware
 from tests.helpers.browser import BOB, Socket, ws_headers
-from tests.helpers.world import APP, MakeWorld, World
+from tests.helpers.world import APP, MakeWorld, World, both_providers
 
 pytestmark = pytest.mark.anyio
 
@@ -62,15 +62,17 @@ def site() -> Starlette:
 
 
 @asgi
-async def test_starlettes_request_has_the_user_and_the_scopes(make_world: MakeWorld) -> None:
+@both_providers
+async def test_starlettes_request_has_the_user_and_the_scopes(make_world, provider: str) -> None:
     world = make_world(app=site(), exempt=["/"])
-    browser = await world.login(path="/read")
+    is_v3 = provider == "eagleeye"
+    browser = await world.login(path="/auth/login")
     session = (await browser.get("/auth/session")).json()
-    assert session["user"]["userId"] == 10003
+    assert session["user"]["id" if is_v3 else "userId"] == world.user_id()
     for _ in range(2):
         *told, shown = (await browser.get("/")).json()
-        scopes = ["authenticated", "write", "read"]
-        assert told == [True, "Anna Jansen", "10003", scopes]
+        scopes = ["authenticated", *(["vms.all"] if is_v3 else ["write", "read"])]
+        assert told == [True, "Anna Jansen", str(world.user_id()), scopes]
         assert shown.startswith("<CMUser ")
         assert "Anna" not in shown
     visitor = (await world.browser().get("/")).json()
@@ -157,13 +159,15 @@ def told(environ: Any, start_response: Any) -> list[bytes]:
 
 
 @wsgi
+@both_providers
 async def test_remote_user_is_the_users_id_and_no_header_sets_it(make_world: MakeWorld) -> None:
     world = make_world(app=told, exempt=["/open"])
     anna, bob = await world.login(), await world.login(BOB)
+    annas, bobs = str(world.user_id()), str(world.user_id(BOB))
     for path in ("/", "/open"):
-        assert (await anna.get(path)).text == "10003"
-        assert (await bob.get(path, headers={"Remote-User": "10003"})).text == "10007"
-    visitor = world.browser(**{"Remote-User": "10003", "REMOTE_USER": "10003"})
+        assert (await anna.get(path)).text == annas
+        assert (await bob.get(path, headers={"Remote-User": annas})).text == bobs
+    visitor = world.browser(**{"Remote-User": annas, "REMOTE_USER": annas})
     assert (await visitor.get("/open")).text == "nobody"
 
 

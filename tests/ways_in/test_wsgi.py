@@ -6,6 +6,7 @@ import io
 import subprocess
 import sys
 import threading
+import traceback
 from typing import Any
 from wsgiref.validate import validator
 
@@ -354,6 +355,37 @@ async def test_a_response_that_starts_again_is_decorated_again(world: World) -> 
     started, _ = await call(world, "GET", browser)
     assert [status for status, _ in started] == ["200 OK", "500 Oh"]
     assert all(("Cache-Control", "no-store") in headers for _, headers in started)
+
+
+async def test_no_variable_of_a_traceback_holds_a_token_in_threads_either(make_world) -> None:
+    """R56: a refresh that fails under a handler, whose error it lets pass."""
+    recorded: list[str] = []
+    held: list[str] = []
+    contexts: list[BaseException | None] = []
+
+    def app(environ, start_response):
+        if environ["PATH_INFO"] == "/calling":
+            try:
+                environ["cm_auth.client"].get("/rest/v2.4/cameras")
+            except UnavailableError as error:
+                for frame, _ in traceback.walk_tb(error.__traceback__):
+                    recorded.extend(repr(value) for value in frame.f_locals.values())
+                tokens = environ["cm_auth.session"].record.tokens
+                held.extend([tokens.access_token, tokens.refresh_token])
+                contexts.append(error.__context__)
+                raise
+        start(start_response)
+        return [b""]
+
+    world = make_world(app=app, exempt=["/calling"])
+    browser = await world.login()
+    world.clock.tick(43_200)
+    world.sim.fail_token(503)
+    assert (await browser.get("/calling")).status_code == 503
+    assert len(recorded) > 5
+    assert contexts == [None]
+    assert len(held) == 2
+    assert not any(token in text for token in held for text in recorded)
 
 
 def test_a_store_for_event_loops_alone_is_refused_at_construction() -> None:

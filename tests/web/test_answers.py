@@ -100,6 +100,33 @@ async def test_no_cache_keeps_an_answer_of_ours(make_world) -> None:
         assert answer.headers["cache-control"] == "no-store"
 
 
+async def test_an_application_may_let_its_files_be_revalidated(make_world, side: str) -> None:
+    """R40: by a header of its own; without it they are loaded anew each time."""
+    own: list[tuple[str, str]] = [("ETag", '"1"')]
+
+    async def asgi(scope, receive, send) -> None:
+        is_known = dict(scope["headers"]).get(b"if-none-match") == b'"1"'
+        raw = [(name.lower().encode(), value.encode()) for name, value in own]
+        status = 304 if is_known else 200
+        await send({"type": "http.response.start", "status": status, "headers": raw})
+        await send({"type": "http.response.body", "body": b"" if is_known else b"style"})
+
+    def wsgi(environ, start_response):
+        is_known = environ.get("HTTP_IF_NONE_MATCH") == '"1"'
+        start_response("304 Not Modified" if is_known else "200 OK", own)
+        return [b"" if is_known else b"style"]
+
+    world = make_world(app=asgi if side == "asgi" else wsgi)
+    browser = await world.login()
+    assert (await browser.get("/static/style.css")).headers["cache-control"] == "no-store"
+    own.append(("Cache-Control", "private, no-cache"))
+    for headers, status in ({}, 200), ({"If-None-Match": '"1"'}, 304):
+        answer = await browser.get("/static/style.css", headers=headers)
+        assert answer.status_code == status
+        assert answer.headers["etag"] == '"1"'
+        assert answer.headers.get_list("cache-control") == ["private, no-cache"]
+
+
 # -- CORS --------------------------------------------------------------------------------------
 
 

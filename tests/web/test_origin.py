@@ -150,12 +150,15 @@ async def test_a_page_opens_a_websocket_where_it_may_write(make_world, side, cas
         assert answer.status_code == case.expected
 
 
-async def test_a_logout_is_judged_alike(make_world) -> None:
+async def test_a_logout_is_judged_alike(make_world, caplog) -> None:
     """R43: Origin null is refused at the logout, too, and the log says which header to change."""
     world = make_world(trusted_origins="https://app.example")
     browser = await world.login()
     hidden = await browser.post("/auth/logout", headers={"Origin": "null"})
     assert hidden.status_code == FOREIGN
+    [warning] = [record for record in caplog.records if record.levelno == logging.WARNING]
+    assert warning.event == "origin_hidden"
+    assert "Referrer-Policy: same-origin" in warning.getMessage()
     headers = {"Origin": "https://app.example", "Sec-Fetch-Site": "cross-site"}
     assert (await browser.post("/auth/logout", headers=headers)).status_code == 303
 

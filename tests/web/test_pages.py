@@ -368,3 +368,17 @@ async def test_an_error_handler_is_given_all_that_a_page_has(make_world) -> None
     (page,) = drawn
     assert (page.back, page.back_label) == ("/", "Cancel")
     assert (page.app_name, page.app_logo) == ("Cameras", "/logo.svg")
+
+
+async def test_a_login_that_the_next_process_does_not_know_is_not_blamed_on_cookies_alone(
+    make_world,
+) -> None:
+    """Two workers with sessions in memory: the person cannot mend that."""
+    world = make_world()
+    browser, elsewhere = world.browser(), make_world(beside=world, store="memory://").browser()
+    start = await browser.get("/cameras")
+    await browser.get(browser.callback_url(start.headers["location"]))
+    elsewhere.cookies.update(browser.cookies)
+    page = await elsewhere.get("/cameras")
+    assert page.status_code == 400
+    assert "servers may not share their sessions" in page.text
