@@ -294,11 +294,14 @@ def test_every_setting_that_a_login_shows_has_a_test() -> None:
     tried = {knob for knobs, _ in KNOBS.values() for knob in knobs} | {"rate_limit"}
     unseen = {
         "any_key",
+        "api_hosts",
         "code_lifetime",
         "hang_time",
         "hint",
+        "https_base_url",
         "latency",
         "media_url",
+        "provider",
         "redirect_uris",
         "refresh_token_lifetime",
         "scope",
