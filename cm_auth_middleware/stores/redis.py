@@ -189,7 +189,11 @@ class RedisStore:
         def call(client: Any) -> Any:
             return client.get(name)
 
-        value: bytes | None = await self._clients.run(call, call)
+        value: bytes | None
+        if self._may_be_old(key) and self._target.kind != "cluster":
+            value = await self._move(key)  # asks for both in one round trip
+            return None if value == _GONE else value
+        value = await self._clients.run(call, call)
         if value is None and self._may_be_old(key):
             value = await self._move(key)
         return None if value == _GONE else value
@@ -344,13 +348,17 @@ class RedisStore:
             await self._complete_index(_FIRST_PAGES)
 
     async def _complete_index(self, most: float = math.inf) -> None:
-        """Index the sessions of a release that had no index, unless that was done.
+        """Index the sessions that are not in it, unless that was done.
+
+        They are those of a release that had no index, and those whose entry was lost: in a cluster
+        an index and its records are on several servers, of which one that another took over has
+        lost its last writes.
 
         Args:
             most: give up after so many pages.
         """
-        name = f"{self._prefix}indexed"
-        if await self._repeatable(Command(("EXISTS", name))):
+        name, primaries = f"{self._prefix}indexed", await self._primaries()
+        if await self._repeatable(Command(("GET", name))) == primaries:
             return
         added = 0
         async with aclosing(self._walk().pages(b"", "head", _TAG)) as pages:
@@ -361,7 +369,16 @@ class RedisStore:
                 if most < 0:
                     return
         left = _UNSURE if added else _SURE
-        await self._repeatable(Command(("SET", name, b"", "PX", left)))
+        await self._repeatable(Command(("SET", name, primaries, "PX", left)))
+
+    async def _primaries(self) -> bytes:
+        """Return the epochs of a cluster's primaries, or nothing where there is one.
+
+        One server loses an entry only together with its record, which is written after it.
+        """
+        if self._target.kind != "cluster":
+            return b""
+        return b" ".join(sorted(epoch.encode() for epoch in await self.epochs()))
 
     async def _index_again(self, key: str, head: bytes | None) -> int:
         """Index a record; return 1 if that was missing."""
@@ -408,8 +425,9 @@ class RedisStore:
             # This again, because another process may have moved it since.
             peeked, found = await self._all(peek, get)
             value, left = peeked or (_GONE, 0)
-            if found is not None or value == _GONE:
+            if value == _GONE:
                 self._absent[key] = time.monotonic()
+            if found is not None or value == _GONE:
                 return None if found == _GONE else found
             copy_it = Command(("SET", name, value, "PX", max(left, 1), "NX"))
             if await self._repeatable(*self._index(key, value, left), copy_it):

@@ -7,7 +7,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 
 import anyio
@@ -51,9 +51,9 @@ class Cluster:
             for node in self.nodes
         }
 
-    def owner(self, key: str, *, asked: int = -1) -> RedisServer:
-        """The primary of a record, as one of the nodes knows it."""
-        slot = key_slot(f"{PREFIX}s:{key}".encode())
+    def owner(self, key: str, *, asked: int = -1, kind: str = "s") -> RedisServer:
+        """The primary of a record (or another kind of key), as one of the nodes knows it."""
+        slot = key_slot(f"{PREFIX}{kind}:{key}".encode())
         for line in self.nodes[asked].command("CLUSTER", "NODES").decode().splitlines():
             words = line.split()
             for first, _, last in (part.partition("-") for part in words[8:] if "[" not in part):
@@ -277,6 +277,48 @@ def test_a_late_answer_of_a_node_that_was_replaced_does_not_count(
     assert (run(ask()) if threads else anyio.run(ask)) is True
     assert replica.command("GET", f"{PREFIX}s:{key}") == b"$1\r\n1\r\n"
     still.resume()
+
+
+def test_sessions_are_found_whose_index_a_failover_lost(
+    cluster: Cluster, side: Callable[..., None]
+) -> None:
+    """An index and the records that it names are on several nodes, of which one loses writes."""
+    for node in cluster.nodes[3:]:
+        node.command("CONFIG", "SET", "cluster-replica-validity-factor", "0")
+    tag = next(
+        tag
+        for tag in (b"s" + bytes([n]) * 16 for n in range(1, 100))
+        if cluster.owner(tag.hex(), kind="u") is cluster.nodes[1]
+    )
+    fails = cluster.nodes[1]
+    replica = next(
+        node for node in cluster.nodes[3:] if cluster.ids[fails.port].encode() in _myself(node)
+    )
+    keys = [f"k{n}" for n in range(40) if cluster.owner(f"k{n}") is not fails][:6]
+
+    async def check(store: SessionStore) -> None:
+        await store.put(keys[0], tag + b"first", 600)
+        assert len(await store.find(tag)) == 1
+        time.sleep(1)  # noqa: ASYNC251 - the replica has it
+        replica.pause()
+        fails.command("CLIENT", "KILL", "TYPE", "replica")
+        for key in keys[1:]:
+            await store.put(key, tag + b"later", 600)
+        assert len(await store.find(tag)) == len(keys)
+        fails.pause()
+        replica.resume()
+        until(lambda: all(cluster.owner(tag.hex(), kind="u", asked=n) is replica for n in (0, 2)))
+        assert len(replica.command("ZRANGE", f"{PREFIX}u:{tag.hex()}", "0", "-1").split()) == 3
+        until(lambda: b"cluster_state:ok" in cluster.nodes[0].command("CLUSTER", "INFO"))
+        while True:
+            with suppress(StoreError):  # it has to learn of the new primary
+                assert {key for key, _ in await store.find(tag)} == set(keys)
+                break
+
+    try:
+        side(check, cluster.url)
+    finally:
+        fails.resume()
 
 
 def _myself(node: RedisServer) -> bytes:
