@@ -57,7 +57,7 @@ class Stage:
             directory = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="fleet")))
             self.fleet: Fleet = self._stack.enter_context(KINDS[kind]())
             options = {"settings": STRICT, "timeout": _TIMEOUT, "store": self.fleet.url}
-            threads = _MANY_THREADS if kind == "one" else _THREADS
+            threads = _MANY_THREADS if kind in ("one", "one-apart") else _THREADS
             self.site = Rig(directory, side="both", workers=3, threads=threads, **options)
             self._stack.callback(self.site.close)
             self.cookies = [self.log_in(number) for number in range(SESSIONS)]
@@ -553,9 +553,12 @@ def _valkey(make: Callable[..., Any]) -> Iterator[Any]:
 
 
 KINDS: dict[str, Callable[[], Any]] = {
-    "cluster": partial(_in_namespace, fleets.cluster),
-    "sentinel": partial(_in_namespace, fleets.sentinel_group),
-    "one": partial(_in_namespace, fleets.single),
+    "cluster": fleets.cluster,
+    "sentinel": fleets.sentinel_group,
+    "one": fleets.single,
+    "cluster-apart": partial(_in_namespace, fleets.cluster),
+    "sentinel-apart": partial(_in_namespace, fleets.sentinel_group),
+    "one-apart": partial(_in_namespace, fleets.single),
     "cluster-tls": partial(fleets.cluster, protected=True),
     "sentinel-tls": partial(fleets.sentinel_group, protected=True),
     "cluster-valkey": partial(_valkey, fleets.cluster),
@@ -564,6 +567,8 @@ KINDS: dict[str, Callable[[], Any]] = {
 _TLS = ("cluster-tls", "sentinel-tls")
 _VALKEY = ("cluster-valkey", "sentinel-valkey")
 _BOTH = ("cluster", "sentinel")
+APART = ("cluster-apart", "sentinel-apart", "one-apart")
+"""The kinds whose first node lives in a network namespace, which takes root, or the right to."""
 
 
 class FleetScenario(NamedTuple):
@@ -585,8 +590,7 @@ class FleetScenario(NamedTuple):
 
 
 FLEET_SCENARIOS = {
-    # First, since the primary lives where it can be cut off.
-    "primary-cut-off": FleetScenario(primary_cut_off),
+    "primary-cut-off": FleetScenario(primary_cut_off, APART[:2]),
     "primary-killed": FleetScenario(partial(primary_killed, in_storm=False)),
     "primary-killed-in-storm": FleetScenario(
         partial(primary_killed, in_storm=True), (*_BOTH, *_TLS, *_VALKEY)
@@ -596,7 +600,7 @@ FLEET_SCENARIOS = {
     "replica-behind": FleetScenario(replica_behind),
     "reshard": FleetScenario(reshard, ("cluster",)),
     "node-added-and-removed": FleetScenario(node_added_and_removed, ("cluster",)),
-    "store-cut-off": FleetScenario(store_cut_off, ("one",)),
+    "store-cut-off": FleetScenario(store_cut_off, APART[2:]),
     "memory-full": FleetScenario(memory_full, ("one",)),
     "memory-evicted": FleetScenario(memory_evicted, ("one",)),
     "every-command": FleetScenario(every_command, (*_TLS, *_VALKEY)),

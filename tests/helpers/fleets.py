@@ -41,12 +41,19 @@ _NOBODY = "02:00:00:00:00:01"  # the hardware address of no machine
 DEPLOYMENT = Path(__file__).parents[2] / "docs" / "deployment.md"
 
 
+def documented_commands(title: str) -> str:
+    """The block of the documentation with that title, as people paste it into a shell."""
+    block = rf'^```sh title="{title}"\n(.*?)^```$'
+    (commands,) = re.findall(block, DEPLOYMENT.read_text(), re.MULTILINE | re.DOTALL)
+    return str(commands)
+
+
+@functools.cache
 def documented_rights() -> str:
-    """The rights that the documentation says a user of Redis needs, as ACL SETUSER takes them."""
-    section = DEPLOYMENT.read_text().split("## Redis rights (ACL)")[1].split("\n## ")[0]
-    line = re.search(r"^ACL SETUSER cameras on >password ((?:.*\\\n)*.*)", section, re.MULTILINE)
-    assert line
-    return line[1].replace("\\\n", " ")
+    """The rights that the documentation says a user of Redis needs, as `redis-cli` gets them."""
+    command = documented_commands("a Redis user").replace("redis-cli ", r"printf '%s\n' ", 1)
+    words = subprocess.check_output(["sh", "-ec", command], text=True).splitlines()
+    return " ".join(words[words.index(">password") + 1 :])
 
 
 RIGHTS_AT_SENTINELS = "resetchannels -@all +sentinel|get-master-addr-by-name +sentinel|master"

@@ -66,6 +66,7 @@ class RedisServer:
         host: the address that it listens on.
         program: another program than redis-server.
         inside: a command that runs a command somewhere else, such as in a network namespace.
+        conf: a configuration file; the other arguments, and `options`, take precedence.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class RedisServer:
         host: str = "127.0.0.1",
         program: str | None = None,
         inside: Sequence[str] = (),
+        conf: Path | None = None,
     ) -> None:
         self.directory = directory
         self.options = options
@@ -86,7 +88,8 @@ class RedisServer:
         self.host = host
         self.url = f"redis://{host}:{self.port}/0"
         self.socket = directory / "s"
-        self._command = [*inside, program or require_redis()]
+        file = sentinel or conf
+        self._command = [*inside, program or require_redis(), *([str(file)] if file else [])]
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -105,7 +108,6 @@ class RedisServer:
         self._process = subprocess.Popen(
             [
                 *self._command,
-                *([str(self.sentinel)] if self.sentinel else []),
                 *("--port", str(self.port), "--bind", self.host),
                 *("--unixsocket", str(self.socket), "--dir", str(self.directory)),
                 *("--logfile", str(log)),
@@ -151,12 +153,15 @@ class RedisServer:
 
 @contextlib.contextmanager
 def redis_server(
-    *options: str, port: int | None = None, sentinel: Path | None = None
+    *options: str,
+    port: int | None = None,
+    sentinel: Path | None = None,
+    conf: Path | None = None,
 ) -> Iterator[RedisServer]:
     """Run a redis-server for as long as the `with` lasts; see `RedisServer`."""
     # A short path: that of a socket has 108 characters at most.
     with tempfile.TemporaryDirectory(prefix="r", dir="/tmp") as directory:
-        server = RedisServer(Path(directory), list(options), port, sentinel)
+        server = RedisServer(Path(directory), list(options), port, sentinel, conf=conf)
         try:
             server.start()
             yield server

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import re
+import shutil
+import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 import redis.asyncio.connection
 import redis.connection
 
 from cm_auth_middleware import ConfigError, SessionStore, StoreError
 from cm_auth_middleware.stores import RedisStore, open_store
 from cm_auth_middleware.testing import StoreConformance
-from tests.helpers.fleets import documented_rights
+from tests.helpers.fleets import documented_commands, documented_rights
 from tests.helpers.servers import Forwarder, RedisServer, free_port, pair, redis_server, until
 from tests.helpers.stores import checks_of, run
 
@@ -143,8 +148,53 @@ def test_a_call_that_is_cancelled_is_no_store_error(server: RedisServer) -> None
 
 
 def acl_line() -> list[str]:
-    """The line that the documentation says is to be typed, without `redis-cli`."""
+    """The command of the documentation, without `redis-cli`, and with another password."""
     return f"ACL SETUSER cameras on >secret {documented_rights()}".split()
+
+
+def paste(title: str, server: RedisServer) -> None:
+    """Run commands of the documentation as they stand there."""
+    if shutil.which("redis-cli") is None:
+        pytest.skip("NOT TESTED: redis-cli is not installed")
+    with tempfile.TemporaryDirectory() as directory:
+        done = subprocess.run(
+            ["sh", "-ec", documented_commands(title)],
+            env={**os.environ, "REDIS": server.url}, cwd=directory, capture_output=True, text=True,
+            check=False,
+        )  # fmt: skip
+        assert (done.stdout, done.stderr, [*Path(directory).iterdir()]) == ("OK\n", "", [])
+
+
+@pytest.mark.parametrize("kept_in", ["redis.conf", "the aclfile"])
+def test_the_documented_commands_make_a_user_whom_a_restart_keeps(
+    kept_in: str, tmp_path: Path
+) -> None:
+    conf, users = tmp_path / "redis.conf", tmp_path / "users.acl"
+    users.touch()
+    conf.write_text(f"aclfile {users}\n" if kept_in == "the aclfile" else "")
+    with redis_server(conf=conf) as server:
+        url = f"redis://cameras:password@127.0.0.1:{server.port}"
+
+        def works() -> bool:
+            with closing(redis.Redis.from_url(url)) as client:
+                try:
+                    client.set("cm_auth:s:k", "v")
+                except redis.AuthenticationError:
+                    return False
+                with pytest.raises(redis.exceptions.NoPermissionError):
+                    client.flushall()
+                return client.get("cm_auth:s:k") == b"v"
+
+        paste("a Redis user", server)
+        assert works()
+        server.stop()
+        server.start()
+        assert not works(), "as the documentation warns"
+        paste("a Redis user", server)
+        paste(f"kept in {kept_in}", server)
+        server.stop()
+        server.start()
+        assert works()
 
 
 class ByTheDocumentedUser(StoreConformance):
@@ -161,9 +211,9 @@ class ByTheDocumentedUser(StoreConformance):
             if self.kind == "cluster":
                 node.command("CLUSTER", "ADDSLOTSRANGE", "0", "16383")
                 until(lambda: b"cluster_state:ok" in node.command("CLUSTER", "INFO"))
-            assert node.command(*acl_line()) == b"+OK\r\n"
+            paste("a Redis user", node)
             scheme = "redis+cluster" if self.kind == "cluster" else "redis"
-            self.url = f"{scheme}://cameras:secret@127.0.0.1:{node.port}"
+            self.url = f"{scheme}://cameras:password@127.0.0.1:{node.port}"
             yield
 
     def make_store(self) -> SessionStore:
