@@ -540,7 +540,7 @@ def _is_refusal(error: Exception) -> bool:
 
 
 def _sentence(error: Exception) -> str:
-    if _is_denial(error):
+    if is_denial(error):
         return _denial(str(error))
     if isinstance(error, RuntimeError) and _UVLOOP_CLOSED in str(error):
         return _UNREACHABLE
@@ -560,18 +560,29 @@ def _sentence(error: Exception) -> str:
     return f"refused a command ({code[1] if code else type(error).__name__})"
 
 
-def _is_denial(error: Exception) -> bool:
+def is_denial(error: Exception) -> bool:
     """True if the server says that a right is missing, in a script or outside."""
     if isinstance(error, exceptions.NoPermissionError):
         return True
     return isinstance(error, exceptions.ResponseError) and bool(_DENIAL.search(str(error)))
 
 
+def is_denial_of_keys(text: str) -> bool:
+    """True if such an answer is about the keys, not about the command."""
+    return bool(_DENIED_KEYS.search(text))
+
+
+def denied_command(text: str) -> str:
+    """Return the command that such an answer names, such as "cluster|slots"; or an empty string."""
+    named = _DENIED.search(text)
+    return named[1] if named else ""
+
+
 def _denial(text: str) -> str:
     """Say which right is missing, by an answer that a user may not do something."""
-    named, line = _DENIED.search(text), _DENIED_LINE.search(text)
-    commands = [named[1].upper().replace("|", " ")] if named else []
-    if _DENIED_KEYS.search(text):
+    named, line = denied_command(text), _DENIED_LINE.search(text)
+    commands = [named.upper().replace("|", " ")] if named else []
+    if is_denial_of_keys(text):
         return f"does not permit the user the keys of a store: {_RIGHTS}"
     if not commands and line and line[1] in scripts:
         lines = scripts[line[1]].split("\n")
