@@ -90,6 +90,18 @@ _CODES = {
     "NOREPLICAS": "has fewer replicas than its min-replicas-to-write asks for",
 }
 
+# The answers of a server that is of another kind than the URL says.
+_OTHER_SERVERS = (
+    (
+        re.compile("cluster support disabled"),
+        "is no cluster but one server: give redis:// instead of redis+cluster://",
+    ),
+    (
+        re.compile("unknown command .?SENTINEL", re.IGNORECASE),
+        "is no sentinel but a Redis: give the sentinels (port 26379), or redis:// for this server",
+    ),
+)
+
 # uvloop raises this if a connection was closed just before a write; redis-py passes it on.
 _UVLOOP_CLOSED = "the handler is closed"
 
@@ -553,6 +565,9 @@ def _sentence(error: Exception) -> str:
         if isinstance(error, kind):
             reason = _system_reason(error)
             return f"{sentence} ({reason})" if reason else sentence
+    for words, sentence in _OTHER_SERVERS:
+        if words.search(str(error)):
+            return sentence
     code = _REFUSAL.search(str(error)) or re.match(r"-?([A-Z]{2,16})\b", str(error))
     if code and code[1] in _CODES:
         return _CODES[code[1]]
