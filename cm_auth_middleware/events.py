@@ -74,6 +74,12 @@ EVENTS = {
         WARNING,
         "processes that may keep tokens which a failover lost do not answer any more: `count`",
     ),
+    "failovers_unseen": Event(
+        WARNING,
+        "the store does not tell when another server takes over, so tokens that a failover loses "
+        "are not put back; logged once",
+        "a user of Redis needs the right +info for that; some proxies and services cannot tell it",
+    ),
     "revoke_failed": Event(WARNING, "tokens may still be valid at CameraManager: `reason`"),
     "touch_failed": Event(
         WARNING, "the store did not save the time of last use: `session`, `reason`"

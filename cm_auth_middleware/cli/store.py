@@ -53,15 +53,54 @@ def check(config: CMAuthConfig) -> Iterator[Finding]:
         if path is not None and not path.exists():
             yield _new_file(path)
             return
-        run_sync(_try(store))
+        refused = run_sync(_refused(store))
+        if refused:
+            yield refused
+        if refused is None or refused.level < ERROR:
+            run_sync(_try(store))
+            if not run_sync(_tells_of_failovers(store)):
+                yield _UNSEEN
     except StoreError as error:
         yield Finding(ERROR, "store", str(error))
     except Exception as error:  # its text and a traceback may quote options of the URL
         yield Finding(ERROR, "store", f"cannot be used ({type(error).__name__})")
     else:
-        yield Finding(OK, "store", "was reached, written, read and emptied again")
+        if refused is None or refused.level < ERROR:
+            yield Finding(OK, "store", "was reached, written, read and emptied again")
     finally:
         run_sync(store.close())
+
+
+# Rights without which users still come in and stay in.
+_MINOR = frozenset({"+info", "+zrem"})
+_UNSEEN = Finding(
+    WARNING,
+    "store",
+    "does not tell when another server takes over: tokens that a failover loses are not put back",
+    "A user of Redis needs the right +info for that; some proxies and services cannot tell it.",
+)
+
+
+async def _refused(store: SessionStore) -> Finding | None:
+    """Find what the user of the store may not do, where the store can tell."""
+    ask = getattr(store, "refused_rights", None)
+    rights = await ask() if ask else []
+    if not rights:
+        return None
+    commands = [right[1:].upper().replace("|", " ") for right in rights if right.startswith("+")]
+    keys = [right[1:] for right in rights if right.startswith("~")]
+    lacking = [*(f"keys {pattern}" for pattern in keys), *commands]
+    return Finding(
+        WARNING if _MINOR.issuperset(rights) else ERROR,
+        "store",
+        f"does not permit the user what it needs: {', '.join(lacking)}",
+        f"ACL SETUSER … {' '.join(rights)} (see Redis rights (ACL) in the documentation).",
+    )
+
+
+async def _tells_of_failovers(store: SessionStore) -> bool:
+    epochs = getattr(store, "epochs", None)
+    return epochs is None or bool(await epochs())
 
 
 async def _try(store: SessionStore) -> None:

@@ -55,6 +55,7 @@ _TABLE = re.compile(r"[a-z_][a-z0-9_]{0,49}(\.[a-z_][a-z0-9_]{0,49})?")
 _STANDBY = "25006"
 _NO_TABLE = "42P01"
 _NO_RIGHT = "42501"
+_NO_SCHEMA = "3F000"
 _CONFLICT = {"40001", "40P01"}
 _UNSUPPORTED = {"0A000", "42883", _NO_RIGHT}  # not implemented, no such function
 _ENDED = {"57P01", "57P02", "57P03", "57P05"}
@@ -62,6 +63,7 @@ _CONNECTION = "08"  # class of errors; PgBouncer's, if its connection to the ser
 _SENTENCES = {
     _STANDBY: "is a standby that cannot be written: name the primary",
     _NO_TABLE: "has no table for the sessions any more",
+    _NO_SCHEMA: "lets this user use no schema of its search_path: name one, ?table=schema.cm_auth",
     "42703": "has a table of this name that this package did not make: name another one, ?table=…",
     "42804": "has a table of this name that this package did not make: name another one, ?table=…",
     "53100": "cannot store anything: its disk is full",
@@ -73,6 +75,12 @@ _SENTENCES = {
     **dict.fromkeys(_ENDED, "is shutting down or starting"),
     **dict.fromkeys(_CONFLICT, "is too busy with the same record"),
 }
+_FORBIDDEN = "does not permit the user what a store needs; let the table's owner run"
+_USER = "user_name"  # in SQL that an owner runs; the name itself is not for a log
+_LOOK_UP = b"""
+SELECT EXISTS (SELECT FROM pg_catalog.pg_class WHERE relnamespace = schema.oid AND relname = %s)
+FROM pg_catalog.pg_namespace AS schema WHERE nspname = %s
+"""
 _UNREACHABLE = "cannot be reached"
 # libpq has no SQLSTATE of a failed connection, only text: the first that is found in it counts.
 _CONNECT_SENTENCES = (
@@ -453,24 +461,32 @@ class _Pools(ABC):
         Raises:
             StoreError: the user may not make it, or it is of another version.
         """
+        is_permitted = True
         try:
             found, _ = await _execute(connection, Statement(self._look))
         except psycopg.errors.UndefinedTable:
             found = []
+        except psycopg.errors.InsufficientPrivilege:
+            is_permitted = False
+        if not is_permitted:  # to read it, or even to use its schema, which may be without it
+            _, has_table = await self._look_it_up(connection)
+            if has_table:
+                raise StoreError(f"{self._target} {_FORBIDDEN}: {self._grants()}")
+            raise StoreError(f"{self._target} {self._setup(has_schema=True)}")
         if not found:
-            is_permitted = True
             try:
                 # Without parameters, psycopg sends it as one simple query, and the server runs all
                 # of it in one transaction.
                 await outcome(connection.execute(self._schema))
             except psycopg.errors.InsufficientPrivilege:
                 is_permitted = False
+            except psycopg.errors.InvalidSchemaName:
+                if "." not in self._target.table:
+                    raise
+                is_permitted = False
             if not is_permitted:
-                raise StoreError(
-                    f"{self._target} has no table {self._target.table}, and this user may not "
-                    "create it: let an owner of the database run the SQL of "
-                    "cm_auth_middleware.stores.postgres.SCHEMA (docs: Deployment, PostgreSQL)"
-                )
+                has_schema, _ = await self._look_it_up(connection)
+                raise StoreError(f"{self._target} {self._setup(has_schema=has_schema)}")
             found, _ = await _execute(connection, Statement(self._look))
         version = found[0][0].decode(errors="replace") if found else ""
         if version != str(self._version):
@@ -480,15 +496,39 @@ class _Pools(ABC):
                 f"release needs version {self._version}: name another one, ?table=…"
             )
 
+    async def _look_it_up(self, connection: Any) -> tuple[bool, bool]:
+        """Return if the schema, and if the table is there, which everybody may know."""
+        schema, _, table = self._target.table.rpartition(".")
+        if not schema:  # the first of the search_path that this user may use
+            return True, True
+        rows, _ = await _execute(connection, Statement(_LOOK_UP, (table, schema)))
+        return (True, rows[0][0]) if rows else (False, False)
+
+    def _setup(self, *, has_schema: bool) -> str:
+        """Say that there is no table, and what makes one, in the order in which it has to run."""
+        schema, _, _ = self._target.table.rpartition(".")
+        first = "" if has_schema else f"CREATE SCHEMA {_quoted(schema)}; "
+        return (
+            f"has no table {self._target.table}, and this user may not create it: "
+            f"let an owner of the database run: {first}"
+            f'the SQL of cm_auth_middleware.stores.postgres.schema("{self._target.table}"); '
+            f"{self._grants()}"
+        )
+
+    def _grants(self) -> str:
+        schema, _, _ = self._target.table.rpartition(".")
+        usage = f"GRANT USAGE ON SCHEMA {_quoted(schema)} TO {_USER}; " if schema else ""
+        return (
+            f"{usage}GRANT SELECT, INSERT, UPDATE, DELETE ON {_quoted(self._target.table)} "
+            f"TO {_USER} ({_USER}: that of the URL; docs: Deployment, PostgreSQL)"
+        )
+
     def _sentence(self, error: Exception) -> str:
         if isinstance(error, _SilentError):
             return "did not answer in time"
         state = getattr(error, "sqlstate", None) or _CONNECTION
         if state == _NO_RIGHT:
-            return (
-                "does not permit the user what a store needs: "
-                f"GRANT SELECT, INSERT, UPDATE, DELETE ON {self._target.table}"
-            )
+            return f"{_FORBIDDEN}: {self._grants()}"
         if state.startswith(_CONNECTION):
             return _UNREACHABLE
         return _SENTENCES.get(state) or f"refused a statement (SQLSTATE {state})"
@@ -604,6 +644,10 @@ def _is_psycopgs(loop: Any) -> bool:
 def identifier(table: str) -> sql.Identifier:
     """Return the name of a table, and of its schema if it has one, as SQL needs it."""
     return sql.Identifier(*table.split("."))
+
+
+def _quoted(name: str) -> str:
+    return identifier(name).as_string(None)
 
 
 def compose(text: LiteralString, **parts: sql.Composable) -> bytes:

@@ -14,6 +14,7 @@ from ..errors import StoreError
 from ..runtime.bounded_cache import BoundedCache
 from .redis_clients import AsyncClients, BlockingClients
 from .redis_epochs import replication_ids
+from .redis_rights import refused_rights
 from .redis_scan import Walk, pattern_of
 from .redis_script import Command, Script, in_turn
 
@@ -309,6 +310,20 @@ class RedisStore:
             return await replication_ids(client, name)
 
         found: frozenset[str] = await self._clients.run(call, call)
+        return found
+
+    async def refused_rights(self) -> list[str]:
+        """Return the words for ACL SETUSER that the user of the URL lacks, such as ``+get``."""
+        kinds = [f"{self._prefix}{kind}" for kind in ("s:", "l:", "u:")]
+        names = [(f"{kind}check.rights", f"{self._prefix}*") for kind in kinds]
+        if self._has_old:
+            old = [f"{_OLD_PREFIX}s:check.rights", f"{_OLD_PREFIX}u:check.rights"]
+            names += [(name, f"{_OLD_PREFIX}*") for name in old]
+
+        async def call(client: Any) -> list[str]:
+            return await refused_rights(client, names, waits=self._target.wait_replicas > 0)
+
+        found: list[str] = await self._clients.run(call, call)
         return found
 
     async def ping(self) -> None:

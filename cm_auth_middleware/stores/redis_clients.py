@@ -90,6 +90,18 @@ _CODES = {
     "NOREPLICAS": "has fewer replicas than its min-replicas-to-write asks for",
 }
 
+# The answers of a server that is of another kind than the URL says.
+_OTHER_SERVERS = (
+    (
+        re.compile("cluster support disabled"),
+        "is no cluster but one server: give redis:// instead of redis+cluster://",
+    ),
+    (
+        re.compile("unknown command .?SENTINEL", re.IGNORECASE),
+        "is no sentinel but a Redis: give the sentinels (port 26379), or redis:// for this server",
+    ),
+)
+
 # uvloop raises this if a connection was closed just before a write; redis-py passes it on.
 _UVLOOP_CLOSED = "the handler is closed"
 
@@ -540,7 +552,7 @@ def _is_refusal(error: Exception) -> bool:
 
 
 def _sentence(error: Exception) -> str:
-    if _is_denial(error):
+    if is_denial(error):
         return _denial(str(error))
     if isinstance(error, RuntimeError) and _UVLOOP_CLOSED in str(error):
         return _UNREACHABLE
@@ -553,6 +565,9 @@ def _sentence(error: Exception) -> str:
         if isinstance(error, kind):
             reason = _system_reason(error)
             return f"{sentence} ({reason})" if reason else sentence
+    for words, sentence in _OTHER_SERVERS:
+        if words.search(str(error)):
+            return sentence
     code = _REFUSAL.search(str(error)) or re.match(r"-?([A-Z]{2,16})\b", str(error))
     if code and code[1] in _CODES:
         return _CODES[code[1]]
@@ -560,18 +575,29 @@ def _sentence(error: Exception) -> str:
     return f"refused a command ({code[1] if code else type(error).__name__})"
 
 
-def _is_denial(error: Exception) -> bool:
+def is_denial(error: Exception) -> bool:
     """True if the server says that a right is missing, in a script or outside."""
     if isinstance(error, exceptions.NoPermissionError):
         return True
     return isinstance(error, exceptions.ResponseError) and bool(_DENIAL.search(str(error)))
 
 
+def is_denial_of_keys(text: str) -> bool:
+    """True if such an answer is about the keys, not about the command."""
+    return bool(_DENIED_KEYS.search(text))
+
+
+def denied_command(text: str) -> str:
+    """Return the command that such an answer names, such as "cluster|slots"; or an empty string."""
+    named = _DENIED.search(text)
+    return named[1] if named else ""
+
+
 def _denial(text: str) -> str:
     """Say which right is missing, by an answer that a user may not do something."""
-    named, line = _DENIED.search(text), _DENIED_LINE.search(text)
-    commands = [named[1].upper().replace("|", " ")] if named else []
-    if _DENIED_KEYS.search(text):
+    named, line = denied_command(text), _DENIED_LINE.search(text)
+    commands = [named.upper().replace("|", " ")] if named else []
+    if is_denial_of_keys(text):
         return f"does not permit the user the keys of a store: {_RIGHTS}"
     if not commands and line and line[1] in scripts:
         lines = scripts[line[1]].split("\n")

@@ -161,7 +161,7 @@ class _Cluster:
             self._is_stale = True  # a replica may have taken its place
             raise SilentNodeError
         try:
-            answer = await self._send(self._client(node), args, options, is_asking=is_asking)
+            answer = await self._send(self.client_of(node), args, options, is_asking=is_asking)
         except exceptions.BusyLoadingError:
             breaker.answered()
             raise
@@ -176,7 +176,8 @@ class _Cluster:
         breaker.answered()
         return answer
 
-    def _client(self, node: Node) -> Any:
+    def client_of(self, node: Node) -> Any:
+        """Return the client of one node."""
         client = self._clients.get(node.name)
         if client is None:
             # Without a lock, which a fork could leave locked: of two threads, one's client stays.

@@ -106,8 +106,8 @@ class Target:
         connections = options.get("max_connections", _CONNECTIONS)
         if connections < 1 or (kind == "cluster" and options.get("db")):
             raise ValueError
-        if not 0 < wait_timeout < options["socket_timeout"] or wait_replicas < 0:
-            raise ValueError
+        if not 0 < wait_timeout < options["socket_timeout"]:
+            raise _wrong("wait_timeout", "seconds, above 0 and below socket_timeout")
         timeout = options["socket_timeout"]
         return cls(
             label, url, kind, nodes, service, connections, wait_replicas, wait_timeout, timeout
@@ -176,11 +176,18 @@ def _wait_options(url: str) -> tuple[str, int, float]:
         else:
             others.append(option)
     query = "&".join(others)
-    return (
-        f"{base}{mark if query else ''}{query}",
-        int(own["wait_replicas"]),
-        float(own["wait_timeout"]),
-    )
+    if not own["wait_replicas"].isdecimal():
+        raise _wrong("wait_replicas", "a number of replicas")
+    try:
+        seconds = float(own["wait_timeout"])
+    except ValueError:
+        seconds = 0.0  # which is refused
+    return f"{base}{mark if query else ''}{query}", int(own["wait_replicas"]), seconds
+
+
+def _wrong(option: str, needed: str) -> ConfigError:
+    """Return the error of an option's value, which it does not quote."""
+    return ConfigError(f"store has a wrong {option}: it is {needed}")
 
 
 def _node(host: str, port: int) -> tuple[str, int]:

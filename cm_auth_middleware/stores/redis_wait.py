@@ -102,28 +102,32 @@ class _Pipeline:
 
 
 class _Waiting:
-    """A client of one server that waits for replicas."""
+    """A client of one server that waits for replicas.
+
+    Attributes:
+        plain: one that does not.
+    """
 
     def __init__(self, client: Any, sender: Sender) -> None:
-        self._client = client
+        self.plain = client
         self._sender = sender
 
     def pipeline(self, *, transaction: bool) -> Any:
-        return _Pipeline(self._client.pipeline(transaction=transaction), self._sender)
+        return _Pipeline(self.plain.pipeline(transaction=transaction), self._sender)
 
     async def aclose(self) -> None:
-        await close(self._client)
+        await close(self.plain)
 
 
 class AsyncWaiting(_Waiting, AsyncCoreCommands):  # type: ignore[misc]
     """The client for event loops."""
 
     def execute_command(self, *args: Any, **options: Any) -> Awaitable[Any]:
-        return self._sender.send(self._client, args, options)
+        return self._sender.send(self.plain, args, options)
 
 
 class BlockingWaiting(_Waiting, CoreCommands):
     """The client for threads."""
 
     def execute_command(self, *args: Any, **options: Any) -> Any:
-        return run_sync(self._sender.send(self._client, args, options))
+        return run_sync(self._sender.send(self.plain, args, options))

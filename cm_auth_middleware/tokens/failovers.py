@@ -69,7 +69,7 @@ class Failovers:
         self._exchanges: set[object] = set()
         self._under_way: dict[str, set[object]] = {}  # exchanges, when an epoch was first seen
         self._watch: Repetition | None = None
-        self._is_used = False
+        self._is_used = self._has_complained = False
         self._renew_at = self._look_at = self._said_at = float("-inf")
 
     # -- what this process does --------------------------------------------------------------
@@ -174,7 +174,11 @@ class Failovers:
             return False
         self._look_at = now + 1.5 * _LOOK_EVERY
         self._unsettled = set()
-        for epoch in await epochs() - self._settled:
+        found = await epochs()
+        if not found and not self._has_complained:
+            self._has_complained = True
+            log("failovers_unseen")
+        for epoch in found - self._settled:
             if not await self._share(epoch):
                 self._unsettled.add(epoch)
         if now < self._renew_at:

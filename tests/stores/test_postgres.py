@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import shutil
 import threading
 import time
@@ -153,18 +154,51 @@ def test_many_processes_may_make_the_table_at_once(server: PostgresServer) -> No
     assert [finish(process) for process in processes] == [0] * 4
 
 
-def test_a_user_who_may_not_make_the_table_is_told_what_its_owner_has_to_run(
-    side: Callable[..., None], server: PostgresServer
+def told_steps(error: StoreError) -> list[str]:
+    """The SQL that an error says is to be run, in its order."""
+    steps = str(error).partition(" run: ")[2].partition(" (user_name: ")[0].split("; ")
+    told = re.compile(r'the SQL of cm_auth_middleware\.stores\.postgres\.schema\("([\w.]+)"\)')
+    found = [told.sub(lambda name: schema(name[1]), step) for step in steps]
+    return [step.replace("TO user_name", "TO cm") for step in found]
+
+
+@pytest.mark.parametrize(
+    ("table", "given", "first"),
+    [
+        ("own.cm_auth", "", "CREATE SCHEMA"),
+        ("own.cm_auth", "CREATE SCHEMA own", "CREATE TABLE"),
+        ("own.cm_auth", "CREATE SCHEMA own; GRANT USAGE ON SCHEMA own TO cm", "CREATE TABLE"),
+        ("own.cm_auth", f"CREATE SCHEMA own; {schema('own.cm_auth')}", "GRANT USAGE"),
+        ("user.table", "", "CREATE SCHEMA"),  # two words of SQL
+        ("cm_auth", "", "CREATE TABLE"),
+        ("cm_auth", SCHEMA, "GRANT SELECT"),
+    ],
+)
+def test_a_user_without_ddl_rights_is_told_all_that_an_owner_has_to_run(
+    side: Callable[..., None], server: PostgresServer, table: str, given: str, first: str
 ) -> None:
     async def check(store: SessionStore) -> None:
-        await all_fail(store, r"may not create it: .*stores\.postgres\.SCHEMA")
-        server.command(SCHEMA)
-        await fails(store.put("k", b"v", 60), "GRANT SELECT, INSERT, UPDATE, DELETE ON cm_auth")
-        server.command("GRANT SELECT, INSERT, UPDATE, DELETE ON cm_auth TO cm")
+        if given:
+            server.command(given)
+        await all_fail(store, " run: ")
+        with pytest.raises(StoreError) as caught:
+            await store.put("k", b"v", 60)
+        steps = told_steps(caught.value)
+        assert steps[0].startswith(first)
+        for step in steps:
+            server.command(step)
         await store.put("k", b"v", 60)
         assert await store.get("k") == b"v"
+        assert await store.delete("k") == b"v"
 
-    side(check, f"postgresql://cm:{QUOTED}@127.0.0.1:{server.port}/postgres")
+    side(check, f"postgresql://cm:{QUOTED}@127.0.0.1:{server.port}/postgres?table={table}")
+
+
+def test_a_user_who_may_use_no_schema_is_told_to_name_one(server: PostgresServer) -> None:
+    server.command("REVOKE USAGE ON SCHEMA public FROM PUBLIC")
+    store = PostgresStore(f"postgresql://cm:{QUOTED}@127.0.0.1:{server.port}/postgres").blocking()
+    run(fails(store.put("k", b"v", 60), r"no schema of its search_path: .*\?table=schema"))
+    run(store.close())
 
 
 @pytest.mark.parametrize(
@@ -920,3 +954,20 @@ def test_a_name_without_secrets() -> None:
 def test_the_documentation_shows_the_sql_that_an_owner_runs() -> None:
     page = (Path(__file__).parents[2] / "docs" / "deployment.md").read_text()
     assert f"```sql\n{SCHEMA}GRANT SELECT, INSERT, UPDATE, DELETE ON" in page
+
+
+def test_the_documented_steps_for_a_schema_of_its_own_are_those_of_the_error(
+    shared: PostgresServer,
+) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "deployment.md").read_text()
+    documented = page.split('CREATE SCHEMA "my_schema";')[1].split("```")[0]
+    url = f"postgresql://cm:{QUOTED}@127.0.0.1:{shared.port}/postgres?table=my_schema.my_table"
+    store = PostgresStore(url).blocking()
+    with pytest.raises(StoreError) as caught:
+        run(store.ping())
+    run(store.close())
+    first, making, *grants = told_steps(caught.value)
+    assert first == 'CREATE SCHEMA "my_schema"'
+    assert making == schema("my_schema.my_table")
+    told = [f"{grant};".replace("TO cm", "TO cameras") for grant in grants]
+    assert documented.strip().split("\n")[1:] == told

@@ -393,8 +393,32 @@ def test_in_a_cluster_a_write_waits_at_the_node_of_its_key(side: Callable[..., N
 
 @pytest.mark.parametrize(
     "options",
-    ["wait_replicas=one", "wait_replicas=-1", "wait_timeout=0", "wait_timeout=5&socket_timeout=2"],
+    [
+        "wait_replicas=one",
+        "wait_replicas=-1",
+        "wait_timeout=0",
+        "wait_timeout=soon",
+        "wait_timeout=5&socket_timeout=2",
+    ],
 )
-def test_a_wrong_option_for_waiting_is_refused(options: str) -> None:
-    with pytest.raises(ConfigError):
+def test_a_wrong_option_for_waiting_is_refused_and_named(options: str) -> None:
+    with pytest.raises(ConfigError, match=f"a wrong {options.partition('=')[0]}: ") as caught:
         RedisStore(f"redis://localhost?{options}")
+    assert caught.value.__context__ is None
+
+
+@pytest.mark.parametrize(
+    ("scheme", "path", "sentence"),
+    [
+        ("redis+cluster", "", "is no cluster but one server: give redis://"),
+        ("redis+sentinel", "/mymaster", "is no sentinel but a Redis: give the sentinels"),
+    ],
+)
+def test_a_server_of_another_kind_than_the_url_says_is_named(
+    side: Callable[..., None], server: RedisServer, scheme: str, path: str, sentence: str
+) -> None:
+    async def check(store: SessionStore) -> None:
+        with pytest.raises(StoreError, match=sentence):
+            await store.get("k")
+
+    side(check, f"{scheme}://127.0.0.1:{server.port}{path}")
