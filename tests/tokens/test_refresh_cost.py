@@ -77,5 +77,5 @@ async def test_a_refresh_costs_ten_round_trips_to_redis(make_world, monkeypatch)
         for refreshes in range(1, 4):
             refresh = await cost(43_300) - request + 1
             assert len(world.sim.token_calls("refresh_token")) == refreshes
-            assert 0 < refresh <= MOST + 1, trips
+            assert 0 < refresh <= MOST + 1, "\n".join(trips)
         await world.close()
