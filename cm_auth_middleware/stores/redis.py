@@ -190,11 +190,7 @@ class RedisStore:
         def call(client: Any) -> Any:
             return client.get(name)
 
-        value: bytes | None
-        if self._may_be_old(key) and self._target.kind != "cluster":
-            value = await self._move(key)  # asks for both in one round trip
-            return None if value == _GONE else value
-        value = await self._clients.run(call, call)
+        value: bytes | None = await self._clients.run(call, call)
         if value is None and self._may_be_old(key):
             value = await self._move(key)
         return None if value == _GONE else value
