@@ -27,6 +27,7 @@ __all__ = [
     "RedisStore",
     "SQLiteStore",
     "SessionStore",
+    "TellsLapsedLeases",
     "open_store",
 ]
 
@@ -47,8 +48,8 @@ class SessionStore(Protocol):
     seconds and positive. A method that cannot reach its storage raises `StoreError`; it never
     returns None or False instead.
 
-    A store may also have the methods of `FindsByPrefix`, `CountsRecords`,
-    `HasEpochs` and `HasBlockingTwin`.
+    A store may also have the methods of `FindsByPrefix`, `CountsRecords`, `HasEpochs`,
+    `TellsLapsedLeases` and `HasBlockingTwin`.
     `cm_auth_middleware.testing.StoreConformance` checks all of it.
     """
 
@@ -121,6 +122,28 @@ class HasEpochs(Protocol):
         """Return the name of the epoch of the server that has a key, or of all servers.
 
         A name is never used again. The set is empty if the server does not tell it.
+        """
+
+
+@runtime_checkable
+class TellsLapsedLeases(Protocol):
+    """A store that tells a lease which has run out from one that was given back.
+
+    Who let it run out died, or is cut off from the store and may hold new tokens that it could not
+    save. `release` gives back these leases, too.
+    """
+
+    async def claim(
+        self, key: str, owner: str, ttl: float, *, even_lapsed: bool = False
+    ) -> bool | None:
+        """Take a lease as `acquire` does, unless another owner let it run out within a day.
+
+        Args:
+            even_lapsed: take it all the same.
+
+        Returns:
+            True if `owner` has it now, False if another owner does; None if another one let it run
+            out and has not given it back.
         """
 
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 
 from ..runtime.after_fork import after_fork
+from .leases import CLAIMED, LAPSED
 from .workers import warn_if_several_workers
 
 _SHARDS = 512  # at most; with 10^6 records each has 2 000, which takes 0.1 ms to sweep or to grow
@@ -93,17 +94,29 @@ class MemoryStore:
             holder = self._leases.get(key)
             if holder is not None and holder[0] != owner and holder[1] > now:
                 return False
-            if len(self._leases) >= self._sweep_leases_at:
-                self._leases = {k: held for k, held in self._leases.items() if held[1] > now}
-                self._sweep_leases_at = max(_LEASES, 2 * len(self._leases))
-            self._leases[key] = (owner, now + ttl)
+            self._lease(key, owner, now, ttl)
+            return True
+
+    async def claim(
+        self, key: str, owner: str, ttl: float, *, even_lapsed: bool = False
+    ) -> bool | None:
+        """Take or extend a lease, unless another owner let it run out."""
+        now = self._clock()
+        with self._lock:
+            holder, ends = self._leases.get(key, (owner, 0.0))
+            if holder not in (owner, CLAIMED + owner) and ends > now:
+                if not holder.startswith(CLAIMED) or ends > now + LAPSED:
+                    return False
+                if not even_lapsed:
+                    return None
+            self._lease(key, CLAIMED + owner, now, ttl + LAPSED)
             return True
 
     async def release(self, key: str, owner: str) -> None:
         """Give a lease back."""
         with self._lock:
             holder = self._leases.get(key)
-            if holder is not None and holder[0] == owner:
+            if holder is not None and holder[0] in (owner, CLAIMED + owner):
                 del self._leases[key]
 
     async def purge(self) -> int:
@@ -142,6 +155,12 @@ class MemoryStore:
 
     async def close(self) -> None:
         """Do nothing: there is nothing to release, and the sessions stay."""
+
+    def _lease(self, key: str, owner: str, now: float, ttl: float) -> None:
+        if len(self._leases) >= self._sweep_leases_at:
+            self._leases = {k: held for k, held in self._leases.items() if held[1] > now}
+            self._sweep_leases_at = max(_LEASES, 2 * len(self._leases))
+        self._leases[key] = (owner, now + ttl)
 
     def _set(self, key: str, value: bytes, ttl: float) -> None:
         shard = self._shards[hash(key) & self._mask]

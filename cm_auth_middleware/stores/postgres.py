@@ -12,6 +12,7 @@ from .postgres_pool import Target  # isort: skip - first, since it reports a mis
 from psycopg import sql
 
 from ..errors import StoreError
+from .leases import CLAIMED, LAPSED
 from .postgres_pool import (
     LOCK,
     Answer,
@@ -141,9 +142,25 @@ class PostgresStore:
         await self._tidy()  # visitors can cause writes of leases and of nothing else
         return taken == 1
 
+    async def claim(
+        self, key: str, owner: str, ttl: float, *, even_lapsed: bool = False
+    ) -> bool | None:
+        """Take or extend a lease, unless another owner let it run out."""
+        name, lapsed = key.encode(), LAPSED if even_lapsed else 0.0
+        claimed = (CLAIMED + owner).encode()
+        _, taken = await self._repeatable(
+            "claim", name, claimed, ttl + LAPSED, owner.encode(), lapsed
+        )
+        await self._tidy()
+        if taken == 1:
+            return True
+        rows, _ = await self._repeatable("lapsed", name, LAPSED)
+        return None if rows else False
+
     async def release(self, key: str, owner: str) -> None:
         """Give a lease back."""
-        await self._repeatable("release", key.encode(), owner.encode())
+        owners = owner.encode(), (CLAIMED + owner).encode()
+        await self._repeatable("release", key.encode(), *owners)
 
     async def purge(self) -> int:
         """Delete everything that has expired, batch by batch; return how many records it was."""
@@ -251,7 +268,21 @@ _STATEMENTS: dict[str, LiteralString] = {
         ON CONFLICT (kind, key) DO UPDATE SET value = excluded.value, expires = excluded.expires
         WHERE stored.value = excluded.value OR stored.expires <= clock_timestamp()
         """,
-    "release": "DELETE FROM {table} WHERE kind = 'lease' AND key = %b AND value = %b",
+    # A lease that was claimed is kept for `LAPSED` after it has run out.
+    "claim": """
+        INSERT INTO {table} AS stored (kind, key, value, expires)
+        VALUES ('lease', %b, %b, clock_timestamp() + make_interval(secs => %s))
+        ON CONFLICT (kind, key) DO UPDATE SET value = excluded.value, expires = excluded.expires
+        WHERE stored.value IN (excluded.value, %b) OR stored.expires <= clock_timestamp()
+          OR substring(stored.value FROM 1 FOR 1) = '+'
+            AND stored.expires <= clock_timestamp() + make_interval(secs => %s)
+        """,
+    "lapsed": """
+        SELECT 1 FROM {table} WHERE kind = 'lease' AND key = %b
+          AND substring(value FROM 1 FOR 1) = '+'
+          AND expires <= clock_timestamp() + make_interval(secs => %s)
+        """,
+    "release": "DELETE FROM {table} WHERE kind = 'lease' AND key = %b AND value IN (%b, %b)",
     # The condition stands twice: a row may be written anew between the reading and the lock.
     "purge": """
         DELETE FROM {table} WHERE expires <= statement_timestamp() AND (kind, key) IN (

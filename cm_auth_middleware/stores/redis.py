@@ -12,6 +12,7 @@ from .redis_target import Target  # isort: skip - first, since it reports a miss
 
 from ..errors import StoreError
 from ..runtime.bounded_cache import BoundedCache
+from .leases import LAPSED
 from .redis_clients import AsyncClients, BlockingClients
 from .redis_epochs import replication_ids
 from .redis_rights import refused_rights
@@ -83,8 +84,25 @@ end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 return 1
 """)
+# KEYS[1], then: owner, milliseconds with those of `LAPSED`, those of `LAPSED`, and 1 to take it
+# also if it has run out. A "+" begins the value of a lease that stays there for so long after that.
+# It returns 0 if another owner has it, and -1 if another one let it run out.
+_CLAIM = Script("""
+local holder = redis.call('GET', KEYS[1])
+if holder and holder ~= ARGV[1] and holder ~= '+' .. ARGV[1] then
+  if string.sub(holder, 1, 1) ~= '+' or redis.call('PTTL', KEYS[1]) > tonumber(ARGV[3]) then
+    return 0
+  end
+  if ARGV[4] ~= '1' then
+    return -1
+  end
+end
+redis.call('SET', KEYS[1], '+' .. ARGV[1], 'PX', ARGV[2])
+return 1
+""")
 _RELEASE = Script("""
-if redis.call('GET', KEYS[1]) == ARGV[1] then
+local holder = redis.call('GET', KEYS[1])
+if holder == ARGV[1] or holder == '+' .. ARGV[1] then
   redis.call('DEL', KEYS[1])
 end
 """)
@@ -248,6 +266,14 @@ class RedisStore:
         """Take or extend a lease."""
         name = self._leases + key
         return bool(await self._repeatable(_ACQUIRE.command(owner, _milliseconds(ttl), key=name)))
+
+    async def claim(
+        self, key: str, owner: str, ttl: float, *, even_lapsed: bool = False
+    ) -> bool | None:
+        """Take or extend a lease, unless another owner let it run out."""
+        words = owner, _milliseconds(ttl + LAPSED), _milliseconds(LAPSED), int(even_lapsed)
+        taken = await self._repeatable(_CLAIM.command(*words, key=self._leases + key))
+        return None if taken < 0 else bool(taken)
 
     async def release(self, key: str, owner: str) -> None:
         """Give a lease back."""

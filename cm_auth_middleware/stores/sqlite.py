@@ -20,6 +20,7 @@ from ..display import shown_file
 from ..errors import StoreError
 from ..events import log
 from .file_system import sentence, unfit_file_system
+from .leases import CLAIMED, LAPSED
 from .sqlite_file import SQLiteFile, check_access, explain, is_busy
 
 _PATIENCE = 2.0  # seconds that a write waits for another process's lock
@@ -43,7 +44,14 @@ _ACQUIRE = (
     "DO UPDATE SET owner = excluded.owner, expires = excluded.expires "
     "WHERE owner = excluded.owner OR expires <= ?"
 )
-_RELEASE = "DELETE FROM leases WHERE key = ? AND owner = ?"
+# A lease that was claimed is kept for `LAPSED` after it has run out.
+_CLAIM = (
+    "INSERT INTO leases (key, owner, expires) VALUES (?, ?, ?) ON CONFLICT (key) "
+    "DO UPDATE SET owner = excluded.owner, expires = excluded.expires "
+    "WHERE owner IN (excluded.owner, ?) OR expires <= ? OR (owner LIKE '+%' AND expires <= ?)"
+)
+_HOLDER = "SELECT 1 FROM leases WHERE key = ? AND owner LIKE '+%' AND expires <= ?"
+_RELEASE = "DELETE FROM leases WHERE key = ? AND owner IN (?, ?)"
 # The expression must be exactly the indexed one: see the schema.
 _FIND = "SELECT key, value FROM records WHERE substr(value, 1, 17) >= ? AND expires > ?"
 _FIND_BELOW = f"{_FIND} AND substr(value, 1, 17) < ?"
@@ -137,9 +145,24 @@ class SQLiteStore:
         await self._tidy(0)  # visitors can cause writes of leases and of nothing else
         return taken == 1
 
+    async def claim(
+        self, key: str, owner: str, ttl: float, *, even_lapsed: bool = False
+    ) -> bool | None:
+        """Take or extend a lease, unless another owner let it run out."""
+        name, now = self._era + key, self._lease_clock()
+        lapsed_by = now + LAPSED
+        most = lapsed_by if even_lapsed else now
+        values = name, CLAIMED + owner, lapsed_by + ttl, owner, now, most
+        _, taken = await self._run(_CLAIM, values)
+        await self._tidy(0)
+        if taken == 1:
+            return True
+        rows, _ = await self._run(_HOLDER, (name, lapsed_by))
+        return None if rows else False
+
     async def release(self, key: str, owner: str) -> None:
         """Give a lease back."""
-        await self._run(_RELEASE, (self._era + key, owner))
+        await self._run(_RELEASE, (self._era + key, owner, CLAIMED + owner))
 
     async def purge(self) -> int:
         """Delete everything that has expired, batch by batch."""
@@ -179,7 +202,7 @@ class SQLiteStore:
 
     async def ping(self) -> None:
         """Run a write that changes nothing: it fails as other writes do, except on a full disk."""
-        await self._run(_RELEASE, ("", ""))
+        await self._run(_RELEASE, ("", "", ""))
 
     async def close(self) -> None:
         """Close the connections that are not in use, also those of the twin."""

@@ -17,6 +17,7 @@ from cm_auth_middleware.stores import (
     HasBlockingTwin,
     HasEpochs,
     SessionStore,
+    TellsLapsedLeases,
 )
 
 T = TypeVar("T")
@@ -287,6 +288,37 @@ class StoreConformance:
             await store.release(short, "one")
             assert not await store.acquire(short, "one", _LONG), "a former owner released it"
             assert not await store.acquire(extended, "two", _LONG), "an extended lease ended early"
+
+        self._run(check)
+
+    def test_a_lease_that_its_owner_let_run_out_is_told_from_a_free_one(self) -> None:
+        async def check(store: SessionStore) -> None:
+            if not isinstance(store, TellsLapsedLeases):
+                _skip("the store has no claim()")
+            key, other, free = _key(), _key(), _key()
+            assert await store.claim(key, "one", self.short), "claim refused a free lease"
+            assert await store.claim(other, "one", self.short)
+            assert await store.claim(other, "one", _LONG), "the owner must be able to extend"
+            assert await store.claim(key, "two", _LONG) is False, "a lease got a second owner"
+            taken = await store.claim(key, "two", _LONG, even_lapsed=True)
+            assert taken is False, "it had not run out"
+            self._outlive()
+            assert await store.claim(key, "two", _LONG) is None, "nobody gave it back"
+            assert await store.claim(other, "two", _LONG) is False, "an extended one ended early"
+            assert await store.claim(key, "one", self.short), "its owner may take it again"
+            self._outlive()
+            assert await store.claim(key, "two", _LONG, even_lapsed=True), "it had run out"
+            assert await store.claim(key, "one", _LONG) is False, "two owners have it"
+            await store.release(key, "one")
+            assert await store.claim(key, "one", _LONG) is False, "a former owner released it"
+            await store.release(key, "two")
+            assert await store.claim(key, "one", _LONG), "claim refused a released lease"
+            # A release before this method was there takes the same leases by `acquire`.
+            assert await store.acquire(key, "two", _LONG) is False, "a lease got a second owner"
+            await store.acquire(free, "two", self.short)
+            assert await store.claim(free, "one", _LONG) is False, "a lease got a second owner"
+            self._outlive()
+            assert await store.claim(free, "one", _LONG), "claim refused an expired lease"
 
         self._run(check)
 

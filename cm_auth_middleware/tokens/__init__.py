@@ -68,7 +68,7 @@ key                    value                                  written by
 grant.<hash>           newest tokens, last failure            the lease's holder; a login
 gone.grant.<hash>      random: the grant was logged out       a logout; a login deletes it
 gone.<session>         an administrator ended the session     `logout_user`
-lease.grant.<hash>     (lease) one refresh                    a refresh
+lease.grant.<hash>     (claimed lease) one refresh            a refresh
 epoch.<epoch>          who has not put tokens back yet        `failovers`
 keepers                processes that may keep tokens         `failovers`
 refused.<session>      some path refuses living tokens        a 401 to a new token
@@ -80,7 +80,7 @@ user.<session>         (lease) one reading of the user        `auth.revalidation
 If the process dies
 -------------------
 
-- before the token call: the lease runs out, and another process refreshes.
+- before the token call: the lease runs out, and another process refreshes 3.5 s later.
 - during the call: the same. Without rotation nothing is lost. With rotation the refresh token may
   be used up already: then it is refused, and the user logs in again.
 - after the call, before the record is saved: the same.
@@ -91,7 +91,11 @@ If the process dies
   and no cookie opens them.
 
 If the store fails after the call, saving is repeated for 15 s; then the tokens stay in this
-process, which saves them as soon as the store takes them.
+process, which saves them as soon as the store takes them. It does not give the lease back before.
+Its lease may run out meanwhile, and another process may reach the store first, or may have been
+idle and know of no outage. So the stores tell a lease that ran out from one that was given back
+(`TellsLapsedLeases`): such a lease is taken 3.5 s after that was seen. Until then its owner may
+save what it has, which the other process looks for.
 
 If the store loses what it has acknowledged
 -------------------------------------------

@@ -47,6 +47,9 @@ _ROUNDS = 64  # changes of a session, or of a grant, while its tokens are refres
 _POLL_FIRST, _POLL_LAST = 0.025, 0.25  # seconds between looks at another process's refresh
 _ASK_AGAIN = 1.0  # seconds until a lease is asked for again that another process holds
 _LEASE_MARGIN = 5.0  # seconds that a lease is longer than a token call may take
+# Seconds that who let a lease run out has to save new tokens. A thread tries a store that was cut
+# off every 2.5 s, for which see `stores.circuit_breaker`, and goes on to save 0.25 s after that.
+_LAPSED_PATIENCE = 3.5
 _SAVE_AGAIN = 0.25  # seconds between attempts to save new tokens in a store that fails
 _SAVE_PATIENCE = 15.0  # seconds of such attempts
 _SETTLING = 16  # looks at what others may save in a store that keeps failing
@@ -417,8 +420,10 @@ class GrantRefresh:
 
     async def newer_than_held(self) -> Refreshed:
         """Find newer tokens in the store, or request them."""
-        give_up_at = self._runtime.monotonic() + self._runtime.timeout + self._lease.seconds
+        waits = self._runtime.timeout + self._lease.seconds + _LAPSED_PATIENCE
+        give_up_at = self._runtime.monotonic() + waits
         ask_at = -math.inf  # for the lease: it is free again without new tokens only if all failed
+        take_at = math.inf  # a lease that has run out
         for pause in _pauses():
             if self._breaker.is_open(self.name):
                 if (found := await self._look()) is not None:
@@ -427,7 +432,10 @@ class GrantRefresh:
             if self._runtime.monotonic() >= ask_at:
                 if (found := await self._wait_after_failure()) is not None:
                     return found
-                if await self._lease.acquire():
+                is_mine = await self._lease.acquire(
+                    even_lapsed=self._runtime.monotonic() >= take_at
+                )
+                if is_mine:
                     if (found := await self._refresh_holding_lease()) is not None:
                         return found
                     # Without the lease: others need it to put tokens back.
@@ -435,7 +443,9 @@ class GrantRefresh:
                     if found is not None:
                         return found
                     continue
-                ask_at = self._runtime.monotonic() + _ASK_AGAIN
+                now = self._runtime.monotonic()
+                take_at = min(take_at, now + _LAPSED_PATIENCE) if is_mine is None else math.inf
+                ask_at = now + _ASK_AGAIN
             if (found := await self._look()) is not None:
                 return found
             if self._runtime.monotonic() > give_up_at:
@@ -591,6 +601,7 @@ class GrantRefresh:
                 self._kept.note_trouble()
                 if self._runtime.monotonic() > give_up_at:
                     self._kept.note_unsaved(self._refresh_token)
+                    self._lease.leave()
                     raise
             else:
                 self._note(fresh, saved)
@@ -633,6 +644,9 @@ class GrantRefresh:
                 self._kept.drop(self._refresh_token)
                 return False
             return True
+        except StoreError:
+            self._lease.leave()
+            raise
         finally:
             await self._lease.release()
 
@@ -680,16 +694,26 @@ class Lease:
         self.seconds = runtime.timeout + _LEASE_MARGIN
         self._runtime = runtime
         self._store = store
+        self._claim = getattr(store, "claim", None)  # see TellsLapsedLeases
         self._key = key
         self.owner = owner or secrets.token_hex(16)
         self._asked_at = -math.inf, -math.inf
+        self._is_left = False
 
-    async def acquire(self) -> bool:
-        """Take the lease, or renew it; True unless another process holds it."""
-        now = self._now()
-        is_held = await self._store.acquire(self._key, self.owner, self.seconds)
+    async def acquire(self, *, even_lapsed: bool = True) -> bool | None:
+        """Take the lease, or renew it; True unless another process holds it.
+
+        Args:
+            even_lapsed: take it also if another process let it run out; else None is returned then.
+        """
+        now, key, owner = self._now(), self._key, self.owner
+        is_mine: bool | None
+        if self._claim is None:
+            is_mine = await self._store.acquire(key, owner, self.seconds)
+        else:
+            is_mine = await self._claim(key, owner, self.seconds, even_lapsed=even_lapsed)
         self._asked_at = now
-        return is_held
+        return is_mine
 
     def may_be_over(self) -> bool:
         """True if the lease was not asked for in the last half of its time.
@@ -708,8 +732,14 @@ class Lease:
         finally:
             await self.release()
 
+    def leave(self) -> None:
+        """Let the lease run out: the store lacks tokens that this process has."""
+        self._is_left = True
+
     async def release(self) -> None:
-        """Give the lease back."""
+        """Give the lease back, unless it was left."""
+        if self._is_left:
+            return
         with suppress(StoreError):  # it runs out by itself
             await self._store.release(self._key, self.owner)
 

@@ -188,6 +188,12 @@ class CountingStore:
         await self._turn("acquire", key)
         return await self.memory.acquire(key, owner, ttl)
 
+    async def claim(
+        self, key: str, owner: str, ttl: float, *, even_lapsed: bool = False
+    ) -> bool | None:
+        await self._turn("acquire", key)
+        return await self.memory.claim(key, owner, ttl, even_lapsed=even_lapsed)
+
     async def release(self, key: str, owner: str) -> None:
         await self._turn("release", key)
         await self.memory.release(key, owner)
