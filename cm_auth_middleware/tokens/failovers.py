@@ -67,6 +67,7 @@ class Failovers:
         self._unsettled: set[str] = set()
         self._seen: dict[str, tuple[State, float]] = {}  # records of epochs, and since when
         self._exchanges: set[object] = set()
+        self._leases: dict[str, str] = {}  # and their owners, to be given back
         self._under_way: dict[str, set[object]] = {}  # exchanges, when an epoch was first seen
         self._watch: Repetition | None = None
         self._is_used = self._has_complained = False
@@ -92,6 +93,11 @@ class Failovers:
         if self._watch is None or self._watch.is_over:
             work = partial(_look_if_alive, weakref.ref(self))
             self._watch = self._runtime.repeat(_LOOK_EVERY, work)
+
+    def release_later(self, key: str, owner: str) -> None:
+        """Give a lease back when the store works again: others would wait for its owner."""
+        self._leases[key] = owner
+        self.watch()
 
     @contextmanager
     def exchange(self) -> Iterator[None]:
@@ -154,6 +160,7 @@ class Failovers:
         """Look at the store; return False if there is nothing to look for any longer."""
         try:
             await self._kept.save_unsaved()
+            await self._release()
             if self._epochs is None:
                 is_over = not self._kept.holds_any()
             else:
@@ -167,6 +174,12 @@ class Failovers:
         if is_over:
             self._watch = None  # the next request, or refresh, starts another watch
         return not is_over
+
+    async def _release(self) -> None:
+        for key, owner in list(self._leases.items()):
+            await self._store.release(key, owner)
+            if self._leases.get(key) == owner:
+                del self._leases[key]
 
     async def _look_at_epochs(self, epochs: Callable[..., Awaitable[frozenset[str]]]) -> bool:
         now = self._runtime.monotonic()

@@ -415,7 +415,13 @@ class GrantRefresh:
         self._breaker = refresher.breaker
         self._kept = refresher.kept
         self._failovers = refresher.failovers
-        self._lease = Lease(refresher.runtime, refresher.store, f"lease.{self.name}", lease_owner)
+        self._lease = Lease(
+            refresher.runtime,
+            refresher.store,
+            f"lease.{self.name}",
+            self._failovers.release_later,
+            lease_owner,
+        )
         self._before: GrantState | None = None  # when this refresh began to wait for another one
 
     async def newer_than_held(self) -> Refreshed:
@@ -445,7 +451,7 @@ class GrantRefresh:
                     continue
                 now = self._runtime.monotonic()
                 take_at = min(take_at, now + _LAPSED_PATIENCE) if is_mine is None else math.inf
-                ask_at = now + _ASK_AGAIN
+                ask_at = min(now + _ASK_AGAIN, take_at)
             if (found := await self._look()) is not None:
                 return found
             if self._runtime.monotonic() > give_up_at:
@@ -683,17 +689,26 @@ def _pauses() -> Iterator[float]:
 class Lease:
     """The right to refresh a grant, which one process has at a time.
 
+    Args:
+        release_later: is told the key and the owner of a lease that could not be given back.
+
     Attributes:
         seconds: that it lasts if it is not renewed.
         owner: a random name of who takes it.
     """
 
     def __init__(
-        self, runtime: Runtime, store: SessionStore, key: str, owner: str | None = None
+        self,
+        runtime: Runtime,
+        store: SessionStore,
+        key: str,
+        release_later: Callable[[str, str], None],
+        owner: str | None = None,
     ) -> None:
         self.seconds = runtime.timeout + _LEASE_MARGIN
         self._runtime = runtime
         self._store = store
+        self._release_later = release_later
         self._claim = getattr(store, "claim", None)  # see TellsLapsedLeases
         self._key = key
         self.owner = owner or secrets.token_hex(16)
@@ -740,8 +755,10 @@ class Lease:
         """Give the lease back, unless it was left."""
         if self._is_left:
             return
-        with suppress(StoreError):  # it runs out by itself
+        try:
             await self._store.release(self._key, self.owner)
+        except StoreError:
+            self._release_later(self._key, self.owner)
 
     async def _renew(self) -> None:
         with suppress(StoreError):  # tried again in a moment, and before the tokens are saved

@@ -334,8 +334,8 @@ def store_cut_off(stage: Stage, counts: Counts) -> None:
     # One request a second tries, in each process.
     allowed = len(stage.site.ports) * (seconds - known + 1)
     counts.check(len(slow) <= allowed, f"{len(slow)} of {len(late)} waited for a store cut off")
-    # Whether the store is back is tried once a second.
-    load.conclude(expiries=1, within=WITHIN + 1)
+    # Whether the store is back is tried once a second by event loops, and by threads every 2.5 s.
+    load.conclude(expiries=1, within=WITHIN + _SOCKET / 2)
 
 
 # -- clusters that change ------------------------------------------------------------------

@@ -122,6 +122,21 @@ async def test_who_gives_up_to_save_tokens_does_not_give_the_lease_back(
     assert site.calls == 1
 
 
+async def test_a_lease_that_could_not_be_given_back_is_given_back_later(
+    make_world: MakeWorld,
+) -> None:
+    site = Site(make_world, **STRICT)
+    browser = await site.one.login()
+    site.one.clock.tick(LIFETIME)
+    site.ways[0].broken |= {"release"}
+    site.one.sim.fail_token(503)
+    assert await status(at(site.one, browser)) == 503
+    assert site.leases()
+    site.ways[0].broken.clear()
+    await until(lambda: not site.leases())
+    assert await status(at(site.two, browser)) == 200
+
+
 async def test_a_process_that_died_is_not_waited_for_for_ever(make_world: MakeWorld) -> None:
     site = Site(make_world)
     browser = await site.one.login()
