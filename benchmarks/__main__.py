@@ -20,6 +20,7 @@ _MODULES = {
     "storm": "storm",
     "import": "imports",
     "start": "start",
+    "login": "login",
     "sizes": "sizes",
 }
 
