@@ -63,7 +63,7 @@ def _start(stack: ExitStack, world: apache.OpenIDWorld, redis: str) -> dict[str,
         **{f"CM_AUTH_{key.upper()}": str(value) for key, value in world.options().items()},
         "CM_AUTH_STORE": redis,
     }
-    servers = {}
+    servers: dict[str, tuple[str, int]] = {}
     if apache.is_installed():
         servers[_APACHE] = apache.serve_apache(stack, world.apache_options(redis))
     servers[_BY_HAND] = _serve(stack, environment, UVICORN, "benchmarks.served:authlib_login")

@@ -126,7 +126,8 @@ def authlib_login() -> Any:
         warnings.simplefilter("ignore")
         from authlib.integrations.httpx_client import AsyncOAuth2Client
 
-    base_url, sessions = os.environ["CM_AUTH_BASE_URL"], Redis.from_url(os.environ["CM_AUTH_STORE"])
+    base_url = os.environ["CM_AUTH_BASE_URL"]
+    sessions: Any = Redis.from_url(os.environ["CM_AUTH_STORE"])
     transport = httpx2.AsyncHTTPTransport()  # one for all: its TLS settings take 20 ms
 
     def client(request: Request) -> Any:

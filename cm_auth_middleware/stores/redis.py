@@ -206,7 +206,7 @@ class RedisStore:
         """
         if any(_is_indexed(value) for _, value, _ in records):
             await self._begin()
-        commands = []
+        commands: list[Command] = []
         for key, value, ttl in records:
             left = _milliseconds(ttl)
             commands += self._index(key, value, left)
