@@ -52,10 +52,13 @@ class SimulatedWorld:
 
     Args:
         settings: the simulator's.
+        simulator: one that is there already, instead.
     """
 
-    def __init__(self, settings: Settings | None = None) -> None:
-        self.simulator = Simulator(settings or Settings())
+    def __init__(
+        self, settings: Settings | None = None, *, simulator: Simulator | None = None
+    ) -> None:
+        self.simulator = simulator or Simulator(settings or Settings())
         self._server = SimulatorServer(self.simulator)
 
     def __enter__(self) -> SimulatedWorld:

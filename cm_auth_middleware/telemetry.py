@@ -190,7 +190,7 @@ def _drops_all(provider: Any) -> bool:
     return type(provider).__module__.startswith(("opentelemetry.metrics", "opentelemetry.trace"))
 
 
-_TIMED = frozenset({"get", "put", "replace", "delete", "acquire", "release"})
+_TIMED = frozenset({"get", "put", "put_all", "replace", "delete", "acquire", "release"})
 
 
 class TimedStore:

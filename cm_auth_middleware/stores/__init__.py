@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 from urllib.parse import unquote
@@ -24,6 +24,7 @@ __all__ = [
     "HasEpochs",
     "MemoryStore",
     "PostgresStore",
+    "PutsSeveral",
     "RedisStore",
     "SQLiteStore",
     "SessionStore",
@@ -47,7 +48,7 @@ class SessionStore(Protocol):
     seconds and positive. A method that cannot reach its storage raises `StoreError`; it never
     returns None or False instead.
 
-    A store may also have the methods of `FindsByPrefix`, `CountsRecords`,
+    A store may also have the methods of `FindsByPrefix`, `CountsRecords`, `PutsSeveral`,
     `HasEpochs` and `HasBlockingTwin`.
     `cm_auth_middleware.testing.StoreConformance` checks all of it.
     """
@@ -98,6 +99,18 @@ class CountsRecords(Protocol):
 
     async def count(self, prefix: bytes = b"") -> int:
         """Return the number of live records whose value begins with `prefix`, without leases."""
+
+
+@runtime_checkable
+class PutsSeveral(Protocol):
+    """A store that sets several values by one message to its storage: a login has two."""
+
+    async def put_all(self, records: Sequence[tuple[str, bytes, float]]) -> None:
+        """Set values as `put` does, each by its key, its value and its time to live.
+
+        The keys differ. After an error some may have been set. A class derived from a store that
+        has this overrides it if it overrides `put`.
+        """
 
 
 @runtime_checkable
