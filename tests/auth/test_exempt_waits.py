@@ -6,6 +6,7 @@ import logging
 import sqlite3
 import time
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -53,6 +54,29 @@ async def test_it_goes_on_without_a_session_while_the_store_hangs(
         assert [record.event for record in caplog.records] == ["store_slow"]  # once an outage
         store.hangs = False
         await until_known(browser)
+
+
+async def test_it_waits_for_the_store_once_and_for_a_quarter_of_a_second(
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = HangingStore()
+    world = make_world(store=store, exempt=["/health"])
+    browser = await world.login()
+    engine = world.engine
+    runtime = (engine.async_services if world.side == "asgi" else engine.thread_services).runtime
+    waits: list[float] = []
+    within = runtime.within
+
+    async def noted(seconds: float, work: Any) -> Any:
+        waits.append(seconds)
+        return await within(seconds, work)
+
+    monkeypatch.setattr(runtime, "within", noted)
+    store.hangs = True
+    assert await ask(browser) == NOBODY
+    assert waits == [0.25]
+    store.hangs = False
+    await until_known(browser)
 
 
 async def test_a_crowd_of_them_leaves_few_questions_behind(make_world: MakeWorld) -> None:
