@@ -35,7 +35,7 @@ from .display import printable
 from .errors import StoreError
 from .runtime.run_sync import run_sync
 from .sessions.encryption import count_sessions
-from .stores import CountsRecords, HasBlockingTwin
+from .stores import CountsRecords, HasBlockingTwin, put_all_of
 
 if TYPE_CHECKING:
     import httpx2
@@ -203,6 +203,8 @@ class TimedStore:
         self.get = self._timed("get") if telemetry.active else store.get
 
     def __getattr__(self, name: str) -> Any:
+        if name == "put_all" and put_all_of(self._store) is None:
+            raise AttributeError(name)
         if name not in _TIMED or not self._telemetry.active:
             return getattr(self._store, name)
         self.get = self._timed("get")

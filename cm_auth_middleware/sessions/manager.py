@@ -10,6 +10,7 @@ from ..audit_log import audit
 from ..errors import SessionExpiredError, StoreError, UnavailableError
 from ..events import log
 from ..runtime.bounded_cache import BoundedCache
+from ..stores import put_all_of
 from .encryption import USERS, Sealer
 from .session import Session
 
@@ -345,7 +346,7 @@ class SessionManager:
 
     async def _put_all(self, records: list[tuple[str, bytes, float]]) -> None:
         """Store records, in one step if the store can do that."""
-        put_all = getattr(self.store, "put_all", None)  # see PutsSeveral
+        put_all = put_all_of(self.store)
         if put_all is not None and len(records) > 1:
             await put_all(records)
             return

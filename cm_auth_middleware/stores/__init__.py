@@ -108,8 +108,8 @@ class PutsSeveral(Protocol):
     async def put_all(self, records: Sequence[tuple[str, bytes, float]]) -> None:
         """Set values as `put` does, each by its key, its value and its time to live.
 
-        The keys differ. After an error some may have been set. A class derived from a store that
-        has this overrides it if it overrides `put`.
+        There is one at least, and the keys differ. After an error some may have been set. It is
+        called only where it goes with `put`: a class that overrides `put` alone is called by that.
         """
 
 
@@ -135,6 +135,20 @@ class HasEpochs(Protocol):
 
         A name is never used again. The set is empty if the server does not tell it.
         """
+
+
+def put_all_of(store: object) -> Callable[[Sequence[tuple[str, bytes, float]]], Any] | None:
+    """Return the `put_all` of a store, or None if it has none that goes with its `put`.
+
+    A store of an application may derive from one of ours, or hand on to one what it lacks, and have
+    a `put` of its own, which changes keys or values: what `put_all` sets would pass that by.
+    """
+    for kind in type(store).__mro__:
+        if "put_all" in vars(kind):
+            break
+        if "put" in vars(kind):
+            return None
+    return getattr(store, "put_all", None)
 
 
 class StoreURL(NamedTuple):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
-from cm_auth_middleware import MemoryStore
-from cm_auth_middleware.stores import PutsSeveral
+from cm_auth_middleware import MemoryStore, telemetry
+from cm_auth_middleware.stores import PutsSeveral, put_all_of
 from tests.helpers.browser import Browser
 from tests.helpers.stores import CountingStore
 from tests.helpers.world import MakeWorld, World
@@ -26,6 +27,31 @@ class PuttingStore(CountingStore):
         await self._turn("put_all")
         for record in records:
             await self.memory.put(*record)
+
+
+class OwnPut(PuttingStore):
+    """One of an application, derived from a store that sets several values in one step."""
+
+    async def put(self, key: str, value: bytes, ttl: float) -> None:
+        await super().put(key, value, ttl)
+
+
+class HandingOn:
+    """One of an application that hands what it lacks on to another store."""
+
+    def __init__(self, memory: MemoryStore) -> None:
+        self._store = PuttingStore(memory)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    def blocking(self) -> HandingOn:
+        twin = HandingOn(self._store.memory)
+        twin._store = self._store.blocking()
+        return twin
+
+    async def put(self, key: str, value: bytes, ttl: float) -> None:
+        await self._store.put(key, value, ttl)
 
 
 def world_with(make_world: MakeWorld, store: CountingStore) -> World:
@@ -62,6 +88,21 @@ async def test_a_login_takes_one_lease_and_writes_once(make_world: MakeWorld) ->
 async def test_a_store_without_put_all_is_written_twice(make_world: MakeWorld) -> None:
     store = CountingStore(MemoryStore())
     assert not isinstance(store, PutsSeveral)
+    assert put_all_of(store) is None
+    browser = world_with(make_world, store).browser()
+    await log_in(browser, await begin(browser))
+    assert store.tried == {"acquire": 1, "get": 2, "put": 2}
+
+
+@pytest.mark.parametrize("kind", [OwnPut, HandingOn])
+@pytest.mark.parametrize("is_timed", [True, False])
+async def test_a_put_of_an_application_is_not_passed_by(
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch, kind: Any, is_timed: bool
+) -> None:
+    if not is_timed:  # as where no OpenTelemetry is installed
+        monkeypatch.setattr(telemetry, "find", lambda: None)
+    store = kind(MemoryStore())
+    assert isinstance(store, PutsSeveral)
     browser = world_with(make_world, store).browser()
     await log_in(browser, await begin(browser))
     assert store.tried == {"acquire": 1, "get": 2, "put": 2}
