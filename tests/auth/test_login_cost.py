@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from cm_auth_middleware import MemoryStore, telemetry
+from cm_auth_middleware import MemoryStore, StoreError, telemetry
+from cm_auth_middleware.sessions.encryption import USERS
 from cm_auth_middleware.stores import PutsSeveral, put_all_of
 from tests.helpers.browser import Browser
 from tests.helpers.stores import CountingStore
@@ -106,6 +107,24 @@ async def test_a_put_of_an_application_is_not_passed_by(
     browser = world_with(make_world, store).browser()
     await log_in(browser, await begin(browser))
     assert store.tried == {"acquire": 1, "get": 2, "put": 2}
+
+
+@pytest.mark.parametrize("kind", [PuttingStore, CountingStore])
+async def test_a_login_whose_writes_break_off_leaves_no_session_that_no_list_has(
+    make_world: MakeWorld, kind: type[CountingStore]
+) -> None:
+    class Memory(MemoryStore):
+        async def put(self, key: str, value: bytes, ttl: float) -> None:
+            if await self.count():
+                raise StoreError("broken between two records")
+            await super().put(key, value, ttl)
+
+    memory = Memory()
+    browser = world_with(make_world, kind(memory)).browser()
+    response = await browser.get(await begin(browser))
+    assert response.status_code == 503
+    assert not browser.named("cm_auth")
+    assert await memory.count() == await memory.count(USERS) == 1
 
 
 async def test_a_login_whose_write_fails_is_503_and_leaves_nothing(make_world: MakeWorld) -> None:
