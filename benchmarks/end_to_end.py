@@ -15,6 +15,7 @@ from statistics import median
 
 import httpx2
 
+from . import apache
 from .ideal import Cookies
 from .measure import Spread, one_processor
 from .report import Figure
@@ -35,7 +36,12 @@ _BLOCKS = 3
 _ROUNDS = 4
 _SECONDS = 1  # of a turn; wrk takes whole ones
 _CONNECTIONS = 16
-_TARGETS = {"Starlette, ours": ">= 0.72", "Flask, ours": ">= 0.9"}
+_APACHE = "Apache, mod_auth_openidc, redirect to the login"
+_TARGETS = {  # of a contestant, against another one
+    ("Starlette, ours", "Starlette, bare"): ">= 0.72",
+    ("Flask, ours", "Flask, bare"): ">= 0.9",
+    ("Starlette, ours, redirect to the login", _APACHE): ">= 1",
+}
 
 # Routes whose handler looks who is logged in; that of "/" does not, here as in the bare app.
 _ASKING = {
@@ -120,16 +126,20 @@ def run() -> Iterator[Figure]:
 def _redirects(
     stack: ExitStack, environment: dict[str, str], ours: tuple[str, int]
 ) -> Iterator[Figure]:
-    """Compare the redirect of a visitor to the login with one that is always the same."""
+    """Compare the redirect of a visitor to the login with others.
+
+    One is always the same; the other is that of mod_auth_openidc, where it is installed.
+    """
     fixed = _serve(stack, environment, UVICORN, "benchmarks.served:redirecting")
+    others = {"Starlette, a redirect that never changes": fixed}
+    if apache.is_installed():
+        others[_APACHE] = apache.serve_apache(stack, apache.never_asked())
     yield from _compare(
         [
             _Contestant(name, *server, "theme=dark")
-            for name, server in (
-                ("Starlette, a redirect that never changes", fixed),
-                ("Starlette, ours, redirect to the login", ours),
-            )
-        ]
+            for name, server in {**others, "Starlette, ours, redirect to the login": ours}.items()
+        ],
+        against=_APACHE if _APACHE in others else None,
     )
 
 
@@ -188,23 +198,27 @@ def _session(url: str) -> str:
         return f"session={browser.get(f'{url}/log-in').cookies['session']}"
 
 
-def _compare(contestants: Sequence[_Contestant]) -> Iterator[Figure]:
+def _compare(contestants: Sequence[_Contestant], against: str | None = None) -> Iterator[Figure]:
     """Let contestants take turns, and compare what their servers did per second of work.
 
     That is the rate itself where the machine has nothing else to do: a server under this load
     never waits.
+
+    Args:
+        against: the name of the one that all are compared with; by default the first.
     """
     names = [contestant.name for contestant in contestants]
+    reference = against or names[0]
     blocks = _take_turns(contestants)
     for name in names:
         rates = [_rate(block[name]) for block in blocks]
-        bare = [_rate(block[names[0]]) for block in blocks]
+        bare = [_rate(block[reference]) for block in blocks]
         ratio = Spread.of([rate / other for rate, other in zip(rates, bare, strict=True)])
         turns = [load for block in blocks for load in block[name]]
         p50, p99 = (min(getattr(load, part) for load in turns) for part in ("median", "p99"))
         title = f"{name} (p50 {p50 * 1e3:.2f} ms, p99 {p99 * 1e3:.2f} ms)"
-        rate, target = median(rates), _TARGETS.get(name, "")
-        yield Figure(NAME, title, rate, "requests/s", ratio, names[0], target)
+        rate, target = median(rates), _TARGETS.get((name, reference), "")
+        yield Figure(NAME, title, rate, "requests/s", ratio, reference, target)
 
 
 def _take_turns(contestants: Sequence[_Contestant]) -> list[dict[str, list[_Load]]]:

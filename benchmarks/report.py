@@ -1,9 +1,12 @@
-"""Figures of a run: as a table to read, as JSON to keep."""
+"""Figures of a run: as a table to read, as JSON to keep, as a section of the README."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import platform
+import subprocess
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -12,6 +15,8 @@ from typing import Any
 
 from .measure import Spread
 
+# Between these two lines of a page, everything is written by `python -m benchmarks --readme`.
+_BEGIN, _END = "<!-- figures -->", "<!-- end of the figures -->"
 _COMPARED = ("starlette", "httpx2", "Flask", "starsessions", "Flask-Session", "Authlib", "redis")
 
 
@@ -95,3 +100,53 @@ def _processor() -> str:
         if line.startswith("model name")
     ]
     return f"{len(models)} x {models[0]}" if models else platform.processor()
+
+
+def checkout() -> str:
+    """Return which commit is measured, and on which day."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", *arguments]
+        folder = Path(__file__).parent
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    try:
+        commit, changes = git("rev-parse", "--short", "HEAD"), git("status", "--porcelain")
+    except (OSError, subprocess.CalledProcessError):  # no git, or an archive of the files
+        return f"{time.strftime('%Y-%m-%d')}, of an unknown commit"
+    kind = "with changes that are not committed" if changes else "a clean checkout"
+    return f"{time.strftime('%Y-%m-%d')}, at {commit} ({kind})"
+
+
+def section(figures: Sequence[Figure], measured: str) -> str:
+    """Return the tables of a whole run as Markdown, and what they were measured on.
+
+    Args:
+        measured: what `checkout` said before the run.
+    """
+    versions = ", ".join(f"{name} {version(name)}" for name in _COMPARED)
+    missed = [
+        f"{figure.name} ({figure.benchmark})" for figure in figures if figure.reached is False
+    ]
+    tables = [
+        f"### {name}\n\n{table(rows)}"
+        for name, rows in itertools.groupby(figures, lambda figure: figure.benchmark)
+    ]
+    return "\n\n".join(
+        [
+            f"One run of `python -m benchmarks --readme`, {measured}. {_processor()}, Python "
+            f"{platform.python_version()}; {versions}.",
+            f"Targets that were not reached: {'; '.join(missed) or 'none'}.",
+            *tables,
+        ]
+    )
+
+
+def write_section(page: Path, text: str) -> None:
+    """Put the figures into a page, in the place of those that it has."""
+    before, begin, rest = page.read_text().partition(_BEGIN)
+    _, end, after = rest.partition(_END)
+    if not begin or not end:
+        raise RuntimeError(f"{page} has no place for the figures: {_BEGIN} and {_END}")
+    page.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}")

@@ -87,6 +87,9 @@ def _figures(
         bound,
         of_ratio=False,
     )
+    if bounded:
+        title = f"{name}: slowest request of {len(outcomes)} storms"
+        yield Figure(NAME, title, slowest.high * 1e3, "ms", target=bound)
 
 
 def _our_storm(world: SimulatedWorld, workers: _Workers, store: str) -> _Outcome:

@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from urllib.parse import parse_qs, urlsplit
 
 import httpx2
@@ -52,13 +52,16 @@ class SimulatedWorld:
 
     Args:
         settings: the simulator's.
+        simulator: one that is there already, instead.
     """
 
-    def __init__(self, settings: Settings | None = None) -> None:
-        self.simulator = Simulator(settings or Settings())
+    def __init__(
+        self, settings: Settings | None = None, *, simulator: Simulator | None = None
+    ) -> None:
+        self.simulator = simulator or Simulator(settings or Settings())
         self._server = SimulatorServer(self.simulator)
 
-    def __enter__(self) -> SimulatedWorld:
+    def __enter__(self) -> Self:
         self._server.start()
         return self
 

@@ -2,7 +2,8 @@
 
 CameraManager makes a snapshot when it is asked for one, limits how many it makes at once, and says
 that clients have to cache them. So one call serves all who ask while it is under way, and all who
-ask in the seconds after it.
+ask in the seconds after it. Libraries that keep HTTP responses (hishel, CacheControl,
+requests-cache, httpx-cache) join no calls under way, and know neither accounts nor logouts.
 
 **Who may be given it.** Users of one account need not have the same rights, and only CameraManager
 knows them. So a user is given what another user's call has brought only if CameraManager itself has

@@ -35,7 +35,7 @@ from .display import printable
 from .errors import StoreError
 from .runtime.run_sync import run_sync
 from .sessions.encryption import count_sessions
-from .stores import CountsRecords, HasBlockingTwin
+from .stores import CountsRecords, HasBlockingTwin, method_of
 
 if TYPE_CHECKING:
     import httpx2
@@ -190,7 +190,7 @@ def _drops_all(provider: Any) -> bool:
     return type(provider).__module__.startswith(("opentelemetry.metrics", "opentelemetry.trace"))
 
 
-_TIMED = frozenset({"get", "put", "replace", "delete", "acquire", "release"})
+_TIMED = frozenset({"get", "put", "put_all", "replace", "delete", "acquire", "claim", "release"})
 
 
 class TimedStore:
@@ -203,6 +203,8 @@ class TimedStore:
         self.get = self._timed("get") if telemetry.active else store.get
 
     def __getattr__(self, name: str) -> Any:
+        if name in ("put_all", "claim") and method_of(self._store, name) is None:
+            raise AttributeError(name)
         if name not in _TIMED or not self._telemetry.active:
             return getattr(self._store, name)
         self.get = self._timed("get")
@@ -212,11 +214,11 @@ class TimedStore:
         method = getattr(self._store, operation)
         record = self._telemetry.store_time.record
 
-        async def call(*arguments: Any) -> Any:
+        async def call(*arguments: Any, **options: Any) -> Any:
             attributes = {"operation": operation}
             start = perf_counter()
             try:
-                return await method(*arguments)
+                return await method(*arguments, **options)
             except BaseException as error:
                 attributes["error.type"] = type(error).__name__
                 raise

@@ -210,8 +210,10 @@ class Gate:
         if session is None:
             return None
         try:
-            if self.is_stale(session) and not await self.is_alive(session):
-                return await self.session_over(request)
+            # An exempt path does without its session: there is no need to wait for the store.
+            is_late = self.is_stale(session) and not self.is_exempt(request)
+            if is_late and not await self.is_alive(session):
+                return await self._login.required(request)
             if session.data_was_read:
                 await self._sessions.save(session)
         except UnavailableError as unavailable:

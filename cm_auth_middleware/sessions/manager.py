@@ -10,6 +10,7 @@ from ..audit_log import audit
 from ..errors import SessionExpiredError, StoreError, UnavailableError
 from ..events import log
 from ..runtime.bounded_cache import BoundedCache
+from ..stores import method_of
 from .encryption import USERS, Sealer
 from .session import Session
 
@@ -188,11 +189,13 @@ class SessionManager:
     # -- changes ---------------------------------------------------------------------------
 
     async def create(self, ticket: Ticket, record: Record) -> Session:
-        """Store a new session of this application."""
+        """Store a new session of this application, and its user's entry in the list of users."""
         record = self._owned(record)
-        await self.list_user(record)
         sealed = self.sealer.seal_session(ticket.record_id, ticket.cookie_key, record)
-        await self.store.put(ticket.record_id, sealed, self.ttl(record))
+        # The entry first: a session without one would be in no list.
+        await self._put_all(
+            [*self._user_entry(record), (ticket.record_id, sealed, self.ttl(record))]
+        )
         return Session(ticket.record_id, ticket.cookie_key, record, self.sealer, self._clock())
 
     async def update(self, session: Session, change: Callable[[Record], Record]) -> bool:
@@ -288,9 +291,7 @@ class SessionManager:
 
     async def list_user(self, record: Record) -> None:
         """Enter the user of a session into the list of users, for as long as it may live."""
-        if hasattr(self.store, "find"):
-            name, entry = self.sealer.seal_user(record)
-            await self.store.put(name, entry, self._absolute)
+        await self._put_all(self._user_entry(record))
 
     async def users(self, email: str | None) -> list[str]:
         """Return the ids of the users in the list: of all, or of those with an e-mail address.
@@ -336,6 +337,21 @@ class SessionManager:
         return await self.store.get(f"gone.{record_id}") is not None
 
     # -- inside ----------------------------------------------------------------------------
+
+    def _user_entry(self, record: Record) -> list[tuple[str, bytes, float]]:
+        """Return what to store of a session's user; nothing in a store that cannot list users."""
+        if not hasattr(self.store, "find"):
+            return []
+        return [(*self.sealer.seal_user(record), self._absolute)]
+
+    async def _put_all(self, records: list[tuple[str, bytes, float]]) -> None:
+        """Store records, in one step if the store can do that."""
+        put_all = method_of(self.store, "put_all")
+        if put_all is not None and len(records) > 1:
+            await put_all(records)
+            return
+        for record in records:
+            await self.store.put(*record)
 
     async def _find(self, prefix: bytes) -> list[tuple[str, bytes]]:
         find = getattr(self.store, "find", None)

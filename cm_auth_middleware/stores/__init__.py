@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 from urllib.parse import unquote
@@ -24,6 +24,7 @@ __all__ = [
     "HasEpochs",
     "MemoryStore",
     "PostgresStore",
+    "PutsSeveral",
     "RedisStore",
     "SQLiteStore",
     "SessionStore",
@@ -48,8 +49,8 @@ class SessionStore(Protocol):
     seconds and positive. A method that cannot reach its storage raises `StoreError`; it never
     returns None or False instead.
 
-    A store may also have the methods of `FindsByPrefix`, `CountsRecords`, `HasEpochs`,
-    `TellsLapsedLeases` and `HasBlockingTwin`.
+    A store may also have the methods of `FindsByPrefix`, `CountsRecords`, `PutsSeveral`,
+    `HasEpochs`, `TellsLapsedLeases` and `HasBlockingTwin`.
     `cm_auth_middleware.testing.StoreConformance` checks all of it.
     """
 
@@ -102,6 +103,18 @@ class CountsRecords(Protocol):
 
 
 @runtime_checkable
+class PutsSeveral(Protocol):
+    """A store that sets several values by one message to its storage: a login has two."""
+
+    async def put_all(self, records: Sequence[tuple[str, bytes, float]]) -> None:
+        """Set values as `put` does, each by its key, its value and its time to live.
+
+        There is one at least, and the keys differ. After an error some may have been set. It is
+        called only where it goes with `put`: a class that overrides `put` alone is called by that.
+        """
+
+
+@runtime_checkable
 class HasBlockingTwin(Protocol):
     """A store that serves threads (WSGI) as well as event loops."""
 
@@ -145,6 +158,24 @@ class TellsLapsedLeases(Protocol):
             True if `owner` has it now, False if another owner does; None if another one let it run
             out and has not given it back.
         """
+
+
+_REPLACED = {"put_all": ("put",), "claim": ("acquire", "release")}
+
+
+def method_of(store: object, name: str) -> Callable[..., Any] | None:
+    """Return `put_all` or `claim` of a store, or None if it has none that goes with its others.
+
+    A store of an application may derive from one of ours, or hand on to one what it lacks, and have
+    a `put` or `acquire` of its own, which changes keys or values: what we call in the place of
+    that would pass it by.
+    """
+    for kind in type(store).__mro__:
+        if name in vars(kind):
+            break
+        if any(replaced in vars(kind) for replaced in _REPLACED[name]):
+            return None
+    return getattr(store, name, None)
 
 
 class StoreURL(NamedTuple):

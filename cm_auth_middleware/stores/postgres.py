@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, LiteralString
 
@@ -27,6 +29,8 @@ _TIMELINE = b"SELECT substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)"
 _VERSION = 1  # of the table; the schema names it, too
 _PURGE_BATCH = 50  # expired rows that one write removes: a few ms
 _PURGE_EVERY = 30.0  # seconds between looking for expired rows when there were few
+# What the statement "put" has for its row; a statement with more rows sets several values.
+_ROW = b"('record', %b, %b, clock_timestamp() + make_interval(secs => %s))"
 
 
 _SCHEMA: LiteralString = """\
@@ -112,6 +116,14 @@ class PostgresStore:
     async def put(self, key: str, value: bytes, ttl: float) -> None:
         """Set the value."""
         await self._repeatable("put", key.encode(), value, ttl)
+        await self._tidy()
+
+    async def put_all(self, records: Sequence[tuple[str, bytes, float]]) -> None:
+        """Set values by one statement."""
+        put = self._sql["put"].replace(_ROW, b", ".join([_ROW] * len(records)))
+        rows = [(key.encode(), value, ttl) for key, value, ttl in records]
+        statement = Statement(put, tuple(itertools.chain.from_iterable(rows)))
+        await self._pools.run(statement, statement)
         await self._tidy()
 
     async def replace(self, key: str, old: bytes, new: bytes, ttl: float) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
+from collections.abc import Sequence
 from contextlib import aclosing, suppress
 from typing import Any
 
@@ -215,14 +216,26 @@ class RedisStore:
 
     async def put(self, key: str, value: bytes, ttl: float) -> None:
         """Set the value."""
-        left = _milliseconds(ttl)
-        if _is_indexed(value):
+        await self.put_all([(key, value, ttl)])
+
+    async def put_all(self, records: Sequence[tuple[str, bytes, float]]) -> None:
+        """Set values, all in one round trip if there is one server.
+
+        Another one marks records of older releases as gone, while there may be some.
+        """
+        if any(_is_indexed(value) for _, value, _ in records):
             await self._begin()
-        await self._repeatable(
-            *self._index(key, value, left), Command(("SET", self._records + key, value, "PX", left))
-        )
-        if self._may_be_old(key):
-            await self._repeatable(_MARK.command(*_MARKED, key=_OLD_RECORDS + key))
+        commands: list[Command] = []
+        for key, value, ttl in records:
+            left = _milliseconds(ttl)
+            commands += self._index(key, value, left)
+            commands.append(Command(("SET", self._records + key, value, "PX", left)))
+        await self._repeatable(*commands)
+        old = [key for key, _, _ in records if self._may_be_old(key)]
+        if old:
+            marks = [_MARK.command(*_MARKED, key=_OLD_RECORDS + key) for key in old]
+            await self._repeatable(*marks)
+        for key in old:
             self._absent[key] = time.monotonic()
 
     async def replace(self, key: str, old: bytes, new: bytes, ttl: float) -> bool:

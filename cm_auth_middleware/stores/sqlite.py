@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 import os
 import random
 import sqlite3
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -116,6 +117,15 @@ class SQLiteStore:
     async def put(self, key: str, value: bytes, ttl: float) -> None:
         """Set the value."""
         _, changed = await self._run(_PUT, (key, value, self._clock() + ttl))
+        await self._tidy(changed)
+
+    async def put_all(self, records: Sequence[tuple[str, bytes, float]]) -> None:
+        """Set values in one transaction."""
+        now = self._clock()
+        row = "(?, ?, ?)"
+        statement = _PUT.replace(row, ", ".join([row] * len(records)))
+        rows = [(key, value, now + ttl) for key, value, ttl in records]
+        _, changed = await self._run(statement, tuple(itertools.chain.from_iterable(rows)))
         await self._tidy(changed)
 
     async def replace(self, key: str, old: bytes, new: bytes, ttl: float) -> bool:

@@ -16,8 +16,10 @@ from cm_auth_middleware.stores import (
     FindsByPrefix,
     HasBlockingTwin,
     HasEpochs,
+    PutsSeveral,
     SessionStore,
     TellsLapsedLeases,
+    method_of,
 )
 
 T = TypeVar("T")
@@ -293,7 +295,7 @@ class StoreConformance:
 
     def test_a_lease_that_its_owner_let_run_out_is_told_from_a_free_one(self) -> None:
         async def check(store: SessionStore) -> None:
-            if not isinstance(store, TellsLapsedLeases):
+            if not isinstance(store, TellsLapsedLeases) or method_of(store, "claim") is None:
                 _skip("the store has no claim()")
             key, other, free = _key(), _key(), _key()
             assert await store.claim(key, "one", self.short), "claim refused a free lease"
@@ -417,6 +419,28 @@ class StoreConformance:
             assert await store.count() - before == 3, (
                 "count must leave out expired and deleted records"
             )
+
+        self._run(check)
+
+    def test_put_all_sets_each_value_for_its_own_time(self) -> None:
+        async def check(store: SessionStore) -> None:
+            if not isinstance(store, PutsSeveral) or method_of(store, "put_all") is None:
+                _skip("the store has no put_all() that goes with its put()")
+            user = b"u" + secrets.token_bytes(16)
+            old, empty, short = _key(), _key(), _key()
+            await store.put(old, b"old", self.short)
+            records = [(old, user + b" new", _LONG), (empty, b"", _LONG), (short, user, self.short)]
+            await store.put_all(records)
+            for key, value, ttl in records[:2]:
+                assert await store.get(key) == value, f"put_all left out a value for {ttl} seconds"
+            self._outlive()
+            assert await store.get(old) == user + b" new", "put_all kept an earlier time to live"
+            assert await store.get(empty) == b"", "put_all gave a value the time of another one"
+            assert await store.get(short) is None, "put_all gave a value the time of another one"
+            await store.put_all([(empty, b"one", _LONG)])
+            assert await store.get(empty) == b"one", "put_all of one value"
+            if isinstance(store, FindsByPrefix):
+                assert await store.find(user) == [(old, user + b" new")], "find must see put_all"
 
         self._run(check)
 

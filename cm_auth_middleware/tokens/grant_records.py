@@ -97,7 +97,11 @@ class GrantRecords:
         refresh_token = tokens.refresh_token
         if refresh_token is None:
             return
-        await self._store.delete(_logout_key(refresh_token))  # one may have been marked for it
+        # A logout may have been marked for it. Mostly there is none, and reading is no write that
+        # has to reach a disk or a replica.
+        mark = _logout_key(refresh_token)
+        if await self._store.get(mark) is not None:
+            await self._store.delete(mark)
         record = await self._read(refresh_token)
         known = record.tokens
         # Where the refresh token was rotated since, tokens of this login in the place of the newer

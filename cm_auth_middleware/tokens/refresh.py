@@ -26,6 +26,7 @@ from ..errors import (
 from ..events import log
 from ..runtime.base import UnderWayError
 from ..runtime.bounded_cache import BoundedCache
+from ..stores import method_of
 from .circuit_breaker import PAUSE, CircuitBreaker
 from .failovers import Failovers
 from .grant_records import REFUSED, UNAVAILABLE, GrantRecords, GrantState, grant_name
@@ -709,7 +710,7 @@ class Lease:
         self._runtime = runtime
         self._store = store
         self._release_later = release_later
-        self._claim = getattr(store, "claim", None)  # see TellsLapsedLeases
+        self._claim = method_of(store, "claim")  # see TellsLapsedLeases
         self._key = key
         self.owner = owner or secrets.token_hex(16)
         self._asked_at = -math.inf, -math.inf

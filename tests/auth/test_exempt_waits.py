@@ -6,14 +6,20 @@ import logging
 import sqlite3
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
+from starlette.types import Receive, Scope, Send
 
+from cm_auth_middleware import MemoryStore
 from tests.helpers.browser import Browser
 from tests.helpers.servers import redis_server
-from tests.helpers.stores import HangingStore
+from tests.helpers.stores import CountingStore, HangingStore
 from tests.helpers.world import MakeWorld
+
+if TYPE_CHECKING:
+    from wsgiref.types import StartResponse, WSGIEnvironment
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
@@ -53,6 +59,55 @@ async def test_it_goes_on_without_a_session_while_the_store_hangs(
         assert [record.event for record in caplog.records] == ["store_slow"]  # once an outage
         store.hangs = False
         await until_known(browser)
+
+
+async def test_it_waits_for_the_store_once_and_for_a_quarter_of_a_second(
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = HangingStore()
+    world = make_world(store=store, exempt=["/health"])
+    browser = await world.login()
+    engine = world.engine
+    runtime = (engine.async_services if world.side == "asgi" else engine.thread_services).runtime
+    waits: list[float] = []
+    within = runtime.within
+
+    async def noted(seconds: float, work: Any) -> Any:
+        waits.append(seconds)
+        return await within(seconds, work)
+
+    monkeypatch.setattr(runtime, "within", noted)
+    store.hangs = True
+    assert await ask(browser) == NOBODY
+    assert waits == [0.25]
+    store.hangs = False
+    await until_known(browser)
+
+
+async def test_one_that_took_long_is_not_looked_up_again(make_world: MakeWorld) -> None:
+    store = CountingStore(MemoryStore())
+    world = make_world(store=store, exempt=["/health"])
+    browser = await world.login()
+
+    def work() -> None:
+        world.clock.tick(31)  # after so long a session is looked up again, elsewhere
+        store.broken.add("get")
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        work()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"done"})
+
+    def wsgi_app(environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
+        work()
+        start_response("200 OK", [])
+        return [b"done"]
+
+    world.app.app = app if world.side == "asgi" else wsgi_app
+    assert (await browser.get("/health")).text == "done"
+    store.broken.clear()
+    assert (await browser.get("/")).status_code == 503
+    store.broken.clear()
 
 
 async def test_a_crowd_of_them_leaves_few_questions_behind(make_world: MakeWorld) -> None:

@@ -142,7 +142,7 @@ class CountingStore:
         return self._holds[-1]
 
     def blocking(self) -> CountingStore:
-        twin = CountingStore(self.memory)
+        twin = type(self)(self.memory)
         twin.done, twin.tried, twin.broken = self.done, self.tried, self.broken
         twin._yields = False
         return twin

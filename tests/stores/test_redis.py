@@ -805,8 +805,9 @@ def test_after_a_failover_the_new_primary_is_used(
 # Another primary, while connections to the old one stay open
 
 
-WRITES: dict[str, tuple[Callable[[SessionStore], Coroutine[Any, Any, Any]], Any]] = {
+WRITES: dict[str, tuple[Callable[[Any], Coroutine[Any, Any, Any]], Any]] = {
     "put": (lambda store: store.put("k", b"w", 60), None),
+    "put_all": (lambda store: store.put_all([("k", b"w", 60), ("other", b"w", 60)]), None),
     "replace": (lambda store: store.replace("k", b"v", b"w", 60), True),
     "delete": (lambda store: store.delete("k"), b"v"),
     "acquire": (lambda store: store.acquire("k", "one", 60), True),

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cm_auth_middleware import ConfigError, MemoryStore, SessionStore
-from cm_auth_middleware.stores import SQLiteStore, open_store
+from cm_auth_middleware.stores import PostgresStore, RedisStore, SQLiteStore, open_store
 from cm_auth_middleware.testing import StoreConformance
 from tests.helpers.stores import DictStore
 from tests.helpers.world import Clock
@@ -150,6 +150,15 @@ BROKEN = {
             await self.purge()
             return len(self.records) + len(self.leases)
         """,
+    "several values with one time": """
+        async def put_all(self, records):
+            for key, value, _ in records:
+                await self.put(key, value, records[0][2])
+        """,
+    "the last of several values only": """
+        async def put_all(self, records):
+            await self.put(*records[-1])
+        """,
     "a twin apart": """
         def blocking(self):
             return DictStore()
@@ -226,6 +235,10 @@ def test_a_store_object_is_taken_and_anything_else_refused() -> None:
     assert open_store(store) is store
     with pytest.raises(ConfigError, match="SessionStore"):
         open_store(object())  # type: ignore[arg-type]
+
+
+def test_every_store_but_memory_sets_several_values_at_once() -> None:
+    assert all(hasattr(kind, "put_all") for kind in (PostgresStore, RedisStore, SQLiteStore))
 
 
 def test_what_is_not_used_is_not_imported() -> None:

@@ -295,7 +295,7 @@ async def test_a_login_that_ends_after_a_rotation_cuts_nobody_off() -> None:
     start = await two.browser().get("/")
     newcomer = two.browser()
     newcomer.cookies.update(start.cookies)
-    held = store_of(one).hold("delete", "gone.")
+    held = store_of(one).hold("get", "gone.")
     answers: list[httpx2.Response] = []
 
     async def log_in() -> None:
