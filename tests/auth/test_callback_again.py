@@ -14,6 +14,17 @@ pytestmark = pytest.mark.anyio
 
 SECURE = APP.replace("http:", "https:")
 AUTHORIZE = f"{CM}/oauth/authorize?"
+OTHERS = {
+    "a program": JSON,
+    "jQuery": {"X-Requested-With": "XMLHttpRequest"},
+    "htmx": {"HX-Request": "true"},
+    "a frame": {"Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "iframe"},
+    "a prefetch": {"Sec-Purpose": "prefetch"},
+    "Office": {"User-Agent": "Mozilla/4.0 (ms-office; MSOffice 16)"},
+}  # who could not go on by a redirect
+SCHEMES = pytest.mark.parametrize(
+    ("first", "last"), [(APP, SECURE), (SECURE, APP)], ids=["http to https", "https to http"]
+)
 
 
 async def begun(world: World) -> tuple[str, str]:
@@ -97,17 +108,29 @@ async def test_a_callback_that_is_always_sent_twice_ends_at_a_page(world: World)
     assert "Start again" in page.text
 
 
-@pytest.mark.parametrize(
-    "headers",
-    [JSON, {"Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "iframe"}, {"Sec-Purpose": "prefetch"}],
-    ids=["a program", "a frame", "a prefetch"],
-)
+@pytest.mark.parametrize("headers", OTHERS.values(), ids=OTHERS.keys())
 async def test_only_a_person_is_led_to_a_login_anew(world: World, headers) -> None:
-    """R24: others could not log in by it."""
+    """R22, R24, R33, R52: others could not log in by it."""
     url, cookies = await begun(world)
     await world.browser(Cookie=cookies).get(url)
     answer = await world.browser(Cookie=cookies, **headers).get(url)
     assert answer.status_code == 400
+    assert f"{NAME}_login_" not in str(answer.headers)
+
+
+@pytest.mark.parametrize("headers", OTHERS.values(), ids=OTHERS.keys())
+async def test_nobody_else_is_where_many_tabs_were_restored(world: World, headers) -> None:
+    """R22, R33, R52: a tab whose cookie another one has overwritten."""
+    url, cookies = await begun(world)
+    name = cookies.partition("=")[0]
+    prefix, number = name.rsplit("_", 1)
+    others = [f"{prefix}_{(int(number) + n) % 60}={'B' * 21}A" for n in range(6)]
+    answer = await world.browser(Cookie="; ".join(others)).get(url)
+    assert answer.headers["location"].startswith(AUTHORIZE)
+    answer = await world.browser(Cookie="; ".join(others), **headers).get(url)
+    assert answer.status_code == 400
+    assert "location" not in answer.headers
+    assert "set-cookie" not in answer.headers
 
 
 async def test_a_browser_that_does_not_keep_the_session_is_not_sent_in_a_circle(
