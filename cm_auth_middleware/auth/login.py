@@ -351,17 +351,17 @@ class Login:
         """Return True if another login should take the place of one that cannot end, by itself.
 
         It does so for the browser that began: it sent its callback again before the first was
-        answered, or after it broke that off. And for one that went from http to https, which had no
-        chance to keep its cookie. Any other may have followed a link that an attacker made, and
-        gets a page. So does one where this happened before, or whose cookies do not stay: no
-        browser is sent in a circle.
+        answered, or after it broke that off. And for one that went from http to https or back,
+        which had no chance to bring its cookie. Any other may have followed a link that an attacker
+        made, and gets a page. So does one where this happened before, or whose cookies do not stay:
+        no browser is sent in a circle.
         """
         if login.is_anew or self.cookies.is_fresh_login(request):
             return False
         if who_asks(request) is not Asker.PERSON:
             return False
         cookies = self.cookies
-        return cookies.began_here(request, login) or cookies.lost_by_http(request, login)
+        return cookies.began_here(request, login) or cookies.lost_by_scheme(request, login)
 
     async def _refused(self, callback: _Callback, error: str) -> Response:
         """Answer a callback that brings an error instead of a code."""
