@@ -35,6 +35,7 @@ SAID = {
     40: ("docs/limits.md", "no-store", "ask for styles and scripts each time"),
     42: ("docs/origins.md", "development-servers", "CM_AUTH_REDIRECT_URI=http://localhost:5173/"),
     43: ("docs/origins.md", "403-cross-site-request-refused", "`Referrer-Policy: same-origin`"),
+    44: ("docs/testing.md", "logging-in-cm_login", "http://testserver"),
     53: ("docs/how-it-works.md", "back-to-the-same-url", "encodeURIComponent(page)"),
     55: ("docs/limits.md", "offline", 'crossorigin="use-credentials"'),
     57: ("docs/deployment.md", "dragonfly", "Redis and Valkey are supported"),
