@@ -24,6 +24,7 @@ ALL = {
 # What stays as it is by decision, lies with others, or has to be written down, and where that is: a
 # page and the anchor of a section, and words of that section. The last one is a run of its own.
 SAID = {
+    7: ("docs/limits.md", "wsgi-websockets", "messages do not count as activity"),
     11: ("docs/front-ends.md", "a-front-end-on-another-origin", "**The order matters.**"),
     13: ("docs/deployment.md", "health-checks", "`/auth/session` says nothing about the store"),
     14: ("docs/deployment.md", "a-proxy-before-it", "proxy_set_header Host $http_host;"),
