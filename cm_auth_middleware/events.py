@@ -108,8 +108,9 @@ EVENTS = {
     "scheme_mismatch": Event(
         WARNING,
         "a request has another scheme than `redirect_uri`; logged once: `request`, `redirect_uri`",
-        "let the server trust the proxy's X-Forwarded-Proto, and the proxy send it; cookies "
-        "follow redirect_uri where it is https",
+        "if redirect_uri is https, let the server trust the proxy's X-Forwarded-Proto, and the "
+        "proxy send it; cookies follow redirect_uri. If it is http, write https there, or each "
+        "login ends by http, and https has no session",
     ),
     "cookie_prefix_on_http": Event(
         WARNING,

@@ -24,6 +24,7 @@ ALL = {
 # What stays as it is by decision, lies with others, or has to be written down, and where that is: a
 # page and the anchor of a section, and words of that section. The last one is a run of its own.
 SAID = {
+    7: ("docs/limits.md", "wsgi-websockets", "messages do not count as activity"),
     11: ("docs/front-ends.md", "a-front-end-on-another-origin", "**The order matters.**"),
     13: ("docs/deployment.md", "health-checks", "`/auth/session` says nothing about the store"),
     14: ("docs/deployment.md", "a-proxy-before-it", "proxy_set_header Host $http_host;"),
@@ -35,6 +36,7 @@ SAID = {
     40: ("docs/limits.md", "no-store", "ask for styles and scripts each time"),
     42: ("docs/origins.md", "development-servers", "CM_AUTH_REDIRECT_URI=http://localhost:5173/"),
     43: ("docs/origins.md", "403-cross-site-request-refused", "`Referrer-Policy: same-origin`"),
+    44: ("docs/testing.md", "logging-in-cm_login", "http://testserver"),
     53: ("docs/how-it-works.md", "back-to-the-same-url", "encodeURIComponent(page)"),
     55: ("docs/limits.md", "offline", 'crossorigin="use-credentials"'),
     57: ("docs/deployment.md", "dragonfly", "Redis and Valkey are supported"),

@@ -18,7 +18,7 @@ from ..runtime.bounded_cache import BoundedCache
 from ..sessions.cookie import Ticket
 from ..sessions.encryption import load_encryption
 from ..sessions.record import Record, Tokens, dumps
-from ..web.asking import Asker, is_early, who_asks
+from ..web.asking import Asker, who_asks
 from ..web.local_target import next_target, safe_target, shorter_targets
 from ..web.origin import normal_origin
 from ..web.request import Request
@@ -113,17 +113,11 @@ class Login:
         self._sessions.cookie.check_scheme(request)
         asker = who_asks(request)
         if asker is Asker.PROGRAM:
-            page = self._origins.page_of(request)
-            login = self.url(request, page)
-            headers = []
-            if request.header("hx-request"):
-                headers.append(("HX-Redirect", self._short_url(request, page)))
-            return problem(401, "Login required", *headers, login_url=login, detail="Log in first.")
+            return await self._refer(request, asker, self._origins.page_of(request))
         if asker is Asker.FORM:
-            login = self.url(request, self._pages.page_before(request))
-            return await self._pages.show(request, 401, "form_not_sent", login)
-        if asker is not Asker.PERSON:  # a redirect would lead nowhere
-            return await self._pages.show(request, 401, "log_in", self.url(request, request.url))
+            return await self._refer(request, asker, self._pages.page_before(request))
+        if asker is not Asker.PERSON:
+            return await self._refer(request, asker, request.url)
         # The next two come back without a session, and would be sent out again for ever.
         if self.cookies.is_fresh_login(request):
             clear = self.cookies.clear_fresh_login(request)
@@ -139,9 +133,26 @@ class Login:
 
     async def login(self, request: Request) -> Response:
         """Serve ``login?next=/path``."""
-        if is_early(request):  # no login begins before a person wants it
-            return await self.required(request)
-        return await self._start(request, next_target(request.query))
+        target = next_target(request.query)
+        asker = who_asks(request)
+        if asker is Asker.PERSON:
+            return await self._start(request, target)
+        if target is not None:
+            target = safe_target(target, request.root_path)
+        elif asker is Asker.PROGRAM:
+            target = self._origins.page_of(request)
+        return await self._refer(request, asker, target)
+
+    async def _refer(self, request: Request, asker: Asker, target: str | None) -> Response:
+        """Tell who could not go on by a redirect where the login begins that leads to `target`."""
+        login = self.url(request, target)
+        if asker is not Asker.PROGRAM:
+            kind = "form_not_sent" if asker is Asker.FORM else "log_in"
+            return await self._pages.show(request, 401, kind, login)
+        headers = []
+        if request.header("hx-request"):
+            headers.append(("HX-Redirect", self._short_url(request, target)))
+        return problem(401, "Login required", *headers, login_url=login, detail="Log in first.")
 
     def url(self, request: Request, target: str | None) -> str:
         """Return the URL that starts a login and leads to `target`."""
@@ -320,7 +331,8 @@ class Login:
         if login is not None:
             login = replace(login, target=safe_target(login.target, request.root_path))
             is_overwritten = self.cookies.is_overwritten(request, login)
-            if is_overwritten and await self._sessions.load(request) is None:
+            is_person = who_asks(request) is Asker.PERSON  # nobody else could go on by a login
+            if is_overwritten and is_person and await self._sessions.load(request) is None:
                 return await self._start(request, login.target)
         return await self._stale(request, login)
 
@@ -339,17 +351,17 @@ class Login:
         """Return True if another login should take the place of one that cannot end, by itself.
 
         It does so for the browser that began: it sent its callback again before the first was
-        answered, or after it broke that off. And for one that went from http to https, which had no
-        chance to keep its cookie. Any other may have followed a link that an attacker made, and
-        gets a page. So does one where this happened before, or whose cookies do not stay: no
-        browser is sent in a circle.
+        answered, or after it broke that off. And for one that went from http to https or back,
+        which had no chance to bring its cookie. Any other may have followed a link that an attacker
+        made, and gets a page. So does one where this happened before, or whose cookies do not stay:
+        no browser is sent in a circle.
         """
         if login.is_anew or self.cookies.is_fresh_login(request):
             return False
         if who_asks(request) is not Asker.PERSON:
             return False
         cookies = self.cookies
-        return cookies.began_here(request, login) or cookies.lost_by_http(request, login)
+        return cookies.began_here(request, login) or cookies.lost_by_scheme(request, login)
 
     async def _refused(self, callback: _Callback, error: str) -> Response:
         """Answer a callback that brings an error instead of a code."""

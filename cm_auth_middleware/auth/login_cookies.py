@@ -126,12 +126,15 @@ class LoginCookies:
         proofs = self._proofs(request)
         return self._is_in_time(login) and len(proofs) >= _MANY and login.number in proofs
 
-    def lost_by_http(self, request: Request, login: PendingLogin) -> bool:
-        """Return True if a login began by http and ends by https, where its cookie does not come.
+    def lost_by_scheme(self, request: Request, login: PendingLogin) -> bool:
+        """Return True if a login began by http and ends by https, or the other way round.
 
-        The site has both schemes, or led the callback from the one to the other.
+        Its cookie does not come then. The site has both schemes, and ``redirect_uri`` one of them,
+        or something led the callback from the one to the other. If another login can keep no
+        cookie either, because they are ``Secure`` and the callback is http, this is False.
         """
-        return self._is_in_time(login) and login.by_http and request.is_secure
+        is_kept = request.is_secure or not self._session_cookie.is_secure(request)
+        return self._is_in_time(login) and login.by_http is request.is_secure and is_kept
 
     def _is_in_time(self, login: PendingLogin) -> bool:
         # It may begin a while from now: two servers' clocks differ a little.

@@ -40,8 +40,8 @@ class PendingLogin:
         target: the path of this application where the login leads to.
         started_at: epoch seconds.
         key: the secret key that encrypted the state, as its place in the list; not in the state.
-        by_http: True if it began by http: browsers keep no ``Secure`` cookie of that, and send
-            none of another name to https.
+        by_http: True if it began by http: browsers keep no ``Secure`` cookie of that, and bring
+            https no cookie that it looks for, nor http one that https has set.
         is_anew: True if it took the place of one whose callback could not be served.
     """
 

@@ -134,7 +134,7 @@ class SessionCookie:
         line = request.cookie_line
         if not line:
             return ()
-        verified = self._verified[request.is_secure if self._forced is None else self._forced]
+        verified = self._verified[self.is_secure(request)]
         found = verified.get(line)
         if found is None:
             name = self.name(request)
@@ -167,8 +167,11 @@ class SessionCookie:
 
     def name(self, request: Request) -> str:
         """Return the cookie's name for this request's scheme."""
-        is_secure = request.is_secure if self._forced is None else self._forced
-        return self._secure_name if is_secure else self._plain_name
+        return self._secure_name if self.is_secure(request) else self._plain_name
+
+    def is_secure(self, request: Request) -> bool:
+        """Return True if the answer to a request sets ``Secure`` cookies."""
+        return request.is_secure if self._forced is None else self._forced
 
     def header(self, request: Request, name: str, value: str, max_age: int) -> tuple[str, str]:
         """Return the header that sets a cookie with the attributes of the session cookie.
@@ -177,7 +180,7 @@ class SessionCookie:
             max_age: seconds; 0 clears the cookie.
         """
         self.check_scheme(request)
-        is_secure = request.is_secure if self._forced is None else self._forced
+        is_secure = self.is_secure(request)
         if not is_secure and needs_https(name) and self._is_first("prefix"):
             log("cookie_prefix_on_http", cookie_name=self._plain_name)
         secure = "; Secure" if is_secure else ""

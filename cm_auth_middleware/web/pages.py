@@ -103,7 +103,9 @@ class Pages:
         message = words(kind, language, self._server)
         # A link can do no harm in a frame of the application's own pages; the log-out button could.
         is_frame = method == "get" and is_framed(request)
-        target = "_top" if is_frame and link != request.url else "_self"
+        # To try again stays in the frame; a login leaves it, from the login's own URL too.
+        leaves = kind == "log_in" or link != request.url
+        target = "_top" if is_frame and leaves else "_self"
         page = ErrorPage(
             status,
             kind,

@@ -236,9 +236,10 @@ def own_page(page: Page, body: str, policy: str = "") -> None:
     page.goto("/kept")
 
 
-def test_the_page_in_a_frame_opens_the_login_at_the_top(page: Page, site, cm) -> None:
+@pytest.mark.parametrize("path", ["/deep/x", "/auth/login?next=/deep/x"])
+def test_the_page_in_a_frame_opens_the_login_at_the_top(page: Page, site, cm, path: str) -> None:
     """R33: CameraManager is not asked for within the frame."""
-    own_page(page, '<iframe src="/deep/x"></iframe>')
+    own_page(page, f'<iframe src="{path}"></iframe>')
     frame = page.frame_locator("iframe")
     frame.get_by_role("link", name="Inloggen met CameraManager").click()
     expect(page.get_by_label("E-mail")).to_be_visible()

@@ -50,6 +50,65 @@ def test_a_test_client_with_another_host_is_told_of_the_option(
     assert "allowed_hosts" in caplog.text
 
 
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("options", "base_url", "statuses"),
+    [
+        ({}, "http://testserver", [400]),
+        ({"allowed_hosts": ["testserver"]}, "http://testserver", [302, 302, 200]),
+        ({}, "http://localhost", [302, 302, 200]),
+        # Cookies are Secure, and do not come back over http.
+        (
+            {"redirect_uri": "https://testserver/auth/callback"},
+            "http://testserver",
+            [302, 302, 401],
+        ),
+        (
+            {"redirect_uri": "https://testserver/auth/callback"},
+            "https://testserver",
+            [302, 302, 200],
+        ),
+        ({"allowed_hosts": ["testserver"], "cookie_secure": True}, "http://testserver", [302, 400]),
+    ],
+)
+async def test_an_httpx_client_is_a_visitor_like_any_other(options, base_url, statuses) -> None:
+    """R44: as docs/testing.md says: it does not tell that it is a test client."""
+    world = World(**options)
+    got = []
+    transport = httpx2.ASGITransport(world.app)
+    async with httpx2.AsyncClient(transport=transport, base_url=base_url) as client:
+        answer = await client.get("/cameras", headers=HTML)
+        got.append(answer.status_code)
+        if answer.status_code == 302:
+            callback = world.browser().callback_url(answer.headers["location"])
+            got.append((await client.get(callback)).status_code)
+        if got[-1] == 302:
+            got.append((await client.get("/cameras")).status_code)
+    assert got == statuses
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("given", "base_url", "status"),
+    [
+        ({}, "http://testserver", 200),
+        ({}, "https://testserver", 401),  # the cookie has another name there
+        ({"base_url": "https://localhost"}, "https://testserver", 200),
+    ],
+)
+async def test_an_httpx_client_that_cm_login_has_logged_in_may_use_any_host(
+    cm_login: Any, given: dict[str, str], base_url: str, status: int
+) -> None:
+    """R44: cm_login logs in at a URL of its own, and hands on the cookie."""
+    app = CMAuthMiddleware(make_app())
+    transport = httpx2.ASGITransport(app)
+    client = cm_login(
+        app, client=httpx2.AsyncClient(transport=transport, base_url=base_url), **given
+    )
+    async with client:
+        assert (await client.get("/cameras")).status_code == status
+
+
 @pytest.mark.parametrize("by", ["keyword", "position", "partial"])
 def test_a_middleware_takes_the_application_as_frameworks_give_it(by: str) -> None:
     """R45: Litestar's DefineMiddleware gives it by keyword, Starlette by position."""

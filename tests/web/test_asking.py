@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tests.helpers.world import APP, World
+from tests.helpers.world import APP, JSON, World, both_providers
+from tests.security.visits import NAME
 
 pytestmark = pytest.mark.anyio
 
@@ -140,6 +141,59 @@ async def test_everybody_is_answered_as_helps_them(world: World, case: Case) -> 
     assert kind == ("application/problem+json" if case.answer == PROBLEM else "text/html")
     if case.answer in (FRAME, FORM):
         assert ("The form was not sent" in answer.text) == (case.answer == FORM)
+
+
+ROUTE = "/auth/login?next=/deep/x%3Fa%3D1"
+GETS = {
+    name: case
+    for name, case in CASES.items()
+    if case.method in ("GET", "HEAD") and name != "a WebSocket"  # which has no routes of ours
+}
+
+
+@both_providers
+@pytest.mark.parametrize("case", GETS.values(), ids=GETS.keys())
+async def test_the_login_route_answers_everybody_alike(world: World, case: Case) -> None:
+    """R22, R33, R52: it leads to the login whom that helps, and others where one can begin."""
+    answer = await world.browser().request(case.method, ROUTE, headers=case.headers)
+    if case.answer == LOGIN:
+        assert answer.status_code == 302
+        assert answer.headers["location"].startswith(f"{world.authorize}?")
+        assert f"{NAME}_login_" in answer.headers["set-cookie"]
+        return
+    assert answer.status_code == 401
+    assert "set-cookie" not in answer.headers
+    assert "location" not in answer.headers
+    assert "www-authenticate" in answer.headers
+    if case.method == "HEAD":
+        return
+    if case.answer == PROBLEM:
+        assert answer.json()["login_url"] == ROUTE
+        is_htmx = "HX-Request" in case.headers
+        assert answer.headers.get("hx-redirect") == (ROUTE if is_htmx else None)
+        return
+    tag, href = link_of(answer)
+    assert href == ROUTE
+    assert ('target="_top"' in tag) is (case.answer == FRAME)  # though it is the page's own URL
+
+
+@pytest.mark.parametrize("target", ["//evil.example", "https://evil.example/", "/%5cevil.example"])
+async def test_the_login_route_names_no_other_site(world: World, target: str) -> None:
+    """13: neither to a frame nor to a script."""
+    path, home = f"/auth/login?next={target}", "/auth/login?next=/"
+    framed = await world.browser().get(path, headers=told("navigate", "iframe"))
+    assert link_of(framed)[1] == home
+    script = await world.browser().get(path, headers={**JSON, "HX-Request": "true"})
+    assert (script.json()["login_url"], script.headers["hx-redirect"]) == (home, home)
+
+
+async def test_the_login_route_leads_a_script_back_to_its_page(world: World) -> None:
+    """R20, R22: where it names no page itself."""
+    headers = {**JSON, "Referer": f"{APP}/deep/x?a=1"}
+    answer = await world.browser().get("/auth/login", headers=headers)
+    assert answer.json()["login_url"] == ROUTE
+    framed = await world.browser().get("/auth/login", headers=told("navigate", "iframe"))
+    assert link_of(framed)[1] == "/auth/login"
 
 
 # -- frames -------------------------------------------------------------------------------------
