@@ -18,7 +18,7 @@ from ..runtime.bounded_cache import BoundedCache
 from ..sessions.cookie import Ticket
 from ..sessions.encryption import load_encryption
 from ..sessions.record import Record, Tokens, dumps
-from ..web.asking import Asker, who_asks
+from ..web.asking import Asker, is_plain_program, who_asks
 from ..web.local_target import next_target, safe_target, shorter_targets
 from ..web.origin import normal_origin
 from ..web.request import Request
@@ -135,7 +135,7 @@ class Login:
         """Serve ``login?next=/path``."""
         target = next_target(request.query)
         asker = who_asks(request)
-        if asker is Asker.PERSON:
+        if asker is Asker.PERSON or is_plain_program(request):  # such as curl, which may follow
             return await self._start(request, target)
         if target is not None:
             target = safe_target(target, request.root_path)

@@ -63,8 +63,7 @@ def who_asks(request: Request) -> Asker:
     if request.method not in ("GET", "HEAD"):
         kind = (header("content-type") or "").partition(";")[0].strip().lower()
         return Asker.FORM if is_told or kind in _FORMS else Asker.PROGRAM
-    agent = header("user-agent") or ""
-    if "ffice" in agent and _OFFICE.search(agent):  # to look for a part costs a tenth
+    if _is_office(request):
         return Asker.OFFICE
     return Asker.FRAME if _is_frame(mode, dest) else Asker.PERSON
 
@@ -83,6 +82,13 @@ def is_early(request: Request) -> bool:
     return False
 
 
+def is_plain_program(request: Request) -> bool:
+    """Return True for a program that asks for itself, as far as it tells: no page, no Office."""
+    is_told = any(request.header(f"sec-fetch-{name}") is not None for name in ("mode", "dest"))
+    is_other = is_told or is_early(request) or _is_script(request) or _is_office(request)
+    return who_asks(request) is Asker.PROGRAM and not is_other
+
+
 def opens_document(request: Request) -> bool:
     """Return True if a browser tells that it opens the answer as a page, and not in a frame."""
     return (
@@ -94,6 +100,11 @@ def opens_document(request: Request) -> bool:
 
 def _is_frame(mode: str | None, dest: str | None) -> bool:
     return dest in _FRAMES or mode == "nested-navigate"
+
+
+def _is_office(request: Request) -> bool:
+    agent = request.header("user-agent") or ""
+    return "ffice" in agent and bool(_OFFICE.search(agent))  # to look for a part costs a tenth
 
 
 def _is_script(request: Request) -> bool:

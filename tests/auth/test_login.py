@@ -396,7 +396,7 @@ async def test_a_malformed_code_makes_no_token_call(world: World, query: str) ->
 @pytest.mark.parametrize("headers", [HTML, JSON])
 async def test_a_refused_login_is_a_page_of_ours(world: World, headers: dict[str, str]) -> None:
     browser = world.browser(**headers)
-    state = location(await browser.get("/auth/login", headers=HTML))["state"]
+    state = location(await browser.get("/auth/login"))["state"]
     evil = "%3Cscript%3Ealert(1)%3C/script%3E%0d%0aSet-Cookie:x=1"
     response = await browser.get(
         f"/auth/callback?error=access_denied&error_description={evil}&state={state}"

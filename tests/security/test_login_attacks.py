@@ -148,7 +148,7 @@ async def test_an_error_of_the_login_server_is_never_reflected(
 ) -> None:
     """5: error and error_description come out as a page of ours, without a word of theirs."""
     browser = world.browser(**headers)
-    state = query_of(await browser.get("/auth/login", headers=HTML))["state"]
+    state = query_of(await browser.get("/auth/login"))["state"]
     for error in ("access_denied", description[:500]):
         response = await browser.get(
             f"/auth/callback?error={error}&error_description={description}&state={state}"

@@ -53,7 +53,7 @@ async def test_so_does_the_landing_page_and_the_end_of_a_session(make_world) -> 
     world = make_world(auto_login=False)
     assert "www-authenticate" in (await world.browser().get("/")).headers
     browser = world.browser(**JSON)
-    start = await browser.get("/auth/login", headers=HTML)
+    start = await browser.get("/auth/login")
     await browser.finish(start.headers["location"])
     world.sim.revoke_user("anna@example.com")
     ended = await browser.get("/cameras")
