@@ -55,6 +55,13 @@ def simulator() -> Iterator[Simulated]:
 
 
 @pytest.fixture(scope="session")
+def eagle_eye_simulator() -> Iterator[Simulated]:
+    """The same, playing Eagle Eye's API v3."""
+    with run_simulator("--provider", "eagleeye") as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
 def spring_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Setting], Spring]]:
     """Start a server of a setting, or return the one that runs."""
     servers: dict[Setting, Spring] = {}
