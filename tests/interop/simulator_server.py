@@ -17,7 +17,7 @@ from .spring_server import Setting
 
 @dataclass(frozen=True, slots=True)
 class Simulated:
-    """A running simulator."""
+    """A running simulator, or a server that takes its commands."""
 
     url: str
 
@@ -49,7 +49,7 @@ class Simulated:
 
 
 @contextlib.contextmanager
-def simulator() -> Iterator[Simulated]:
+def simulator(*flags: str) -> Iterator[Simulated]:
     """Run a simulator by its command line until the block ends."""
-    with simulated() as process:
+    with simulated(*flags) as process:
         yield Simulated(process.url)
