@@ -232,6 +232,19 @@ KNOWN: dict[str, tuple[Known, ...]] = {
             ),
         ),
     ),
+    "refreshes at once": (
+        Known(
+            SEEN_IN_SPRING,
+            "Spring gives tokens twice, and keeps those that it stores last; the simulator answers "
+            "one refresh after the other.",
+            (
+                "4 status: Spring 200, simulator 401",
+                "4 error: Spring none, simulator invalid_grant",
+                "6 status: Spring 401, simulator 200",
+                "6 challenge: Spring Bearer invalid_token, simulator none",
+            ),
+        ),
+    ),
     # The bearer
     "no bearer": (
         Known(

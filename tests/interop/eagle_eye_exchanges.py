@@ -17,6 +17,7 @@ from .exchanges import (
     OTHER,
     WRONG,
     Ask,
+    AtOnce,
     Disable,
     Exchange,
     Lifetimes,
@@ -178,6 +179,10 @@ EXCHANGES = (
     _do("an expired refresh token", Lifetimes(100, 1), *_IN, Wait(1.1), _api(), _refresh(), _api()),
     _do("a refresh of a revoked user", *_IN, Revoke(), _refresh(), _api()),
     _do("a refresh of a disabled user", *_IN, Disable(), _refresh()),
+    _do(
+        "refreshes at once",
+        *(*_IN, AtOnce(_refresh(), _refresh()), AtOnce(_api(), _api("{access2}"))),
+    ),
     _do("a refresh after a second login", *_IN, *_IN, _refresh(), _api("{access1}")),
     # The API's host
     _do("another account", _login(BOB), _code(), _api()),

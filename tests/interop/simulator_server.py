@@ -17,7 +17,7 @@ from .spring_server import Setting
 
 @dataclass(frozen=True, slots=True)
 class Simulated:
-    """A running simulator, or a server that takes its commands."""
+    """A running simulator."""
 
     url: str
 
@@ -46,6 +46,14 @@ class Simulated:
             f"{self.url}/_control", json=commands, timeout=30, verify=NO_AUTHORITIES
         )
         answer.raise_for_status()
+
+
+class Steered(Simulated):
+    """A running Spring Authorization Server, which takes the simulator's commands, and one more."""
+
+    def meet(self) -> None:
+        """Let the next two refreshes read their login before either changes it."""
+        self.simulate(meet=True)
 
 
 @contextlib.contextmanager

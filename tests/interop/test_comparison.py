@@ -16,7 +16,7 @@ from .known_differences import DOCUMENTED, INFERRED, KNOWN, OBSERVED, SEEN_IN_SP
 from .other_servers import OtherServer
 from .processes import ROOT
 from .report import Compared
-from .simulator_server import Simulated
+from .simulator_server import Simulated, Steered
 from .spring_server import Setting, Spring
 
 HEADING = "\n## API v3 and Spring Authorization Server\n"
@@ -52,7 +52,7 @@ def test_the_simulator_answers_as_spring_authorization_server_does(
     compared: Callable[[Compared], None],
 ) -> None:
     answers = []
-    for server in (Simulated(authorization_server.url), eagle_eye_simulator):
+    for server in (Steered(authorization_server.url), eagle_eye_simulator):
         server.reset(Setting(reuse=False, store="jdbc"))
         answers.append(carry_out(exchange, server, eagle_eye_exchanges.EAGLE_EYE))
     known = list(eagle_eye_differences.KNOWN.get(exchange.name, ()))

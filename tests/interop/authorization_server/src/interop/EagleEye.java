@@ -1,9 +1,11 @@
 package interop;
 
 import com.fasterxml.jackson.databind.ObjectMapper;
+import com.nimbusds.jwt.JWTParser;
 import jakarta.servlet.Filter;
 import jakarta.servlet.http.HttpServletRequest;
 import jakarta.servlet.http.HttpServletResponse;
+import java.text.ParseException;
 import java.time.Duration;
 import java.time.Instant;
 import java.util.ArrayList;
@@ -14,6 +16,8 @@ import java.util.Map;
 import java.util.Set;
 import java.util.concurrent.ConcurrentHashMap;
 import java.util.concurrent.CopyOnWriteArrayList;
+import java.util.concurrent.CyclicBarrier;
+import java.util.concurrent.TimeUnit;
 import java.util.concurrent.atomic.AtomicInteger;
 import org.apache.catalina.util.ServerInfo;
 import org.springframework.beans.factory.annotation.Value;
@@ -136,6 +140,7 @@ public class EagleEye {
     volatile boolean rotates;
     volatile boolean forbidsDeadBearers;
     volatile double answerDelay;
+    volatile CyclicBarrier meeting;
     private final Map<String, Integer> moves = new ConcurrentHashMap<>();
     private final Map<String, String> hosts = new ConcurrentHashMap<>();
     private final int port;
@@ -153,6 +158,7 @@ public class EagleEye {
       rotates = true;
       forbidsDeadBearers = false;
       answerDelay = 0;
+      meeting = null;
       answersToLose.set(0);
       disabled.clear();
       moves.clear();
@@ -164,6 +170,19 @@ public class EagleEye {
       tokenCalls.clear();
       revocations.clear();
       usedRefreshTokens.clear();
+    }
+
+    /** Lets the next two refreshes read their login before either changes it. */
+    void meet() {
+      CyclicBarrier barrier = meeting;
+      if (barrier != null) {
+        try {
+          barrier.await(3, TimeUnit.SECONDS);
+        } catch (Exception alone) {
+          // The comparison finds one answer, where two were to come.
+        }
+        meeting = null;
+      }
     }
 
     void move(String email) {
@@ -286,8 +305,17 @@ public class EagleEye {
   }
 
   @Bean
-  static OAuth2AuthorizationService authorizations(JdbcTemplate jdbc, Keys keys) {
-    return new JdbcOAuth2AuthorizationService(jdbc, keys);
+  static OAuth2AuthorizationService authorizations(State state, JdbcTemplate jdbc, Keys keys) {
+    return new JdbcOAuth2AuthorizationService(jdbc, keys) {
+      @Override
+      public OAuth2Authorization findByToken(String token, OAuth2TokenType type) {
+        OAuth2Authorization found = super.findByToken(token, type);
+        if (OAuth2TokenType.REFRESH_TOKEN.equals(type)) {
+          state.meet();
+        }
+        return found;
+      }
+    };
   }
 
   @Bean
@@ -302,17 +330,15 @@ public class EagleEye {
 
   @Bean
   @Order(1)
-  static SecurityFilterChain authorizationServer(
-      HttpSecurity http, State state, OAuth2AuthorizationService authorizations) throws Exception {
+  static SecurityFilterChain authorizationServer(HttpSecurity http, State state)
+      throws Exception {
     OAuth2AccessTokenResponseAuthenticationSuccessHandler answer =
         new OAuth2AccessTokenResponseAuthenticationSuccessHandler();
     answer.setAccessTokenResponseCustomizer(
         context -> {
           OAuth2AccessTokenAuthenticationToken given = context.getAuthentication();
           String token = given.getAccessToken().getTokenValue();
-          String email =
-              authorizations.findByToken(token, OAuth2TokenType.ACCESS_TOKEN).getPrincipalName();
-          Map<String, Object> more = Map.of("httpsBaseUrl", state.place(email, token));
+          Map<String, Object> more = Map.of("httpsBaseUrl", state.place(subject(token), token));
           context.getAccessTokenResponse().additionalParameters(more);
         });
     OAuth2AuthorizationServerConfigurer server =
@@ -330,6 +356,15 @@ public class EagleEye {
               new LoginUrlAuthenticationEntryPoint("/login"), pages);
         });
     return http.build();
+  }
+
+  /** Of the token, as its login may have a newer one already. */
+  private static String subject(String accessToken) {
+    try {
+      return JWTParser.parse(accessToken).getJWTClaimsSet().getSubject();
+    } catch (ParseException error) {
+      throw new IllegalStateException(error);
+    }
   }
 
   @Bean
@@ -538,6 +573,9 @@ public class EagleEye {
       }
       if (commands.containsKey("forbid_dead_bearers")) {
         state.forbidsDeadBearers = isTrue(commands, "forbid_dead_bearers");
+      }
+      if (isTrue(commands, "meet")) {
+        state.meeting = new CyclicBarrier(2);
       }
       if (commands.get("disable_user") instanceof String email) {
         state.disabled.add(email);
