@@ -347,6 +347,7 @@ EXCHANGES = (
     _do("a second login after a revocation", *_IN, Revoke(), *_IN, _api()),
     _do("a refresh after a second login", *_IN, *_IN, _refresh(), _api("{access1}")),
     _do("logins at once", AtOnce(_password(), _password())),
+    _do("refreshes at once", *_IN, AtOnce(_refresh(), _refresh())),
     # The bearer
     _do("a user", *_IN, _api(path="/rest/v2.3/users/self")),
     _do("no bearer", _api(None)),

@@ -149,4 +149,16 @@ KNOWN: dict[str, tuple[Known, ...]] = {
             only="rotates-jdbc",
         ),
     ),
+    "refreshes at once": (
+        Known(
+            SEEN_IN_SPRING,
+            "The simulator answers one refresh after the other; JdbcTokenStore fails at the second "
+            "of two, whose row is there already.",
+            (
+                "4 status: Spring 500, simulator 400",
+                "4 error: Spring server_error, simulator invalid_grant",
+            ),
+            only="rotates-jdbc",
+        ),
+    ),
 }
