@@ -29,6 +29,7 @@ class _Form(HTMLParser):
         self.action: str | None = None
         self.hidden: dict[str, str] = {}
         self.inputs: dict[str, str] = {}  # the type of each, by name
+        self.boxes: dict[str, str] = {}  # to check
         self._open = False
         self.feed(page)
 
@@ -41,6 +42,8 @@ class _Form(HTMLParser):
             self.inputs[name] = kind
             if kind == "hidden":
                 self.hidden[name] = given.get("value", "")
+            if kind == "checkbox":
+                self.boxes[name] = given.get("value", "on")
 
     def handle_endtag(self, tag: str) -> None:
         if tag == "form":
@@ -128,5 +131,7 @@ def _filled(form: _Form, email: str, consents: bool) -> dict[str, str]:
         return {**fields, "decision": "allow" if consents else "refuse"}
     if "allow" in form.inputs:  # django-oauth-toolkit's button
         return {**fields, "allow": "Authorize"} if consents else fields
+    if form.boxes:  # Spring Authorization Server's scopes
+        return {**fields, **form.boxes} if consents else fields
     scopes = [name for name, kind in form.inputs.items() if kind == "radio"]
     return {**fields, **dict.fromkeys(scopes, str(consents).lower())}

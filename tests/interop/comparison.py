@@ -15,14 +15,15 @@ import httpx2
 from .browser import NO_AUTHORITIES, Browser
 from .exchanges import (
     CALLBACK,
+    CAMERAMANAGER,
     KEY,
-    LIFETIME,
     Ask,
     AtOnce,
     Disable,
     Exchange,
     Lifetimes,
     Login,
+    Platform,
     Revoke,
     Simulate,
     Wait,
@@ -31,7 +32,6 @@ from .exchanges import (
 Observed = dict[str, Any]  # what counts of an answer, by name
 
 _OUTER = ("redirected", "status", "type")
-_SHAPE = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}:\d+")
 _CHALLENGE = re.compile(r'(\w+)(?:.*\berror="([^"]*)")?')
 
 
@@ -47,10 +47,12 @@ class Server(Protocol):
     def meet(self) -> None: ...
 
 
-def carry_out(exchange: Exchange, server: Server) -> list[Observed]:
+def carry_out(
+    exchange: Exchange, server: Server, platform: Platform = CAMERAMANAGER
+) -> list[Observed]:
     """Return what counts of each answer, in the order of the steps that have one."""
     with httpx2.Client(timeout=30, verify=NO_AUTHORITIES) as client:
-        return _Run(server, client).steps(exchange)
+        return _Run(server, client, platform).steps(exchange)
 
 
 def differences(spring: list[Observed], simulator: list[Observed]) -> list[str]:
@@ -71,11 +73,12 @@ def differences(spring: list[Observed], simulator: list[Observed]) -> list[str]:
 class _Run:
     """An exchange that is carried out, and what its answers gave so far."""
 
-    def __init__(self, server: Server, client: httpx2.Client) -> None:
+    def __init__(self, server: Server, client: httpx2.Client, platform: Platform) -> None:
         self._server = server
         self._client = client
+        self._platform = platform
         self._browser = Browser(nobody=CALLBACK)
-        self._lifetime = LIFETIME
+        self._lifetime = platform.lifetime
         self._known: dict[str, str] = {}
         self._names: dict[str, str] = {}  # of the tokens, which differ, by what they are
         self._seen: dict[str, float] = {}
@@ -118,20 +121,23 @@ class _Run:
             **step.change,
         }
         given = {name: value for name, value in parameters.items() if value is not None}
-        url = f"{self._server.url}/oauth/authorize?{urlencode(given)}"
+        url = f"{self._server.url}{self._platform.authorize_path}?{urlencode(given)}"
         page = self._browser.enter(url, step.email, consents=step.consents)
         location = page.headers.get("location", "")
         if not location.startswith(CALLBACK):
             return {"status": page.status_code, "redirected": False}
         answer = {name: values[0] for name, values in parse_qs(urlsplit(location).query).items()}
-        self._known["code"] = answer.get("code", "")
-        return {
+        self._known["code"] = code = answer.get("code", "")
+        observed: Observed = {
             "redirected": True,
-            "parameters": sorted(answer),
+            "parameters": self._counting(answer),
             "error": answer.get("error"),
             "state": answer.get("state"),
-            "length of the code": len(answer.get("code", "")),
         }
+        if code:
+            is_one = re.fullmatch(self._platform.code, code)
+            observed["code"] = "well-formed" if is_one else "misshapen"
+        return observed
 
     def _send(self, ask: Ask) -> httpx2.Response:
         headers = {}
@@ -149,8 +155,11 @@ class _Run:
             headers["Content-Type"] = "application/x-www-form-urlencoded"
             body = urlencode({name: self._filled(value) for name, value in ask.form.items()})
         query = {name: self._filled(value) for name, value in ask.query.items()}
+        url = self._filled(ask.path)
+        if url.startswith("/"):
+            url = self._server.url + url
         request = self._client.build_request(
-            ask.method, self._server.url + ask.path, params=query, headers=headers, content=body
+            ask.method, url, params=query, headers=headers, content=body
         )
         del request.headers["Accept"]
         if ask.accept is not None:
@@ -173,13 +182,16 @@ class _Run:
         challenge = _CHALLENGE.match(response.headers.get("www-authenticate", ""))
         if challenge:
             observed["challenge"] = f"{challenge[1]} {challenge[2]}"
-        if response.url.path == "/oauth/token":
+        if self._platform.api and response.url.path.startswith(self._platform.api):
+            del observed["type"]
+            return observed
+        if response.url.path == self._platform.token_path:
             observed["kept from caches"] = "no-store" in response.headers.get("cache-control", "")
         value = _json(response)
         if isinstance(value, list):
             observed["list of"] = sorted(value[0])
         if isinstance(value, dict):
-            observed["keys"] = sorted(value)
+            observed["keys"] = self._counting(value)
             observed["error"] = value.get("error")
             observed.update(self._tokens(value))
             said = str(value.get("error_description", ""))
@@ -188,6 +200,9 @@ class _Run:
             observed["root"] = re.findall(r"<(\w+)", response.text)[:1]
             observed["error"] = (re.findall(r"<error>(\w+)<", response.text) or [None])[0]
         return observed
+
+    def _counting(self, members: dict[str, Any]) -> list[str]:
+        return sorted(members.keys() - self._platform.optional)
 
     def _tokens(self, answer: dict[str, Any]) -> Observed:
         if "access_token" not in answer:
@@ -198,10 +213,16 @@ class _Run:
             value = str(answer.get(f"{kind}_token"))
             number = 1 + sum(name.startswith(kind) for name in self._names.values())
             name = self._names.setdefault(value, f"{kind} token {number}")
-            observed[f"{kind} token"] = name if _SHAPE.fullmatch(value) else f"{name}, misshapen"
+            form = getattr(self._platform, f"{kind}_token")
+            observed[f"{kind} token"] = name if re.fullmatch(form, value) else f"{name}, misshapen"
             self._known[kind] = self._known[f"{kind}{self._count}"] = value
         observed["token type"] = str(answer.get("token_type"))
         observed["expires in"] = self._life(str(answer["access_token"]), answer.get("expires_in"))
+        base = answer.get("httpsBaseUrl")
+        if isinstance(base, dict):
+            self._known["api"] = f"http://{base.get('hostname')}:{base.get('port')}"
+            own = base.get("port") == urlsplit(self._server.url).port
+            observed["API"] = f"{base.get('hostname')} at {'its' if own else 'another'} port"
         return observed
 
     def _life(self, token: str, expires_in: Any) -> str:

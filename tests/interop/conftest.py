@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from .other_servers import OtherServer, django_toolkit, oidc_provider
+from .other_servers import OtherServer, authorization_server, django_toolkit, oidc_provider
 from .report import Compared, lines
 from .simulator_server import Simulated
 from .simulator_server import simulator as run_simulator
@@ -51,6 +51,13 @@ def compared() -> Callable[[Compared], None]:
 def simulator() -> Iterator[Simulated]:
     """The package's simulator in a process of its own."""
     with run_simulator() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def eagle_eye_simulator() -> Iterator[Simulated]:
+    """The same, playing Eagle Eye's API v3."""
+    with run_simulator("--provider", "eagleeye") as running:
         yield running
 
 
@@ -97,5 +104,13 @@ def _oidc_provider(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OtherSe
 def _django_toolkit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OtherServer]:
     """PyPI's django-oauth-toolkit, installed and running."""
     with django_toolkit(tmp_path_factory.mktemp("django_toolkit")) as server:
+        _versions.update(server.versions)
+        yield server
+
+
+@pytest.fixture(scope="session", name="authorization_server")
+def _authorization_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OtherServer]:
+    """Spring Authorization Server, built and running."""
+    with authorization_server(tmp_path_factory.mktemp("authorization_server")) as server:
         _versions.update(server.versions)
         yield server

@@ -2,7 +2,8 @@
 
 A text in braces stands for what the server answered before: ``{code}`` for the code of the last
 login, ``{access}`` and ``{refresh}`` for the tokens of the last answer that had some, and
-``{access1}``, ``{access2}``, … for those of the first, the second, … such answer.
+``{access1}``, ``{access2}``, … for those of the first, the second, … such answer, and ``{api}`` for
+the API's origin that the last one named.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from .browser import ANNA, BOB, PASSWORD
 
 CALLBACK = "http://nobody.invalid/auth/callback"
 KEY = ("demo-key-id", "demo-key-secret")
+WRONG = ("demo-key-id", "wrong")
+OTHER = ("other-key-id", "other-key-secret")
 LIFETIME = 43_199  # seconds, of an access token of CameraManager's
 JSON = "application/json"
 XML = "application/xml"
@@ -36,6 +39,7 @@ class Ask:
     """An HTTP request.
 
     Attributes:
+        path: below the server's origin; or with ``{api}``.
         basic: the ID and the SECRET, or the header's value after ``Basic``.
         bearer: the access token; an empty one is sent, too.
         sent: the body instead of `form`, as it is, with its media type.
@@ -107,31 +111,74 @@ class Exchange:
     steps: tuple[Step, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Platform:
+    """How servers of a kind are spoken to, and which of their answers' details count.
+
+    Attributes:
+        scope: what an exchange asks for unless it says otherwise.
+        lifetime: seconds that an access token lives.
+        code: the form of an authorization code, as a regular expression.
+        access_token: that of an access token.
+        refresh_token: that of a refresh token.
+        optional: members of answers that do not count.
+        api: how the paths of the API begin if nothing of its answers counts but whether the bearer
+            was taken.
+    """
+
+    authorize_path: str
+    token_path: str
+    scope: str
+    lifetime: int
+    code: str
+    access_token: str
+    refresh_token: str
+    optional: frozenset[str] = frozenset()
+    api: str = ""
+
+    def grant(self, grant_type: str, given: Mapping[str, str | None], **options: Any) -> Ask:
+        """Ask the token endpoint; a parameter of None is left out."""
+        parameters = {"grant_type": grant_type, "scope": self.scope, **given}
+        kept = {name: value for name, value in parameters.items() if value is not None}
+        where = options.pop("where", "form")
+        options.setdefault("basic", KEY)
+        kept |= options.pop("extra", {})
+        form = kept if where in ("form", "both") else {}
+        query = kept if where in ("query", "both") else {}
+        return Ask(path=self.token_path, form=form, query=query, **options)
+
+    def exchange(self, options: dict[str, Any] | None = None, **given: str | None) -> Ask:
+        """Exchange the code of the last login."""
+        return self.grant(
+            "authorization_code",
+            {"code": "{code}", "redirect_uri": CALLBACK, **given},
+            **(options or {}),
+        )
+
+    def refresh(self, options: dict[str, Any] | None = None, **given: str | None) -> Ask:
+        """Use the last refresh token."""
+        return self.grant(
+            "refresh_token", {"refresh_token": "{refresh}", **given}, **(options or {})
+        )
+
+
+_UUID = r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}:\d+"
+CAMERAMANAGER = Platform(
+    authorize_path="/oauth/authorize",
+    token_path="/oauth/token",
+    scope="write",
+    lifetime=LIFETIME,
+    code=".{6}",
+    access_token=_UUID,
+    refresh_token=_UUID,
+)
+
+
 def _do(name: str, *steps: Step) -> Exchange:
     return Exchange(name, steps)
 
 
-def _grant(grant_type: str, given: dict[str, str | None], **options: Any) -> Ask:
-    parameters = {"grant_type": grant_type, "scope": "write", **given}
-    kept = {name: value for name, value in parameters.items() if value is not None}
-    where = options.pop("where", "form")
-    options.setdefault("basic", KEY)
-    kept |= options.pop("extra", {})
-    form = kept if where in ("form", "both") else {}
-    query = kept if where in ("query", "both") else {}
-    return Ask(form=form, query=query, **options)
-
-
-def _code(options: dict[str, Any] | None = None, **given: str | None) -> Ask:
-    return _grant(
-        "authorization_code",
-        {"code": "{code}", "redirect_uri": CALLBACK, **given},
-        **(options or {}),
-    )
-
-
-def _refresh(options: dict[str, Any] | None = None, **given: str | None) -> Ask:
-    return _grant("refresh_token", {"refresh_token": "{refresh}", **given}, **(options or {}))
+_grant, _code, _refresh = CAMERAMANAGER.grant, CAMERAMANAGER.exchange, CAMERAMANAGER.refresh
 
 
 def _password(options: dict[str, Any] | None = None, **given: str | None) -> Ask:
@@ -152,8 +199,6 @@ def _in_form(key: tuple[str, str], **options: Any) -> dict[str, Any]:
 
 
 _IN = (Login(), _code())  # a login, and its tokens
-_WRONG = ("demo-key-id", "wrong")
-_OTHER = ("other-key-id", "other-key-secret")
 _NOBODY = "aaaaaaaa-aaaa-4aaa-aaaa-aaaaaaaaaaaa:10003"
 _NO_SCOPE_NEEDED = Simulate({"scope_required": False})
 
@@ -186,14 +231,14 @@ EXCHANGES = (
     _do("an unknown code", _code(code="AAAAAA")),
     _do("a used code", Login(), _code(), _code()),
     _do("a code after a wrong redirect URI", Login(), _code(redirect_uri="http://x/"), _code()),
-    _do("a code after a wrong key", Login(), _code({"basic": _WRONG}), _code()),
+    _do("a code after a wrong key", Login(), _code({"basic": WRONG}), _code()),
     _do("an old code", Simulate({"code_lifetime": 0.5}), Login(), Wait(0.7), _code()),
     _do(
             "a code with a wrong verifier",
             Login(change={"code_challenge": "x" * 43, "code_challenge_method": "S256"}),
             _code(code_verifier="y" * 43),
         ),
-    _do("another key's code", Login(), _code({"basic": _OTHER})),
+    _do("another key's code", Login(), _code({"basic": OTHER})),
     # The grant type, and the form of the request
     _do("no grant type", Login(), Ask(form={"code": "{code}", "scope": "write"}, basic=KEY)),
     _do("an empty grant type", Ask(form={"grant_type": "", "scope": "write"}, basic=KEY)),
@@ -214,7 +259,7 @@ EXCHANGES = (
             ),
         ),
     # The key
-    _do("a wrong SECRET", _password({"basic": _WRONG})),
+    _do("a wrong SECRET", _password({"basic": WRONG})),
     _do("an unknown ID", _password({"basic": ("nobody", "demo-key-secret")})),
     _do("a percent-encoded ID", _password({"basic": ("demo%2Dkey%2Did", KEY[1])})),
     _do("Basic that is no base64", _password({"basic": "%%%"})),
@@ -224,22 +269,22 @@ EXCHANGES = (
     _do("a bearer for a key", *_IN, _refresh({"basic": None, "bearer": "{access}"})),
     _do("the key in the body", _password(_in_form(KEY))),
     _do("the key in the query", _password(_in_form(KEY, where="query"))),
-    _do("a wrong SECRET in the body", _password(_in_form(_WRONG))),
+    _do("a wrong SECRET in the body", _password(_in_form(WRONG))),
     _do("an unknown ID in the body", _password(_in_form(("nobody", "x")))),
     _do("an ID in the body, no SECRET", _password(_in_form((KEY[0], "")))),
     _do("Basic, and the ID in the body", _password({"extra": {"client_id": KEY[0]}})),
     _do("Basic, and the key in the body", _password(_in_form(KEY, basic=KEY))),
-    _do("Basic, and a wrong SECRET in the body", _password(_in_form(_WRONG, basic=KEY))),
-    _do("a wrong Basic, and the key in the body", _password(_in_form(KEY, basic=_WRONG))),
-    _do("a wrong key and a wrong code", _code({"basic": _WRONG}, code="AAAAAA")),
+    _do("Basic, and a wrong SECRET in the body", _password(_in_form(WRONG, basic=KEY))),
+    _do("a wrong Basic, and the key in the body", _password(_in_form(KEY, basic=WRONG))),
+    _do("a wrong key and a wrong code", _code({"basic": WRONG}, code="AAAAAA")),
     # Accept
     _do("no Accept", Login(), _code({"accept": None})),
     _do("any Accept", Login(), _code({"accept": "*/*"})),
     _do("XML", Login(), _code({"accept": XML})),
     _do("an error without Accept", _code({"accept": None}, code="AAAAAA")),
     _do("an error in XML", _code({"accept": XML}, code="AAAAAA")),
-    _do("a wrong SECRET without Accept", _password({"accept": None, "basic": _WRONG})),
-    _do("a wrong SECRET in XML", _password({"accept": XML, "basic": _WRONG})),
+    _do("a wrong SECRET without Accept", _password({"accept": None, "basic": WRONG})),
+    _do("a wrong SECRET in XML", _password({"accept": XML, "basic": WRONG})),
     # The refresh token
     _do("a refresh", *_IN, _refresh(), _api("{access2}")),
     _do("a refresh, in the query", *_IN, _refresh({"where": "query"})),
@@ -265,8 +310,8 @@ EXCHANGES = (
             "the first refresh token again",
             *_IN, _refresh(), _refresh(refresh_token="{refresh1}"), _refresh(), _api(),
         ),
-    _do("a refresh with a wrong key", *_IN, _refresh({"basic": _WRONG}), _api(), _refresh()),
-    _do("a refresh at another key", *_IN, _refresh({"basic": _OTHER})),
+    _do("a refresh with a wrong key", *_IN, _refresh({"basic": WRONG}), _api(), _refresh()),
+    _do("a refresh at another key", *_IN, _refresh({"basic": OTHER})),
     _do("a refresh after the expiry", Lifetimes(1), *_IN, Wait(1.1), _refresh(), _api()),
     _do(
             "an expired refresh token",
@@ -302,6 +347,7 @@ EXCHANGES = (
     _do("a second login after a revocation", *_IN, Revoke(), *_IN, _api()),
     _do("a refresh after a second login", *_IN, *_IN, _refresh(), _api("{access1}")),
     _do("logins at once", AtOnce(_password(), _password())),
+    _do("refreshes at once", *_IN, AtOnce(_refresh(), _refresh())),
     # The bearer
     _do("a user", *_IN, _api(path="/rest/v2.3/users/self")),
     _do("no bearer", _api(None)),

@@ -49,17 +49,18 @@ _ACCEPT = Known(
 _ONE_KEY = "The simulator has one API key, so that another one is unknown to it."
 
 
-def _at(number: int, known: Known) -> tuple[Known, ...]:
+def at(number: int, known: Known) -> tuple[Known, ...]:
+    """Return a difference of the answer of this number; ``{n}`` in its lines stands for it."""
     lines = tuple(line.replace("{n}", str(number)) for line in known.lines)
     return (Known(known.tag, known.reason, lines),)
 
 
 KNOWN: dict[str, tuple[Known, ...]] = {
-    "a login without scope": _at(2, _DEFAULT_SCOPE),
-    "a password without scope, if none is needed": _at(1, _DEFAULT_SCOPE),
-    "a code without scope": _at(2, _SCOPE),
-    "a refresh without scope": _at(3, _SCOPE),
-    "a password without scope": _at(1, _SCOPE),
+    "a login without scope": at(2, _DEFAULT_SCOPE),
+    "a password without scope, if none is needed": at(1, _DEFAULT_SCOPE),
+    "a code without scope": at(2, _SCOPE),
+    "a refresh without scope": at(3, _SCOPE),
+    "a password without scope": at(1, _SCOPE),
     "an old code": (
         Known(
             INFERRED,
@@ -91,10 +92,10 @@ KNOWN: dict[str, tuple[Known, ...]] = {
             ),
         ),
     ),
-    "no Accept": _at(2, _ACCEPT),
-    "any Accept": _at(2, _ACCEPT),
-    "an error without Accept": _at(1, _ACCEPT),
-    "a wrong SECRET without Accept": _at(1, _ACCEPT),
+    "no Accept": at(2, _ACCEPT),
+    "any Accept": at(2, _ACCEPT),
+    "an error without Accept": at(1, _ACCEPT),
+    "a wrong SECRET without Accept": at(1, _ACCEPT),
     "XML": (
         Known(
             SEEN_IN_SPRING,
@@ -144,6 +145,18 @@ KNOWN: dict[str, tuple[Known, ...]] = {
             (
                 "2 status: Spring 500, simulator 200",
                 "2 error: Spring server_error, simulator none",
+            ),
+            only="rotates-jdbc",
+        ),
+    ),
+    "refreshes at once": (
+        Known(
+            SEEN_IN_SPRING,
+            "The simulator answers one refresh after the other; JdbcTokenStore fails at the second "
+            "of two, whose row is there already.",
+            (
+                "4 status: Spring 500, simulator 400",
+                "4 error: Spring server_error, simulator invalid_grant",
             ),
             only="rotates-jdbc",
         ),

@@ -16,10 +16,11 @@ from typing import Any
 import httpx2
 
 from .processes import free_port, running
-from .spring_server import needed
+from .spring_server import JAVA, build, needed
 
 _HERE = Path(__file__).parent
 _INSTALL = 240.0  # seconds: npm and pip over a slow line
+_START = 120.0  # seconds: Spring on a machine that is busy with other tests
 
 # Characters that RFC 6749 §2.3.1 wants percent-encoded in HTTP Basic.
 CLIENT_ID, CLIENT_SECRET = "the:key/1", "100%+secret:"
@@ -34,12 +35,14 @@ class OtherServer:
         url: where it is.
         versions: of what runs, by name.
         has_grace_period: an old refresh token, used again soon, gives the same tokens again.
+        ends_stolen_grants: the use of an old refresh token ends all that came after it.
     """
 
     name: str
     url: str
     versions: dict[str, str]
     has_grace_period: bool
+    ends_stolen_grants: bool
 
     def control(self, **commands: Any) -> dict[str, Any]:
         """Steer it; return what it has counted since the reset."""
@@ -88,6 +91,15 @@ def django_toolkit(directory: Path) -> Iterator[OtherServer]:
         yield server
 
 
+@contextlib.contextmanager
+def authorization_server(directory: Path) -> Iterator[OtherServer]:
+    """Run Spring Authorization Server, as Eagle Eye's API v3."""
+    name = "Spring Authorization Server"
+    jar = build(_HERE / "authorization_server", name)
+    with _started(name, [*JAVA, str(jar)], directory) as server:
+        yield server
+
+
 def _needs(*programs: str) -> None:
     missing = [program for program in programs if shutil.which(program) is None]
     if missing:
@@ -120,7 +132,8 @@ def _started(name: str, command: Sequence[str], directory: Path) -> Iterator[Oth
 
     command = ["nice", "-n", "15", *command, "--port", str(port), *key]
     variables = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    with running(command, log, variables, is_ready, directory):
+    with running(command, log, variables, is_ready, directory, _START):
         [line] = [line for line in log.read_text().splitlines() if line.startswith('{"versions"')]
         said = json.loads(line)
-        yield OtherServer(name, url, said["versions"], said["has_grace_period"])
+        ends_stolen_grants = said.get("ends_stolen_grants", True)
+        yield OtherServer(name, url, said["versions"], said["has_grace_period"], ends_stolen_grants)

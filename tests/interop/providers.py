@@ -1,8 +1,8 @@
-"""How the servers of this directory that are not CameraManager are described to the package."""
+"""How the servers of this directory are described to the package."""
 
 from __future__ import annotations
 
-from cm_auth_middleware import CAMERAMANAGER, Provider
+from cm_auth_middleware import CAMERAMANAGER, EAGLEEYE, Provider
 
 OIDC_PROVIDER = Provider(
     name="oidc-provider",
@@ -39,4 +39,5 @@ PROVIDERS = {
     "cameramanager": CAMERAMANAGER,
     "oidc-provider": OIDC_PROVIDER,
     "django-oauth-toolkit": DJANGO_TOOLKIT,
+    "Spring Authorization Server": EAGLEEYE,
 }

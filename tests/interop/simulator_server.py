@@ -48,8 +48,16 @@ class Simulated:
         answer.raise_for_status()
 
 
+class Steered(Simulated):
+    """A running Spring Authorization Server, which takes the simulator's commands, and one more."""
+
+    def meet(self) -> None:
+        """Let the next two refreshes read their login before either changes it."""
+        self.simulate(meet=True)
+
+
 @contextlib.contextmanager
-def simulator() -> Iterator[Simulated]:
+def simulator(*flags: str) -> Iterator[Simulated]:
     """Run a simulator by its command line until the block ends."""
-    with simulated() as process:
+    with simulated(*flags) as process:
         yield Simulated(process.url)

@@ -16,7 +16,7 @@ from typing import Any
 
 import httpx2
 
-from cm_auth_middleware import CMAuthMiddleware
+from cm_auth_middleware import EAGLEEYE, CMAuthMiddleware
 from cm_auth_middleware.flask import CMAuth, cm, cm_session
 from cm_auth_middleware.tokens.provider import Provider
 
@@ -41,8 +41,8 @@ def asgi() -> Any:
     from starlette.routing import Route
 
     async def cameras(request: Request) -> Response:
-        answer = await request.state.cm.get("/rest/v2.4/cameras")
-        return JSONResponse([camera["name"] for camera in answer.raise_for_status().json()])
+        answer = await request.state.cm.get(_cameras_path())
+        return JSONResponse(_names(answer.raise_for_status().json()))
 
     async def user(request: Request) -> Response:
         return PlainTextResponse(request.state.cm_session.user["email"])
@@ -64,8 +64,8 @@ def wsgi() -> Any:
 
     @app.get("/cameras")
     def cameras() -> Any:
-        answer = cm.get("/rest/v2.4/cameras").raise_for_status()
-        return jsonify([camera["name"] for camera in answer.json()])
+        answer = cm.get(_cameras_path()).raise_for_status()
+        return jsonify(_names(answer.json()))
 
     @app.get("/user")
     def user() -> Any:
@@ -80,6 +80,16 @@ def wsgi() -> Any:
 
 def _provider() -> Provider:
     return PROVIDERS[os.environ["INTEROP_PROVIDER"]]
+
+
+def _cameras_path() -> str:
+    return "/cameras" if _provider() is EAGLEEYE else "/rest/v2.4/cameras"
+
+
+def _names(found: Any) -> list[str]:
+    """Return the names of the cameras: of a list, or of a page of the API v3."""
+    cameras = found["results"] if isinstance(found, dict) else found
+    return [camera["name"] for camera in cameras]
 
 
 @dataclass(frozen=True, slots=True)

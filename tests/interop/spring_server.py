@@ -19,10 +19,12 @@ from .browser import ANNA, BOB, NO_AUTHORITIES
 from .processes import free_port, running
 
 _SOURCE = Path(__file__).parent / "spring"
-_JAR = _SOURCE / "target" / "spring.jar"
+_NAME = "Spring Security OAuth"
 _OLDEST_JAVA = 17
 _BUILD = 600.0  # seconds: Maven downloads some hundred files the first time
 _LIFETIME = 43_199  # seconds, CameraManager's
+# How a server is started: neither fast nor large, but soon.
+JAVA = ("java", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-Xmx256m", "-jar")
 
 
 def needed(reason: str) -> None:
@@ -32,30 +34,36 @@ def needed(reason: str) -> None:
     pytest.skip(reason)
 
 
-def build() -> Path:
-    """Build the server, unless it was built from these very files, and return its jar."""
+def build(source: Path = _SOURCE, name: str = _NAME) -> Path:
+    """Build a server, unless it was built from these very files, and return its jar.
+
+    Args:
+        source: its directory, after which the jar is called, too.
+        name: of the server, for who has to install something.
+    """
     missing = [tool for tool in ("java", "javac", "mvn") if shutil.which(tool) is None]
     if missing:
         needed(
-            f"Spring Security OAuth is not tried: {', '.join(missing)} not found "
+            f"{name} is not tried: {', '.join(missing)} not found "
             f"(apt-get install maven openjdk-{_OLDEST_JAVA}-jdk-headless)"
         )
     told = subprocess.run(["javac", "-version"], capture_output=True, text=True, timeout=60)
     version = re.search(r"javac (\d+)", told.stdout + told.stderr)
     if version is None or int(version[1]) < _OLDEST_JAVA:
-        needed(f"Spring Security OAuth is not tried: {told.stdout.strip()} is older than 17")
-    sources = [_SOURCE / "pom.xml", *_SOURCE.glob("src/**/*.java")]
-    newest = max(source.stat().st_mtime for source in sources)
-    if not _JAR.exists() or _JAR.stat().st_mtime < newest:
+        needed(f"{name} is not tried: {told.stdout.strip()} is older than 17")
+    jar = source / "target" / f"{source.name}.jar"
+    sources = [source / "pom.xml", *source.glob("src/**/*.java")]
+    newest = max(file.stat().st_mtime for file in sources)
+    if not jar.exists() or jar.stat().st_mtime < newest:
         command = ["nice", "-n", "15", "mvn", "-q", "-B", "package"]
         built = subprocess.run(
-            command, cwd=_SOURCE, capture_output=True, text=True, timeout=_BUILD,
+            command, cwd=source, capture_output=True, text=True, timeout=_BUILD,
             stdin=subprocess.DEVNULL,
         )  # fmt: skip
         if built.returncode:
             said = "\n".join(built.stdout.splitlines()[:20])
-            needed(f"Spring Security OAuth is not tried: Maven could not build it.\n{said}")
-    return _JAR
+            needed(f"{name} is not tried: Maven could not build it.\n{said}")
+    return jar
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,8 +160,7 @@ def spring(setting: Setting, log: Path) -> Iterator[Spring]:
     """Run a server until the block ends."""
     jar, port = build(), free_port()
     command = [
-        "nice", "-n", "15", "java", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-Xmx256m",
-        "-jar", str(jar), f"--server.port={port}", f"--store={setting.store}",
+        "nice", "-n", "15", *JAVA, str(jar), f"--server.port={port}", f"--store={setting.store}",
         f"--reuse={str(setting.reuse).lower()}", f"--phantom={str(setting.phantom).lower()}",
     ]  # fmt: skip
     server = Spring(f"http://127.0.0.1:{port}", setting)

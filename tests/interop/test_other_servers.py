@@ -1,7 +1,7 @@
-"""Our walk against oidc-provider and django-oauth-toolkit.
+"""Our walk against oidc-provider, django-oauth-toolkit and Spring Authorization Server.
 
-Both rotate refresh tokens, and end the grant when an old one is used. Each login has a grant of its
-own there.
+All rotate refresh tokens, and the first two end the grant when an old one is used. Each login has a
+grant of its own there. The last one plays Eagle Eye's API v3.
 """
 
 from __future__ import annotations
@@ -29,10 +29,13 @@ CAMERAS = {
 }
 
 
-@pytest.fixture(scope="module", params=["oidc_provider", "django_toolkit"])
+@pytest.fixture(scope="module", params=["oidc_provider", "django_toolkit", "authorization_server"])
 def _server(request: pytest.FixtureRequest) -> OtherServer:
     server: OtherServer = request.getfixturevalue(request.param)
     return server
+
+
+at_eagle_eye = pytest.mark.parametrize("_server", ["authorization_server"], indirect=True)
 
 
 @pytest.fixture
@@ -124,10 +127,10 @@ def test_100_requests_cost_one_refresh_when_the_server_drops_the_token(
 def test_100_requests_cost_one_refresh_when_the_token_is_known_to_have_expired(
     server: OtherServer, place: Site, one: Browser
 ) -> None:
-    server.control(access_token_lifetime=2)
+    server.control(access_token_lifetime=3)
     one.enter(f"{place.origin}/")
     server.control(access_token_lifetime=3600)
-    time.sleep(2.1)  # the clock is that of other processes
+    time.sleep(3.1)  # the clock is that of other processes
     assert _ask_100_times(place, one) == {tuple(CAMERAS[ANNA]): 100}
     assert server.refreshes == [200]
 
@@ -201,24 +204,31 @@ def test_a_logout_amid_a_refresh_leaves_no_token_alive(server: OtherServer, plac
             assert answers.result().keys() <= expected
             assert _is_out(browser, place, server)
     counted = server.control()
+    # A thread may still be about to end the tokens that came after the logout.
+    give_up_at = time.monotonic() + 10
+    while counted["living_refresh_tokens"] and time.monotonic() < give_up_at:
+        time.sleep(0.1)
+        counted = server.control()
     assert counted["living_refresh_tokens"] == 0
     assert counted["used_refresh_tokens"]
     for old in counted["used_refresh_tokens"]:
         assert _refresh(server, old) == (400, "invalid_grant")
 
 
-def test_a_thief_of_an_old_refresh_token_ends_the_session_and_a_login_opens_another(
+def test_a_thief_of_an_old_refresh_token_ends_the_session_at_most_and_a_login_opens_another(
     server: OtherServer, place: Site, one: Browser
 ) -> None:
+    """Spring Authorization Server notices no thief; nor does it give the thief anything."""
     one.enter(f"{place.origin}/")
     for _ in range(2):
         server.expire()
         one.fetch(f"{place.origin}/cameras")
     oldest, _ = server.control()["used_refresh_tokens"]
     assert _refresh(server, oldest) == (400, "invalid_grant")
-    assert server.control()["living_refresh_tokens"] == 0
+    assert server.control()["living_refresh_tokens"] == (0 if server.ends_stolen_grants else 1)
     server.expire()
-    assert _is_out(one, place, server)
+    if server.ends_stolen_grants:
+        assert _is_out(one, place, server)
     assert one.enter(f"{place.origin}/cameras").json() == CAMERAS[ANNA]
     server.expire()
     assert one.fetch(f"{place.origin}/cameras").json() == CAMERAS[ANNA]
@@ -245,6 +255,41 @@ def test_a_lost_answer_to_a_refresh_costs_a_login_unless_there_is_a_grace_period
         assert one.enter(f"{place.origin}/cameras").json() == CAMERAS[ANNA]
     server.expire()
     assert one.fetch(f"{place.origin}/cameras").json() == CAMERAS[ANNA]
+
+
+# -- the hosts of the API ----------------------------------------------------------------------
+
+
+@at_eagle_eye
+def test_an_account_that_moves_is_followed_by_100_requests_at_the_cost_of_one_refresh(
+    server: OtherServer, place: Site, one: Browser, two: Browser
+) -> None:
+    """A token is good at the host that its answer named; the next refresh names the other one."""
+    one.enter(f"{place.origin}/")
+    two.enter(f"{place.origin}/", BOB)
+    for moves in (1, 2):
+        server.control(move_account=ANNA)
+        assert _ask_100_times(place, one) == {tuple(CAMERAS[ANNA]): 100}
+        assert server.refreshes == [200] * (moves - 1)
+        server.expire()
+        assert _ask_100_times(place, one) == {tuple(CAMERAS[ANNA]): 100}
+        assert server.refreshes == [200] * moves
+    assert two.fetch(f"{place.other}/cameras").json() == CAMERAS[BOB]
+
+
+@at_eagle_eye
+def test_keys_that_do_not_rotate_refresh_once_at_an_expiry(
+    server: OtherServer, place: Site, one: Browser
+) -> None:
+    server.control(rotate_refresh_tokens=False)
+    one.enter(f"{place.origin}/")
+    for expiries in (1, 2):
+        server.expire()
+        assert _ask_100_times(place, one) == {tuple(CAMERAS[ANNA]): 100}
+        assert server.refreshes == [200] * expiries
+    assert len(set(server.control()["used_refresh_tokens"])) == 1
+    assert one.submit(f"{place.other}/auth/logout").status_code == 303
+    assert server.control()["living_refresh_tokens"] == 0
 
 
 # -- the providers -----------------------------------------------------------------------------

@@ -119,9 +119,9 @@ class Site:
 
 
 @contextlib.contextmanager
-def simulated() -> Iterator[Simulated]:
+def simulated(*flags: str) -> Iterator[Simulated]:
     """Run the simulator by its own command line."""
-    command = [sys.executable, "-m", "cm_auth_middleware.testing", "--port", "0"]
+    command = [sys.executable, "-m", "cm_auth_middleware.testing", "--port", "0", *flags]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     try:

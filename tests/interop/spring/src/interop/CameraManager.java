@@ -141,7 +141,7 @@ public class CameraManager {
     }
   }
 
-  /** Lets two logins at once ask for the token that there is before either stores its own. */
+  /** Lets two logins, or two refreshes, at once read what is stored before either changes it. */
   static class Rendezvous {
     volatile CyclicBarrier barrier;
 
@@ -174,6 +174,13 @@ public class CameraManager {
           return token;
         }
 
+        @Override
+        public OAuth2RefreshToken readRefreshToken(String value) {
+          OAuth2RefreshToken token = super.readRefreshToken(value);
+          rendezvous.meet();
+          return token;
+        }
+
         // Its set of a user's tokens is a HashSet, which two logins at once can break for good.
         @Override
         public synchronized void storeAccessToken(
@@ -200,6 +207,13 @@ public class CameraManager {
       @Override
       public OAuth2AccessToken getAccessToken(OAuth2Authentication authentication) {
         OAuth2AccessToken token = super.getAccessToken(authentication);
+        rendezvous.meet();
+        return token;
+      }
+
+      @Override
+      public OAuth2RefreshToken readRefreshToken(String value) {
+        OAuth2RefreshToken token = super.readRefreshToken(value);
         rendezvous.meet();
         return token;
       }
