@@ -48,6 +48,7 @@ from cm_auth_middleware.testing import (
     Simulator,
     SimulatorServer,
     read_report,
+    settings_for,
     settings_like,
 )
 from cm_auth_middleware.testing.__main__ import main as simulate
@@ -181,8 +182,8 @@ def check(
 
 
 @contextmanager
-def simulator(**knobs: Any) -> Iterator[SimulatorServer]:
-    with SimulatorServer(Simulator(Settings(**knobs))) as server:
+def simulator(provider: str = "cameramanager", **knobs: Any) -> Iterator[SimulatorServer]:
+    with SimulatorServer(Simulator(replace(settings_for(provider), **knobs))) as server:
         yield server
 
 
@@ -224,6 +225,21 @@ def test_a_server_that_does_what_is_expected_is_status_0(check: Any) -> None:
     assert not run.lines("!") + run.lines("✗") + run.lines("–")
     assert run.report["outcome"] == "complete"
     assert settings_like(run.report) == Settings()
+
+
+def test_the_other_server_that_does_what_is_expected_is_status_0(check: Any) -> None:
+    with simulator("eagleeye") as server:
+        run = check(server.url, "--yes", provider="eagleeye")
+        assert is_clean(server)
+    assert run.status == 0, run.output
+    assert not run.lines("!") + run.lines("✗") + run.lines("–")
+    assert {"API host", "refresh", "spent token", "PKCE", "second login", "logout"} <= set(
+        run.topics("✓")
+    )
+    assert "CameraManager" not in run.output
+    assert (run.report["provider"], run.report["scope_asked"]) == ("eagleeye", "vms.all")
+    assert (run.report["api_host"], run.report["refreshed_api_host"]) == ("believed", "believed")
+    assert settings_like(run.report) == settings_for("eagleeye")
 
 
 DOUBT = "cm_auth_middleware.cli.live_login._DOUBT"
@@ -272,6 +288,32 @@ def test_a_knob_is_reported_alone_and_can_be_replayed(
     )
 
 
+@pytest.mark.parametrize(
+    ("knobs", "topics"),
+    [
+        ({"rotate_refresh_tokens": False}, {"refresh", "old token"}),
+        ({"pkce": False}, {"PKCE"}),
+        ({"scope_required": False}, set()),
+        ({"access_token_lifetime": 600}, {"lifetime"}),
+        ({"revoke_family_on_reuse": True}, {"spent token"}),
+        ({"https_base_url": '"api.c001.eagleeyenetworks.com"'}, {"API host"}),
+        ({"https_base_url": "null"}, {"API host"}),
+    ],
+    ids=str,
+)
+def test_what_differs_from_the_other_server_s_documentation_is_said(
+    check: Any, knobs: dict[str, Any], topics: set[str]
+) -> None:
+    with simulator("eagleeye", **knobs) as server:
+        run = check(server.url, "--yes", provider="eagleeye")
+        assert is_clean(server)
+    assert topics <= set(run.topics("!") + run.topics("✗")), run.output
+    if "https_base_url" in knobs:
+        assert "nobody can log in" in run.output
+    else:
+        assert topics == set(run.topics("!") + run.topics("✗")), run.output
+
+
 def test_a_rate_limit_is_waited_for_and_reported(check: Any) -> None:
     sims: list[Simulator] = []
 
@@ -294,11 +336,14 @@ def test_every_setting_that_a_login_shows_has_a_test() -> None:
     tried = {knob for knobs, _ in KNOBS.values() for knob in knobs} | {"rate_limit"}
     unseen = {
         "any_key",
+        "api_hosts",
         "code_lifetime",
         "hang_time",
         "hint",
+        "https_base_url",
         "latency",
         "media_url",
+        "provider",
         "redirect_uris",
         "refresh_token_lifetime",
         "scope",
@@ -387,6 +432,10 @@ def test_what_a_report_does_not_know_stays_at_its_default() -> None:
     assert settings_like({**BARE, "dead_bearer": "x", "compression": []}) == Settings()
     odd = {"lifetime": "x", "rate_limit": "x", "dead_bearer": {"status": 500}, "compression": "br"}
     assert settings_like({**BARE, **odd}) == Settings()
+    other = {**BARE, "provider": "eagleeye"}
+    assert settings_like(other) == settings_for("eagleeye")
+    assert settings_like({**other, "refresh_gives": "kept"}).rotate_refresh_tokens is False
+    assert settings_like({**BARE, "provider": "another"}) == Settings()
 
 
 @pytest.mark.parametrize(
@@ -769,6 +818,7 @@ def test_a_login_with_a_token_that_the_account_had_already_is_noticed(check: Any
     ("url", "name"),
     [
         ("https://rest.cameramanager.com", "CameraManager"),
+        ("https://auth.eagleeyenetworks.com", "Eagle Eye"),
         ("http://[::1]:9400", "loopback"),
         ("https://cm.example", "another"),
     ],
