@@ -63,6 +63,7 @@ class World:
 
     Attributes:
         api: the path of the API at the simulator.
+        root: where the API is for a ready client: below its ``base_url``.
         user_path: the path of the user there.
         authorize: the URL of the login page.
         lifetime: seconds that an access token lives.
@@ -100,6 +101,7 @@ class World:
             self.net.add(origin, self.sim)
         is_v3 = provider == "eagleeye"
         self.api = "/api/v3.0" if is_v3 else "/rest/v2.4"
+        self.root = "" if is_v3 else "/rest/v2.4"
         self.user_path = "/api/v3.0/users/self" if is_v3 else "/rest/v2.3/users/self"
         self.authorize = f"{CM}/oauth2/authorize" if is_v3 else f"{CM}/oauth/authorize"
         self.lifetime = self.sim.settings.access_token_lifetime
