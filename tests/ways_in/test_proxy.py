@@ -80,12 +80,6 @@ def proxied(make_proxied) -> World:
     return make_proxied()
 
 
-def put_before_the_api(world: World, app: Any) -> None:
-    """Let an application answer at each host of the API."""
-    for origin in world.sim.origins(CM):
-        world.net.add(origin, app)
-
-
 def odd_upstream(world: World, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
     """Put something odd in front of the simulator: any answer under /odd."""
 
@@ -97,7 +91,7 @@ def odd_upstream(world: World, status: int, headers: list[tuple[str, str]], body
         await send({"type": "http.response.start", "status": status, "headers": raw})
         await send({"type": "http.response.body", "body": body})
 
-    put_before_the_api(world, app)
+    world.put_before_the_server(app)
 
 
 # -- what passes -------------------------------------------------------------------------------
@@ -578,7 +572,7 @@ async def test_an_api_that_is_down_is_a_502_problem_and_nobody_is_logged_out(
     response = await browser.get(f"{root}/cameras", headers=FETCH)
     assert response.status_code == 502
     assert response.headers["content-type"] == "application/problem+json"
-    put_before_the_api(proxied, proxied.sim)
+    proxied.put_before_the_server(proxied.sim)
     assert (await browser.get(f"{root}/cameras", headers=FETCH)).status_code == 200
 
 
@@ -589,7 +583,7 @@ async def test_an_api_that_is_too_slow_is_a_504_problem(proxied: World, root: st
     async def slow(scope: Scope, receive: Receive, send: Send) -> None:
         raise httpx2.ReadTimeout("too slow")
 
-    put_before_the_api(proxied, slow)
+    proxied.put_before_the_server(slow)
     response = await browser.get(f"{root}/cameras", headers=FETCH)
     assert response.status_code == 504
 

@@ -21,7 +21,7 @@ from cm_auth_middleware.proxy import CMProxy, CMWSGIProxy
 from cm_auth_middleware.proxy_cache import MOST_KEPT, ProxyCache
 from tests.helpers.apps import make_app, make_wsgi_app, names
 from tests.helpers.browser import ANNA, BOB, Browser
-from tests.helpers.world import CM, World, both_providers
+from tests.helpers.world import World, both_providers
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
@@ -74,7 +74,7 @@ class Odd:
         self.gate: anyio.Event | None = None
         self._simulator = world.sim
         self.__dict__.update(values)
-        put_before_the_api(world, self)
+        world.put_before_the_server(self)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if "/odd/" not in scope["path"]:
@@ -91,12 +91,6 @@ class Odd:
         body = self.bodies.pop(0) if len(self.bodies) > 1 else self.bodies[0]
         body = b"refused" if is_refused else body
         await send({"type": "http.response.body", "body": body})
-
-
-def put_before_the_api(world: World, app: Any) -> None:
-    """Let an application answer at each host of the API."""
-    for origin in world.sim.origins(CM):
-        world.net.add(origin, app)
 
 
 def root_of(world: World) -> str:
@@ -338,7 +332,7 @@ async def test_a_call_that_fails_fails_for_all_who_wait_and_is_not_kept(cached: 
         await anyio.sleep(0.3)
         raise httpx2.ConnectError("down")
 
-    put_before_the_api(cached, broken)
+    cached.put_before_the_server(broken)
     statuses: list[int] = []
 
     async def ask(browser: Browser) -> None:
@@ -348,7 +342,7 @@ async def test_a_call_that_fails_fails_for_all_who_wait_and_is_not_kept(cached: 
         for browser in browsers * 3:
             group.start_soon(ask, browser)
     assert (statuses, calls) == ([502] * 6, 1)
-    put_before_the_api(cached, cached.sim)
+    cached.put_before_the_server(cached.sim)
     assert (await get(browsers[0])).status_code == 200
 
 
@@ -521,7 +515,7 @@ async def test_the_logout_of_the_last_session_drops_all(cached: World) -> None:
     assert (await get(anna)).status_code == 401
     assert (await again.post("/auth/logout")).status_code == 303
     del odd
-    put_before_the_api(cached, cached.sim)
+    cached.put_before_the_server(cached.sim)
     fresh = await cached.login()
     assert "age" not in (await get(fresh)).headers
     assert snapshots(cached) == 2
