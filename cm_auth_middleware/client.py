@@ -461,7 +461,7 @@ class _OriginGuard(httpx2.AsyncBaseTransport, httpx2.BaseTransport):
 
 
 def _all_in_use(request: httpx2.Request) -> UnavailableError:
-    error = UnavailableError("every connection to CameraManager is in use")
+    error = UnavailableError("every connection to the API is in use")
     session: Session | None = request.extensions.get(_SESSION)
     if session is not None:
         session.client_error = error  # as in BearerAuth, which httpx2 does not tell of it

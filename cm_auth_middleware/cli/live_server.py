@@ -241,7 +241,7 @@ class Server:
         except httpx2.RemoteProtocolError:
             why = "it closed the connection, or its answer is broken"
         except UnavailableError as error:
-            why = str(error).replace("CameraManager", "the server")
+            why = str(error)
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:
             why = reason(error)
         # Out here, because httpx2's error may repeat URL and answer.

@@ -1134,7 +1134,7 @@ def test_elsewhere_the_address_is_pasted(check: Any, arguments: tuple[str, ...])
         run = check(server.url, *arguments, person=person, typed=lines, redirect_uri=uri)
         assert is_clean(server)
     assert run.report["login_by"] == "paste"
-    assert "This is not the redirect_uri with what CameraManager adds to it." in run.output
+    assert "This is not the redirect_uri with what the server adds to it." in run.output
     assert "This address is of another login." in run.output
 
 
