@@ -229,6 +229,8 @@ async def test_a_browser_logs_in_and_agrees(sim: Simulator, http: httpx2.AsyncCl
     right = await http.post("/oauth2/authorize", data=form)
     consent = await http.get(right.url.join(right.headers["location"]))
     assert "Allow access?" in consent.text
+    assert "Simulated Eagle Eye" in consent.text
+    assert "CameraManager" not in consent.text
     back = await http.post("/oauth2/authorize", data={**query, "decision": "allow"})
     found = parse_qs(urlsplit(back.headers["location"]).query)
     assert found["state"] == ["s"]

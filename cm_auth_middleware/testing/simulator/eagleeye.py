@@ -138,6 +138,7 @@ class EagleEyeTokens(Tokens):
 class EagleEyeOAuth(OAuthServer):
     """Eagle Eye's OAuth server."""
 
+    name = "Eagle Eye"
     root = "/oauth2"
     scopes = frozenset({"vms.all"})
     tokens: EagleEyeTokens
