@@ -67,7 +67,7 @@ def settings_like(report: Mapping[str, Any], settings: Settings | None = None) -
 
     def says(name: str, value: object, default: bool) -> bool:
         """True if the report says this; the default if it says nothing."""
-        return report[name] == value if report.get(name, "") != "" else default
+        return bool(report[name] == value) if report.get(name, "") != "" else default
 
     return replace(
         settings,

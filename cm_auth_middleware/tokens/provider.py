@@ -106,7 +106,7 @@ class Provider:
             return None
         return self.own_origin(host, named.get("port"), base_url)
 
-    def own_origin(self, host: str, port: object, base_url: str) -> str | None:
+    def own_origin(self, host: str, port: Any, base_url: str) -> str | None:
         """Return the scheme and host of a server that may get the bearer token; None for others.
 
         Args:
