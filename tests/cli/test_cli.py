@@ -114,6 +114,7 @@ def test_a_good_configuration_is_status_0_with_every_option_and_its_source(run, 
     assert not list(Path(cm.url).parent.glob("*.db"))
 
 
+@pytest.mark.slow
 def test_the_other_server_is_checked_as_far_as_it_can_be_without_a_login(run: Run) -> None:
     sim = Simulator(settings_for("eagleeye"))
     with SimulatorServer(sim) as server:
