@@ -7,13 +7,12 @@ import httpx2
 import pytest
 
 from tests.helpers.browser import Browser
-from tests.helpers.world import APP, CM, JSON, MakeWorld, World
+from tests.helpers.world import APP, JSON, MakeWorld, World, both_providers
 from tests.security.visits import NAME, cookies_of, query_of, started
 
 pytestmark = pytest.mark.anyio
 
 SECURE = APP.replace("http:", "https:")
-AUTHORIZE = f"{CM}/oauth/authorize?"
 
 
 async def begun(world: World) -> tuple[str, str]:
@@ -35,7 +34,7 @@ def having(world: World, cookies: str) -> Browser:
 async def expect_a_login(world: World, answer: httpx2.Response, cookies: str) -> None:
     """Assert that a browser with these cookies is led to the page by another login."""
     assert answer.status_code == 302, answer.text
-    assert answer.headers["location"].startswith(AUTHORIZE)
+    assert answer.headers["location"].startswith(f"{world.authorize}?")
     browser = having(world, cookies)
     browser.cookies.extract_cookies(answer)
     page = await browser.finish(answer.headers["location"])
@@ -44,6 +43,7 @@ async def expect_a_login(world: World, answer: httpx2.Response, cookies: str) ->
     assert len(browser.named(NAME)) == 1
 
 
+@both_providers
 @pytest.mark.slow  # CameraManager takes half a second
 async def test_a_second_callback_while_the_first_is_under_way_begins_anew(world: World) -> None:
     """R24: and each code is sent once."""
@@ -65,6 +65,7 @@ async def test_a_second_callback_while_the_first_is_under_way_begins_anew(world:
     assert len(world.sim.token_calls()) == 2
 
 
+@both_providers
 @pytest.mark.slow
 async def test_a_reload_after_a_first_callback_that_was_cancelled_begins_anew(world: World) -> None:
     """R24: servers cancel a request whose browser has left, at any step."""
@@ -76,6 +77,7 @@ async def test_a_reload_after_a_first_callback_that_was_cancelled_begins_anew(wo
     await expect_a_login(world, await world.browser(Cookie=cookies).get(url), cookies)
 
 
+@both_providers
 async def test_a_reload_whose_first_answer_was_lost_begins_anew(world: World) -> None:
     """R24: the session that nobody has the cookie of ends by its timeouts."""
     url, cookies = await begun(world)
@@ -83,12 +85,13 @@ async def test_a_reload_whose_first_answer_was_lost_begins_anew(world: World) ->
     await expect_a_login(world, await world.browser(Cookie=cookies).get(url), cookies)
 
 
+@both_providers
 async def test_a_callback_that_is_always_sent_twice_ends_at_a_page(world: World) -> None:
     """R24: a login that took the place of another is not followed by a third."""
     url, cookies = await begun(world)
     await world.browser(Cookie=cookies).get(url)
     again = await world.browser(Cookie=cookies).get(url)
-    assert again.headers["location"].startswith(AUTHORIZE)
+    assert again.headers["location"].startswith(f"{world.authorize}?")
     cookies += f"; {again.headers['set-cookie'].partition(';')[0]}"
     url = world.browser().callback_url(again.headers["location"])
     assert (await world.browser(Cookie=cookies).get(url)).headers["location"] == "/cameras?a=1"
@@ -97,6 +100,7 @@ async def test_a_callback_that_is_always_sent_twice_ends_at_a_page(world: World)
     assert "Start again" in page.text
 
 
+@both_providers
 @pytest.mark.parametrize(
     "headers",
     [JSON, {"Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "iframe"}, {"Sec-Purpose": "prefetch"}],
@@ -110,6 +114,7 @@ async def test_only_a_person_is_led_to_a_login_anew(world: World, headers) -> No
     assert answer.status_code == 400
 
 
+@both_providers
 async def test_a_browser_that_does_not_keep_the_session_is_not_sent_in_a_circle(
     world: World,
 ) -> None:
@@ -121,6 +126,7 @@ async def test_a_browser_that_does_not_keep_the_session_is_not_sent_in_a_circle(
     assert answer.status_code == 400
 
 
+@both_providers
 @pytest.mark.parametrize("is_told", [True, False], ids=["redirect_uri", "led to https"])
 async def test_a_login_that_began_by_http_and_ends_by_https_begins_anew(
     make_world: MakeWorld, is_told: bool
@@ -133,7 +139,7 @@ async def test_a_login_that_began_by_http_and_ends_by_https_begins_anew(
     # As a browser has it: what http set is not Secure, or dropped.
     browser = world.browser() if is_told else having(world, cookies)
     again = await browser.get(url.replace(APP, SECURE))
-    assert again.headers["location"].startswith(AUTHORIZE)
+    assert again.headers["location"].startswith(f"{world.authorize}?")
     assert world.sim.requests == []
     assert query_of(again)["redirect_uri"] == f"{SECURE}/auth/callback"
     done = await browser.get(browser.callback_url(again.headers["location"]))
@@ -141,6 +147,7 @@ async def test_a_login_that_began_by_http_and_ends_by_https_begins_anew(
     assert (await browser.get(f"{SECURE}/cameras?a=1")).status_code == 200
 
 
+@both_providers
 async def test_a_browser_without_cookies_is_not_sent_from_https_to_https(
     make_world: MakeWorld,
 ) -> None:
@@ -155,6 +162,7 @@ async def test_a_browser_without_cookies_is_not_sent_from_https_to_https(
     assert world.sim.requests == []
 
 
+@both_providers
 async def test_a_callback_of_mine_by_http_logs_nobody_else_in(make_world: MakeWorld) -> None:
     """R50, 2: another browser that opens it by https begins a login of its own, and no other."""
     world = make_world(redirect_uri=f"{SECURE}/auth/callback")
@@ -162,7 +170,7 @@ async def test_a_callback_of_mine_by_http_logs_nobody_else_in(make_world: MakeWo
     url, _ = await begun(world)
     victim = world.browser()
     answer = await victim.get(url)
-    assert answer.headers["location"].startswith(AUTHORIZE)
+    assert answer.headers["location"].startswith(f"{world.authorize}?")
     assert victim.named(f"__Host-{NAME}") == []
     assert world.sim.requests == []
     world.clock.tick(601)

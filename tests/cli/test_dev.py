@@ -185,10 +185,13 @@ def test_variables_that_name_another_site_are_replaced(monkeypatch) -> None:
     monkeypatch.setenv("CM_AUTH_REDIRECT_URI", "https://cams.example.com/auth/callback")
     monkeypatch.setenv("CM_AUTH_STORE_FILE", "/run/secrets/store")
     monkeypatch.setenv("CM_AUTH_PREFIX", "/login")
-    variables = _variables("http://127.0.0.1:1", "id", "secret", "/folder", "192.0.2.1")
+    variables = _variables(
+        "eagleeye", "http://127.0.0.1:1", ("id", "secret"), "/folder", "192.0.2.1"
+    )
     assert "CM_AUTH_REDIRECT_URI" not in variables
     assert "CM_AUTH_STORE_FILE" not in variables
     assert variables["CM_AUTH_PREFIX"] == "/login"
+    assert variables["CM_AUTH_PROVIDER"] == "eagleeye"
     assert variables["CM_AUTH_STORE"] == "sqlite:////folder/sessions.db"
     assert variables["CM_AUTH_ALLOWED_HOSTS"] == "localhost,127.0.0.1,[::1],192.0.2.1"
     with monkeypatch.context() as patch:

@@ -11,13 +11,14 @@ import anyio
 import httpx2
 import pytest
 
-from tests.helpers.world import APP, CM, HTML, JSON, World
+from tests.helpers.world import APP, CM, HTML, JSON, World, both_providers
 
 from .visits import NAME, cookies_of, is_logged_in, query_of, session_of, started, stored
 
 pytestmark = pytest.mark.anyio
 
 
+@both_providers
 @pytest.mark.parametrize("what", ["none", "unknown", "truncated", "altered", "expired", "extended"])
 async def test_a_callback_needs_the_very_state(world: World, what: str) -> None:
     """1: without the state that the browser was given, in ten minutes, no token is asked for."""
@@ -41,6 +42,7 @@ async def test_a_callback_needs_the_very_state(world: World, what: str) -> None:
     assert world.sim.requests == []
 
 
+@both_providers
 async def test_a_login_cookie_renamed_for_another_state_does_not_count(world: World) -> None:
     """1: the signed cookie of one attempt, under the name of another state, matches nothing."""
     browser, other = world.browser(), world.browser()
@@ -55,6 +57,7 @@ async def test_a_login_cookie_renamed_for_another_state_does_not_count(world: Wo
     assert world.sim.requests == []
 
 
+@both_providers
 async def test_a_callback_url_of_mine_logs_nobody_else_in(world: World) -> None:
     """2: login CSRF: refused in another browser, also in one with a login of its own under way."""
     mine, other = world.browser(), world.browser()
@@ -67,6 +70,7 @@ async def test_a_callback_url_of_mine_logs_nobody_else_in(world: World) -> None:
     assert (await mine.get(url, follow_redirects=True)).status_code == 200
 
 
+@both_providers
 async def test_the_same_callback_again_makes_no_token_call(world: World) -> None:
     """3: back, reload: who is logged in lands on the page; others begin, or are told to, again."""
     browser = world.browser()
@@ -84,11 +88,12 @@ async def test_the_same_callback_again_makes_no_token_call(world: World) -> None
     assert len(world.sim.token_calls()) == 1
 
 
+@both_providers
 async def test_a_double_click_over_two_processes_makes_one_token_call(make_world, tmp_path) -> None:
     """3: two servers on one store get the same callback at once, before either has answered."""
     store = f"sqlite:///{tmp_path}/sessions.db"
     one, two = make_world(store=store), make_world(store=store)
-    two.net.apps[CM] = one.net.apps[CM]
+    two.put_before_the_server(one.sim)
     browser = one.browser()
     url = browser.callback_url((await started(browser)).headers["location"])
     cookies = cookies_of(browser)
@@ -102,7 +107,7 @@ async def test_a_double_click_over_two_processes_makes_one_token_call(make_world
     async with anyio.create_task_group() as group:
         group.start_soon(click, one)
         group.start_soon(click, two)
-    assert sorted(places) == ["/cameras", f"{CM}/oauth/authorize"]  # R24: the second begins anew
+    assert sorted(places) == ["/cameras", one.authorize]  # R24: the second begins anew
     assert len(one.sim.token_calls()) == 1
 
 
@@ -133,6 +138,7 @@ async def test_a_malformed_callback_is_refused(world: World, query: str) -> None
     assert peak < 2_000_000
 
 
+@both_providers
 @pytest.mark.parametrize("headers", [HTML, JSON], ids=["person", "program"])
 @pytest.mark.parametrize(
     "description",
@@ -161,6 +167,7 @@ async def test_an_error_of_the_login_server_is_never_reflected(
     assert world.sim.requests == []
 
 
+@both_providers
 @pytest.mark.parametrize("tabs", [2, 10])
 async def test_tabs_that_log_in_at_once_each_arrive(world: World, tabs: int) -> None:
     """6: two and ten tabs arrive each at its own page, whichever comes back first."""
@@ -173,6 +180,7 @@ async def test_tabs_that_log_in_at_once_each_arrive(world: World, tabs: int) -> 
     assert [c.name for c in browser.cookies.jar if "_login_" in c.name] == []
 
 
+@both_providers
 async def test_abandoned_attempts_leave_few_and_small_cookies(world: World) -> None:
     """6: a browser that begins again and again holds a bounded number and size of cookies."""
     browser = world.browser()
@@ -184,6 +192,7 @@ async def test_abandoned_attempts_leave_few_and_small_cookies(world: World) -> N
     assert (await browser.login("/deep/last")).url.path == "/deep/last"
 
 
+@both_providers
 async def test_the_redirect_uri_of_the_token_call_is_the_first_one(make_world) -> None:
     """7: byte for byte, also when the callback comes through another host name."""
     world = make_world(allowed_hosts=["localhost", "app.example"])
@@ -196,6 +205,7 @@ async def test_the_redirect_uri_of_the_token_call_is_the_first_one(make_world) -
     assert call.form["redirect_uri"] == query_of(start)["redirect_uri"] == f"{APP}/auth/callback"
 
 
+@both_providers
 async def test_the_pkce_verifier_goes_to_the_token_endpoint_only(world: World) -> None:
     """8: PKCE S256; the verifier is in no cookie, no URL, no store and no answer of ours."""
     world.sim.settings.pkce = True
@@ -224,6 +234,7 @@ def _decoded(text: str) -> str:
         return ""
 
 
+@both_providers
 @pytest.mark.parametrize("what", [500, "lost", "drop", "html", {"error": "invalid_grant"}])
 async def test_a_code_is_never_sent_twice(world: World, what) -> None:
     """9: the token endpoint fails after the code was sent → a page; a retry is a new login."""
