@@ -229,11 +229,12 @@ async def test_a_process_that_is_closed_is_not_waited_for(make_world: MakeWorld)
 @both_providers
 async def test_a_storm_that_is_lost_costs_no_session(make_world: MakeWorld) -> None:
     site = Site(make_world, **STRICT)
-    browsers = [await site.one.login(email=user) for user in (ANNA, BOB) for _ in range(4)]
-    before = await site.settled_state()
+    worlds = [site.one, site.two] * 2
+    browsers = [await world.login(email=user) for user in (ANNA, BOB) for world in worlds]
+    before = await site.settled_state(2)
     site.one.clock.tick(LIFETIME)
     for n, browser in enumerate(browsers):
-        assert await status(same(browser, (site.one, site.two)[n % 2])) == 200
+        assert await status(same(browser, worlds[n % 4])) == 200
     calls = site.calls
     site.set_back(before)
     found: list[int] = []
