@@ -120,7 +120,7 @@ def test_a_port_in_use_is_one_clear_sentence() -> None:
         (["--host", "192.0.2.1"], "cannot be listened on"),
         (["--host", "0.0.0.0"], "--host needs one address"),
         (["--provider", "eagleeye", "--host", "192.0.2.1"], "--host is 127.0.0.1 or localhost"),
-        (["--provider", "nobody"], "'cameramanager', 'eagleeye'"),
+        (["--provider", "nobody"], "give cameramanager or eagleeye"),
     ],
 )
 def test_an_address_that_cannot_be_is_one_clear_sentence(options: list[str], words: str) -> None:
