@@ -71,8 +71,9 @@ class _Owned:
 
         Eagle Eye's API v3 names such hosts in its answers, and takes the token there:
         ``cm.get(feed["multipartUrl"], auth=cm.media_auth)``. The token still goes only to https
-        hosts below the provider's `api_domains`, and on a redirect to no other host. CameraManager
-        has none.
+        hosts below the provider's `api_domains`, and on a redirect to no other host. On this
+        machine it goes to ``base_url``'s port alone, if that is on this machine, too: a simulator.
+        CameraManager has no such hosts.
         """
         return MediaAuth(self._cm[0]._refresher, self._cm)
 
@@ -81,9 +82,9 @@ class AsyncCMClient(_Owned, httpx2.AsyncClient):
     """An `httpx2.AsyncClient` for one user of CameraManager.
 
     Relative URLs go to ``base_url``; the bearer token goes to its origin and nowhere else, nor
-    after a redirect. Where the server names the API's host with its tokens, ``base_url`` follows
-    them, and so does a request to the host before. Cookies are its own. Closing it leaves the
-    shared connection pool open.
+    after a redirect, unless a request asks for it by `media_auth`. Where the server names the
+    API's host with its tokens, ``base_url`` follows them, and so does a request to the host before.
+    Cookies are its own. Closing it leaves the shared connection pool open.
 
     Raises, beside httpx2's errors:
         SessionExpiredError: the session is over; let it pass and the middleware answers.
@@ -112,7 +113,7 @@ class ClientFactory:
         transport: returns the connection pool to send a request by: each event loop has its own.
         api_url: returns the URL of the API for the ``api_base`` of `Tokens`; requests to other
             origins get no token.
-        own_origin: returns the scheme and host of a host of the server, by its name and its port;
+        media_origin: returns the scheme and host of a host with media, by its name and its port;
             None for one that must not get the token.
 
     Attributes:
@@ -125,10 +126,10 @@ class ClientFactory:
         refresher: TokenRefresher,
         transport: Callable[[], Any],
         api_url: Callable[[str], str],
-        own_origin: Callable[[str, int | None], str | None],
+        media_origin: Callable[[str, int | None], str | None],
     ) -> None:
         self.kind = kind
-        self._own_origin = own_origin
+        self._media_origin = media_origin
         self._refresher = refresher
         self._api_url = api_url
         self.base = lru_cache(_MOST_BASES)(self._base)
@@ -175,7 +176,7 @@ class ClientFactory:
 
     def is_own(self, url: httpx2.URL) -> bool:
         """Return True if a URL is on a host of the server, which may get the token if asked to."""
-        origin = self._own_origin(url.host, url.port)
+        origin = self._media_origin(url.host, url.port)
         return not url.userinfo and origin == f"{url.scheme}://{url.netloc.decode()}"
 
     def media_url(self, host: str, path: str) -> httpx2.URL | None:
@@ -187,7 +188,7 @@ class ClientFactory:
         name, colon, port = host.partition(":")
         if colon and not _PORT.fullmatch(port):
             return None
-        origin = self._own_origin(name, int(port) if colon else None)
+        origin = self._media_origin(name, int(port) if colon else None)
         return None if origin is None else httpx2.URL(origin + path)
 
     def attributes(self, cm: tuple[ClientFactory, Session, set[_Origin]]) -> dict[str, Any]:

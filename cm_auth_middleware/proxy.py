@@ -185,8 +185,7 @@ class _Relay:
         self, cm: AsyncCMClient | CMClient, request: Request, target: str, body: Any
     ) -> tuple[httpx2.Request, Any]:
         """Return the request to the API, or to a host with media, and what gives it the token."""
-        path = request.path
-        if not self._media or any(pattern.fullmatch(path) for _, pattern in self._rules):
+        if self._is_for_api(request.path):
             return _outgoing(cm, request, _url(cm, target), body), cm.auth
         host, _, rest = target[1:].partition("/")
         url = cm._cm[0].media_url(host, f"/{rest}")
@@ -196,6 +195,10 @@ class _Relay:
         media = _outgoing(cm, request, url, body)
         media.extensions["timeout"] = {**media.extensions["timeout"], "read": _PICTURE}
         return media, cm.media_auth
+
+    def _is_for_api(self, path: str) -> bool:
+        """Return True if a path that is relayed is one of the API, and not of a host with media."""
+        return not self._media or any(pattern.fullmatch(path) for _, pattern in self._rules)
 
     def judge_length(self, request: Request) -> int | None:
         """Return the length that the request states for its body; None if it states no length."""
@@ -238,7 +241,7 @@ class _Relay:
         if body is None and request.method in ("GET", "HEAD"):
             for pattern, seconds in self._kept:
                 if pattern.fullmatch(request.path):
-                    return seconds
+                    return seconds if self._is_for_api(request.path) else None
         return None
 
     def cache_of(self, services: Services) -> ProxyCache:

@@ -15,7 +15,8 @@ from werkzeug.middleware.dispatcher import DispatcherMiddleware
 from cm_auth_middleware import ConfigError
 from cm_auth_middleware.proxy import CMProxy, CMWSGIProxy
 from tests.helpers.apps import make_app, make_wsgi_app
-from tests.helpers.eagleeye import ANNAS, AUTH, bearers, exported
+from tests.helpers.browser import Browser
+from tests.helpers.eagleeye import ANNAS, AUTH, BOBS, bearers, exported
 from tests.helpers.world import World
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
@@ -39,12 +40,15 @@ def live(make_world: Callable[..., World]) -> World:
 
 @pytest.fixture
 def proxied(make_world: Callable[..., World], side: str) -> World:
-    rules: dict[str, Any] = {"allow": RULES, "media": [f"GET {VIDEO}"]}
+    return make_world(base_url=AUTH, app=relaying(side))
+
+
+def relaying(side: str, **options: Any) -> Any:
+    """An application with a proxy that relays to media hosts, too."""
+    rules: dict[str, Any] = {"allow": RULES, "media": [f"GET {VIDEO}"], **options}
     if side == "asgi":
-        app: Any = make_app([Mount("/cm", CMProxy(**rules))])
-    else:
-        app = DispatcherMiddleware(make_wsgi_app(), {"/cm": CMWSGIProxy(**rules)})
-    return make_world(base_url=AUTH, app=app)
+        return make_app([Mount("/cm", CMProxy(**rules))])
+    return DispatcherMiddleware(make_wsgi_app(), {"/cm": CMWSGIProxy(**rules)})
 
 
 async def preview(world: World, client: Any) -> str:
@@ -53,6 +57,13 @@ async def preview(world: World, client: Any) -> str:
     listed = await world.on_its_side(lambda: client.get("/feeds", params=query))
     [feed] = listed.json()["results"]
     return f"{feed['multipartUrl']}&frames=2&resolution=64x36"
+
+
+async def preview_path(browser: Browser) -> str:
+    """Where a page asks the proxy for them."""
+    listed = await browser.get("/cm/feeds?deviceId=000007d1&type=preview&include=multipartUrl")
+    video = httpx2.URL(listed.json()["results"][0]["multipartUrl"])
+    return f"/cm/{video.host}{video.raw_path.decode()}&frames=2&resolution=64x36"
 
 
 async def test_a_media_host_gets_the_bearer_if_the_request_says_so(live: World) -> None:
@@ -114,23 +125,57 @@ async def test_no_other_host_gets_it_though_the_request_says_so(live: World, url
     assert bearers(live) == {ANNAS}
 
 
-async def test_a_media_host_that_redirects_takes_the_bearer_nowhere(live: World) -> None:
+@pytest.mark.parametrize(
+    "target",
+    [
+        "https://evil.example",
+        "https://media.c001.eagleeyenetworks.com",  # one that could have been asked
+        MEDIA.replace("https:", "http:"),
+        f"{MEDIA}:8443",
+        BOBS,
+    ],
+)
+async def test_a_media_host_that_redirects_takes_the_bearer_nowhere(
+    live: World, target: str
+) -> None:
     """31: the request says so of one host."""
-
-    async def elsewhere(scope: Any, receive: Any, send: Any) -> None:
-        await RedirectResponse("https://evil.example/y")(scope, receive, send)
-
-    async def stranger(scope: Any, receive: Any, send: Any) -> None:
-        await PlainTextResponse("stranger")(scope, receive, send)
-
     client = await exported(live, await live.login())
-    live.net.add(MEDIA, elsewhere)
-    live.net.add("https://evil.example", stranger)
+    live.net.add(MEDIA, RedirectResponse(f"{target}/y"))
+    live.net.add(target, PlainTextResponse("stranger"))
     answer = await live.on_its_side(
         lambda: client.get(f"{MEDIA}/x", auth=client.media_auth, follow_redirects=True)
     )
     assert answer.text == "stranger"
     assert bearers(live) == {ANNAS, MEDIA}
+
+
+async def test_the_api_that_redirects_to_a_media_host_takes_the_bearer_nowhere(live: World) -> None:
+    """31: the request did not say so, or said so of the API's host."""
+    client = await exported(live, await live.login())
+    live.net.add(MEDIA, PlainTextResponse("stranger"))
+    for options in ({}, {"auth": client.media_auth}):
+        answer = await live.on_its_side(
+            lambda options=options: client.get(
+                "/redirect", params={"to": f"{MEDIA}/x"}, follow_redirects=True, **options
+            )
+        )
+        assert answer.text == "stranger"
+    assert bearers(live) == {ANNAS}
+
+
+@pytest.mark.parametrize(
+    ("origin", "status"), [("http://127.0.0.1:9400", 404), ("http://127.0.0.1:9401", None)]
+)
+async def test_on_this_machine_the_simulators_port_gets_it_and_no_other(
+    make_world: Callable[..., World], origin: str, status: int | None
+) -> None:
+    """31: the programs beside it are not the server's."""
+    world = make_world()
+    client = await exported(world, await world.login())
+    with suppress(httpx2.ConnectError):
+        answer = await world.on_its_side(lambda: client.get(f"{origin}/x", auth=client.media_auth))
+        assert answer.status_code == status
+    assert (origin in bearers(world)) == (status is not None)
 
 
 async def test_cameramanager_has_no_media_host(make_world) -> None:
@@ -148,19 +193,46 @@ async def test_cameramanager_has_no_media_host(make_world) -> None:
 async def test_live_pictures_come_through_the_proxy(proxied: World) -> None:
     """31: by a rule, in a page that has no token."""
     anna = await proxied.login()
-    listed = await anna.get("/cm/feeds?deviceId=000007d1&type=preview&include=multipartUrl")
-    video = httpx2.URL(listed.json()["results"][0]["multipartUrl"])
-    path = f"/cm/{video.host}{video.raw_path.decode()}&frames=2&resolution=64x36"
+    path = await preview_path(anna)
     proxied.sim.expire_access_tokens()
     answer = await anna.get(path)
     assert (answer.status_code, answer.headers["content-type"]) == (200, OF_MJPEG)
     assert answer.content.count(b"--frame\r\n") == 2
     assert len(proxied.sim.token_calls("refresh_token")) == 1
-    assert (await anna.get(f"/cm/{video.host}/media/session")).status_code == 404  # no rule
+    session = path.partition("/media/")[0] + "/media/session"
+    assert (await anna.get(session)).status_code == 404  # no rule
     assert (await anna.get(f"/cm{VIDEO}?esn=000007d1")).status_code == 404  # no host
     assert (await anna.get(f"{path}&access_token=x")).status_code == 400
     written = await anna.post(path, headers={"Sec-Fetch-Site": "same-origin"})
     assert written.status_code == 405
+
+
+async def test_with_cameramanager_the_proxy_relays_to_no_media_host(
+    make_world: Callable[..., World], side: str
+) -> None:
+    """31: there is none, whatever a rule says."""
+    world = make_world(provider="cameramanager", app=relaying(side))
+    anna = await world.login()
+    before = len(world.net.seen)
+    for host in ("media.c002.eagleeyenetworks.com", "localhost:9400", "127.0.0.1:9400"):
+        assert (await anna.get(f"/cm/{host}{VIDEO}?esn=000007d1&frames=1")).status_code == 404
+    assert {request.url.host for request in world.net.seen[before:]} == {"localhost"}
+    assert not world.sim.calls(VIDEO)
+
+
+async def test_what_a_media_host_answers_is_not_kept(
+    make_world: Callable[..., World], side: str
+) -> None:
+    """31: nor asked of the API's host, where a rule for what is kept names such a path."""
+    video = "GET " + VIDEO.replace("/multipart", "/*")
+    rules = [f"GET /x{VIDEO}", "GET /feeds"]
+    kept = {f"/*{VIDEO}": 60}
+    world = make_world(base_url=AUTH, app=relaying(side, allow=rules, media=video, cache=kept))
+    anna = await world.login()
+    url = await preview_path(anna)
+    for _ in range(2):
+        assert (await anna.get(url)).status_code == 200
+    assert [call.status for call in world.sim.calls(VIDEO)] == [200, 200]
 
 
 @pytest.mark.parametrize(
