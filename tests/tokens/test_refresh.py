@@ -180,14 +180,17 @@ async def test_who_waited_for_a_refresh_shares_its_failure(what, status, provide
     assert len(one.sim.token_calls("refresh_token")) == 1
 
 
-async def test_a_token_that_another_process_replaced_at_once_is_caught_up_with() -> None:
+@both_providers
+async def test_a_token_that_another_process_replaced_at_once_is_caught_up_with(
+    provider: str,
+) -> None:
     async def in_between(session: Session) -> None:
         one.sim.expire_access_tokens()
         assert (await same(browser, two).get("/cameras")).status_code == 200
 
     store = CountingStore(MemoryStore())
-    one = World(store=store, on_refresh=in_between)
-    two = World(beside=one)
+    one = World(store=store, on_refresh=in_between, provider=provider)
+    two = World(beside=one, provider=provider)
     browser = await one.login()
     one.sim.expire_access_tokens()
     assert (await browser.get("/cameras")).status_code == 200
