@@ -530,8 +530,10 @@ class GrantRefresh:
         Spring Security OAuth with a token enhancer may answer a refresh with a new refresh token
         that it does not know, while the one before it stays valid.
         """
+        if now.logged_out_since(before):
+            raise SessionExpiredError  # whoever waits sees the logout: leave no record of it
         former = tokens.former_refresh_token
-        if former is not None and not now.logged_out_since(before):
+        if former is not None:
             with suppress(SessionExpiredError):
                 return await self._request(tokens, former)
         if not self._lease.may_be_over():
