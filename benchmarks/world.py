@@ -75,6 +75,7 @@ class SimulatedWorld:
             "client_secret": self.simulator.client_secret,
             "secret_key": SECRET_KEY,
             "base_url": self._server.url,
+            "provider": self.simulator.settings.provider,
             "cookie_name": COOKIE,
             **options,
         }

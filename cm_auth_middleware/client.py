@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
 from contextlib import suppress
@@ -26,6 +27,7 @@ _LOOK_EVERY = 15.0  # seconds between looks at the session of an answer that is 
 _TRIES = 3  # a token that another session has renewed may be refused by now, too
 _MOST_BASES = 256  # addresses of the API that are kept taken apart
 _MOST_TARGET = 500  # characters of a path and query whose URL is remembered
+_PORT = re.compile(r"[1-9][0-9]{0,4}", re.ASCII)
 
 _Origin = tuple[str, str, int | None]
 
@@ -63,14 +65,26 @@ class _Owned:
     def base_url(self, url: httpx2.URL | str) -> None:
         self._base_url = self._enforce_trailing_slash(httpx2.URL(url))
 
+    @property
+    def media_auth(self) -> httpx2.Auth:
+        """Gives the bearer token to a host with pictures and videos, for one request.
+
+        Eagle Eye's API v3 names such hosts in its answers, and takes the token there:
+        ``cm.get(feed["multipartUrl"], auth=cm.media_auth)``. The token still goes only to https
+        hosts below the provider's `api_domains`, and on a redirect to no other host. On this
+        machine it goes to ``base_url``'s port alone, if that is on this machine, too: a simulator.
+        CameraManager has no such hosts.
+        """
+        return MediaAuth(self._cm[0]._refresher, self._cm)
+
 
 class AsyncCMClient(_Owned, httpx2.AsyncClient):
     """An `httpx2.AsyncClient` for one user of CameraManager.
 
     Relative URLs go to ``base_url``; the bearer token goes to its origin and nowhere else, nor
-    after a redirect. Where the server names the API's host with its tokens, ``base_url`` follows
-    them, and so does a request to the host before. Cookies are its own. Closing it leaves the
-    shared connection pool open.
+    after a redirect, unless a request asks for it by `media_auth`. Where the server names the
+    API's host with its tokens, ``base_url`` follows them, and so does a request to the host before.
+    Cookies are its own. Closing it leaves the shared connection pool open.
 
     Raises, beside httpx2's errors:
         SessionExpiredError: the session is over; let it pass and the middleware answers.
@@ -99,6 +113,8 @@ class ClientFactory:
         transport: returns the connection pool to send a request by: each event loop has its own.
         api_url: returns the URL of the API for the ``api_base`` of `Tokens`; requests to other
             origins get no token.
+        media_origin: returns the scheme and host of a host with media, by its name and its port;
+            None for one that must not get the token.
 
     Attributes:
         base_url: of clients, where tokens do not say another one.
@@ -110,8 +126,10 @@ class ClientFactory:
         refresher: TokenRefresher,
         transport: Callable[[], Any],
         api_url: Callable[[str], str],
+        media_origin: Callable[[str, int | None], str | None],
     ) -> None:
         self.kind = kind
+        self._media_origin = media_origin
         self._refresher = refresher
         self._api_url = api_url
         self.base = lru_cache(_MOST_BASES)(self._base)
@@ -155,6 +173,23 @@ class ClientFactory:
             if len(target) <= _MOST_TARGET:
                 self._urls[key] = url
         return url
+
+    def is_own(self, url: httpx2.URL) -> bool:
+        """Return True if a URL is on a host of the server, which may get the token if asked to."""
+        origin = self._media_origin(url.host, url.port)
+        return not url.userinfo and origin == f"{url.scheme}://{url.netloc.decode()}"
+
+    def media_url(self, host: str, path: str) -> httpx2.URL | None:
+        """Return the URL of a path and query at a host of the server; None if it is another's.
+
+        Args:
+            host: with the port behind a colon, if it is not the scheme's own.
+        """
+        name, colon, port = host.partition(":")
+        if colon and not _PORT.fullmatch(port):
+            return None
+        origin = self._media_origin(name, int(port) if colon else None)
+        return None if origin is None else httpx2.URL(origin + path)
 
     def attributes(self, cm: tuple[ClientFactory, Session, set[_Origin]]) -> dict[str, Any]:
         """Return the attributes of a new client.
@@ -222,7 +257,7 @@ class BearerAuth(httpx2.Auth):
         token: str | None
         base = self._bearer()[1]
         request.extensions = {**request.extensions, _SESSION: session, _ORIGIN: base.origin}
-        if _origin(request.url) not in self._origins or "Authorization" in request.headers:
+        if not self._takes(request.url) or "Authorization" in request.headers:
             yield request
             return
         answer: httpx2.Response | None = None
@@ -234,11 +269,8 @@ class BearerAuth(httpx2.Auth):
             is_new = False
             for attempt in range(_TRIES):
                 token, base = self._bearer()
-                if _origin(request.url) != base.origin:
-                    _move(request, base.url)
-                request.extensions = {
-                    **request.extensions, _HAS_BEARER: True, _ORIGIN: base.origin
-                }  # fmt: skip
+                origin = self._direct(request, base)
+                request.extensions = {**request.extensions, _HAS_BEARER: True, _ORIGIN: origin}
                 request.headers["Authorization"] = f"Bearer {token}"
                 response = yield request
                 if not await self._is_refused(response, token):
@@ -292,6 +324,16 @@ class BearerAuth(httpx2.Auth):
         self._origins.add(base.origin)
         return tokens.access_token, base
 
+    def _takes(self, url: httpx2.URL) -> bool:
+        """Return True if a request to this URL gets the token."""
+        return _origin(url) in self._origins
+
+    def _direct(self, request: httpx2.Request, base: _Base) -> _Origin:
+        """Direct a request at where the API is now; return the origin that gets the token."""
+        if _origin(request.url) != base.origin:
+            _move(request, base.url)
+        return base.origin
+
     async def _is_refused(self, response: httpx2.Response, token: str) -> bool:
         """Return True if a response says that this token is dead: by 401, 403 or 406."""
         # A redirect to another origin drops the token.
@@ -304,6 +346,19 @@ class BearerAuth(httpx2.Auth):
         if "invalid_token" in response.headers.get("WWW-Authenticate", ""):
             return True
         return await self._refresher.is_dead(self._session, token)
+
+
+class MediaAuth(BearerAuth):
+    """The same for the hosts of the server that have pictures and videos, which do not move.
+
+    The URL of such a host names a stream: it is of no use at another one.
+    """
+
+    def _takes(self, url: httpx2.URL) -> bool:
+        return self._factory.is_own(url)
+
+    def _direct(self, request: httpx2.Request, base: _Base) -> _Origin:  # noqa: ARG002
+        return _origin(request.url)
 
 
 def _move(request: httpx2.Request, base: httpx2.URL) -> None:
@@ -407,7 +462,7 @@ class _OriginGuard(httpx2.AsyncBaseTransport, httpx2.BaseTransport):
 
 
 def _all_in_use(request: httpx2.Request) -> UnavailableError:
-    error = UnavailableError("every connection to CameraManager is in use")
+    error = UnavailableError("every connection to the API is in use")
     session: Session | None = request.extensions.get(_SESSION)
     if session is not None:
         session.client_error = error  # as in BearerAuth, which httpx2 does not tell of it

@@ -89,6 +89,7 @@ class Services:
         connections = LoopConnections if is_async else ThreadConnections
         self.connections: Any = connections(runtime, self.gate.is_alive)
         self._api_url = lambda api_base: provider.api_url(api_base or config.base_url)
+        self._media_origin = lambda host, port: provider.media_origin(host, port, config.base_url)
         self.client_of: Callable[[Session], Any] = self._first_client_of
         self._knows_of_outer = False  # True once there was another middleware around this one
         # The code that made a store object opens it. In memory there is nothing to open.
@@ -104,6 +105,7 @@ class Services:
             self.refresher,
             self.transport,
             self._api_url,
+            self._media_origin,
         )
         lazy = client.LazyAsyncCMClient if is_async else client.LazyCMClient
         self.client_of = partial(lazy, factory)

@@ -18,7 +18,7 @@ class SessionExpiredError(CMAuthError):
     answers any unauthenticated request.
     """
 
-    def __init__(self, message: str = "the CameraManager session is over; log in again") -> None:
+    def __init__(self, message: str = "the session is over; log in again") -> None:
         super().__init__(message)
 
 
@@ -79,7 +79,7 @@ class OAuthError(CMAuthError):
     """
 
     def __init__(self, error: str, *, is_grant_over: bool = False) -> None:
-        super().__init__(f"CameraManager answered {error}")
+        super().__init__(f"the server answered {error}")
         self.error = error
         self.is_grant_over = is_grant_over
 

@@ -35,7 +35,7 @@ class _SessionCookie(SecurityBase):
             {
                 "in": APIKeyIn.cookie,
                 "name": "cm_auth",
-                "description": "The cookie that a login at CameraManager sets (/auth/login).",
+                "description": "The cookie that a login sets (/auth/login).",
             }
         )
 

@@ -90,6 +90,7 @@ _ANYTHING = re.compile(
     r"(?:^|,)[ \t]*\*/\*[ \t]*(?:;[ \t]*q=(?!0(?:\.0*)?[ \t]*(?:,|$))[0-9.]+[ \t]*)?(?:,|$)"
 )
 _STREAMS = 32  # of one session at a time: a person's browser opens a few
+_PICTURE = 60.0  # seconds until the next picture of a stream; a preview has one in 16 at least
 _SHORT = 1_000_000  # bytes of a body that is sent to its end, whether its browser leaves or not
 _CHUNK = 65_536  # bytes that are read at once from a WSGI request's body
 
@@ -103,11 +104,17 @@ class _Relay:
         allow: Iterable[str],
         streams_per_session: int = _STREAMS,
         cache: Mapping[str, float] | None = None,
+        media: Iterable[str] = (),
     ) -> None:
         rules = (allow,) if isinstance(allow, str) else tuple(allow)
         if not rules:
             raise ConfigError("allow is empty: give rules such as 'GET /rest/v2.4/cameras'")
         self._rules = [_rule(rule) for rule in rules]
+        streams = (media,) if isinstance(media, str) else tuple(media)
+        self._media = [
+            (method, re.compile(f"/[^/]+{pattern.pattern}"))
+            for method, pattern in (_rule(rule, "media") for rule in streams)
+        ]
         if streams_per_session < 1:
             raise ConfigError("streams_per_session is too small: give 1 or more")
         self._streams_per_session = streams_per_session
@@ -162,6 +169,8 @@ class _Relay:
         if not _QUERY.fullmatch(query) or names & _FORBIDDEN:
             raise _RefusedError(400, "This query is not relayed")
         methods = {method for method, pattern in self._rules if pattern.fullmatch(path)}
+        if not methods:
+            methods = {method for method, pattern in self._media if pattern.fullmatch(path)}
         if not methods or any(map(_is_about_tokens, segments)):
             detail = "No rule of allow names it."
             raise _RefusedError(404, "This path is not relayed", detail=detail)
@@ -171,6 +180,25 @@ class _Relay:
             allowed = ", ".join(sorted(methods))
             raise _RefusedError(405, "This method is not relayed", ("Allow", allowed))
         return f"{path}?{query}" if query else path
+
+    def outgoing(
+        self, cm: AsyncCMClient | CMClient, request: Request, target: str, body: Any
+    ) -> tuple[httpx2.Request, Any]:
+        """Return the request to the API, or to a host with media, and what gives it the token."""
+        if self._is_for_api(request.path):
+            return _outgoing(cm, request, _url(cm, target), body), cm.auth
+        host, _, rest = target[1:].partition("/")
+        url = cm._cm[0].media_url(host, f"/{rest}")
+        if url is None:
+            detail = "This host is not the server's."
+            raise _RefusedError(404, "This path is not relayed", detail=detail)
+        media = _outgoing(cm, request, url, body)
+        media.extensions["timeout"] = {**media.extensions["timeout"], "read": _PICTURE}
+        return media, cm.media_auth
+
+    def _is_for_api(self, path: str) -> bool:
+        """Return True if a path that is relayed is one of the API, and not of a host with media."""
+        return not self._media or any(pattern.fullmatch(path) for _, pattern in self._rules)
 
     def judge_length(self, request: Request) -> int | None:
         """Return the length that the request states for its body; None if it states no length."""
@@ -213,7 +241,7 @@ class _Relay:
         if body is None and request.method in ("GET", "HEAD"):
             for pattern, seconds in self._kept:
                 if pattern.fullmatch(request.path):
-                    return seconds
+                    return seconds if self._is_for_api(request.path) else None
         return None
 
     def cache_of(self, services: Services) -> ProxyCache:
@@ -249,6 +277,10 @@ class CMProxy(_Relay):
             pictures, and one call while it is under way; but a user is given only what
             CameraManager itself has answered to that user, too, in the last minute. Other answers
             than pictures are kept for one user.
+        media: the requests that are relayed to hosts of the server which have pictures and videos,
+            with the same rules: ``"GET /media/streams/preview/multipart"``. The front end puts the
+            host in front of the path: ``/api/cm/<host>/media/streams/…``. Only hosts below the
+            provider's `api_domains` get a request.
 
     Raises:
         ConfigError: a rule is wrong, or a number; the message names it.
@@ -288,7 +320,8 @@ class CMProxy(_Relay):
                     if given is not None:
                         await _send_given(_respond(request, given), send)
                         return
-                await self._relay(cm, _outgoing(cm, request, target, body), (scope, receive, send))
+                outgoing = self.outgoing(cm, request, target, body)
+                await self._relay(cm, outgoing, (scope, receive, send))
             finally:
                 leave()
         except _RefusedError as refused:
@@ -300,10 +333,14 @@ class CMProxy(_Relay):
             return
 
     async def _relay(
-        self, cm: AsyncCMClient, request: httpx2.Request, to: tuple[Scope, Receive, Send]
+        self,
+        cm: AsyncCMClient,
+        outgoing: tuple[httpx2.Request, Any],
+        to: tuple[Scope, Receive, Send],
     ) -> None:
+        request, auth = outgoing
         try:
-            answer = await cm.send(request, stream=True)
+            answer = await cm.send(request, stream=True, auth=auth)
         except httpx2.HTTPError as error:
             raise _unreachable(error) from None
         try:
@@ -359,7 +396,7 @@ class CMWSGIProxy(_Relay):
                         kept = _respond(request, given)
                         start_response(_status_line(kept.status), kept.headers)
                         return [kept.body]
-                answer, headers = self._relay(cm, _outgoing(cm, request, target, body))
+                answer, headers = self._relay(cm, self.outgoing(cm, request, target, body))
             except BaseException:
                 leave()
                 raise
@@ -370,10 +407,11 @@ class CMWSGIProxy(_Relay):
         return relayed
 
     def _relay(
-        self, cm: CMClient, request: httpx2.Request
+        self, cm: CMClient, outgoing: tuple[httpx2.Request, Any]
     ) -> tuple[httpx2.Response, list[tuple[str, str]]]:
+        request, auth = outgoing
         try:
-            answer = cm.send(request, stream=True)
+            answer = cm.send(request, stream=True, auth=auth)
         except httpx2.HTTPError as error:
             raise _unreachable(error) from None
         try:
@@ -558,7 +596,7 @@ def _has_body(request: Request) -> bool:
 
 
 def _outgoing(
-    cm: AsyncCMClient | CMClient, request: Request, target: str, body: Any
+    cm: AsyncCMClient | CMClient, request: Request, url: httpx2.URL, body: Any
 ) -> httpx2.Request:
     dropped = _named_in_connection(request.header("connection"))
     headers = {b"accept": b"*/*", b"accept-encoding": b"identity"}
@@ -566,7 +604,7 @@ def _outgoing(
         value = request.header(name)
         if value is not None and name not in dropped:
             headers[name.encode()] = value.encode("latin-1")
-    return cm.build_request(request.method, _url(cm, target), headers=headers, content=body)
+    return cm.build_request(request.method, url, headers=headers, content=body)
 
 
 def _url(cm: AsyncCMClient | CMClient, target: str) -> httpx2.URL:
@@ -577,10 +615,10 @@ def _url(cm: AsyncCMClient | CMClient, target: str) -> httpx2.URL:
 def _relayed_headers(answer: httpx2.Response) -> list[tuple[str, str]]:
     """Return the headers that the browser gets; raise `_RefusedError` if it gets no answer."""
     if answer.status_code == 401:  # even with the newest token: not the user's fault
-        raise _RefusedError(502, "CameraManager refused the access token", detail="Try again.")
+        raise _RefusedError(502, "The API refused the access token", detail="Try again.")
     if answer.is_redirect and answer.status_code != 304:
         detail = "Redirects are not relayed."
-        raise _RefusedError(502, "CameraManager answered with a redirect", detail=detail)
+        raise _RefusedError(502, "The API answered with a redirect", detail=detail)
     given: dict[str, str] = {}
     for raw_name, raw in answer.headers.raw:
         # Byte for byte, as ASGI and WSGI require.
@@ -759,8 +797,8 @@ def _status_line(status: int) -> str:
 
 def _unreachable(error: httpx2.HTTPError) -> _RefusedError:
     if isinstance(error, httpx2.TimeoutException):
-        return _RefusedError(504, "CameraManager did not answer in time")
-    return _RefusedError(502, "CameraManager cannot be reached")
+        return _RefusedError(504, "The API did not answer in time")
+    return _RefusedError(502, "The API cannot be reached")
 
 
 def _named_in_connection(value: str | None) -> set[str]:

@@ -370,7 +370,7 @@ class Login:
             return await self._failed(callback, 403)
         if error == "unauthorized_client":
             log("api_key_refused", error=error)
-        log("login_failed", reason=f"CameraManager answered {error}")
+        log("login_failed", reason=f"the server answered {error}")
         return await self._failed(callback, 502, _SET_UP_WRONG if error in _MISTAKES else None)
 
     async def _busy(self, callback: _Callback, seconds: float) -> Response:

@@ -43,7 +43,7 @@ def check(
     """Check the configuration in the environment (CM_AUTH_…).
 
     Shows each option and its source, with secrets hidden; then tests the session store, the
-    connection to CameraManager, the API key, the redirect URI and the clock.
+    connection to the server, the API key, the redirect URI and the clock.
 
     The exit status is 0 if all is well, 1 with warnings, 2 with errors.
 
@@ -115,6 +115,7 @@ def _findings(offline: bool) -> Iterator[Finding]:
     from cm_auth_middleware.config import CMAuthConfig
     from cm_auth_middleware.errors import ConfigError
     from cm_auth_middleware.sessions.encryption import key_names
+    from cm_auth_middleware.tokens.provider import find_provider
 
     complaints = list(unknown_variables())
     for complaint in complaints:
@@ -133,12 +134,13 @@ def _findings(offline: bool) -> Iterator[Finding]:
     *verifying, signing = key_names(config.secret_key)
     others = f"; also accepted: {', '.join(verifying)}" if verifying else ""
     yield Finding(OK, "secret_key", f"the key {signing} signs{others}")
+    name = find_provider(config.provider).name
     if not config.allow_emails and not config.allow_accounts:
         yield Finding(
             WARNING,
             "allow",
-            "everybody with a CameraManager account may come in, unless the application gives "
-            "allow=…",
+            f"everybody with {'an' if name[0] in 'AEIOU' else 'a'} {name} account may come in, "
+            "unless the application gives allow=…",
             "Set CM_AUTH_ALLOW_EMAILS=*@example.com or CM_AUTH_ALLOW_ACCOUNTS=…",
         )
     if (logo := config.app_logo) is not None and logo.startswith("/"):

@@ -1,4 +1,4 @@
-"""``cm-auth demo``: a simulated CameraManager and the dashboard."""
+"""``cm-auth demo``: a simulated CameraManager, or Eagle Eye API v3, and the dashboard."""
 
 from __future__ import annotations
 
@@ -14,43 +14,58 @@ import click
 
 from cm_auth_middleware.cli.output import Refusal, as_json, say, say_json
 from cm_auth_middleware.config import LOOPBACK
+from cm_auth_middleware.tokens.provider import PROVIDERS, find_provider
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
+    from cm_auth_middleware.testing import Settings
+
+provider_option = click.option(
+    "--provider",
+    type=click.Choice(list(PROVIDERS)),
+    default="cameramanager",
+    show_default=True,
+    help="The server to simulate: CameraManager, or Eagle Eye's API v3.",
+)
+
 
 @click.command()
+@provider_option
 @click.option(
     "--port", default=8000, show_default=True, help="Port of the dashboard; 0: a free one."
 )
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--cm-port", default=0, help="Port of the simulated CameraManager; 0: a free one.")
+@click.option("--cm-port", default=0, help="Port of the simulated server; 0: a free one.")
 @click.option("--token-lifetime", default=43199, show_default=True, help="Seconds.")
 @click.option("--open", "open_browser", is_flag=True, help="Open the browser.")
 @as_json
 def demo(
-    port: int, host: str, cm_port: int, token_lifetime: int, open_browser: bool, as_json: bool
+    provider: str,
+    port: int,
+    host: str,
+    cm_port: int,
+    token_lifetime: int,
+    open_browser: bool,
+    as_json: bool,
 ) -> None:
     """Run a simulated CameraManager and the dashboard on this machine; Ctrl-C ends both."""
     try:
-        from cm_auth_middleware.testing import AppServer, Settings, Simulator, SimulatorServer
+        from cm_auth_middleware.testing import AppServer, Simulator, SimulatorServer
 
         create_app = _dashboard().create_app
     except ImportError as error:
         raise Refusal(
             f"the demo needs {error.name or error}: pip install 'cm_auth_middleware[demo]'"
         ) from None
-    if host in ("0.0.0.0", "::"):  # noqa: S104 - refused here
-        raise Refusal(
-            "--host needs one address of this machine, at which browsers can reach both servers"
-        )
+    refuse_host(host, provider)
     simulator = Simulator(
-        Settings(access_token_lifetime=token_lifetime),
-        client_secret=secrets.token_urlsafe(24),
+        simulated(provider, token_lifetime), client_secret=secrets.token_urlsafe(24)
     )
     try:
         with SimulatorServer(simulator, cm_port, host) as cm:
             app: ASGIApp = create_app(
+                provider=provider,
                 client_id=cm.client_id,
                 client_secret=cm.client_secret,
                 secret_key=secrets.token_urlsafe(48),
@@ -58,7 +73,7 @@ def demo(
                 allowed_hosts=[*LOOPBACK, f"[{host}]" if ":" in host else host],
             )
             with AppServer(app, port, host) as site:
-                tell(site.url, cm.url, simulator.users[0], as_json=as_json)
+                tell(provider, site.url, cm.url, simulator.users[0], as_json=as_json)
                 if open_browser:
                     threading.Thread(target=webbrowser.open, args=(site.url,), daemon=True).start()
                 _until_interrupted()
@@ -68,12 +83,32 @@ def demo(
         say("Stopped.")
 
 
-def tell(site: str, cm: str, user: Any, *, as_json: bool) -> None:
+def refuse_host(host: str, provider: str) -> None:
+    """Refuse an address at which browsers, or the application, cannot reach the simulator."""
+    if host in ("0.0.0.0", "::"):  # noqa: S104 - refused here
+        raise Refusal(
+            "--host needs one address of this machine, at which browsers can reach both servers"
+        )
+    if find_provider(provider).api_host_field and host not in ("127.0.0.1", "localhost"):
+        # Elsewhere it names Eagle Eye's real hosts, where no simulated token has to go.
+        raise Refusal(f"with --provider {provider}, --host is 127.0.0.1 or localhost")
+
+
+def simulated(provider: str, token_lifetime: int) -> Settings:
+    """Return the settings of the simulator."""
+    from cm_auth_middleware.testing import settings_for
+
+    settings = settings_for(provider)
+    settings.access_token_lifetime = token_lifetime
+    return settings
+
+
+def tell(provider: str, site: str, cm: str, user: Any, *, as_json: bool) -> None:
     """Print where to go, and what to type there."""
     if as_json:
         say_json({"url": site, "simulator": cm, "email": user.email, "password": user.password})
         return
-    say(f"Simulated CameraManager at {cm}")
+    say(f"Simulated {find_provider(provider).name} at {cm}")
     say(f"Open      {site}")
     say(f"E-mail    {user.email}")
     say(f"Password  {user.password}")

@@ -1,4 +1,4 @@
-"""``cm-auth dev``: your own application with a simulated CameraManager, while you work on it."""
+"""``cm-auth dev``: your own application with a simulated server, while you work on it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pathlib import Path
 import click
 
 from cm_auth_middleware import environment
-from cm_auth_middleware.cli.demo import tell
+from cm_auth_middleware.cli.demo import provider_option, refuse_host, simulated, tell
 from cm_auth_middleware.cli.output import Refusal, as_json, say
 from cm_auth_middleware.config import LOOPBACK
 
@@ -28,7 +28,7 @@ _TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*(\(\))?", re.ASCII)
 _LOOK_EVERY = 0.5  # seconds between two looks at the files
 _PATIENCE = 10.0  # seconds that the application has to end
 _WATCHED = (".py", ".html", ".jinja", ".jinja2", ".j2", ".toml")
-# Options that name a CameraManager, its users or the site: here there are others.
+# Options that name a server, its users or the site: here there are others.
 _REPLACED = (
     "client_id", "client_secret", "secret_key", "provider", "base_url", "scope", "redirect_uri",
     "store", "allowed_hosts", "allow_emails", "allow_accounts", "cookie_secure",
@@ -37,18 +37,20 @@ _REPLACED = (
 
 @click.command()
 @click.argument("target", metavar="MODULE:APP")
+@provider_option
 @click.option("--wsgi", is_flag=True, help="The application is WSGI: Flask, Django, Bottle, …")
 @click.option(
     "--port", default=8000, show_default=True, help="Port of the application; 0: a free one."
 )
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--cm-port", default=0, help="Port of the simulated CameraManager; 0: a free one.")
+@click.option("--cm-port", default=0, help="Port of the simulated server; 0: a free one.")
 @click.option("--token-lifetime", default=43199, show_default=True, help="Seconds.")
 @click.option("--no-reload", is_flag=True, help="Do not start again when a file changes.")
 @click.option("--open", "open_browser", is_flag=True, help="Open the browser.")
 @as_json
 def dev(
     target: str,
+    provider: str,
     wsgi: bool,
     port: int,
     host: str,
@@ -65,7 +67,7 @@ def dev(
     in a file while the command runs. It is started again when a file in this folder changes.
     """
     try:
-        from cm_auth_middleware.testing import Settings, Simulator, SimulatorServer
+        from cm_auth_middleware.testing import Simulator, SimulatorServer
         from cm_auth_middleware.testing.server import listen
     except ImportError as error:
         raise Refusal(
@@ -73,14 +75,10 @@ def dev(
         ) from None
     if not _TARGET.fullmatch(target):
         raise Refusal("give MODULE:APP, such as main:app or main:create_app()")
-    if host in ("0.0.0.0", "::"):  # noqa: S104 - refused here
-        raise Refusal(
-            "--host needs one address of this machine, at which browsers can reach both servers"
-        )
-    simulator = Simulator(
-        Settings(access_token_lifetime=token_lifetime, any_key=True),
-        client_secret=secrets.token_urlsafe(24),
-    )
+    refuse_host(host, provider)
+    settings = simulated(provider, token_lifetime)
+    settings.any_key = True
+    simulator = Simulator(settings, client_secret=secrets.token_urlsafe(24))
     stop = _stopper()
     try:
         with (
@@ -89,9 +87,10 @@ def dev(
         ):
             with contextlib.closing(listen(host, port)) as listener:  # is it free?
                 port = listener.getsockname()[1]
-            variables = _variables(cm.url, cm.client_id, cm.client_secret, folder, host)
+            key = cm.client_id, cm.client_secret
+            variables = _variables(provider, cm.url, key, folder, host)
             url = f"http://{_bracketed(host)}:{port}"
-            tell(url, cm.url, simulator.users[0], as_json=as_json)
+            tell(provider, url, cm.url, simulator.users[0], as_json=as_json)
             if open_browser:
                 arguments = (url, host, port)
                 threading.Thread(target=_open_when_there, args=arguments, daemon=True).start()
@@ -119,7 +118,7 @@ def _bracketed(host: str) -> str:
 
 
 def _variables(
-    cm_url: str, client_id: str, client_secret: str, folder: str, host: str
+    provider: str, cm_url: str, key: tuple[str, str], folder: str, host: str
 ) -> dict[str, str]:
     """Return the environment of the application."""
     replaced = set(map(environment.variable, _REPLACED))
@@ -129,8 +128,9 @@ def _variables(
         if name.removesuffix("_FILE") not in replaced
     }
     options = {
-        "client_id": client_id,
-        "client_secret": client_secret,
+        "provider": provider,
+        "client_id": key[0],
+        "client_secret": key[1],
         "secret_key": secrets.token_urlsafe(48),
         "base_url": cm_url,
         "store": f"sqlite:///{Path(folder) / 'sessions.db'}",

@@ -20,6 +20,7 @@ import click
 
 from cm_auth_middleware import __version__
 from cm_auth_middleware.cli.findings import ERROR, OK, WARNING, Finding
+from cm_auth_middleware.cli.live_expected import expected_of
 from cm_auth_middleware.cli.live_findings import SKIPPED, findings
 from cm_auth_middleware.cli.live_interruptions import Interruptions
 from cm_auth_middleware.cli.live_login import (
@@ -40,7 +41,7 @@ from cm_auth_middleware.config import CMAuthConfig
 from cm_auth_middleware.display import HIDDEN, shown_url
 from cm_auth_middleware.engine import make_oauth_client
 from cm_auth_middleware.runtime.threads import ThreadRuntime
-from cm_auth_middleware.tokens.provider import CAMERAMANAGER, find_provider
+from cm_auth_middleware.tokens.provider import PROVIDERS, find_provider
 
 _MARKS = {OK: ("✓", "ok", "green"), WARNING: ("!", "!", "yellow"), ERROR: ("✗", "x", "red")}
 _MARKS[SKIPPED] = ("–", "-", "white")
@@ -168,9 +169,12 @@ def _log_in(check: LiveCheck, report: Report, printer: _Printer) -> int:
 
 def _announce(config: CMAuthConfig) -> None:
     say(f"This check logs in at {shown_url(config.base_url)} and finds out how it behaves.")
-    say("- You log in once, in your browser, with an account of yours. A test account is best:")
-    say("  CameraManager may give every login of an account the same tokens, and this check")
-    say("  ends them. Other browsers of the account then have to log in again at the application.")
+    if expected_of(_named(config)).shares_tokens:
+        say("- You log in once, in your browser, with an account of yours. A test account is best:")
+        say("  the server may give every login of an account the same tokens, and this check")
+        say("  ends them. Other browsers of the account then have to log in again.")
+    else:
+        say("- You log in once, in your browser, with an account of yours. A test account is best.")
     say("- It renews the tokens a few times, reads users/self, and revokes the tokens at its end.")
     say("- It prints and writes no token, code, password or e-mail address.")
     say()
@@ -210,18 +214,22 @@ def _check_writable(path: Path | None) -> None:
 def new_report(config: CMAuthConfig) -> Report:
     """Return a report that knows no more than the configuration."""
     host = urlsplit(config.base_url).hostname or ""
-    server = "another"
-    if config.base_url == CAMERAMANAGER.base_url:
-        server = "CameraManager"
-    elif host in ("localhost", "::1") or host.startswith("127."):
+    known = {provider.base_url: provider.name for provider in PROVIDERS.values()}
+    server = known.get(config.base_url, "another")
+    if host in ("localhost", "::1") or host.startswith("127."):
         server = "loopback"
     return Report(
-        provider=config.provider if isinstance(config.provider, str) else "another",
+        provider=_named(config),
         server=server,
         scope_asked=config.scope or "",
         package=__version__,
         date=datetime.fromtimestamp(time.time(), UTC).date().isoformat(),
     )
+
+
+def _named(config: CMAuthConfig) -> str:
+    """Return the name of the provider; "another" for one of the user's own."""
+    return config.provider if isinstance(config.provider, str) else "another"
 
 
 class _Printer:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from cm_auth_middleware.cli.findings import ERROR, OK, WARNING, Finding
+from cm_auth_middleware.cli.live_expected import Expected, expected_of
 from cm_auth_middleware.cli.live_report import Refused, Report, Shape
 from cm_auth_middleware.cli.network import SKEW, TOO_MUCH_SKEW
 from cm_auth_middleware.tokens.provider import Provider
 
 SKIPPED = -1  # the level of what was not tried
-_LIFETIME = 43199  # seconds: CameraManager's, as its guide shows it
 _NEAR = 60  # seconds
 
 
@@ -26,18 +26,21 @@ def findings(
         needs: the fields of the user that options need, with the option of each.
         is_over: True if nothing more will be found out.
     """
+    expected = expected_of(report.provider)
     yield from _reached(report, provider)
     yield from _login(report)
-    yield from _tokens(report)
+    yield from _tokens(report, expected)
+    yield from _api_host(report)
     yield from _user(report, provider, needs)
-    yield from _refresh(report)
-    yield from _scope(report)
-    yield from _second_login(report, is_over=is_over)
+    yield from _refresh(report, expected)
+    yield from _scope(report, expected)
+    yield from _pkce(report, expected, is_over=is_over)
+    yield from _second_login(report, expected, is_over=is_over)
     yield from _logout(report)
     if is_over:
         yield from _errors(report, provider.is_grant_over)
         yield from _burdens(report)
-        yield from _revocation(report)
+        yield from _revocation(report, expected)
 
 
 def _reached(report: Report, provider: Provider) -> Iterator[Finding]:
@@ -45,7 +48,7 @@ def _reached(report: Report, provider: Provider) -> Iterator[Finding]:
     if status is None:
         return
     if status == 401:
-        yield Finding(OK, "base_url", "answers as CameraManager does")
+        yield Finding(OK, "base_url", f"answers as {provider.name} does")
     elif provider.probe_url("") is None:  # where the API is, a login tells
         yield Finding(OK, "base_url", "answers")
     else:
@@ -86,37 +89,37 @@ def _login(report: Report) -> Iterator[Finding]:
         )
 
 
-def _tokens(report: Report) -> Iterator[Finding]:
+def _tokens(report: Report, expected: Expected) -> Iterator[Finding]:
     if report.access_token is None:
         return
     if not report.is_bearer:
         yield Finding(ERROR, "access token", "is no bearer token: the application refuses it")
     else:
-        yield _shape("access token", report.access_token)
+        yield _shape("access token", report.access_token, expected.access_token)
     if report.refresh_token is None:
         yield Finding(
             ERROR, "refresh token", "is missing: users log in again when the access token expires"
         )
     else:
-        yield _shape("refresh token", report.refresh_token)
+        yield _shape("refresh token", report.refresh_token, expected.refresh_token)
     if report.scope_granted not in ("", report.scope_asked):
         yield Finding(WARNING, "scope granted", "is another than the one that was asked for")
     if report.refresh_token is None or report.refresh_status is not None:
-        yield _lifetime(report)
+        yield _lifetime(report, expected.lifetime)
 
 
-def _shape(topic: str, shape: Shape) -> Finding:
+def _shape(topic: str, shape: Shape, expected: str | None) -> Finding:
     text = f"is {'a ' if shape.kind != 'opaque' else ''}{shape.kind} of {shape.length} characters"
     if shape.kind == "unusable":
         return Finding(ERROR, topic, "has characters that no header can hold: nobody can log in")
-    if shape.kind == "uuid:number":
+    if expected in (None, shape.kind):
         return Finding(OK, topic, text)
     return Finding(
-        WARNING, topic, f"{text}, where uuid:number was expected: the application does not mind"
+        WARNING, topic, f"{text}, where {expected} was expected: the application does not mind"
     )
 
 
-def _lifetime(report: Report) -> Finding:
+def _lifetime(report: Report, expected: int) -> Finding:
     # A login may get an access token that the account had already, with what is left of its time.
     known = [n for n in (report.lifetime, report.refreshed_lifetime) if n is not None]
     if not known:
@@ -125,13 +128,35 @@ def _lifetime(report: Report) -> Finding:
     text = f"an access token lasts {_duration(seconds)}"
     if known[0] < seconds - _NEAR:
         text += f"; the login got one that the account had already, with {_duration(known[0])} left"
-    if abs(seconds - _LIFETIME) <= _NEAR:
+    if abs(seconds - expected) <= _NEAR:
         return Finding(OK, "lifetime", text)
     return Finding(
         WARNING,
         "lifetime",
-        f"{text}, where {_duration(_LIFETIME)} was expected: the application refreshes in time",
+        f"{text}, where {_duration(expected)} was expected: the application refreshes in time",
     )
+
+
+def _api_host(report: Report) -> Iterator[Finding]:
+    """Say where the API is, of a server that tells it with its tokens."""
+    at_login, at_refresh = report.api_host, report.refreshed_api_host
+    if at_login == "left out":
+        yield Finding(ERROR, "API host", "is not named with the tokens: nobody can log in")
+    elif at_login == "not believed":
+        yield Finding(
+            ERROR,
+            "API host",
+            "is named, but not as a host and a port below the server's domain: nobody can log in",
+        )
+    elif at_login == "believed":
+        text = "is named with the tokens, and the bearer token goes nowhere else"
+        yield Finding(OK, "API host", text)
+    if at_refresh == "left out":
+        text = "is not named: the session stays at the host that it has"
+        yield Finding(WARNING, "host, refresh", text)
+    elif at_refresh == "not believed":
+        text = "is named, but not as it was at the login: the session stays at the host it has"
+        yield Finding(WARNING, "host, refresh", text)
 
 
 def _user(report: Report, provider: Provider, needs: dict[str, str]) -> Iterator[Finding]:
@@ -149,16 +174,23 @@ def _user(report: Report, provider: Provider, needs: dict[str, str]) -> Iterator
         yield Finding(OK, "user", f"has {', '.join(report.user_fields)}")
 
 
-_REFRESH_TOKEN = {
-    "kept": (OK, "works, and keeps the refresh token"),
-    "left out": (OK, "works, and gives no new refresh token: the application keeps the old one"),
+_REFRESH_TOKEN = {  # as it is expected, and where another one is
+    "kept": (
+        "works, and keeps the refresh token",
+        "keeps the refresh token, where a new one was expected each time: no harm",
+    ),
+    "left out": (
+        "works, and gives no new refresh token: the application keeps the old one",
+        "gives no new refresh token, where one was expected each time: the application keeps the "
+        "old one",
+    ),
     "rotated": (
-        WARNING,
+        "works, and gives a new refresh token each time, which the application saves",
         "gives a new refresh token each time, where the old one was expected to stay: the "
         "application saves the new one",
     ),
     "phantom": (
-        WARNING,
+        "",
         "gives a new refresh token that the server then refuses, while the old one works (a known "
         "fault of Spring's): the application tries the old one",
     ),
@@ -174,7 +206,7 @@ _SPENT = {
 }
 
 
-def _refresh(report: Report) -> Iterator[Finding]:
+def _refresh(report: Report, expected: Expected) -> Iterator[Finding]:
     kind = report.refresh_gives
     if kind == "refused":
         yield Finding(ERROR, "refresh", "is refused: users log in when the access token expires")
@@ -185,8 +217,11 @@ def _refresh(report: Report) -> Iterator[Finding]:
             "fails, or its answer cannot be read: the application takes this for an outage",
         )
     elif kind:
-        level, text = _REFRESH_TOKEN[kind]
-        yield Finding(level, "refresh", text)
+        usual, other = _REFRESH_TOKEN[kind]
+        if kind in expected.refresh_gives:
+            yield Finding(OK, "refresh", usual)
+        else:
+            yield Finding(WARNING, "refresh", other)
     if report.bearer_after_refresh == "dead":
         yield Finding(
             OK, "old token", "is dead after a refresh: the application repeats requests under way"
@@ -198,13 +233,15 @@ def _refresh(report: Report) -> Iterator[Finding]:
         yield Finding(level, "spent token", text)
 
 
-def _scope(report: Report) -> Iterator[Finding]:
+def _scope(report: Report, expected: Expected) -> Iterator[Finding]:
     for topic, what, is_needed in (
         ("scope", "a refresh", report.scope_needed_by_refresh),
         ("scope, code", "the code exchange", report.scope_needed_by_exchange),
     ):
         if is_needed is True:
             yield Finding(OK, topic, f"is needed by {what}: the application sends it every time")
+        elif is_needed is False and expected.scope_needed is None:
+            yield Finding(OK, topic, f"is not needed by {what}: the application sends it")
         elif is_needed is False:
             yield Finding(
                 WARNING,
@@ -221,8 +258,17 @@ _NOT_COMPARED = {
 }
 
 
-def _second_login(report: Report, *, is_over: bool) -> Iterator[Finding]:
-    if report.pkce_verified is False:
+def _pkce(report: Report, expected: Expected, *, is_over: bool) -> Iterator[Finding]:
+    if report.pkce_verified is True and expected.verifies_pkce:
+        yield Finding(OK, "PKCE", "a wrong verifier is refused")
+    elif report.pkce_verified is False and expected.verifies_pkce:
+        yield Finding(
+            WARNING,
+            "PKCE",
+            "a wrong verifier is accepted, where it was expected to be refused: state and the "
+            "login's cookie protect the login",
+        )
+    elif report.pkce_verified is False:
         yield Finding(
             OK,
             "PKCE",
@@ -233,6 +279,9 @@ def _second_login(report: Report, *, is_over: bool) -> Iterator[Finding]:
         yield Finding(WARNING, "PKCE", "a wrong verifier is refused, which is better than expected")
     elif is_over and report.access_token is not None:
         yield Finding(SKIPPED, "PKCE", "S256 is accepted; a wrong verifier was not tried")
+
+
+def _second_login(report: Report, expected: Expected, *, is_over: bool) -> Iterator[Finding]:
     if report.is_quick_login_refused:
         yield Finding(
             WARNING,
@@ -240,20 +289,24 @@ def _second_login(report: Report, *, is_over: bool) -> Iterator[Finding]:
             "a login right after another is answered by a server error: the user tries again",
         )
     same = report.second_login_access, report.second_login_refresh
+    first = report.first_bearer_after_second_login or "alive"
     if report.gives_same_tokens:
         yield Finding(
-            OK,
+            OK if expected.shares_tokens else WARNING,
             "second login",
             "gets the same tokens: two browsers of an account share them, and a logout in one "
             "ends both",
         )
+    elif same == ("other", "other") and first == "alive" and not expected.shares_tokens:
+        text = "gets tokens of its own: a logout in one browser does not end another's login"
+        yield Finding(OK, "second login", text)
     elif same[0]:
+        which = "the same" if expected.shares_tokens else "others"
         yield Finding(
             WARNING,
             "second login",
-            f"gets {_same('access', same[0])} and {_same('refresh', same[1])}, where the same "
-            f"were expected; the first access token is then "
-            f"{report.first_bearer_after_second_login or 'alive'}: no harm",
+            f"gets {_same('access', same[0])} and {_same('refresh', same[1])}, where {which} were "
+            f"expected; the first access token is then {first}: no harm",
         )
     elif is_over and report.access_token is not None:
         yield Finding(SKIPPED, "second login", _NOT_COMPARED[report.second_login_fails])
@@ -337,11 +390,11 @@ def _burdens(report: Report) -> Iterator[Finding]:
         )
 
 
-def _revocation(report: Report) -> Iterator[Finding]:
+def _revocation(report: Report, expected: Expected) -> Iterator[Finding]:
     known = [n for n in (report.lifetime, report.refreshed_lifetime) if n is not None]
     how_long = (
-        f"an access token lives for about {_duration(max(known, default=_LIFETIME))}"
-        f"{'' if known else ' by the guide'}, a refresh token until its user logs out"
+        f"an access token lives for about {_duration(max(known, default=expected.lifetime))}"
+        f"{'' if known else ' by the guide'}, a refresh token {expected.refresh_lasts}"
     )
     if report.not_revoked > report.perhaps_not_revoked:
         yield Finding(ERROR, "revocation", f"some tokens could not be revoked: {how_long}")

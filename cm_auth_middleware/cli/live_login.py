@@ -329,7 +329,7 @@ class Paste:
             url, _, query = line.partition("?")
             parameters = _parameters(query.partition("#")[0])
             if url != self._redirect_uri.partition("?")[0] or parameters is None:
-                say("This is not the redirect_uri with what CameraManager adds to it.")
+                say("This is not the redirect_uri with what the server adds to it.")
             elif parameters.get("state", self._state) != self._state:
                 say("This address is of another login.")
             else:

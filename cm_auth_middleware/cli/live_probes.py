@@ -110,17 +110,19 @@ class LiveCheck:
         report.clock_skew = clock_skew(answer.headers.get("Date", ""))
         is_api_known = server.provider.probe_url("") is not None
         if answer.status not in (401, 403) and (is_api_known or answer.status >= 500):
+            name = server.provider.name
+            said = f" where {name} says 401" if is_api_known else ""
             raise CannotRun(
                 "base_url",
-                f"the server answered {answer.status} where CameraManager says 401: is base_url "
-                "the address of CameraManager, without a path, and is it up?",
+                f"the server answered {answer.status}{said}: is base_url the address of {name}, "
+                "without a path, and is it up?",
             )
         refused = self._try_code("check0")
         if refused.error in server.provider.key_errors:
             raise CannotRun(
                 "client_id",
                 f"the API key is refused ({refused.error}): check client_id and client_secret "
-                "against the dealer portal",
+                f"against the key that {server.provider.name} gave you",
             )
         report.reads_form = refused.error == "invalid_grant"
         report.refused_code = refused.refused(server.secrets)
@@ -212,6 +214,7 @@ class LiveCheck:
         report.reads_form = True
         kind = answer.members.get("token_type")
         report.is_bearer = isinstance(kind, str) and kind.lower() == "bearer"
+        report.api_host = self._server.api_host(answer)
         report.access_token = shape(grant.access_token)
         if grant.refresh_token is not None:
             report.refresh_token = shape(grant.refresh_token)
@@ -243,6 +246,7 @@ class LiveCheck:
             report.dead_refresh_token = answer.refused(self._server.secrets)
             return
         report.refreshed_lifetime = answer.lifetime
+        report.refreshed_api_host = self._server.api_host(answer)
         before = self._server.user(old_access)
         report.bearer_after_refresh = "alive" if before.status == 200 else "dead"
         if before.status != 200:

@@ -82,7 +82,8 @@ class Report:
     """What a live check found out; None where something was not tried.
 
     Attributes:
-        server: "CameraManager", "loopback" or "another".
+        server: the name of the one that the package knows by this address, "loopback" or
+            "another".
         outcome: "complete", "cancelled" or "broken off".
         login_by: "listener" or "paste": how the code came back.
         logins: the number of logins.
@@ -92,6 +93,8 @@ class Report:
         callback_parameters: names of the parameters of the first callback.
         lifetime, refreshed_lifetime: ``expires_in`` of the login and of the refresh, in seconds.
         is_bearer: True if ``token_type`` says so.
+        api_host, refreshed_api_host: "believed", "not believed" or "left out": the API's host in
+            the answer to the login and to the refresh; empty if this server names none.
         refresh_gives: "kept", "left out", "rotated", "phantom" (the new one is refused and
             the old one works), "refused" or "failed" (by a 5xx or by what cannot be read).
         replaced_refresh: "refused", "accepted" or "ends the grant": what the use of a refresh
@@ -128,6 +131,8 @@ class Report:
     exchange_status: int | None = None
     token_members: list[str] = field(default_factory=list)
     is_bearer: bool | None = None
+    api_host: str = ""
+    refreshed_api_host: str = ""
     access_token: Shape | None = None
     refresh_token: Shape | None = None
     scope_granted: str = ""

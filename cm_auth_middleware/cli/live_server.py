@@ -147,6 +147,15 @@ class Server:
         self._api_base = found or self._api_base
         return answer
 
+    def api_host(self, answer: Answer) -> str:
+        """Return what a token answer says of the API's host, in the words of `Report`."""
+        field = self.provider.api_host_field
+        if not field:
+            return ""
+        if self.provider.api_base(answer.members, self._config.base_url):
+            return "believed"
+        return "not believed" if field in answer.members else "left out"
+
     def probe(self) -> Answer:
         """Ask without a token: for a user, or for nothing if the API's host is not known yet."""
         url = self.provider.probe_url(self._config.base_url) or self._config.base_url
@@ -232,7 +241,7 @@ class Server:
         except httpx2.RemoteProtocolError:
             why = "it closed the connection, or its answer is broken"
         except UnavailableError as error:
-            why = str(error).replace("CameraManager", "the server")
+            why = str(error)
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:
             why = reason(error)
         # Out here, because httpx2's error may repeat URL and answer.

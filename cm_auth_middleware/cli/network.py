@@ -1,4 +1,4 @@
-"""Check the connection to CameraManager, the API key, the redirect URI and the clock."""
+"""Check the connection to the server, the API key, the redirect URI and the clock."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def check_redirect_uri(config: CMAuthConfig) -> Iterator[Finding]:
         yield Finding(
             ERROR,
             "redirect_uri",
-            "points at CameraManager itself",
+            f"points at {find_provider(config.provider).name} itself",
             "It has to be the address of your application, to which browsers come back.",
         )
     elif not _resolves(parts.hostname or ""):
@@ -86,7 +86,7 @@ def check_redirect_uri(config: CMAuthConfig) -> Iterator[Finding]:
 
 
 def check(config: CMAuthConfig) -> Iterator[Finding]:
-    """Check CameraManager, and the application if its redirect URI is known."""
+    """Check the server, and the application if its redirect URI is known."""
     runtime = ThreadRuntime(config.timeout, config.base_url)
     headers = {"Accept": "application/json"}
     provider = find_provider(config.provider)
@@ -100,25 +100,27 @@ def check(config: CMAuthConfig) -> Iterator[Finding]:
     if url is None and answer.status_code < 500:  # the key and the login page say more, below
         yield Finding(OK, "base_url", f"{shown} answers")
     elif answer.status_code == 401:
-        yield Finding(OK, "base_url", f"{shown} answers as CameraManager does")
+        yield Finding(OK, "base_url", f"{shown} answers as {provider.name} does")
     else:
         yield Finding(
             ERROR,
             "base_url",
-            f"{shown} answered {answer.status_code} where CameraManager says 401",
-            "Is it the address of CameraManager, without a path, and is it up?",
+            f"{shown} answered {answer.status_code}"
+            + (f" where {provider.name} says 401" if url is not None else ""),
+            f"Is it the address of {provider.name}, without a path, and is it up?",
         )
         return
-    yield from _check_clock(answer.headers.get("Date"))
+    yield from _check_clock(answer.headers.get("Date"), provider.name)
     oauth = make_oauth_client(config, runtime)
     yield from _check_key(config, oauth)
     if config.redirect_uri is not None:
-        yield from _check_authorize(config.redirect_uri, oauth, runtime)
+        yield from _check_authorize(config.redirect_uri, oauth, runtime, provider.name)
         yield from _check_callback(config.redirect_uri, runtime)
 
 
 def _check_key(config: CMAuthConfig, oauth: OAuthClient) -> Iterator[Finding]:
-    """Try to exchange a code that cannot exist: CameraManager checks the API key first."""
+    """Try to exchange a code that cannot exist: the server checks the API key first."""
+    name = find_provider(config.provider).name
     uri = config.redirect_uri or "http://localhost/auth/callback"
     try:
         run_sync(oauth.exchange("check0", uri, "0" * 43))
@@ -126,16 +128,18 @@ def _check_key(config: CMAuthConfig, oauth: OAuthClient) -> Iterator[Finding]:
         yield Finding(
             ERROR,
             "client_id",
-            f"CameraManager refuses the API key ({error.error})",
-            "Check client_id and client_secret against the dealer portal.",
+            f"{name} refuses the API key ({error.error})",
+            f"Check client_id and client_secret against the key that {name} gave you.",
         )
     except UnavailableError as error:
         yield Finding(WARNING, "client_id", f"the API key could not be tried: {error}")
     except OAuthError:
-        yield Finding(OK, "client_id", "CameraManager accepts the API key")
+        yield Finding(OK, "client_id", f"{name} accepts the API key")
 
 
-def _check_authorize(uri: str, oauth: OAuthClient, runtime: ThreadRuntime) -> Iterator[Finding]:
+def _check_authorize(
+    uri: str, oauth: OAuthClient, runtime: ThreadRuntime, name: str
+) -> Iterator[Finding]:
     """Request the page that a browser sees at a login."""
     url = oauth.authorization_url(uri, "check", "0" * 43)
     try:
@@ -147,8 +151,7 @@ def _check_authorize(uri: str, oauth: OAuthClient, runtime: ThreadRuntime) -> It
         yield Finding(
             ERROR,
             "redirect_uri",
-            f"CameraManager's login page answers {answer.status_code} to this client_id and "
-            "redirect_uri",
+            f"{name}'s login page answers {answer.status_code} to this client_id and redirect_uri",
             f"Register exactly {shown_url(uri)} with the API key.",
         )
 
@@ -176,17 +179,17 @@ def _check_callback(uri: str, runtime: ThreadRuntime) -> Iterator[Finding]:
         )
 
 
-def _check_clock(date: str | None) -> Iterator[Finding]:
+def _check_clock(date: str | None, name: str) -> Iterator[Finding]:
     try:
         server_time = parsedate_to_datetime(date or "").timestamp()
     except ValueError:
-        yield Finding(WARNING, "clock", "CameraManager did not say what time it is")
+        yield Finding(WARNING, "clock", f"{name} did not say what time it is")
         return
     off = round(abs(time.time() - server_time))
     level = OK if off < SKEW else WARNING if off < TOO_MUCH_SKEW else ERROR
     word = "agrees with" if off < SKEW else f"is {off} seconds off"
     advice = "" if level == OK else "Synchronise it (NTP): logins and sessions expire by it."
-    yield Finding(level, "clock", f"{word} CameraManager's", advice)
+    yield Finding(level, "clock", f"{word} {name}'s", advice)
 
 
 def _resolves(host: str) -> bool:

@@ -88,6 +88,8 @@ def _without_arguments(error: click.ClickException) -> click.ClickException:
         return click.NoSuchOption(error.option_name, "No such option.", near, error.ctx)
     message = _QUOTED.sub(HIDDEN, error.message)
     if isinstance(error, click.BadParameter) and not isinstance(error, click.MissingParameter):
+        if error.param is not None and isinstance(error.param.type, click.Choice):
+            message = f"give {' or '.join(error.param.type.choices)}."
         return click.BadParameter(message, error.ctx, error.param, error.param_hint)
     is_plain = type(error) is click.UsageError or type(error).__name__ == "NoSuchCommand"
     if isinstance(error, click.UsageError) and is_plain:

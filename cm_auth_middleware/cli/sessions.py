@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from cm_auth_middleware.stores import SessionStore
 
 _NO_SESSION = (
-    "no session of this user; --user takes CameraManager's number userId, --email an address"
+    "no session of this user; --user takes the id that the server gives users, --email an address"
 )
 
 
@@ -42,7 +42,9 @@ _store = click.option(
     callback=_store_url,
     help="sqlite:///path, redis://… or postgresql://…; CM_AUTH_STORE if not given.",
 )
-_user = click.option("--user", metavar="ID", help="Of one user, by CameraManager's userId.")
+_user = click.option(
+    "--user", metavar="ID", help="Of one user, by CameraManager's userId or Eagle Eye's id."
+)
 _email = click.option("--email", metavar="ADDRESS", help="Of one user, by e-mail address.")
 
 
@@ -156,7 +158,7 @@ def revoke(store: str, user: str | None, email: str | None, as_json: bool) -> No
 
     The exit status is 1 if the user has no session.
 
-    The user's tokens stay valid at CameraManager until they expire: they are encrypted, and only
+    The user's tokens stay valid at the server until they expire: they are encrypted, and only
     the user's cookies could open them. Disable the account there too if it must not be used.
     """
     if not (user or email):

@@ -90,7 +90,7 @@ class EventLoopRuntime(Runtime):
                     http.bound(response)
                     await response.aread()
         except TimeoutError:
-            raise UnavailableError("CameraManager did not answer in time") from None
+            raise UnavailableError("the server did not answer in time") from None
         return response
 
     async def discard(self, response: httpx2.Response) -> None:

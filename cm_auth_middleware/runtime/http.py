@@ -58,7 +58,7 @@ def bound(response: httpx2.Response) -> None:
     elif is_compressed or encoding == "identity":
         response.stream = _BoundedStream(response, is_compressed=is_compressed)
     else:
-        raise UnavailableError("CameraManager's answer has an unknown Content-Encoding")
+        raise UnavailableError("the server's answer has an unknown Content-Encoding")
 
 
 class _BoundedStream(httpx2.AsyncByteStream, httpx2.SyncByteStream):
@@ -84,7 +84,7 @@ class _BoundedStream(httpx2.AsyncByteStream, httpx2.SyncByteStream):
             chunk = self._decoded(chunk)
         self._total += len(chunk)
         if self._total > MAX_BODY:
-            raise UnavailableError("CameraManager's answer is too large")
+            raise UnavailableError("the server's answer is too large")
         return chunk
 
     def _decoded(self, chunk: bytes) -> bytes:
@@ -102,7 +102,7 @@ class _BoundedStream(httpx2.AsyncByteStream, httpx2.SyncByteStream):
                 return self._decoder.decompress(self._begin, room)
             except zlib.error:
                 pass
-        raise UnavailableError("CameraManager's answer cannot be decompressed")
+        raise UnavailableError("the server's answer cannot be decompressed")
 
     async def aclose(self) -> None:
         await self._stream.aclose()

@@ -313,7 +313,7 @@ class SingleFlight:
         call, is_new = self._calls.get(key), False
         if call is None:
             if not self._places.acquire(timeout=0 if self._is_stuck else _PATIENCE):
-                raise UnavailableError("too many calls to CameraManager are under way")
+                raise UnavailableError("too many calls to the server are under way")
             call, is_new = self._join(key)
             if is_new:
                 self._run_apart(key, call, work)
@@ -324,7 +324,7 @@ class SingleFlight:
             return call.outcome()
         if not call.done.is_set():
             if not self._waits_long.acquire(blocking=False):
-                raise UnderWayError("CameraManager takes long, and another request waits for it")
+                raise UnderWayError("the server takes long, and another request waits for it")
             try:
                 call.done.wait()
             finally:
@@ -440,7 +440,7 @@ class Deadline:
         with self._lock:
             self._has_ended = True
         if self.is_over and isinstance(error, Exception):
-            raise UnavailableError("CameraManager did not answer in time") from None
+            raise UnavailableError("the server did not answer in time") from None
 
     def cut(self) -> None:
         """End the call now."""

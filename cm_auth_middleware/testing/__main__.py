@@ -20,12 +20,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Serve until Ctrl-C; each setting is a flag, such as `--access-token-lifetime 60`."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--like", metavar="REPORT")
-    first.add_argument("--provider", choices=_PROVIDERS, default="cameramanager")
+    first.add_argument("--provider", choices=_PROVIDERS)
     known, _ = first.parse_known_args(arguments)
-    settings = settings_for(known.provider)
+    settings = settings_for(known.provider or "cameramanager")
     try:
         if known.like is not None:
-            settings = settings_like(read_report(known.like), settings)
+            settings = settings_like(read_report(known.like), known.provider and settings)
     except ValueError as error:
         return _fail(str(error))
     except OSError as error:
@@ -60,7 +60,7 @@ def _fail(reason: str) -> int:
 def _parser(settings: Settings) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m cm_auth_middleware.testing",
-        description="A simulator of Eagle Eye CameraManager, for tests and demos.",
+        description="A simulator of Eagle Eye CameraManager, or of API v3, for tests and demos.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--port", type=int, default=9400, help="the port; 0 chooses a free one")
@@ -77,7 +77,7 @@ def _parser(settings: Settings) -> argparse.ArgumentParser:
         if knob.name == "provider":
             kept = "the server to play, whose defaults the settings have"
             parser.add_argument(
-                "--provider", choices=_PROVIDERS, default="cameramanager", help=kept
+                "--provider", choices=_PROVIDERS, default=settings.provider, help=kept
             )
             continue
         default = getattr(settings, knob.name)

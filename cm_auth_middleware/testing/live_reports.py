@@ -8,10 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cm_auth_middleware.testing.simulator import Settings
+from cm_auth_middleware.testing.simulator import Settings, settings_for
 
 _SCHEMA, _VERSION = "cm-auth-live-check", 1
-_TEXTS = ("refresh_gives", "replaced_refresh", "compression", "second_login_access")
+_TEXTS = ("provider", "refresh_gives", "replaced_refresh", "compression", "second_login_access")
 _NUMBERS = ("lifetime", "refreshed_lifetime", "rate_limit")
 _TRUTHS = (
     "repeats_values",
@@ -59,15 +59,20 @@ def settings_like(report: Mapping[str, Any], settings: Settings | None = None) -
     What the report does not know, or says in a wrong type, stays at its default.
 
     Args:
-        settings: has the defaults; CameraManager's if not given.
+        settings: has the defaults; if not given, those of the server that the report is about.
     """
-    settings = settings or Settings()
     report = {name: report.get(name) for name in _KINDS if _is_right(report, name)}
+    settings = settings or _usual(report.get("provider"))
     bearer, encoding = report.get("dead_bearer", {}), report.get("compression")
+
+    def says(name: str, value: object, default: bool) -> bool:
+        """True if the report says this; the default if it says nothing."""
+        return bool(report[name] == value) if report.get(name, "") != "" else default
+
     return replace(
         settings,
         access_token_lifetime=_lifetime(report, settings.access_token_lifetime),
-        rotate_refresh_tokens=report.get("refresh_gives") == "rotated",
+        rotate_refresh_tokens=says("refresh_gives", "rotated", settings.rotate_refresh_tokens),
         phantom_refresh_tokens=report.get("refresh_gives") == "phantom",
         revoke_family_on_reuse=report.get("replaced_refresh") == "ends the grant",
         repeat_tokens_in_errors=report.get("repeats_values") is True,
@@ -75,11 +80,19 @@ def settings_like(report: Mapping[str, Any], settings: Settings | None = None) -
         dead_bearer_status=403 if bearer.get("status") == 403 else 401,
         content_encoding=encoding if encoding in ("gzip", "deflate") else "",
         rate_limit=report.get("rate_limit"),
-        shared_access_token=report.get("second_login_access") != "other",
+        shared_access_token=says("second_login_access", "same", settings.shared_access_token),
         echo_state=report.get("state_echoed") is not False,
-        pkce=report.get("pkce_verified") is True,
+        pkce=says("pkce_verified", True, settings.pkce),
         scope_required=report.get("scope_needed_by_refresh") is not False,
     )
+
+
+def _usual(provider: object) -> Settings:
+    """Return the default settings of a server; CameraManager's if no simulator plays it."""
+    try:
+        return settings_for(str(provider))
+    except LookupError:
+        return Settings()
 
 
 def _is_right(report: Mapping[str, Any], name: str) -> bool:

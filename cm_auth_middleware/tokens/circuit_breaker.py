@@ -54,7 +54,7 @@ class CircuitBreaker:
         """
         left = self.retry_in(grant)
         if left > _FIRST_PAUSE:
-            raise self._kind("CameraManager gives no new tokens just now", retry_after=left)
+            raise self._kind("the server gives no new tokens just now", retry_after=left)
         if left:
             await sleep(left)
 
@@ -68,7 +68,7 @@ class CircuitBreaker:
         if self._failures < 2 or not self._concerns(grant):
             return
         if self._seconds_to(self._trial_until):
-            raise self._kind("CameraManager gives no new tokens just now")
+            raise self._kind("the server gives no new tokens just now")
         self._trial_until = self._clock() + timeout
 
     def succeeded(self) -> None:

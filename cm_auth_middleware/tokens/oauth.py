@@ -152,17 +152,17 @@ class OAuthClient:
             response = await self._send("GET", url, _bearer(access_token))
             if response.status_code in (401, 403):
                 raise TokenRefusedError(
-                    f"CameraManager answered {response.status_code} to the question for the user"
+                    f"the server answered {response.status_code} to the question for the user"
                 )
             if response.status_code != 200:
                 raise UnavailableError(
-                    f"CameraManager answered {response.status_code} to the question for the user"
+                    f"the server answered {response.status_code} to the question for the user"
                 )
             # Python reads NaN, and 1e999 as infinity, and would write them: to a browser they are
             # no JSON (RFC 8259 §6).
             user = _json(response, parse_constant=lambda _: None, parse_float=_finite)
             if not isinstance(user, dict) or not _can_be_kept(user):
-                raise UnavailableError("CameraManager's user is no small JSON object")
+                raise UnavailableError("the server's user is no small JSON object")
         return user
 
     async def revoke(self, tokens: Tokens) -> bool:
@@ -183,14 +183,14 @@ class OAuthClient:
                 response = await self._send("DELETE", url, _bearer(tokens.access_token))
             status = response.status_code
             if status == 429 or status >= 500:
-                raise UnavailableError(f"CameraManager answered {status} to a logout")
+                raise UnavailableError(f"the server answered {status} to a logout")
         return status < 300
 
     async def try_to_revoke(self, tokens: Tokens) -> None:
         """End a grant at the server; failures are logged and not raised."""
         try:
             if not await self.revoke(tokens):
-                log("revoke_failed", reason="CameraManager refused it")
+                log("revoke_failed", reason="the server refused it")
         except UnavailableError as error:
             log("revoke_failed", reason=error)
 
@@ -256,7 +256,7 @@ class OAuthClient:
         except (httpx2.HTTPError, httpx2.StreamError, ValueError) as error:
             reason = type(error).__name__
         # Raised out here, so that httpx2's error, which may repeat the URL, is not its context.
-        raise UnavailableError(f"CameraManager cannot be reached ({reason})")
+        raise UnavailableError(f"the server cannot be reached ({reason})")
 
     def _tokens(self, response: httpx2.Response, old: str | None, api_base: str | None) -> Tokens:
         """Check a token answer and return its tokens.
@@ -271,28 +271,28 @@ class OAuthClient:
         if status == 429 or status >= 500:
             wait = _retry_after(response.headers.get("Retry-After"))
             kind = TooManyCallsError if status == 429 else UnavailableError
-            raise kind(f"CameraManager answered {status}", retry_after=wait)
+            raise kind(f"the server answered {status}", retry_after=wait)
         if response.is_redirect:
-            raise UnavailableError("CameraManager redirected the token call")
+            raise UnavailableError("the server redirected the token call")
         answer = _json(response)
         members: dict[str, Any] = answer if isinstance(answer, dict) else {}
         if status != 200 or "error" in members:
             error = members.get("error", "")
             self._raise_refusal(status, error if isinstance(error, str) else "", members)
         if not isinstance(answer, dict):
-            raise UnavailableError("CameraManager's answer is no JSON object")
+            raise UnavailableError("the server's answer is no JSON object")
         if str(members.get("token_type") or "bearer").lower() != "bearer":
-            raise UnavailableError("CameraManager gave a token that is no bearer token")
+            raise UnavailableError("the server gave a token that is no bearer token")
         access_token = _printable(members.get("access_token"))
         if not access_token or " " in access_token:
-            raise UnavailableError("CameraManager gave no access token")
+            raise UnavailableError("the server gave no access token")
         now, lifetime = self._runtime.clock(), _lifetime(members.get("expires_in"))
         if old is not None:
             lifetime = max(lifetime, _SHORTEST_LIFETIME)
         refresh_token = _printable(members.get("refresh_token")) or old
         scope = _printable(members.get("scope")) or self._scope
         if max(map(len, (access_token, refresh_token or "", scope))) > _MOST_TOKEN:
-            raise UnavailableError("CameraManager gave a token or a scope that is too long")
+            raise UnavailableError("the server gave a token or a scope that is too long")
         return Tokens(
             access_token=access_token,
             refresh_token=refresh_token,
@@ -313,7 +313,7 @@ class OAuthClient:
         if found is not None:
             return found
         if old is None:
-            raise UnavailableError("CameraManager names no host of its API that can be believed")
+            raise UnavailableError("the server names no host of its API that can be believed")
         if members.get(self._provider.api_host_field) is not None:
             log("api_host_refused")
         return old
@@ -325,7 +325,7 @@ class OAuthClient:
         is_over = self._provider.is_grant_over(status, error)
         if is_over or "error" in members:
             raise OAuthError(shown, is_grant_over=is_over)
-        raise UnavailableError(f"CameraManager answered {status}")
+        raise UnavailableError(f"the server answered {status}")
 
 
 def _bearer(access_token: str) -> dict[str, str]:

@@ -46,8 +46,9 @@ class Provider:
             token call, True if the grant has ended and the user has to log in again.
         api_host_field: the member of a token answer that says where the API is, as an object with
             ``hostname`` and ``port``; empty if the API is at ``base_url``.
-        api_domains: the domains that such a host has to be below. The bearer token goes there: name
-            only those whose every host is the server's own.
+        api_domains: the domains that such a host has to be below, and each host of the server that
+            has pictures and videos. The bearer token goes there: name only those whose every host
+            is the server's own.
     """
 
     name: str
@@ -103,7 +104,22 @@ class Provider:
         host = named.get("hostname") if isinstance(named, Mapping) else None
         if not isinstance(named, Mapping) or not isinstance(host, str):
             return None
-        port = named.get("port")
+        return self._own_origin(host, named.get("port"), base_url)
+
+    def media_origin(self, host: str, port: int | None, base_url: str) -> str | None:
+        """Return the scheme and host of one that has media; None if it must not get the token.
+
+        A page may have named it: on this machine that cannot be the port of another program.
+
+        Args:
+            host: its name.
+            port: None for the scheme's own.
+        """
+        if not self.api_host_field or (host in _LOOPBACK and port != urlsplit(base_url).port):
+            return None
+        return self._own_origin(host, port, base_url)
+
+    def _own_origin(self, host: str, port: Any, base_url: str) -> str | None:
         if port is not None and (type(port) is not int or not 1 <= port <= 65_535):
             return None
         own, domains = urlsplit(base_url), tuple(f".{name}" for name in self.api_domains)

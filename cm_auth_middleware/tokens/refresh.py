@@ -312,7 +312,7 @@ class TokenRefresher:
                 session = newest
             else:
                 return await self._adopt(session, held, refreshed)
-        raise UnavailableError("CameraManager refuses every token it gives")
+        raise UnavailableError("the server refuses every token it gives")
 
     async def _newer_than(self, held: Tokens) -> Refreshed:
         """Return newer tokens than these, and such as have not expired themselves.
@@ -332,7 +332,7 @@ class TokenRefresher:
             if refreshed.is_new or self.runtime.clock() < refreshed.tokens.expires_at:
                 return refreshed
             held = refreshed.tokens
-        raise UnavailableError("CameraManager gives only tokens that have expired")
+        raise UnavailableError("the server gives only tokens that have expired")
 
     async def _adopt(self, session: Session, held: Tokens, refreshed: Refreshed) -> Refreshed:
         """Write newer tokens into a session, unless it was logged out, or has others by now."""
@@ -492,7 +492,7 @@ class GrantRefresh:
         if state.failed_since(before, REFUSED):
             raise SessionExpiredError
         if state.failed_since(before, UNAVAILABLE):
-            raise UnavailableError("another process has just failed to reach CameraManager")
+            raise UnavailableError("another process has just failed to reach the server")
 
     def _newer_in(self, state: GrantState) -> Refreshed | None:
         tokens, held = state.tokens, self._held
@@ -547,8 +547,10 @@ class GrantRefresh:
         Spring Security OAuth with a token enhancer may answer a refresh with a new refresh token
         that it does not know, while the one before it stays valid.
         """
+        if now.logged_out_since(before):
+            raise SessionExpiredError  # whoever waits sees the logout: leave no record of it
         former = tokens.former_refresh_token
-        if former is not None and not now.logged_out_since(before):
+        if former is not None:
             with suppress(SessionExpiredError):
                 return await self._request(tokens, former)
         if not self._lease.may_be_over():
@@ -571,7 +573,7 @@ class GrantRefresh:
                 kind = KeyRefusedError
             log("refresh_failed", reason=error)
             await self._mark_failed(PAUSE, kind)
-            raise kind(f"CameraManager refused the refresh: {error.error}") from None
+            raise kind(f"the server refused the refresh: {error.error}") from None
         except UnavailableError as error:
             log("refresh_failed", reason=error)
             await self._mark_failed(error.retry_after)

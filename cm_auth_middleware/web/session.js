@@ -102,7 +102,7 @@
     const login = new URL("login", prefix);
     login.searchParams.set("next", location.pathname + location.search + location.hash);
     link.href = login.href;
-    link.target = "_top"; // CameraManager refuses to be framed
+    link.target = "_top"; // the server's login refuses to be framed
     link.textContent = text.login;
     return link;
   }

@@ -1,18 +1,21 @@
 """An internal dashboard: who is logged in, a card with a picture for each camera, and a live page.
 
 The overview is rendered on the server. The live page is a small front end in the browser that asks
-the API through a proxy; neither shows the browser a token.
+the API through a proxy; neither shows the browser a token. It runs with both platforms of Eagle
+Eye's: what they call things, and where they have them, is in `CameraManagerAPI` and `EagleEyeAPI`.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import anyio
 import httpx2
 from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi import Path as InPath
 from fastapi.exception_handlers import http_exception_handler
 from fastapi.responses import HTMLResponse, StreamingResponse
 from fastapi.staticfiles import StaticFiles
@@ -25,7 +28,7 @@ from cm_auth_middleware.proxy import CMProxy
 
 HERE = Path(__file__).parent
 SNAPSHOT_HEADERS = {
-    # CameraManager makes a snapshot on the fly and asks that it be cached.
+    # A server makes a snapshot on the fly, and CameraManager asks that it be cached.
     "Cache-Control": "private, max-age=20",
     "X-Content-Type-Options": "nosniff",
 }
@@ -36,13 +39,105 @@ NO_PICTURE = (
     b'font-family="sans-serif" font-size="44" text-anchor="middle">No picture just now</text></svg>'
 )
 LIVE_EVERY = 10  # seconds between two pictures of a camera on the live page
-LIVE_READS = ["GET /rest/v2.4/cameras", "GET /rest/v2.4/cameras/*/snapshot"]
-LIVE_KEPT = {"/rest/v2.4/cameras/*/snapshot": LIVE_EVERY / 2}  # one call for all who watch
+CameraId = Annotated[str, InPath(pattern="^[0-9A-Za-z]+$")]
 
-# CameraManager does not answer, or answers something else than it says.
+# The server does not answer, or answers something else than it says.
 UNUSABLE = (httpx2.HTTPError, ValueError, TypeError, KeyError)
 
-templates = Jinja2Templates(HERE / "templates")
+
+class CameraManagerAPI:
+    """CameraManager's cameras and their pictures.
+
+    `listing` and `thumbnail` are what the live page asks for, through the proxy; `reads` is what
+    the proxy relays, and `pictures` the path that it keeps for some seconds.
+    """
+
+    name = "CameraManager"
+    listing = "/rest/v2.4/cameras"
+    picture = "/rest/v2.4/cameras/{id}/snapshot?resolution=1280x720&includeTimestamp=false"
+    thumbnail = "/rest/v2.4/cameras/{id}/snapshot?resolution=640x360&includeTimestamp=true"
+    pictures = "/rest/v2.4/cameras/*/snapshot"
+    reads = ("GET /rest/v2.4/cameras", "GET /rest/v2.4/cameras/*/snapshot")
+
+    async def cameras(self, cm: httpx2.AsyncClient) -> list[dict[str, Any]]:
+        """The user's cameras, as the templates show them."""
+        found = (await cm.get("/rest/v2.4/cameras")).raise_for_status().json()
+        status = (await cm.get("/rest/v2.4/cameras/all/status")).raise_for_status().json()
+        by_id = {item["cameraId"]: item for item in status}
+        return [self._shown(camera, by_id.get(camera["cameraId"], {})) for camera in found]
+
+    async def camera(self, cm: httpx2.AsyncClient, camera_id: str) -> dict[str, Any] | None:
+        """One of them; None if the user has none of this id."""
+        answer = await cm.get(f"/rest/v2.4/cameras/{camera_id}")
+        if answer.status_code == 404:
+            return None
+        status = await cm.get(f"/rest/v2.4/cameras/{camera_id}/status")
+        return self._shown(answer.raise_for_status().json(), status.raise_for_status().json())
+
+    def _shown(self, camera: dict[str, Any], status: dict[str, Any]) -> dict[str, Any]:
+        words = {
+            "recordingOnCloud": "Recording to cloud",
+            "recordingOnSd": "Recording to SD",
+            "audioEnabled": "Audio",
+        }
+        return {
+            "id": camera["cameraId"],
+            "name": camera["name"],
+            "online": bool(status.get("online")),
+            "badges": [word for member, word in words.items() if status.get(member)],
+            "facts": {
+                "Camera": camera["cameraId"],
+                "Zone": camera.get("zoneId"),
+                "Ethernet address": camera.get("ethernetMacAddress"),
+                "Firmware": status.get("firmwareStatus"),
+            },
+        }
+
+
+class EagleEyeAPI(CameraManagerAPI):
+    """The same of Eagle Eye's API v3, whose paths are below ``/api/v3.0``."""
+
+    name = "Eagle Eye"
+    listing = "/cameras?include=status&pageSize=100"
+    picture = thumbnail = "/media/liveImage.jpeg?deviceId={id}&type=preview"
+    pictures = "/media/liveImage.jpeg"
+    reads = ("GET /cameras", "GET /media/liveImage.jpeg")
+
+    async def cameras(self, cm: httpx2.AsyncClient) -> list[dict[str, Any]]:
+        """The user's cameras, of all pages of the list."""
+        found: list[dict[str, Any]] = []
+        params = {"include": "status", "pageSize": "100"}
+        while True:
+            page = (await cm.get("/cameras", params=params)).raise_for_status().json()
+            found += page["results"]
+            if not page.get("nextPageToken"):
+                return [self._shown(camera, camera.get("status") or {}) for camera in found]
+            params["pageToken"] = page["nextPageToken"]
+
+    async def camera(self, cm: httpx2.AsyncClient, camera_id: str) -> dict[str, Any] | None:
+        """One of them; None if the user has none of this id."""
+        answer = await cm.get(f"/cameras/{camera_id}", params={"include": "status"})
+        if answer.status_code == 404:
+            return None
+        camera = answer.raise_for_status().json()
+        return self._shown(camera, camera["status"])
+
+    def _shown(self, camera: dict[str, Any], status: dict[str, Any]) -> dict[str, Any]:
+        state = status.get("connectionStatus")
+        return {
+            "id": camera["id"],
+            "name": camera["name"],
+            "online": state == "online",
+            "badges": [],
+            "facts": {"Camera": camera["id"], "Bridge": camera.get("bridgeId"), "Status": state},
+        }
+
+
+APIS = {"cameramanager": CameraManagerAPI, "eagleeye": EagleEyeAPI}
+
+templates = Jinja2Templates(
+    HERE / "templates", context_processors=[lambda request: {"api": request.app.state.api}]
+)
 
 
 def visible(value: Any) -> Any:
@@ -62,10 +157,13 @@ def create_app(**options: Any) -> FastAPI:
         CMAuthMiddleware,
         **{"exempt": ["/health", "/signed-out", "/static/*"], **options},
     )
+    provider = options.get("provider") or os.environ.get("CM_AUTH_PROVIDER", "cameramanager")
+    api = app.state.api = APIS.get(provider, CameraManagerAPI)()
     app.state.snapshots = anyio.Semaphore(SNAPSHOTS_AT_ONCE)
     app.add_exception_handler(AnyHTTPException, error_page)
     app.mount("/static", StaticFiles(directory=HERE / "static"), name="static")
-    app.mount("/api/cm", CMProxy(allow=LIVE_READS, cache=LIVE_KEPT))
+    # One call for all who watch.
+    app.mount("/api/cm", CMProxy(allow=api.reads, cache={api.pictures: LIVE_EVERY / 2}))
     app.add_api_route("/", overview, response_class=HTMLResponse)
     app.add_api_route("/cameras/{camera_id}", detail, response_class=HTMLResponse)
     app.add_api_route("/cameras/{camera_id}/snapshot", snapshot)
@@ -78,10 +176,7 @@ def create_app(**options: Any) -> FastAPI:
 async def overview(request: Request, cm: CMClient, session: CMSession) -> Response:
     cameras, trouble = [], False
     try:
-        listing = (await cm.get("/rest/v2.4/cameras")).raise_for_status().json()
-        status = (await cm.get("/rest/v2.4/cameras/all/status")).raise_for_status().json()
-        by_id = {item["cameraId"]: item for item in status}
-        cameras = [{**camera, "status": by_id.get(camera["cameraId"], {})} for camera in listing]
+        cameras = await request.app.state.api.cameras(cm)
     except UNUSABLE:
         trouble = True
     return templates.TemplateResponse(
@@ -92,17 +187,14 @@ async def overview(request: Request, cm: CMClient, session: CMSession) -> Respon
     )
 
 
-async def detail(request: Request, camera_id: int, cm: CMClient, session: CMSession) -> Response:
+async def detail(
+    request: Request, camera_id: CameraId, cm: CMClient, session: CMSession
+) -> Response:
     camera, trouble = None, False
     try:
-        answer = await cm.get(f"/rest/v2.4/cameras/{camera_id}")
-        if answer.status_code == 404:
+        camera = await request.app.state.api.camera(cm, camera_id)
+        if camera is None:
             raise HTTPException(404, "There is no such camera in your account.")
-        status = await cm.get(f"/rest/v2.4/cameras/{camera_id}/status")
-        camera = {
-            **answer.raise_for_status().json(),
-            "status": {**status.raise_for_status().json()},
-        }
     except UNUSABLE:
         trouble = True
     return templates.TemplateResponse(
@@ -113,10 +205,9 @@ async def detail(request: Request, camera_id: int, cm: CMClient, session: CMSess
     )
 
 
-async def snapshot(request: Request, camera_id: int, cm: CMClient) -> Response:
-    """Stream a picture from CameraManager to the browser, which never sees a token."""
-    query = "resolution=1280x720&includeTimestamp=false"
-    asked = cm.build_request("GET", f"/rest/v2.4/cameras/{camera_id}/snapshot?{query}")
+async def snapshot(request: Request, camera_id: CameraId, cm: CMClient) -> Response:
+    """Stream a picture from the server to the browser, which never sees a token."""
+    asked = cm.build_request("GET", request.app.state.api.picture.format(id=camera_id))
     asked.headers["Accept"] = "image/jpeg"
     try:
         async with request.app.state.snapshots:

@@ -39,6 +39,7 @@ async def test_all_that_is_given_has_to_agree(make_world, options, may: bool) ->
     assert (await world.browser().login()).status_code == (200 if may else 403)
 
 
+@both_providers
 @pytest.mark.parametrize(
     "email",
     [
@@ -55,10 +56,11 @@ async def test_an_address_that_only_looks_like_a_listed_one_stays_out(make_world
     assert (await world.browser().login(email=email)).status_code == 403
 
 
+@both_providers
 async def test_a_user_without_an_address_or_account_stays_out(make_world) -> None:
     for options in ({"allow_emails": ["*@example.com"]}, {"allow_accounts": [501]}):
         world = make_world(**options)
-        world.sim.fail_api((200, {"userId": 1}), path="/rest/v2.3/users/self")
+        world.sim.fail_api((200, {world.user_id_field: 1}), path=world.user_path)
         assert (await world.browser().login()).status_code == 403
 
 

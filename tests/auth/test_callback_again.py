@@ -7,13 +7,12 @@ import httpx2
 import pytest
 
 from tests.helpers.browser import Browser
-from tests.helpers.world import APP, CM, JSON, MakeWorld, World, both_providers
+from tests.helpers.world import APP, JSON, MakeWorld, World, both_providers
 from tests.security.visits import NAME, cookies_of, query_of, started
 
 pytestmark = pytest.mark.anyio
 
 SECURE = APP.replace("http:", "https:")
-AUTHORIZE = f"{CM}/oauth/authorize?"
 OTHERS = {
     "a program": JSON,
     "jQuery": {"X-Requested-With": "XMLHttpRequest"},
@@ -46,7 +45,7 @@ def having(world: World, cookies: str) -> Browser:
 async def expect_a_login(world: World, answer: httpx2.Response, cookies: str) -> None:
     """Assert that a browser with these cookies is led to the page by another login."""
     assert answer.status_code == 302, answer.text
-    assert answer.headers["location"].startswith(AUTHORIZE)
+    assert answer.headers["location"].startswith(f"{world.authorize}?")
     browser = having(world, cookies)
     browser.cookies.extract_cookies(answer)
     page = await browser.finish(answer.headers["location"])
@@ -55,6 +54,7 @@ async def expect_a_login(world: World, answer: httpx2.Response, cookies: str) ->
     assert len(browser.named(NAME)) == 1
 
 
+@both_providers
 @pytest.mark.slow  # CameraManager takes half a second
 async def test_a_second_callback_while_the_first_is_under_way_begins_anew(world: World) -> None:
     """R24: and each code is sent once."""
@@ -76,6 +76,7 @@ async def test_a_second_callback_while_the_first_is_under_way_begins_anew(world:
     assert len(world.sim.token_calls()) == 2
 
 
+@both_providers
 @pytest.mark.slow
 async def test_a_reload_after_a_first_callback_that_was_cancelled_begins_anew(world: World) -> None:
     """R24: servers cancel a request whose browser has left, at any step."""
@@ -87,6 +88,7 @@ async def test_a_reload_after_a_first_callback_that_was_cancelled_begins_anew(wo
     await expect_a_login(world, await world.browser(Cookie=cookies).get(url), cookies)
 
 
+@both_providers
 async def test_a_reload_whose_first_answer_was_lost_begins_anew(world: World) -> None:
     """R24: the session that nobody has the cookie of ends by its timeouts."""
     url, cookies = await begun(world)
@@ -94,12 +96,13 @@ async def test_a_reload_whose_first_answer_was_lost_begins_anew(world: World) ->
     await expect_a_login(world, await world.browser(Cookie=cookies).get(url), cookies)
 
 
+@both_providers
 async def test_a_callback_that_is_always_sent_twice_ends_at_a_page(world: World) -> None:
     """R24: a login that took the place of another is not followed by a third."""
     url, cookies = await begun(world)
     await world.browser(Cookie=cookies).get(url)
     again = await world.browser(Cookie=cookies).get(url)
-    assert again.headers["location"].startswith(AUTHORIZE)
+    assert again.headers["location"].startswith(f"{world.authorize}?")
     cookies += f"; {again.headers['set-cookie'].partition(';')[0]}"
     url = world.browser().callback_url(again.headers["location"])
     assert (await world.browser(Cookie=cookies).get(url)).headers["location"] == "/cameras?a=1"
@@ -108,6 +111,7 @@ async def test_a_callback_that_is_always_sent_twice_ends_at_a_page(world: World)
     assert "Start again" in page.text
 
 
+@both_providers
 @pytest.mark.parametrize("headers", OTHERS.values(), ids=OTHERS.keys())
 async def test_only_a_person_is_led_to_a_login_anew(world: World, headers) -> None:
     """R22, R24, R33, R52: others could not log in by it."""
@@ -118,6 +122,7 @@ async def test_only_a_person_is_led_to_a_login_anew(world: World, headers) -> No
     assert f"{NAME}_login_" not in str(answer.headers)
 
 
+@both_providers
 @pytest.mark.parametrize("headers", OTHERS.values(), ids=OTHERS.keys())
 async def test_nobody_else_is_where_many_tabs_were_restored(world: World, headers) -> None:
     """R22, R33, R52: a tab whose cookie another one has overwritten."""
@@ -126,13 +131,14 @@ async def test_nobody_else_is_where_many_tabs_were_restored(world: World, header
     prefix, number = name.rsplit("_", 1)
     others = [f"{prefix}_{(int(number) + n) % 60}={'B' * 21}A" for n in range(6)]
     answer = await world.browser(Cookie="; ".join(others)).get(url)
-    assert answer.headers["location"].startswith(AUTHORIZE)
+    assert answer.headers["location"].startswith(f"{world.authorize}?")
     answer = await world.browser(Cookie="; ".join(others), **headers).get(url)
     assert answer.status_code == 400
     assert "location" not in answer.headers
     assert "set-cookie" not in answer.headers
 
 
+@both_providers
 async def test_a_browser_that_does_not_keep_the_session_is_not_sent_in_a_circle(
     world: World,
 ) -> None:
@@ -168,6 +174,7 @@ async def test_a_login_that_began_by_one_scheme_and_ends_by_the_other_begins_ane
     assert (await browser.get(f"{last}/cameras?a=1")).status_code == 200
 
 
+@both_providers
 @pytest.mark.parametrize("headers", OTHERS.values(), ids=OTHERS.keys())
 @SCHEMES
 async def test_by_the_other_scheme_too_only_a_person_is_led_to_one(
@@ -216,6 +223,7 @@ async def test_no_login_begins_anew_by_http_where_cookies_are_secure(
     assert "set-cookie" not in page.headers
 
 
+@both_providers
 @SCHEMES
 async def test_a_browser_without_cookies_is_not_sent_in_a_circle(
     make_world: MakeWorld, first: str, last: str
@@ -231,6 +239,7 @@ async def test_a_browser_without_cookies_is_not_sent_in_a_circle(
     assert world.sim.requests == []
 
 
+@both_providers
 @SCHEMES
 async def test_a_callback_of_mine_by_another_scheme_logs_nobody_else_in(
     make_world: MakeWorld, first: str, last: str
@@ -242,7 +251,7 @@ async def test_a_callback_of_mine_by_another_scheme_logs_nobody_else_in(
     victim = world.browser()
     url = victim.callback_url(start.headers["location"])
     answer = await victim.get(url)
-    assert answer.headers["location"].startswith(AUTHORIZE)
+    assert answer.headers["location"].startswith(f"{world.authorize}?")
     assert victim.named(NAME) == victim.named(f"__Host-{NAME}") == []
     assert world.sim.requests == []
     world.clock.tick(601)

@@ -69,6 +69,7 @@ async def test_a_server_that_knows_pkce_accepts_the_verifier(make_world) -> None
     await world.login()
 
 
+@both_providers
 async def test_a_program_gets_a_problem_with_the_login_url(world: World) -> None:
     client = world.browser(Accept="application/json")
     response = await client.get("/cameras")
@@ -78,6 +79,7 @@ async def test_a_program_gets_a_problem_with_the_login_url(world: World) -> None
     assert "set-cookie" not in response.headers
 
 
+@both_providers
 @pytest.mark.parametrize(
     ("referer", "login_url"),
     [
@@ -101,6 +103,7 @@ async def test_the_login_url_leads_back_to_the_page_that_asked(
         assert (await client.request(method, "/cameras")).json()["login_url"] == login_url
 
 
+@both_providers
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS", "PROPFIND"])
 async def test_other_methods_get_401_even_from_a_browser(world: World, method: str) -> None:
     response = await world.browser().request(method, "/")
@@ -126,6 +129,7 @@ async def test_htmx_is_told_where_to_log_in(world: World) -> None:
     assert response.headers["hx-redirect"] == "/auth/login"
 
 
+@both_providers
 async def test_exempt_paths_need_no_login_but_see_a_session(make_world) -> None:
     world = make_world(exempt=["/health", "/static/*"])
     browser = world.browser()
@@ -163,6 +167,7 @@ async def test_a_target_elsewhere_becomes_the_root(world: World, target: str) ->
         "/auth/login/help", "/deep/caf%C3%A9%EF%BC%8F",
     ],
 )  # fmt: skip
+@both_providers
 async def test_what_a_browser_asked_for_comes_back_byte_for_byte(world: World, path: str) -> None:
     """R17, R53 and their kind; also below the prefix, where the application may have routes."""
     browser = world.browser()
@@ -248,6 +253,7 @@ async def test_a_target_that_was_written_by_hand_is_kept_whole(world, query: str
     assert out.headers["location"] == ("/auth/signed-out" if names_none else target)
 
 
+@both_providers
 async def test_htmx_comes_back_to_the_fragment_too(world: World) -> None:
     """R32: htmx tells the whole address of its page."""
     htmx = {"HX-Request": "true", "HX-Current-URL": f"{APP}/deep/page?a=1#cam=3"}
@@ -258,6 +264,7 @@ async def test_htmx_comes_back_to_the_fragment_too(world: World) -> None:
     assert done.headers["location"] == "/deep/page?a=1#cam=3"
 
 
+@both_providers
 async def test_the_login_route_goes_to_its_target(world: World) -> None:
     browser = world.browser()
     response = await browser.get("/auth/login?next=/cameras%3Fa%3D1")
@@ -274,6 +281,7 @@ async def test_ten_tabs_at_once_each_arrive_at_their_own_page(world: World) -> N
         assert page.url.path == f"/deep/{n}"
 
 
+@both_providers
 async def test_abandoned_logins_do_not_pile_up(world: World) -> None:
     browser = world.browser()
     for n in range(60):
@@ -285,6 +293,7 @@ async def test_abandoned_logins_do_not_pile_up(world: World) -> None:
     assert page.url.path == "/deep/last"
 
 
+@both_providers
 async def test_a_login_leaves_the_cookies_of_an_application_beside_it_alone(make_world) -> None:
     """Cookies do not know ports: two applications on localhost see those of each other."""
     other_key = SECRET_KEY[::-1]
@@ -336,6 +345,7 @@ async def test_logging_in_again_ends_the_old_session(world: World) -> None:
     assert (await thief.get("/")).status_code == 302
 
 
+@both_providers
 @pytest.mark.parametrize("query", ["", "code=abcdef", "code=abcdef&state=", "code=abcdef&state=x"])
 async def test_a_callback_without_its_state_makes_no_token_call(world: World, query: str) -> None:
     response = await world.browser().get(f"/auth/callback?{query}")
@@ -344,6 +354,7 @@ async def test_a_callback_without_its_state_makes_no_token_call(world: World, qu
     assert world.sim.requests == []
 
 
+@both_providers
 async def test_a_callback_works_only_in_the_browser_that_began(world: World) -> None:
     mine, other = world.browser(), world.browser()
     start = await mine.get("/cameras")
@@ -353,6 +364,7 @@ async def test_a_callback_works_only_in_the_browser_that_began(world: World) -> 
     assert (await mine.get(url, follow_redirects=True)).status_code == 200
 
 
+@both_providers
 async def test_a_login_may_take_ten_minutes_and_no_longer(world: World) -> None:
     browser = world.browser()
     start = await browser.get("/")
@@ -408,6 +420,7 @@ async def test_a_refused_login_is_a_page_of_ours(world: World, headers: dict[str
     assert world.sim.requests == []
 
 
+@both_providers
 @pytest.mark.parametrize(
     ("error", "status", "title", "logged"),
     [
@@ -488,6 +501,7 @@ async def test_allow_decides_and_a_refused_user_leaves_no_tokens(make_world) -> 
     assert (await browser.login(email="bob@example.com")).status_code == 200
 
 
+@both_providers
 async def test_allow_may_be_async(make_world) -> None:
     async def nobody(user) -> bool:
         return False
@@ -495,6 +509,7 @@ async def test_allow_may_be_async(make_world) -> None:
     assert (await make_world(allow=nobody).browser().login()).status_code == 403
 
 
+@both_providers
 async def test_a_host_that_is_not_configured_is_refused(world: World) -> None:
     browser = world.browser()
     response = await browser.get("/", headers={"Host": "evil.example"})
@@ -502,18 +517,21 @@ async def test_a_host_that_is_not_configured_is_refused(world: World) -> None:
     assert "allowed_hosts" in response.text
 
 
+@both_providers
 async def test_redirect_uri_is_taken_as_given(make_world) -> None:
     world = make_world(redirect_uri=f"{APP}/auth/callback", allowed_hosts=[])
     response = await world.browser().get("/", headers={"Host": "evil.example"})
     assert location(response)["redirect_uri"] == f"{APP}/auth/callback"
 
 
+@both_providers
 async def test_a_session_that_ends_soon_after_its_login_is_no_loop(world: World) -> None:
     browser = await world.login()
     world.sim.revoke_user("anna@example.com")
     assert (await browser.get("/cameras")).status_code == 302
 
 
+@both_providers
 async def test_a_login_that_does_not_stick_stops_after_one_round(world: World) -> None:
     browser = world.browser()
     start = await browser.get("/")
@@ -539,6 +557,7 @@ async def test_the_on_login_hook_gets_the_session_and_may_write_data(make_world)
     assert (await browser.get("/data")).json() == {"greeted": True}
 
 
+@both_providers
 async def test_a_callback_that_goes_astray_is_told_and_not_sent_out_again(world: World) -> None:
     browser = world.browser()
     start = await browser.get("/")
@@ -548,6 +567,7 @@ async def test_a_callback_that_goes_astray_is_told_and_not_sent_out_again(world:
     assert "code=" not in response.text
 
 
+@both_providers
 async def test_htmx_comes_back_to_the_page_that_asked(world: World) -> None:
     htmx = {"HX-Request": "true", "HX-Current-URL": f"{APP}/deep/page?a=1"}
     response = await world.browser().get("/cameras", headers=htmx)
@@ -559,6 +579,7 @@ async def test_htmx_comes_back_to_the_page_that_asked(world: World) -> None:
         assert answer.headers["hx-redirect"] == "/auth/login"
 
 
+@both_providers
 async def test_head_comes_back_to_the_very_url_too(world: World) -> None:
     browser = world.browser()
     response = await browser.head("/deep/x?a=1")
@@ -566,6 +587,7 @@ async def test_head_comes_back_to_the_very_url_too(world: World) -> None:
     assert str(landed.url) == f"{APP}/deep/x?a=1"
 
 
+@both_providers
 async def test_nobody_gets_in_while_the_allow_rule_fails(make_world) -> None:
     world = make_world(allow=lambda user: user["no such field"])
     response = await world.browser().login()

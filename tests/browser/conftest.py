@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from cm_auth_middleware.testing import SimulatorServer
+from cm_auth_middleware.testing import Simulator, SimulatorServer, settings_for
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 FLAGS = [
@@ -34,6 +34,6 @@ def browser() -> Iterator[object]:
 
 
 @pytest.fixture
-def cm() -> Iterator[SimulatorServer]:
-    with SimulatorServer() as server:
+def cm(provider: str) -> Iterator[SimulatorServer]:
+    with SimulatorServer(Simulator(settings_for(provider))) as server:
         yield server

@@ -13,7 +13,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
 from cm_auth_middleware.testing import AppServer, SimulatorServer
-from tests.helpers.world import SECRET_KEY
+from tests.helpers.world import SECRET_KEY, both_providers
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
@@ -24,6 +24,7 @@ def dashboard(cm: SimulatorServer):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.create_app(
+        provider=cm.simulator.settings.provider,
         client_id=cm.client_id,
         client_secret=cm.client_secret,
         secret_key=SECRET_KEY,
@@ -59,6 +60,7 @@ def pictures(page: Page) -> list[bool]:
     return page.evaluate("[...document.images].map(image => image.naturalWidth > 0)")
 
 
+@both_providers
 def test_a_person_logs_in_and_sees_every_cameras_picture(context, site) -> None:
     page = context.new_page()
     log_in(page)
@@ -70,6 +72,7 @@ def test_a_person_logs_in_and_sees_every_cameras_picture(context, site) -> None:
     assert stored == '[{},{},""]'
 
 
+@both_providers
 @pytest.mark.slow
 def test_a_reload_after_the_access_token_expired_goes_unnoticed(context, cm, site) -> None:
     page = context.new_page()
@@ -195,6 +198,7 @@ def test_the_live_page_refreshes_its_pictures_and_sees_no_token(context, cm) -> 
     assert results.violations_count == 0, results.generate_report()
 
 
+@both_providers
 @pytest.mark.slow
 def test_a_session_that_ends_on_the_live_page_leads_to_the_login_and_back(
     context, cm, site
@@ -208,3 +212,19 @@ def test_a_session_that_ends_on_the_live_page_leads_to_the_login_and_back(
         page.clock.fast_forward(11_000)
     expect(page.locator("#live img:visible")).to_have_count(3)
     assert len(cm.simulator.token_calls("authorization_code")) >= 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("provider", ["eagleeye"])
+def test_the_live_page_of_api_v3_shows_its_pictures_and_sees_no_token(context, cm) -> None:
+    page = context.new_page()
+    log_in(page, "/live")
+    expect(page.locator("#live img:visible")).to_have_count(3)
+    expect(page.get_by_text("No picture just now")).to_have_count(1)
+    calls = cm.simulator.calls("/api/v3.0/media/liveImage.jpeg")
+    tokens = {call.headers["authorization"].removeprefix("Bearer ") for call in calls}
+    assert len(tokens) == 1
+    assert not [token for token in tokens if token in page.content()]
+    page.goto("/cameras/000007d1")
+    expect(page.get_by_role("heading", name="Front gate")).to_be_visible()
+    assert pictures(page) == [True]

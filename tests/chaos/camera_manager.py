@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from cm_auth_middleware.testing import SimulatedUser, Simulator, SimulatorServer
+from cm_auth_middleware.testing import SimulatedUser, Simulator, SimulatorServer, settings_for
 from cm_auth_middleware.testing.simulator.settings import SimulatedCamera, default_users
 from tests.helpers.browser import PASSWORD
 
@@ -30,8 +30,8 @@ def users() -> list[SimulatedUser]:
     ]
 
 
-def main(port: str, clock: str) -> None:
-    simulator = Simulator(clock=SharedClock(clock), users=users())
+def main(port: str, clock: str, provider: str = "cameramanager") -> None:
+    simulator = Simulator(settings_for(provider), clock=SharedClock(clock), users=users())
     with SimulatorServer(simulator, int(port)) as server:
         server.wait()
 

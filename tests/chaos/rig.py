@@ -75,10 +75,12 @@ class Process:
 class CameraManager:
     """The simulator in a process of its own, on the shared clock, steered over HTTP."""
 
-    def __init__(self, directory: Path, settings: dict[str, Any], module: str) -> None:
+    def __init__(
+        self, directory: Path, settings: dict[str, Any], module: str, provider: str
+    ) -> None:
         port = free_port()
         command = [sys.executable, "-m", f"tests.chaos.{module}", str(port)]
-        command.append(str(directory / "clock"))
+        command += [str(directory / "clock"), *([] if provider == "cameramanager" else [provider])]
         self.url = f"http://127.0.0.1:{port}"
         self.process = Process(command, directory / "camera_manager.log")
         self._http = httpx2.Client(base_url=self.url, timeout=30)
@@ -102,7 +104,7 @@ class CameraManager:
 
     def refreshes(self, since: int) -> list[dict[str, Any]]:
         """The refresh calls since a mark."""
-        calls = self.calls(since, "/oauth/token", "POST")
+        calls = self.calls(since, "/oauth2?/token", "POST")
         return [call for call in calls if call["form"].get("grant_type") == "refresh_token"]
 
     def wait_for_refresh(self, since: int, *, answered: bool = False) -> None:
@@ -143,6 +145,7 @@ class Rig:
         skews: seconds that the workers' clocks are ahead; 0 for those not given.
         settings: of the simulator.
         camera_manager: the module of this folder that plays CameraManager.
+        provider: the server that it plays in its place.
         lease_margin: seconds that a lease lasts longer than a token call may; None for as it is.
         options: of the middleware.
     """
@@ -160,6 +163,7 @@ class Rig:
         skews: Sequence[float] = (),
         settings: dict[str, Any] | None = None,
         camera_manager: str = "camera_manager",
+        provider: str = "cameramanager",
         lease_margin: float | None = None,
         **options: Any,
     ) -> None:
@@ -171,12 +175,13 @@ class Rig:
         self.crowd, self.other_crowd = Crowd(), Crowd()
         self._lease_margin = lease_margin
         settings = {"access_token_lifetime": LIFETIME, **(settings or {})}
-        self.cm = CameraManager(directory, settings, camera_manager)
+        self.cm = CameraManager(directory, settings, camera_manager, provider)
         self.file = file or directory / "sessions.db"
         self.options = {
             "client_id": "demo-key-id",
             "client_secret": "demo-key-secret",
             "secret_key": SECRET_KEY,
+            "provider": provider,
             "base_url": self.cm.url,
             "store": self.server.url if self.server else f"sqlite:///{self.file}",
             "absolute_timeout": 10 * 365 * 86_400,

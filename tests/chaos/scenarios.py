@@ -109,6 +109,31 @@ def sharing(store: str, repeat: int, browsers: int) -> Counts:
     return counts
 
 
+def moving(store: str, repeat: int) -> Counts:
+    """Eagle Eye's API v3: accounts move to another host, and everybody notices at once."""
+    counts = Counts("API v3, accounts move", store)
+    people = ("anna@example.com", "bob@example.com")
+    strict = {"revoke_family_on_reuse": True}
+    with rig(store, provider="eagleeye", settings=strict) as site:
+        cookies = [site.login(number, email) for number, email in enumerate(people)]
+        for number in rounds(counts, range(repeat)):
+            mark = site.cm.mark()
+            for email in people:
+                site.cm.control(move_account=email)
+            if number % 2:  # the server alone forgets: all meet a 401 of the host before
+                site.cm.control(expire_access_tokens=True)
+            else:
+                site.expire()
+            counts.saw(site.crowd.ask(site.asks(cookies, REQUESTS)), 200)
+            counts.called(len(site.cm.refreshes(mark)), 2, 2)
+        finish(counts, site, cookies)
+        for cookie in cookies:
+            ask = Ask(site.ports[2], "/auth/logout", cookie, method="POST")
+            counts.saw(site.crowd.ask([ask]), 303)
+        counts.check(site.cm.living_grants() == 0, "a token lives on at Eagle Eye")
+    return counts
+
+
 # -- processes that die or freeze ----------------------------------------------------------
 
 
@@ -661,6 +686,7 @@ SCENARIOS = {
     "clock-behind-short": Scenario(partial(skew, ahead=-90, lifetime=40), 2),
     "sharing-2": Scenario(partial(sharing, browsers=2), 4),
     "sharing-10": Scenario(partial(sharing, browsers=10), 4),
+    "moving": Scenario(moving, 4, EVERY_STORE),
     "killed-lasting": Scenario(partial(killed, rotate=False)),
     "killed-rotating": Scenario(partial(killed, rotate=True), 1, EVERY_STORE),
     "frozen-lasting": Scenario(partial(frozen, rotate=False)),

@@ -114,6 +114,7 @@ def test_a_good_configuration_is_status_0_with_every_option_and_its_source(run, 
     assert not list(Path(cm.url).parent.glob("*.db"))
 
 
+@pytest.mark.slow
 def test_the_other_server_is_checked_as_far_as_it_can_be_without_a_login(run: Run) -> None:
     sim = Simulator(settings_for("eagleeye"))
     with SimulatorServer(sim) as server:
@@ -126,7 +127,11 @@ def test_the_other_server_is_checked_as_far_as_it_can_be_without_a_login(run: Ru
         }
         wrong = run("check", **given, client_secret="another-secret")
         assert wrong.exit_code == 2
-        assert "refuses the API key (invalid_client)" in wrong.output
+        assert "Eagle Eye refuses the API key (invalid_client)" in wrong.output
+        assert "an Eagle Eye account" in run("check", **given, allow_emails=None).output
+        assert "CameraManager" not in result.output + wrong.output
+        itself = run("check", **given, redirect_uri=f"{server.url}/auth/callback")
+        assert "points at Eagle Eye itself" in itself.output
 
 
 def test_the_secret_keys_are_named_by_a_short_hash_the_same_on_each_machine(run: Run) -> None:
@@ -539,7 +544,7 @@ def test_sessions_are_counted_listed_and_ended(
             result = run("sessions", command, *user, **changes)
             assert result.exit_code == 1
             assert result.output == (
-                "Error: no session of this user; --user takes CameraManager's number userId, "
+                "Error: no session of this user; --user takes the id that the server gives users, "
                 "--email an address\n"
             )
     ended = run("sessions", "revoke", "--email", "bob@example.com", "--json", **changes)

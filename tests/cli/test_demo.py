@@ -19,9 +19,12 @@ COMMAND = [sys.executable, "-m", "cm_auth_middleware.cli", "demo"]
 
 
 @pytest.fixture
-def demo() -> Iterator[subprocess.Popen[str]]:
+def demo(provider: str) -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(
-        [*COMMAND, "--port", "0"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*COMMAND, "--port", "0", "--provider", provider],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     yield process
     process.kill()
@@ -49,9 +52,19 @@ def test_the_dashboard_shows_no_character_that_nobody_sees(cm_simulator, cm_logi
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_demo_serves_a_login_and_cameras_and_ends_cleanly(demo, number) -> None:
+@pytest.mark.parametrize(
+    ("provider", "number"),
+    [
+        ("cameramanager", signal.SIGINT),
+        ("cameramanager", signal.SIGTERM),
+        ("eagleeye", signal.SIGINT),
+    ],
+)
+def test_the_demo_serves_a_login_and_cameras_and_ends_cleanly(demo, provider, number) -> None:
     words = told(demo)
+    one, offline, bobs = (
+        f"{camera:08x}" if provider == "eagleeye" else str(camera) for camera in (2001, 2004, 3001)
+    )
     with httpx2.Client(base_url=words["Open"], headers=HTML, follow_redirects=True) as browser:
         page = browser.get("/")
         for fields in (
@@ -63,11 +76,18 @@ def test_the_demo_serves_a_login_and_cameras_and_ends_cleanly(demo, number) -> N
             page = browser.post(page.url, data={**inputs, **fields})
         assert "Your cameras" in page.text
         assert "Front gate" in page.text
-        picture = browser.get("/cameras/2001/snapshot")
+        picture = browser.get(f"/cameras/{one}/snapshot")
         assert picture.headers["content-type"] == "image/jpeg"
         assert picture.content.startswith(b"\xff\xd8")
-        assert browser.get("/cameras/3001").status_code == 404  # another account's camera
-        assert "No picture while" in browser.get("/cameras/2004").text
+        assert browser.get(f"/cameras/{bobs}").status_code == 404  # another account's camera
+        assert "No picture while" in browser.get(f"/cameras/{offline}").text
+        assert ("Eagle Eye" if provider == "eagleeye" else "CameraManager") in words["Simulated"]
+        live = browser.get("/live").text
+        [path] = re.findall(r'data-picture="([^"]*)"', live)
+        path = path.replace("&amp;", "&").replace("{id}", one)
+        assert browser.get(f"/api/cm{path}").headers["content-type"] == "image/jpeg"
+        [path] = re.findall(r'data-cameras="([^"]*)"', live)
+        assert "Front gate" in browser.get("/api/cm" + path.replace("&amp;", "&")).text
     demo.send_signal(number)
     out, err = demo.communicate(timeout=20)
     assert demo.returncode == 0
@@ -99,6 +119,8 @@ def test_a_port_in_use_is_one_clear_sentence() -> None:
         (["--host", "no-such-host.invalid"], "cannot be listened on"),
         (["--host", "192.0.2.1"], "cannot be listened on"),
         (["--host", "0.0.0.0"], "--host needs one address"),
+        (["--provider", "eagleeye", "--host", "192.0.2.1"], "--host is 127.0.0.1 or localhost"),
+        (["--provider", "nobody"], "give cameramanager or eagleeye"),
     ],
 )
 def test_an_address_that_cannot_be_is_one_clear_sentence(options: list[str], words: str) -> None:

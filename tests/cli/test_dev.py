@@ -23,7 +23,7 @@ from cm_auth_middleware.cli.wsgi_server import load
 from cm_auth_middleware.config import CMAuthConfig
 from tests.cli.test_demo import told
 from tests.helpers.servers import ROOT
-from tests.helpers.world import HTML
+from tests.helpers.world import HTML, both_providers
 
 APPS = {
     "asgi": """
@@ -62,16 +62,19 @@ Start = Callable[..., subprocess.Popen[str]]
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[Start]:
+def start(tmp_path: Path, provider: str) -> Iterator[Start]:
     """Run the command in a folder with an application of one's own."""
     running: list[subprocess.Popen[str]] = []
 
     def start(side: str, *arguments: str, **variables: str) -> subprocess.Popen[str]:
-        (tmp_path / "mine.py").write_text(APPS[side])
+        code = APPS[side]
+        if provider == "eagleeye":
+            code = code.replace("/rest/v2.4", "").replace(".json()", '.json()["results"]')
+        (tmp_path / "mine.py").write_text(code)
         kind = ["--wsgi"] if side == "wsgi" else []
         process = subprocess.Popen(
             [sys.executable, "-m", "cm_auth_middleware.cli", "dev", *kind, "--port", "0",
-             *(arguments or ("mine:app",))],
+             "--provider", provider, *(arguments or ("mine:app",))],
             cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **variables},
         )  # fmt: skip
@@ -99,6 +102,7 @@ def answer(browser: httpx2.Client, expected: Callable[[httpx2.Response], bool]) 
         time.sleep(0.1)
 
 
+@both_providers
 @pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_an_application_runs_with_a_login_and_keeps_it_when_a_file_changes(
@@ -185,10 +189,13 @@ def test_variables_that_name_another_site_are_replaced(monkeypatch) -> None:
     monkeypatch.setenv("CM_AUTH_REDIRECT_URI", "https://cams.example.com/auth/callback")
     monkeypatch.setenv("CM_AUTH_STORE_FILE", "/run/secrets/store")
     monkeypatch.setenv("CM_AUTH_PREFIX", "/login")
-    variables = _variables("http://127.0.0.1:1", "id", "secret", "/folder", "192.0.2.1")
+    variables = _variables(
+        "eagleeye", "http://127.0.0.1:1", ("id", "secret"), "/folder", "192.0.2.1"
+    )
     assert "CM_AUTH_REDIRECT_URI" not in variables
     assert "CM_AUTH_STORE_FILE" not in variables
     assert variables["CM_AUTH_PREFIX"] == "/login"
+    assert variables["CM_AUTH_PROVIDER"] == "eagleeye"
     assert variables["CM_AUTH_STORE"] == "sqlite:////folder/sessions.db"
     assert variables["CM_AUTH_ALLOWED_HOSTS"] == "localhost,127.0.0.1,[::1],192.0.2.1"
     with monkeypatch.context() as patch:

@@ -48,6 +48,7 @@ from cm_auth_middleware.testing import (
     Simulator,
     SimulatorServer,
     read_report,
+    settings_for,
     settings_like,
 )
 from cm_auth_middleware.testing.__main__ import main as simulate
@@ -181,8 +182,8 @@ def check(
 
 
 @contextmanager
-def simulator(**knobs: Any) -> Iterator[SimulatorServer]:
-    with SimulatorServer(Simulator(Settings(**knobs))) as server:
+def simulator(provider: str = "cameramanager", **knobs: Any) -> Iterator[SimulatorServer]:
+    with SimulatorServer(Simulator(replace(settings_for(provider), **knobs))) as server:
         yield server
 
 
@@ -224,6 +225,21 @@ def test_a_server_that_does_what_is_expected_is_status_0(check: Any) -> None:
     assert not run.lines("!") + run.lines("✗") + run.lines("–")
     assert run.report["outcome"] == "complete"
     assert settings_like(run.report) == Settings()
+
+
+def test_the_other_server_that_does_what_is_expected_is_status_0(check: Any) -> None:
+    with simulator("eagleeye") as server:
+        run = check(server.url, "--yes", provider="eagleeye")
+        assert is_clean(server)
+    assert run.status == 0, run.output
+    assert not run.lines("!") + run.lines("✗") + run.lines("–")
+    assert {"API host", "refresh", "spent token", "PKCE", "second login", "logout"} <= set(
+        run.topics("✓")
+    )
+    assert "CameraManager" not in run.output
+    assert (run.report["provider"], run.report["scope_asked"]) == ("eagleeye", "vms.all")
+    assert (run.report["api_host"], run.report["refreshed_api_host"]) == ("believed", "believed")
+    assert settings_like(run.report) == settings_for("eagleeye")
 
 
 DOUBT = "cm_auth_middleware.cli.live_login._DOUBT"
@@ -270,6 +286,32 @@ def test_a_knob_is_reported_alone_and_can_be_replayed(
     assert replace(found, access_token_lifetime=43199) == replace(
         Settings(**knobs), access_token_lifetime=43199
     )
+
+
+@pytest.mark.parametrize(
+    ("knobs", "topics"),
+    [
+        ({"rotate_refresh_tokens": False}, {"refresh", "old token"}),
+        ({"pkce": False}, {"PKCE"}),
+        ({"scope_required": False}, set()),
+        ({"access_token_lifetime": 600}, {"lifetime"}),
+        ({"revoke_family_on_reuse": True}, {"spent token"}),
+        ({"https_base_url": '"api.c001.eagleeyenetworks.com"'}, {"API host"}),
+        ({"https_base_url": "null"}, {"API host"}),
+    ],
+    ids=str,
+)
+def test_what_differs_from_the_other_server_s_documentation_is_said(
+    check: Any, knobs: dict[str, Any], topics: set[str]
+) -> None:
+    with simulator("eagleeye", **knobs) as server:
+        run = check(server.url, "--yes", provider="eagleeye")
+        assert is_clean(server)
+    assert topics <= set(run.topics("!") + run.topics("✗")), run.output
+    if "https_base_url" in knobs:
+        assert "nobody can log in" in run.output
+    else:
+        assert topics == set(run.topics("!") + run.topics("✗")), run.output
 
 
 def test_a_rate_limit_is_waited_for_and_reported(check: Any) -> None:
@@ -390,6 +432,10 @@ def test_what_a_report_does_not_know_stays_at_its_default() -> None:
     assert settings_like({**BARE, "dead_bearer": "x", "compression": []}) == Settings()
     odd = {"lifetime": "x", "rate_limit": "x", "dead_bearer": {"status": 500}, "compression": "br"}
     assert settings_like({**BARE, **odd}) == Settings()
+    other = {**BARE, "provider": "eagleeye"}
+    assert settings_like(other) == settings_for("eagleeye")
+    assert settings_like({**other, "refresh_gives": "kept"}).rotate_refresh_tokens is False
+    assert settings_like({**BARE, "provider": "another"}) == Settings()
 
 
 @pytest.mark.parametrize(
@@ -772,6 +818,7 @@ def test_a_login_with_a_token_that_the_account_had_already_is_noticed(check: Any
     ("url", "name"),
     [
         ("https://rest.cameramanager.com", "CameraManager"),
+        ("https://auth.eagleeyenetworks.com", "Eagle Eye"),
         ("http://[::1]:9400", "loopback"),
         ("https://cm.example", "another"),
     ],
@@ -1087,7 +1134,7 @@ def test_elsewhere_the_address_is_pasted(check: Any, arguments: tuple[str, ...])
         run = check(server.url, *arguments, person=person, typed=lines, redirect_uri=uri)
         assert is_clean(server)
     assert run.report["login_by"] == "paste"
-    assert "This is not the redirect_uri with what CameraManager adds to it." in run.output
+    assert "This is not the redirect_uri with what the server adds to it." in run.output
     assert "This address is of another login." in run.output
 
 

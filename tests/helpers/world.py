@@ -63,7 +63,10 @@ class World:
 
     Attributes:
         api: the path of the API at the simulator.
+        root: where the API is for a ready client: below its ``base_url``.
         user_path: the path of the user there.
+        user_id_field: the member of the user that identifies them.
+        token_path: of the token endpoint.
         authorize: the URL of the login page.
         lifetime: seconds that an access token lives.
         scope: that logins ask for.
@@ -98,11 +101,7 @@ class World:
         }
         for origin in [CM, *self.sim.origins(options["base_url"])]:
             self.net.add(origin, self.sim)
-        is_v3 = provider == "eagleeye"
-        self.api = "/api/v3.0" if is_v3 else "/rest/v2.4"
-        self.user_path = "/api/v3.0/users/self" if is_v3 else "/rest/v2.3/users/self"
-        self.authorize = f"{CM}/oauth2/authorize" if is_v3 else f"{CM}/oauth/authorize"
-        self.lifetime = self.sim.settings.access_token_lifetime
+        self._know_the_server(CM)
         self.side = side
         self.engine = AuthEngine(transport=self.net, clock=lambda: self.clock() + skew, **options)
         self.scope = self.engine.config.scope
@@ -111,6 +110,21 @@ class World:
         else:
             self.app = self._wsgi(app)
         self.net.add(APP, self.app)
+
+    def _know_the_server(self, url: str) -> None:
+        is_v3 = self.sim.settings.provider == "eagleeye"
+        self.api = "/api/v3.0" if is_v3 else "/rest/v2.4"
+        self.root = "" if is_v3 else "/rest/v2.4"
+        self.user_path = "/api/v3.0/users/self" if is_v3 else "/rest/v2.3/users/self"
+        self.user_id_field = "id" if is_v3 else "userId"
+        self.authorize = f"{url}/oauth2/authorize" if is_v3 else f"{url}/oauth/authorize"
+        self.token_path = self.sim._platform.token_path
+        self.lifetime = self.sim.settings.access_token_lifetime
+
+    def put_before_the_server(self, app: Any) -> None:
+        """Let an application answer at each address of the server; the simulator: as before."""
+        for origin in self.sim.origins(CM):
+            self.net.add(origin, app)
 
     def _wsgi(self, app: Any) -> CMAuthWSGIMiddleware:
         """The tests' own app gets the middleware as a Flask user gives it, by the extension."""

@@ -18,7 +18,7 @@ from cm_auth_middleware import SessionExpiredError
 from cm_auth_middleware.auth import connections
 from cm_auth_middleware.cli.sessions import sessions as command
 from tests.helpers.apps import make_app
-from tests.helpers.world import SECRET_KEY, World
+from tests.helpers.world import SECRET_KEY, World, both_providers
 
 pytestmark = pytest.mark.anyio
 
@@ -34,7 +34,7 @@ def endless(world: World) -> None:
     async def asgi(request: Request) -> StreamingResponse:
         async def parts() -> Any:
             while True:
-                await request.state.cm.get("/rest/v2.4/cameras")
+                await request.state.cm.get(f"{world.root}/cameras")
                 yield b"cameras"
                 await anyio.sleep(0.01)
 
@@ -43,7 +43,7 @@ def endless(world: World) -> None:
     def wsgi(environ: Any, start_response: Any) -> Iterator[bytes]:
         start_response("200 OK", [])
         while True:
-            environ["cm_auth.client"].get("/rest/v2.4/cameras")
+            environ["cm_auth.client"].get(f"{world.root}/cameras")
             yield b"cameras"
             time.sleep(0.01)
 
@@ -52,15 +52,16 @@ def endless(world: World) -> None:
 
 async def end(world: World, how: str, store: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if how == "logout_user":
-        await world.on_its_side(lambda: world.engine.logout_user(10003))
+        await world.on_its_side(lambda: world.engine.logout_user(world.user_id()))
     elif how == "timeout":
         world.clock.tick(31 * 86_400)
     else:
         monkeypatch.setenv("CM_AUTH_SECRET_KEY", SECRET_KEY)
-        revoke = ["revoke", "--user", "10003", "--store", store]
+        revoke = ["revoke", "--user", str(world.user_id()), "--store", store]
         await anyio.to_thread.run_sync(lambda: command.main(revoke, standalone_mode=False))
 
 
+@both_providers
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["logout_user", "the command", "timeout"])
 async def test_nothing_of_a_user_s_runs_on_after_the_end(
@@ -89,11 +90,11 @@ async def test_nothing_of_a_user_s_runs_on_after_the_end(
             group.start_soon(watch)
             await anyio.sleep(0.1)
             await end(world, how, store, monkeypatch)
-    asked = len(world.sim.calls("/rest/v2.4/cameras"))
+    asked = len(world.sim.calls(f"{world.api}/cameras"))
     assert asked > 1
     with pytest.raises(SessionExpiredError):
-        await world.on_its_side(lambda: job.get("/rest/v2.4/cameras"))
-    assert len(world.sim.calls("/rest/v2.4/cameras")) == asked
+        await world.on_its_side(lambda: job.get(f"{world.root}/cameras"))
+    assert len(world.sim.calls(f"{world.api}/cameras")) == asked
     world.app.app = inner
     assert (await browser.get("/")).status_code == 302
 
@@ -156,6 +157,7 @@ async def test_a_session_of_another_application_is_nobody(make_world, options, n
     assert (await browser.get("/")).status_code == 200
 
 
+@both_providers
 @pytest.mark.parametrize(
     "rule",
     [

@@ -17,7 +17,7 @@ from werkzeug.middleware.dispatcher import DispatcherMiddleware
 
 from cm_auth_middleware.auth.login_state import StateSealer
 from tests.helpers.browser import BOB, Browser
-from tests.helpers.world import APP, CM, SECRET_KEY, World
+from tests.helpers.world import APP, SECRET_KEY, World, both_providers
 
 from .visits import NAME, query_of, started, visit
 
@@ -113,7 +113,7 @@ async def test_a_tab_whose_cookie_was_overwritten_begins_anew_by_itself(world: W
     paths = [KINDS["long"](n) for n in range(90)]
     browser, starts = await restored(world, paths)
     again = await browser.get(browser.callback_url(starts[3].headers["location"]))
-    assert again.headers["location"].startswith(f"{CM}/oauth/authorize?")
+    assert again.headers["location"].startswith(f"{world.authorize}?")
     assert world.sim.requests == []
     done = await browser.get(browser.callback_url(again.headers["location"]))
     assert done.headers["location"] == paths[3]
@@ -123,6 +123,7 @@ async def test_a_tab_whose_cookie_was_overwritten_begins_anew_by_itself(world: W
         assert size(done) < MOST_HEADERS
 
 
+@both_providers
 @pytest.mark.slow
 async def test_another_browser_with_many_tabs_of_its_own_ends_no_login(world: World) -> None:
     """2, 58: it begins one of its own at most, and is nobody until that ends."""
@@ -130,13 +131,14 @@ async def test_another_browser_with_many_tabs_of_its_own_ends_no_login(world: Wo
     url = mine.callback_url((await started(mine)).headers["location"])
     other, _ = await restored(world, [f"/deep/{n}" for n in range(70)])
     answer = await other.get(url)
-    assert answer.headers["location"].startswith(f"{CM}/oauth/authorize?")
+    assert answer.headers["location"].startswith(f"{world.authorize}?")
     assert other.named(NAME) == []
     assert world.sim.requests == []
     world.clock.tick(601)
     assert (await other.get(url)).status_code == 400
 
 
+@both_providers
 @pytest.mark.slow
 async def test_tabs_that_come_one_by_one_share_a_cookie_in_the_end(world: World) -> None:
     """58: and a login that is cancelled takes nothing from those that share it."""
@@ -152,6 +154,7 @@ async def test_tabs_that_come_one_by_one_share_a_cookie_in_the_end(world: World)
         assert done.headers["location"] == f"/deep/{n}"
 
 
+@both_providers
 @pytest.mark.slow
 async def test_a_cookie_that_is_shared_lives_ten_minutes_from_the_last_start(world: World) -> None:
     """58: the tab that shares it has as much time as any other."""
@@ -167,6 +170,7 @@ async def test_a_cookie_that_is_shared_lives_ten_minutes_from_the_last_start(wor
     assert done.headers["location"] == "/deep/late"
 
 
+@both_providers
 async def test_a_state_tells_no_page_and_is_short_for_a_short_target(world: World) -> None:
     """33, 58: neither the server nor its log learns which page was asked for."""
     seen = set()
@@ -184,6 +188,7 @@ async def test_a_state_tells_no_page_and_is_short_for_a_short_target(world: Worl
     assert len(seen) == 4
 
 
+@both_providers
 @pytest.mark.slow
 async def test_a_state_with_any_letter_changed_is_refused(world: World) -> None:
     """1, 58: nor are there two ways to write the same one: it would count as another login."""
@@ -224,6 +229,7 @@ async def test_a_state_of_a_later_release_or_of_another_key_is_none(world: World
     assert world.sim.requests == []
 
 
+@both_providers
 async def test_another_browser_needs_the_very_cookie(world: World) -> None:
     """2, 58: another value, another number or no cookie at all proves nothing."""
     mine, other = world.browser(), world.browser()
@@ -243,6 +249,7 @@ async def test_another_browser_needs_the_very_cookie(world: World) -> None:
     assert (await visit(world, good, url.removeprefix(APP)))[0] == 302
 
 
+@both_providers
 @pytest.mark.slow
 async def test_a_tab_that_is_late_or_lost_its_cookie_still_finds_its_page(world: World) -> None:
     """58: by itself with a session; without one, by the link on the page that says so."""
@@ -260,6 +267,7 @@ async def test_a_tab_that_is_late_or_lost_its_cookie_still_finds_its_page(world:
     assert len(world.sim.token_calls()) == calls
 
 
+@both_providers
 @pytest.mark.slow
 async def test_a_second_login_as_another_user_in_another_tab_counts(world: World) -> None:
     """10, 58: two tabs that began before either ended: the last one says who it is."""
@@ -363,7 +371,7 @@ async def test_cookies_of_an_earlier_release_are_cleared(world: World) -> None:
     cookies = "; ".join(f"{name}={'x' * 400}.{'y' * 43}" for name in names)
     for path, least in (("/deep/1", 7), (KINDS["long"](1), 1)):
         start = await started(world.browser(Cookie=cookies), path)
-        assert start.headers["location"].startswith(f"{CM}/oauth/authorize?")
+        assert start.headers["location"].startswith(f"{world.authorize}?")
         assert size(start) < MOST_HEADERS
         lines = start.headers.get_list("set-cookie")
         cleared = {line.partition("=")[0] for line in lines if "Max-Age=0" in line}

@@ -28,7 +28,7 @@ from cm_auth_middleware.testing import AppServer, Simulator
 from tests.helpers.apps import make_app, make_wsgi_app
 from tests.helpers.browser import log_in
 from tests.helpers.servers import ASGI_SERVERS, WSGI_SERVERS, served
-from tests.helpers.world import APP, SECRET_KEY, World
+from tests.helpers.world import APP, SECRET_KEY, World, both_providers
 
 from .raw_requests import Answered
 from .routed import RELAYED, relaying_wsgi
@@ -41,17 +41,24 @@ WAIT = 20.0  # seconds until a test gives up
 
 
 @pytest.fixture
-def proxied(make_world: Callable[..., World], side: str) -> World:
+def proxied(make_world: Callable[..., World], side: str, provider: str) -> World:
+    v3 = [rule.replace("/rest/v2.4", "") for rule in RELAYED]
+    rules = v3 if provider == "eagleeye" else RELAYED
     if side == "asgi":
-        app: Any = make_app([Mount("/cm", CMProxy(allow=RELAYED))])
+        app: Any = make_app([Mount("/cm", CMProxy(allow=rules))])
     else:
-        app = DispatcherMiddleware(make_wsgi_app(), {"/cm": CMWSGIProxy(allow=RELAYED)})
+        app = DispatcherMiddleware(make_wsgi_app(), {"/cm": CMWSGIProxy(allow=rules)})
     return make_world(app=app)
+
+
+def echo_of(world: World) -> str:
+    """A path of the API, below the proxy."""
+    return f"/cm{world.root}/echo"
 
 
 def asked(world: World) -> int:
     """How often the API was asked for something."""
-    return len([call for call in world.sim.requests if call.path == "/rest/v2.4/echo"])
+    return len([call for call in world.sim.requests if call.path == f"{world.api}/echo"])
 
 
 FORMS = [
@@ -95,6 +102,7 @@ SAFE = [
 ]
 
 
+@both_providers
 @pytest.mark.anyio
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE", "GET"])
 async def test_no_form_is_relayed(proxied: World, method: str) -> None:
@@ -108,6 +116,7 @@ async def test_no_form_is_relayed(proxied: World, method: str) -> None:
     assert asked(proxied) == 0
 
 
+@both_providers
 @pytest.mark.anyio
 async def test_several_lines_of_a_content_type_are_read_as_one(proxied: World) -> None:
     """68: whichever of them the API would believe."""
@@ -121,25 +130,27 @@ async def test_several_lines_of_a_content_type_are_read_as_one(proxied: World) -
     assert asked(proxied) == 0
 
 
+@both_providers
 @pytest.mark.anyio
 @pytest.mark.parametrize("kind", SAFE)
 async def test_every_other_body_is_relayed_as_it_is(proxied: World, kind: str | None) -> None:
     """68: and one without a type, from which Spring reads no parameters."""
     browser = await proxied.login()
     headers = {**HERE, **({"Content-Type": kind} if kind else {})}
-    answer = await browser.post("/cm/rest/v2.4/echo", content=b"_method=x", headers=headers)
+    answer = await browser.post(echo_of(proxied), content=b"_method=x", headers=headers)
     assert answer.status_code == 200
     echo = answer.json()
     assert echo["length"] == 9
     assert echo["headers"].get("content-type") == kind
 
 
+@both_providers
 @pytest.mark.anyio
 async def test_a_type_without_a_body_is_no_form(proxied: World) -> None:
     """68: some clients name a type with every request."""
     browser = await proxied.login()
     headers = {**HERE, "Content-Type": "application/x-www-form-urlencoded"}
-    assert (await browser.get("/cm/rest/v2.4/echo", headers=headers)).status_code == 200
+    assert (await browser.get(echo_of(proxied), headers=headers)).status_code == 200
 
 
 def _parts(*names: bytes) -> bytes:
@@ -165,6 +176,7 @@ def test_a_type_of_any_length_is_judged_at_once() -> None:
 LENGTHS = ["x", "-1", "+4", "0x4", "4.0", "4_0", "4,4", "4, 5", "1e1", "9" * 5_000, "4 4", "\xb2"]
 
 
+@both_providers
 @pytest.mark.anyio
 @pytest.mark.parametrize("lines", [
     *([("Content-Length", length)] for length in LENGTHS),
@@ -183,6 +195,7 @@ async def test_a_length_that_is_none_or_two_is_a_400(proxied: World, lines) -> N
     assert asked(proxied) == 0
 
 
+@both_providers
 @pytest.mark.anyio
 @pytest.mark.parametrize(
     ("length", "body", "status"),
@@ -195,9 +208,10 @@ async def test_a_body_that_is_shorter_than_it_said_is_a_400(
     cookie = session_of(await proxied.login())
     assert (await hand_on(proxied, cookie, [("Content-Length", length)], body))[0] == status
     # In process there is nobody to count; what counts is that the API saw nothing whole.
-    assert [c for c in proxied.sim.requests if c.path == "/rest/v2.4/echo" and c.form] == []
+    assert [c for c in proxied.sim.requests if c.path == f"{proxied.api}/echo" and c.form] == []
 
 
+@both_providers
 @pytest.mark.anyio
 @pytest.mark.parametrize("body", [b"{}", b""])
 async def test_a_body_of_http_2_needs_no_length(proxied: World, body: bytes) -> None:
@@ -211,6 +225,7 @@ async def test_a_body_of_http_2_needs_no_length(proxied: World, body: bytes) -> 
     assert status == (415 if body else 200)
 
 
+@both_providers
 @pytest.mark.anyio
 async def test_a_server_that_takes_a_broken_body_for_a_whole_one_has_to_know_its_length(
     proxied: World, side: str
@@ -242,7 +257,7 @@ async def hand_on(
     ]  # fmt: skip
     if world.side == "wsgi":
         return await anyio.to_thread.run_sync(
-            _hand_on_wsgi, world.app, sent, body, method, version, software
+            _hand_on_wsgi, world, sent, body, method, version, software
         )
     messages = [{"type": "http.request", "body": body}]
     answered: list[Any] = []
@@ -254,7 +269,7 @@ async def hand_on(
         answered.append(message)
 
     scope = {
-        "type": "http", "method": method, "path": "/cm/rest/v2.4/echo", "raw_path": b"",
+        "type": "http", "method": method, "path": echo_of(world), "raw_path": b"",
         "root_path": "", "query_string": b"", "scheme": "http", "http_version": version,
         "headers": [(name.lower().encode(), value.encode("latin-1")) for name, value in sent],
     }  # fmt: skip
@@ -263,7 +278,7 @@ async def hand_on(
 
 
 def _hand_on_wsgi(
-    app: Any,
+    world: World,
     lines: list[tuple[str, str]],
     body: bytes,
     method: str,
@@ -271,7 +286,7 @@ def _hand_on_wsgi(
     software: str,
 ) -> tuple[int, bytes]:
     environ: dict[str, Any] = {
-        "REQUEST_METHOD": method, "SCRIPT_NAME": "", "PATH_INFO": "/cm/rest/v2.4/echo",
+        "REQUEST_METHOD": method, "SCRIPT_NAME": "", "PATH_INFO": echo_of(world),
         "SERVER_NAME": "localhost", "SERVER_PORT": "8000", "wsgi.url_scheme": "http",
         "wsgi.input": io.BytesIO(body), "wsgi.input_terminated": True,
         "SERVER_PROTOCOL": f"HTTP/{version}", "SERVER_SOFTWARE": software,
@@ -281,7 +296,7 @@ def _hand_on_wsgi(
         key = key if key.startswith("CONTENT_") else f"HTTP_{key}"
         environ[key] = f"{environ[key]},{value}" if key in environ else value
     answered: list[str] = []
-    parts = app(environ, lambda status, *_: answered.append(status))
+    parts = world.app(environ, lambda status, *_: answered.append(status))
     return int(answered[0][:3]), b"".join(parts)
 
 

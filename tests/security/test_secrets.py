@@ -18,7 +18,7 @@ from cm_auth_middleware import CMAuthError
 from cm_auth_middleware.errors import StoreError
 from cm_auth_middleware.stores import MemoryStore
 from cm_auth_middleware.testing import SimulatorServer
-from tests.helpers.world import APP, JSON, SECRET_KEY
+from tests.helpers.world import APP, JSON, SECRET_KEY, both_providers
 
 from .visits import started, stored
 from .wired import Wired, clocked
@@ -224,11 +224,15 @@ def all_logs(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
         logging.getLogger(name).setLevel(level)
 
 
+@both_providers
 @pytest.mark.parametrize("step", STEPS)
-async def test_a_whole_life_leaves_no_secret_anywhere(side: str, step: str, caplog) -> None:
+async def test_a_whole_life_leaves_no_secret_anywhere(
+    side: str, step: str, caplog, provider: str
+) -> None:
     """33: with an exception at the step, and a server that repeats tokens in its errors."""
     for what in TROUBLES.get(step, [None]):
-        with SimulatorServer(clocked()) as server, warnings.catch_warnings(record=True) as warned:
+        sim = clocked(provider)
+        with SimulatorServer(sim) as server, warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("always")
             server.simulator.settings.repeat_tokens_in_errors = True
             server.simulator.settings.rotate_refresh_tokens = True
@@ -271,15 +275,18 @@ async def test_the_search_finds_what_it_looks_for(side: str, caplog) -> None:
         assert [text for text in life.texts if token in text]
 
 
-async def test_a_transport_of_ones_own_logs_no_token_either(side: str, caplog) -> None:
+@both_providers
+async def test_a_transport_of_ones_own_logs_no_token_either(
+    side: str, caplog, provider: str
+) -> None:
     """33: CameraManager repeats a token that has expired, and httpcore2 logs what it says."""
     logging.getLogger("httpcore2.http11").filters.clear()  # those of other tests' pools
     own: Any = httpx2.AsyncHTTPTransport() if side == "asgi" else httpx2.HTTPTransport()
-    with SimulatorServer(clocked()) as server:
+    with SimulatorServer(clocked(provider)) as server:
         server.simulator.settings.repeat_tokens_in_errors = True
         world = Wired(side, server.simulator, server.url, transport=own)
         browser = await world.login()
-        token = server.simulator.calls("/rest/v2.3/users/self")[0].headers["authorization"][7:]
+        token = server.simulator.calls(world.user_path)[0].headers["authorization"][7:]
         server.simulator.expire_access_tokens()
         assert (await browser.get("/cameras")).status_code == 200
         await world.close()

@@ -20,35 +20,39 @@ from cm_auth_middleware.testing import AppServer
 from tests.helpers.apps import make_app, make_wsgi_app
 from tests.helpers.browser import log_in
 from tests.helpers.servers import WSGIServer, until
-from tests.helpers.world import JSON, SECRET_KEY
+from tests.helpers.world import JSON, SECRET_KEY, both_providers
 from tests.ways_in.test_proxy_streams import Upstream
 
 pytestmark = pytest.mark.slow
 
-LIVE, CAMERAS = "/cm/rest/v2.4/live?endless", "/cm/rest/v2.4/cameras"
 RULES = ["GET /rest/v2.4/live", "GET /rest/v2.4/cameras"]
+RULES_V3 = ["GET /live", "GET /cameras"]
 WAIT = 30.0  # seconds until a test gives up
 
 
 class Site:
     """An application with a proxy on a real socket, and its browsers."""
 
-    def __init__(self, side: str, stack: ExitStack, **options: int) -> None:
+    def __init__(self, side: str, provider: str, stack: ExitStack, **options: int) -> None:
         self.stack = stack
-        self.upstream = Upstream()
+        self.upstream = Upstream(provider)
+        self.root = "/cm" if provider == "eagleeye" else "/cm/rest/v2.4"
+        self.live, self.cameras = f"{self.root}/live?endless", f"{self.root}/cameras"
+        rules = RULES_V3 if provider == "eagleeye" else RULES
         cm = stack.enter_context(AppServer(self.upstream, log_level="critical"))
         engine = AuthEngine(
             client_id=self.upstream.simulator.client_id,
             client_secret=self.upstream.simulator.client_secret,
             secret_key=SECRET_KEY,
             base_url=cm.url,
+            provider=provider,
             timeout=2.0,
         )
         if side == "asgi":
-            app: Any = make_app([Mount("/cm", CMProxy(allow=RULES, **options))])
+            app: Any = make_app([Mount("/cm", CMProxy(allow=rules, **options))])
             server: Any = AppServer(CMAuthMiddleware(app, engine=engine), log_level="critical")
         else:
-            proxy = CMWSGIProxy(allow=RULES, **options)
+            proxy = CMWSGIProxy(allow=rules, **options)
             app = DispatcherMiddleware(make_wsgi_app(), {"/cm": proxy})
             server = WSGIServer(CMAuthWSGIMiddleware(app, engine=engine))
             stack.callback(engine.close)
@@ -65,7 +69,7 @@ class Site:
     def view(self, browser: httpx2.Client) -> ExitStack:
         """Open a live view and see its first picture; to be closed."""
         with ExitStack() as stack:
-            answer = stack.enter_context(browser.stream("GET", LIVE))
+            answer = stack.enter_context(browser.stream("GET", self.live))
             assert answer.status_code == 200, answer.read()
             parts = answer.iter_raw()
             assert next(parts).startswith(b"first")
@@ -76,29 +80,31 @@ class Site:
 
 
 @pytest.fixture
-def make_site(side: str) -> Iterator[Callable[..., Site]]:
+def make_site(side: str, provider: str) -> Iterator[Callable[..., Site]]:
     with ExitStack() as stack:
-        yield lambda **options: Site(side, stack, **options)
+        yield lambda **options: Site(side, provider, stack, **options)
 
 
+@both_providers
 @pytest.mark.parametrize("options", [{}, {"streams_per_session": 3}])
 def test_one_session_has_so_many_streams_and_others_are_served(make_site, options) -> None:
     """60: one more is a 429; it goes again as soon as one of them ends."""
     site = make_site(**options)
     anna, bob = site.browser(), site.browser()
     views = [site.view(anna) for _ in range(options.get("streams_per_session", 32))]
-    for path in (LIVE, CAMERAS):
+    for path in (site.live, site.cameras):
         with anna.stream("GET", path) as answer:
             assert answer.status_code == 429
         assert answer.headers["content-type"] == "application/problem+json"
         assert int(answer.headers["retry-after"]) >= 1
-    assert bob.get(CAMERAS).status_code == 200
+    assert bob.get(site.cameras).status_code == 200
     site.view(bob)
     assert anna.get("/cameras").status_code == 200  # the limit is the proxy's
     views.pop().close()
-    until(lambda: anna.get(CAMERAS).status_code == 200)
+    until(lambda: anna.get(site.cameras).status_code == 200)
 
 
+@both_providers
 def test_whatever_becomes_of_a_request_it_counts_no_longer(make_site) -> None:
     """60: else a session would be locked out by and by."""
     site = make_site(streams_per_session=1)
@@ -106,25 +112,25 @@ def test_whatever_becomes_of_a_request_it_counts_no_longer(make_site) -> None:
     simulator = site.upstream.simulator
 
     def counts_no_longer() -> None:  # the browser may have it all before the proxy is done
-        until(lambda: anna.head(CAMERAS).status_code == 200)
-        until(lambda: anna.get(CAMERAS).status_code == 200)
+        until(lambda: anna.head(site.cameras).status_code == 200)
+        until(lambda: anna.get(site.cameras).status_code == 200)
 
     for _ in range(3):
         counts_no_longer()
-        until(lambda: anna.get("/cm/rest/v2.4/users").status_code == 404)
+        until(lambda: anna.get(f"{site.root}/users").status_code == 404)
         counts_no_longer()
         simulator.fail_api(503)
-        until(lambda: anna.get(CAMERAS).status_code == 503)
+        until(lambda: anna.get(site.cameras).status_code == 503)
         counts_no_longer()
         simulator.fail_api("drop")
-        until(lambda: anna.get(CAMERAS).status_code == 502)
+        until(lambda: anna.get(site.cameras).status_code == 502)
         counts_no_longer()
-        until(lambda: not _is_busy(anna))
+        until(lambda: not _is_busy(anna, site.live))
     counts_no_longer()
 
 
-def _is_busy(browser: httpx2.Client) -> bool:
-    with browser.stream("GET", LIVE) as answer:
+def _is_busy(browser: httpx2.Client, live: str) -> bool:
+    with browser.stream("GET", live) as answer:
         return answer.status_code == 429
 
 
@@ -151,11 +157,13 @@ def test_at_least_one_stream_has_to_be_allowed() -> None:
             proxy(allow=RULES, streams_per_session=0)
 
 
-@pytest.mark.parametrize("path", ["/cameras", CAMERAS])
-def test_when_no_connection_is_left_it_is_503(make_site, monkeypatch, path: str) -> None:
+@both_providers
+@pytest.mark.parametrize("is_proxied", [False, True])
+def test_when_no_connection_is_left_it_is_503(make_site, monkeypatch, is_proxied: bool) -> None:
     """60: a handler's call and the proxy say so alike, and nobody is logged out."""
     monkeypatch.setattr(transports, "LIMITS", httpx2.Limits(max_connections=4))
     site = make_site()
+    path = site.cameras if is_proxied else "/cameras"
     anna, bob = site.browser(), site.browser()
     views = [site.view(anna) for _ in range(4)]
     answer = bob.get(path, headers=JSON)
@@ -166,6 +174,7 @@ def test_when_no_connection_is_left_it_is_503(make_site, monkeypatch, path: str)
     until(lambda: bob.get(path).status_code == 200)
 
 
+@both_providers
 def test_many_at_once_are_counted_one_by_one(make_site) -> None:
     """60: threads that come together are not counted as one."""
     site = make_site(streams_per_session=5)
@@ -174,7 +183,7 @@ def test_many_at_once_are_counted_one_by_one(make_site) -> None:
     go = threading.Event()
 
     def view() -> None:
-        with anna.stream("GET", LIVE) as answer:
+        with anna.stream("GET", site.live) as answer:
             statuses.append(answer.status_code)
             go.wait(WAIT)
 

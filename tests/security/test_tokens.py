@@ -25,9 +25,10 @@ from cm_auth_middleware.sessions.record import Record, Tokens
 from cm_auth_middleware.sessions.session import Session
 from cm_auth_middleware.stores import MemoryStore, RedisStore, SQLiteStore
 from cm_auth_middleware.testing import SimulatorServer
+from tests.helpers.apps import names
 from tests.helpers.certificates import self_signed
 from tests.helpers.servers import redis_server, served
-from tests.helpers.world import CM, SECRET_KEY, World
+from tests.helpers.world import CM, SECRET_KEY, World, both_providers
 
 from .visits import NAME, session_of, sessions_in, stored, visit
 from .wired import Wired, clocked
@@ -139,6 +140,7 @@ async def test_http_never_gets_what_https_had(real: World) -> None:
     assert_clean(real)
 
 
+@both_providers
 @pytest.mark.parametrize("to", ["https://127.0.0.1:9400", "http://127.0.0.1:9401"])
 async def test_nothing_follows_to_another_port_or_scheme_of_the_same_host(
     make_world, side: str, to: str
@@ -147,14 +149,14 @@ async def test_nothing_follows_to_another_port_or_scheme_of_the_same_host(
 
     async def asgi(scope, receive, send) -> None:
         cm = scope["state"]["cm"]
-        await cm.get("/rest/v2.4/set-cookie")
-        answer = await cm.get(f"/rest/v2.4/redirect?to={to}/x", follow_redirects=True)
+        await cm.get(f"{world.root}/set-cookie")
+        answer = await cm.get(f"{world.root}/redirect?to={to}/x", follow_redirects=True)
         await PlainTextResponse(answer.text)(scope, receive, send)
 
     def wsgi(environ, start_response):
         cm = environ["cm_auth.client"]
-        cm.get("/rest/v2.4/set-cookie")
-        answer = cm.get(f"/rest/v2.4/redirect?to={to}/x", follow_redirects=True)
+        cm.get(f"{world.root}/set-cookie")
+        answer = cm.get(f"{world.root}/redirect?to={to}/x", follow_redirects=True)
         start_response("200 OK", [("Content-Type", "text/plain")])
         return [answer.content]
 
@@ -166,7 +168,7 @@ async def test_nothing_follows_to_another_port_or_scheme_of_the_same_host(
     for request in seen:
         assert "authorization" not in request.headers
         assert "cookie" not in request.headers
-    assert "cookie" in world.sim.calls("/rest/v2.4/redirect")[0].headers
+    assert "cookie" in world.sim.calls(f"{world.api}/redirect")[0].headers
 
 
 async def test_nothing_follows_from_http_to_https(make_world) -> None:
@@ -182,17 +184,19 @@ async def test_nothing_follows_from_http_to_https(make_world) -> None:
     assert "cookie" not in request.headers
 
 
+@both_providers
 async def test_cookies_of_the_api_stay_with_the_user_they_were_set_for(world: World) -> None:
     """32: not with another user, not with the same one's next request, and ours never leave."""
     one, two = await world.login(), await world.login(email="bob@example.com")
-    await one.get("/api/x", params={"url": "/rest/v2.4/set-cookie"})
+    await one.get("/api/x", params={"url": f"{world.root}/set-cookie"})
     for browser in (two, one):
         await browser.get("/cameras")
-    for call in world.sim.calls("/rest/*"):
+    for call in world.sim.requests:
         assert "cookie" not in call.headers
     assert "upstream" not in str(one.cookies)
 
 
+@both_providers
 async def test_a_stolen_store_holds_nothing_in_the_clear(side: str, make_world, tmp_path) -> None:
     """34: a dump of the file: no token, e-mail, name or user id."""
     world = make_world(store=f"sqlite:///{tmp_path}/s.db")
@@ -213,10 +217,11 @@ async def test_a_stolen_store_holds_nothing_in_the_clear(side: str, make_world, 
         assert secret.encode().hex().encode() not in dump
 
 
+@both_providers
 async def test_a_stolen_store_and_the_secret_key_open_nothing(world: World) -> None:
     """34: half of the key is in the cookie: what a thief can guess is not it."""
     browser, other = await world.login(), await world.login(email="bob@example.com")
-    sealer = Sealer([SECRET_KEY], "userId")
+    sealer = Sealer([SECRET_KEY], world.user_id_field)
     entries = sessions_in(world)
     assert len(entries) == 2
     guesses = [bytes(32), b"\xff" * 32, SECRET_KEY.encode()[:32]]
@@ -241,20 +246,22 @@ def _key_of(cookie: str) -> str:
     return sha256(urlsafe_b64decode(cookie.partition(".")[0] + "==")[:32]).hexdigest()
 
 
+@both_providers
 async def test_a_thief_with_store_and_key_reads_user_ids_and_times_and_no_more(
     world: World,
 ) -> None:
     """34: not promised, and said so: which users have sessions, and since when."""
     await world.login()
     [(name, entry)] = stored(world).items() - sessions_in(world).items()
-    assert Sealer([SECRET_KEY], "userId").open_user(name, entry) == "10003"
-    assert Sealer(["another" + SECRET_KEY], "userId").open_user(name, entry) is None
+    field, anna = world.user_id_field, str(world.user_id())
+    assert Sealer([SECRET_KEY], field).open_user(name, entry) == anna
+    assert Sealer(["another" + SECRET_KEY], field).open_user(name, entry) is None
     [(key, value)] = sessions_in(world).items()
-    info = Sealer([SECRET_KEY], "userId").describe(key, value, "10003")
+    info = Sealer([SECRET_KEY], field).describe(key, value, anna)
     assert info is not None
     assert info.logged_in_at == world.clock.now
-    assert Sealer([SECRET_KEY], "userId").describe(key, value, "10004") is None
-    assert Sealer(["another" + SECRET_KEY], "userId").describe(key, value, "10003") is None
+    assert Sealer([SECRET_KEY], field).describe(key, value, "10004") is None
+    assert Sealer(["another" + SECRET_KEY], field).describe(key, value, anna) is None
 
 
 def test_a_record_opens_under_its_own_name_only() -> None:
@@ -280,6 +287,7 @@ class _Bomb:
 
 @pytest.mark.parametrize("what", ["flipped", "cut", "junk", "swapped", "older", "huge", "pickle",
                                   "json", "empty", "grant", "header"])  # fmt: skip
+@both_providers
 async def test_a_record_that_was_tampered_with_is_no_session(
     world: World, tmp_path, what: str
 ) -> None:
@@ -528,6 +536,7 @@ def test_the_threads_that_these_tests_start_end() -> None:
     assert not [t for t in threading.enumerate() if "drip" in t.name]
 
 
+@both_providers
 async def test_no_session_takes_its_tokens_along_where_it_is_pickled(make_world) -> None:
     """33: a queue or a cache pickles what it is given; a job gets a handle instead."""
     sessions: list[Session] = []
@@ -545,6 +554,7 @@ async def test_no_session_takes_its_tokens_along_where_it_is_pickled(make_world)
     assert pickle.loads(pickle.dumps(dict(session.user))) == session.user
 
 
+@both_providers
 async def test_a_copy_of_a_client_is_one_for_the_same_user(make_world) -> None:
     """33: before its first use, and after it."""
     handles: list[str] = []
@@ -553,6 +563,6 @@ async def test_a_copy_of_a_client_is_one_for_the_same_user(make_world) -> None:
     cm = await world.client_for(handles[0])
     for _ in range(2):
         copied = copy.copy(cm)
-        answer = await world.on_its_side(lambda copied=copied: copied.get("/rest/v2.4/cameras"))
-        assert len(answer.json()) == 4
-        await world.on_its_side(lambda: cm.get("/rest/v2.4/cameras"))
+        answer = await world.on_its_side(lambda copied=copied: copied.get(f"{world.root}/cameras"))
+        assert len(names(answer)) == 4
+        await world.on_its_side(lambda: cm.get(f"{world.root}/cameras"))

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from cm_auth_middleware import AuthEngine, CMAuthMiddleware, CMAuthWSGIMiddleware
-from cm_auth_middleware.testing import Simulator
+from cm_auth_middleware.testing import Simulator, settings_for
 from tests.helpers.apps import make_app, make_wsgi_app
 from tests.helpers.world import APP, SECRET_KEY, Clock, Net, World
 
@@ -22,10 +22,12 @@ class Wired(World):
         self.net = Net()
         self.sim = sim
         self.side = side
+        self._know_the_server(base_url)
         options = {
             "client_id": sim.client_id,
             "client_secret": sim.client_secret,
             "secret_key": SECRET_KEY,
+            "provider": sim.settings.provider,
             "base_url": base_url,
             **options,
         }
@@ -37,9 +39,9 @@ class Wired(World):
         self.net.add(APP, self.app)
 
 
-def clocked() -> Simulator:
+def clocked(provider: str = "cameramanager") -> Simulator:
     """A simulator whose clock a test moves, and with it the world's."""
-    return Simulator(clock=Clock())
+    return Simulator(settings_for(provider), clock=Clock())
 
 
 class Dripper:

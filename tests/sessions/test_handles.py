@@ -73,6 +73,7 @@ async def test_a_job_acts_for_the_user_who_agreed(world: World) -> None:
     )  # fmt: skip
 
 
+@both_providers
 async def test_a_handle_leads_to_the_session_too_whose_data_can_be_read(world: World) -> None:
     browser, handle = await exported(world)
     await browser.post("/data", json={"theme": "dark"})
@@ -124,6 +125,7 @@ async def test_refreshes_are_shared_with_the_live_session(world: World) -> None:
     assert [c.status for c in world.sim.calls(f"{world.api}/cameras") if c.status == 401] == [401]
 
 
+@both_providers
 async def test_a_job_ends_with_a_logout_at_once(world: World) -> None:
     browser, handle = await exported(world)
     job = await Job(world).open(handle)
@@ -191,6 +193,7 @@ async def test_the_absolute_timeout_ends_a_job_whose_user_is_busy(make_world) ->
         await Job(world).open(handle)
 
 
+@both_providers
 async def test_a_handle_is_no_cookie_and_a_cookie_is_no_handle(world: World) -> None:
     browser, handle = await exported(world)
     cookie = browser.named("cm_auth")[0]
@@ -204,6 +207,7 @@ async def test_a_handle_is_no_cookie_and_a_cookie_is_no_handle(world: World) -> 
 
 
 @pytest.mark.slow
+@both_providers
 @pytest.mark.parametrize(
     "damage",
     [
@@ -251,6 +255,7 @@ async def test_a_handle_outlives_a_change_of_the_secret_key(world: World) -> Non
             await Job(world, foreign).open(handle)
 
 
+@both_providers
 async def test_a_handle_tells_nothing(world: World, caplog) -> None:
     caplog.set_level(logging.DEBUG)
     browser, handle = await exported(world)

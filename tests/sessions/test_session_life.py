@@ -294,6 +294,7 @@ async def test_logout_ends_the_session_even_when_camera_manager_is_down(world: W
     assert (await thief.get("/")).status_code == 302
 
 
+@both_providers
 async def test_logout_by_get_shows_a_button_and_changes_nothing(world: World) -> None:
     browser = await world.login()
     response = await browser.get("/auth/logout?next=/cameras")
@@ -302,6 +303,7 @@ async def test_logout_by_get_shows_a_button_and_changes_nothing(world: World) ->
     assert (await browser.get("/cameras")).status_code == 200
 
 
+@both_providers
 @pytest.mark.parametrize(
     "headers", [{"Sec-Fetch-Site": "cross-site"}, {"Origin": "http://evil.example"}]
 )
@@ -366,6 +368,7 @@ async def test_session_endpoint_tells_front_ends(world: World) -> None:
     assert info["expires_in"] == 7 * 86_400
 
 
+@both_providers
 async def test_data_is_saved_and_two_requests_both_keep_theirs(world: World) -> None:
     browser = await world.login()
     async with anyio.create_task_group() as group:
@@ -374,6 +377,7 @@ async def test_data_is_saved_and_two_requests_both_keep_theirs(world: World) -> 
     assert (await browser.get("/data")).json() == {f"key{n}": n for n in range(10)}
 
 
+@both_providers
 async def test_authenticated_answers_are_not_cached(world: World) -> None:
     browser = await world.login()
     response = await browser.get("/")
@@ -381,6 +385,7 @@ async def test_authenticated_answers_are_not_cached(world: World) -> None:
     assert response.headers["vary"] == "Cookie"
 
 
+@both_providers
 async def test_the_cookie_is_opaque_and_locked_down(world: World) -> None:
     browser = world.browser()
     start = await browser.get("/")
@@ -392,6 +397,7 @@ async def test_the_cookie_is_opaque_and_locked_down(world: World) -> None:
     assert "Domain" not in cookie
 
 
+@both_providers
 async def test_an_altered_cookie_is_nobody(world: World) -> None:
     browser = await world.login()
     cookie = browser.named("cm_auth")[0]
@@ -403,6 +409,7 @@ async def test_an_altered_cookie_is_nobody(world: World) -> None:
     assert (await junk.get("/")).status_code == 200
 
 
+@both_providers
 async def test_a_rotated_secret_key_keeps_sessions_and_signs_anew(make_world, world: World) -> None:
     browser = await world.login()
     cookie = browser.named("cm_auth")[0]
@@ -418,6 +425,7 @@ async def test_a_rotated_secret_key_keeps_sessions_and_signs_anew(make_world, wo
     assert response.status_code == 302
 
 
+@both_providers
 async def test_asking_for_the_session_does_not_keep_it_alive(make_world) -> None:
     world = make_world(idle_timeout=1000)
     browser = await world.login()
@@ -440,6 +448,7 @@ async def test_a_use_of_the_session_is_seen_by_who_asks_for_it(make_world) -> No
     assert (await browser.get("/auth/session")).json()["expires_in"] == 1000
 
 
+@both_providers
 async def test_a_short_idle_timeout_does_not_end_a_session_that_is_used(make_world) -> None:
     world = make_world(idle_timeout=20)
     browser = await world.login()
@@ -463,6 +472,7 @@ async def test_a_new_secret_key_that_is_being_rolled_out_costs_no_session(make_w
     assert (await ahead.browser(**cookie).get("/")).status_code == 200
 
 
+@both_providers
 async def test_a_record_that_was_spoilt_is_removed_and_told_once(make_world, caplog) -> None:
     store = MemoryStore()
     world = make_world(store=store)
@@ -486,6 +496,7 @@ async def test_a_value_that_only_python_takes_for_the_same_is_saved(world: World
         )
 
 
+@both_providers
 async def test_one_account_that_fails_keeps_no_other_from_its_refresh(world: World) -> None:
     anna, bob = await world.login(), await world.login("bob@example.com")
     world.clock.tick(43300)
@@ -534,6 +545,7 @@ def tokens_in_memory() -> set[str]:
     return {found.access_token for found in gc.get_objects() if isinstance(found, Tokens)}
 
 
+@both_providers
 @pytest.mark.slow  # it looks at every object of the process, twice
 @pytest.mark.parametrize("end", ["logged out elsewhere", "left alone"])
 async def test_the_tokens_of_a_session_do_not_stay_in_memory_when_it_is_over(
@@ -541,7 +553,7 @@ async def test_the_tokens_of_a_session_do_not_stay_in_memory_when_it_is_over(
 ) -> None:
     anna, bob = await world.login(), await world.login(email="bob@example.com")
     await anna.get("/")
-    asked = world.sim.calls("/rest/v2.3/users/self")[0]
+    asked = world.sim.calls(world.user_path)[0]
     held = asked.headers["authorization"].removeprefix("Bearer ")
     assert held in tokens_in_memory()
     if end == "left alone":

@@ -26,6 +26,7 @@ ANNA, BOB = "anna@example.com", "bob@example.com"
 CALLBACK = "http://localhost:8000/auth/callback"
 AUTH = "https://auth.eagleeyenetworks.com"
 HOSTS = ["api.c001.eagleeyenetworks.com", "api.c002.eagleeyenetworks.com"]
+MEDIA_HOST = "media.c002.eagleeyenetworks.com"  # of Anna's account, which is at the second one
 KEY = ("demo-key-id", "demo-key-secret")
 VERIFIER = "v" * 43
 CHALLENGE = (
@@ -228,6 +229,8 @@ async def test_a_browser_logs_in_and_agrees(sim: Simulator, http: httpx2.AsyncCl
     right = await http.post("/oauth2/authorize", data=form)
     consent = await http.get(right.url.join(right.headers["location"]))
     assert "Allow access?" in consent.text
+    assert "Simulated Eagle Eye" in consent.text
+    assert "CameraManager" not in consent.text
     back = await http.post("/oauth2/authorize", data={**query, "decision": "allow"})
     found = parse_qs(urlsplit(back.headers["location"]).query)
     assert found["state"] == ["s"]
@@ -266,21 +269,29 @@ async def test_previews_are_pictures_and_mjpeg(sim: Simulator, http: httpx2.Asyn
     picture = await get(http, "/media/liveImage.jpeg", tokens, params=of)
     assert (picture.headers["content-type"], picture.content[:2]) == ("image/jpeg", b"\xff\xd8")
     [feed] = (await get(http, "/feeds", tokens, params=of)).json()["results"]
-    assert feed["multipartUrl"].startswith(f"https://{HOSTS[1]}/api/v3.0/media/streams/preview/")
-    path = "/media/streams/preview/multipart"
-    stream = await get(http, path, tokens, params={**of, "frames": 2})
+    media = f"https://{MEDIA_HOST}:443/media/streams/preview/multipart?"
+    assert feed["multipartUrl"].startswith(media)
+    headers = {"Authorization": f"Bearer {tokens['access_token']}"}
+    stream = await http.get(f"{feed['multipartUrl']}&frames=2&resolution=64x36", headers=headers)
     assert stream.headers["content-type"] == "multipart/x-mixed-replace; boundary=frame"
     assert stream.content.count(b"--frame\r\nContent-Type: image/jpeg\r\n") == 2
 
 
-async def test_a_media_session_is_a_cookie_of_the_api_s_host(
+async def test_a_media_session_is_a_cookie_of_the_media_host(
     sim: Simulator, http: httpx2.AsyncClient
 ) -> None:
     tokens = await log_in(sim, http)
     url = (await get(http, "/media/session", tokens)).json()["url"]
-    assert urlsplit(url).netloc == HOSTS[1]
-    answer = await get(http, "/media/session/cookie", tokens)
+    assert urlsplit(url).netloc == f"{MEDIA_HOST}:443"
+    headers = {"Authorization": f"Bearer {tokens['access_token']}"}
+    answer = await http.get(url, headers=headers)
     assert (answer.status_code, "set-cookie" in answer.headers) == (204, True)
+    video = f"https://{MEDIA_HOST}/media/streams/preview/multipart?esn=000007d1&frames=1"
+    assert (await http.get(video)).status_code == 200  # by the cookie, which the client has kept
+    http.cookies.clear()
+    assert (await http.get(video)).status_code == 401
+    elsewhere = video.replace(MEDIA_HOST, HOSTS[1])
+    assert (await http.get(elsewhere, headers=headers)).status_code == 404
 
 
 async def test_a_user_can_remove_the_application(sim: Simulator, http: httpx2.AsyncClient) -> None:
@@ -322,7 +333,8 @@ def test_on_loopback_the_hosts_are_this_machine_s() -> None:
     sim = Simulator(settings_for("eagleeye"))
     here = ["http://127.0.0.1:9400", "http://localhost:9400"]
     assert sim.origins("http://127.0.0.1:9400") == here
-    assert sim.origins(AUTH) == [AUTH, *(f"https://{host}" for host in HOSTS)]
+    media = ["media.c001.eagleeyenetworks.com", MEDIA_HOST]
+    assert sim.origins(AUTH) == [AUTH, *(f"https://{host}" for host in [*HOSTS, *media])]
     assert Simulator().origins("http://127.0.0.1:9400") == here[:1]
 
 

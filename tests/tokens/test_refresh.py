@@ -20,7 +20,7 @@ from cm_auth_middleware.tokens import refresh
 from cm_auth_middleware.tokens.circuit_breaker import CircuitBreaker
 from tests.helpers.browser import Browser
 from tests.helpers.stores import CountingStore, Hold
-from tests.helpers.world import JSON, SECRET_KEY, Clock, World
+from tests.helpers.world import JSON, SECRET_KEY, Clock, World, both_providers
 
 pytestmark = pytest.mark.anyio
 
@@ -101,8 +101,11 @@ async def test_who_comes_late_before_keeping_its_tokens_takes_those_of_the_succe
     assert len(one.sim.token_calls("refresh_token")) == 2
 
 
-async def test_who_comes_late_takes_its_lease_again_before_it_keeps_its_tokens() -> None:
-    one, two = two_processes(Settings(**STRICT))
+@both_providers
+async def test_who_comes_late_takes_its_lease_again_before_it_keeps_its_tokens(
+    provider: str,
+) -> None:
+    one, two = two_processes(Settings(**STRICT), provider=provider)
     browser = await one.login()
     one.clock.tick(LIFETIME)
     statuses: list[int] = []
@@ -138,8 +141,11 @@ async def test_a_refusal_does_not_count_when_somebody_else_has_brought_newer_tok
     assert [c.status for c in one.sim.token_calls("refresh_token")] == [200, 400]
 
 
-async def test_a_refusal_does_not_count_when_the_session_itself_has_newer_tokens() -> None:
-    one, two = two_processes()
+@both_providers
+async def test_a_refusal_does_not_count_when_the_session_itself_has_newer_tokens(
+    provider: str,
+) -> None:
+    one, two = two_processes(provider=provider)
     browser = await one.login()
     one.clock.tick(LIFETIME)
     one.sim.settings.token_latency = 0.2
@@ -159,10 +165,11 @@ async def test_a_refusal_does_not_count_when_the_session_itself_has_newer_tokens
     assert statuses == [200]
 
 
+@both_providers
 @pytest.mark.slow
 @pytest.mark.parametrize(("what", "status"), [(503, 503), ({"error": "invalid_grant"}, 401)])
-async def test_who_waited_for_a_refresh_shares_its_failure(what, status) -> None:
-    one, two = two_processes()
+async def test_who_waited_for_a_refresh_shares_its_failure(what, status, provider: str) -> None:
+    one, two = two_processes(provider=provider)
     browser = await one.login()
     one.clock.tick(LIFETIME)
     one.sim.settings.token_latency = 0.3
@@ -176,14 +183,17 @@ async def test_who_waited_for_a_refresh_shares_its_failure(what, status) -> None
     assert len(one.sim.token_calls("refresh_token")) == 1
 
 
-async def test_a_token_that_another_process_replaced_at_once_is_caught_up_with() -> None:
+@both_providers
+async def test_a_token_that_another_process_replaced_at_once_is_caught_up_with(
+    provider: str,
+) -> None:
     async def in_between(session: Session) -> None:
         one.sim.expire_access_tokens()
         assert (await same(browser, two).get("/cameras")).status_code == 200
 
     store = CountingStore(MemoryStore())
-    one = World(store=store, on_refresh=in_between)
-    two = World(beside=one)
+    one = World(store=store, on_refresh=in_between, provider=provider)
+    two = World(beside=one, provider=provider)
     browser = await one.login()
     one.sim.expire_access_tokens()
     assert (await browser.get("/cameras")).status_code == 200
@@ -222,9 +232,10 @@ async def test_a_session_is_not_handed_newer_tokens_that_have_expired_too(make_w
     assert state["expires_at"] == world.clock.now + LIFETIME
 
 
-async def test_a_clock_that_is_off_costs_a_second_refresh_and_no_session() -> None:
+@both_providers
+async def test_a_clock_that_is_off_costs_a_second_refresh_and_no_session(provider: str) -> None:
     settings = Settings(**STRICT, access_token_lifetime=40)
-    one, two = two_processes(settings, skew=90)
+    one, two = two_processes(settings, skew=90, provider=provider)
     browser = await one.login()
     for expiry in range(1, 6):
         one.clock.tick(41)
@@ -248,8 +259,9 @@ async def test_a_session_that_slept_through_many_rotations_catches_up() -> None:
 # -- a refresh and a store that fails ------------------------------------------------------
 
 
-async def test_new_tokens_are_saved_when_a_store_that_failed_is_back() -> None:
-    one, two = two_processes(Settings(**STRICT))
+@both_providers
+async def test_new_tokens_are_saved_when_a_store_that_failed_is_back(provider: str) -> None:
+    one, two = two_processes(Settings(**STRICT), provider=provider)
     store, browser = store_of(one), await one.login()
     one.clock.tick(LIFETIME)
     statuses: list[int] = []
@@ -265,11 +277,12 @@ async def test_new_tokens_are_saved_when_a_store_that_failed_is_back() -> None:
     assert len(one.sim.token_calls("refresh_token")) == 1
 
 
+@both_providers
 async def test_new_tokens_outlive_a_long_failure_of_the_store(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, provider: str
 ) -> None:
     monkeypatch.setattr(refresh, "_SAVE_PATIENCE", 0.2)
-    world, _ = two_processes(Settings(**STRICT))
+    world, _ = two_processes(Settings(**STRICT), provider=provider)
     store, browser = store_of(world), await world.login()
     world.clock.tick(LIFETIME)
     statuses: list[int] = []
@@ -344,6 +357,7 @@ async def test_a_logout_with_old_tokens_ends_the_grant(make_world, rotates) -> N
     assert world.sim.refresh_tokens == 0
 
 
+@both_providers
 async def test_a_logout_when_the_access_token_has_expired_ends_the_grant(make_world) -> None:
     world = make_world()
     browser = await world.login()
@@ -352,10 +366,13 @@ async def test_a_logout_when_the_access_token_has_expired_ends_the_grant(make_wo
     assert world.sim.refresh_tokens == 0
 
 
+@both_providers
 @pytest.mark.slow
 @pytest.mark.parametrize("settings", [Settings(), Settings(**STRICT)], ids=["lasting", "rotating"])
-async def test_logout_user_in_a_refresh_revokes_what_it_brings_home(settings) -> None:
-    one, two = two_processes(settings)
+async def test_logout_user_in_a_refresh_revokes_what_it_brings_home(
+    settings, provider: str
+) -> None:
+    one, two = two_processes(settings, provider=provider)
     browser = await one.login()
     one.clock.tick(LIFETIME)
     one.sim.settings.token_latency = 0.2
@@ -363,7 +380,7 @@ async def test_logout_user_in_a_refresh_revokes_what_it_brings_home(settings) ->
     async with anyio.create_task_group() as group:
         group.start_soon(ask, browser, statuses)
         await anyio.sleep(0.1)
-        assert await two.engine.logout_user(10003) == 1
+        assert await two.engine.logout_user(two.user_id()) == 1
     assert statuses == [401]
     assert one.sim.refresh_tokens == 0
 
@@ -371,9 +388,10 @@ async def test_logout_user_in_a_refresh_revokes_what_it_brings_home(settings) ->
 # -- a server that is down -----------------------------------------------------------------
 
 
+@both_providers
 @pytest.mark.slow
-async def test_one_request_at_a_time_finds_out_whether_the_server_is_back() -> None:
-    world = World()
+async def test_one_request_at_a_time_finds_out_whether_the_server_is_back(provider: str) -> None:
+    world = World(provider=provider)
     users = ("anna@example.com", "bob@example.com")
     browsers = [await world.login(user) for user in users]
     world.clock.tick(LIFETIME)

@@ -16,7 +16,7 @@ from cm_auth_middleware import MemoryStore
 from cm_auth_middleware.tokens import refresh
 from tests.helpers.browser import Browser
 from tests.helpers.stores import CountingStore
-from tests.helpers.world import JSON, MakeWorld, World
+from tests.helpers.world import JSON, MakeWorld, World, both_providers
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
@@ -62,7 +62,7 @@ def same(browser: Browser, world: World) -> Browser:
     return world.browser(Cookie=f"cm_auth={browser.named('cm_auth')[0]}")
 
 
-@pytest.mark.slow
+@both_providers
 async def test_who_waits_for_a_slow_refresh_asks_the_store_ten_times_a_second_at_most(
     make_world: MakeWorld,
 ) -> None:
@@ -71,6 +71,7 @@ async def test_who_waits_for_a_slow_refresh_asks_the_store_ten_times_a_second_at
         assert commands <= MOST * seconds
 
 
+@both_providers
 async def test_a_quick_refresh_is_noticed_soon(make_world: MakeWorld) -> None:
     found = await Site(make_world, 3).expire(latency=0.1)
     assert max(seconds for seconds, _ in found) < 2

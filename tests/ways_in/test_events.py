@@ -84,7 +84,7 @@ async def test_what_goes_wrong_in_a_login_says_what_and_not_whose(make_world, lo
     assert key == {"event": "api_key_refused", "error": "invalid_client"}
     assert failed == {
         "event": "login_failed",
-        "reason": "CameraManager answered invalid_client",
+        "reason": "the server answered invalid_client",
     }
 
 

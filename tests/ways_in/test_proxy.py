@@ -49,6 +49,7 @@ RULES_V3 = [
     "GET /redirect",
     "GET /echo",
     "POST /echo",
+    "GET /odd/*",
 ]
 LIVE = "/media/liveImage.jpeg?deviceId=000007d1&"
 FETCH = {"Accept": "*/*", "Sec-Fetch-Mode": "cors", "Sec-Fetch-Site": "same-origin"}
@@ -83,14 +84,14 @@ def odd_upstream(world: World, status: int, headers: list[tuple[str, str]], body
     """Put something odd in front of the simulator: any answer under /odd."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        if not scope["path"].startswith("/odd"):
+        if "/odd/" not in scope["path"]:
             await world.sim(scope, receive, send)
             return
         raw = [(name.lower().encode(), value.encode()) for name, value in headers]
         await send({"type": "http.response.start", "status": status, "headers": raw})
         await send({"type": "http.response.body", "body": body})
 
-    world.net.add(CM, app)
+    world.put_before_the_server(app)
 
 
 # -- what passes -------------------------------------------------------------------------------
@@ -149,6 +150,7 @@ async def test_only_harmless_headers_go_up(proxied: World, root: str) -> None:
     assert "keep-alive, Range" not in str(echo)
 
 
+@both_providers
 async def test_only_harmless_headers_come_back(proxied: World) -> None:
     odd_upstream(
         proxied,
@@ -196,6 +198,7 @@ async def test_cookies_of_the_api_do_not_reach_the_browser(proxied: World, root:
     assert "cookie" not in echo["headers"]
 
 
+@both_providers
 @pytest.mark.parametrize(
     ("upstream", "ours"),
     [
@@ -229,6 +232,7 @@ async def test_a_range_of_a_recording_comes_as_206(proxied: World, root: str) ->
     assert head.content == b""
 
 
+@both_providers
 async def test_not_modified_passes(proxied: World) -> None:
     odd_upstream(proxied, 304, [("ETag", '"1"')], b"")
     browser = await proxied.login()
@@ -273,6 +277,7 @@ async def test_an_expired_token_is_renewed_on_the_way(proxied: World, root: str)
     assert len(proxied.sim.token_calls("refresh_token")) == 1
 
 
+@both_providers
 async def test_an_upload_without_a_length_arrives_whole_where_the_server_can(proxied) -> None:
     browser = await proxied.login()
     headers = {**FETCH, "Cookie": f"cm_auth={browser.named('cm_auth')[0]}"}
@@ -281,6 +286,7 @@ async def test_an_upload_without_a_length_arrives_whole_where_the_server_can(pro
     assert json.loads(answer[1])["length"] == 6
 
 
+@both_providers
 async def test_a_browser_that_leaves_amid_its_upload_is_no_error(proxied: World) -> None:
     browser = await proxied.login()
     headers = {**FETCH, "Cookie": f"cm_auth={browser.named('cm_auth')[0]}"}
@@ -290,6 +296,7 @@ async def test_a_browser_that_leaves_amid_its_upload_is_no_error(proxied: World)
         assert (await chunked(proxied, {**headers, "Content-Length": "9"}, [b"abc"]))[0] == 400
 
 
+@both_providers
 async def test_a_wsgi_server_that_cannot_end_a_body_is_told_so(make_proxied, side: str) -> None:
     proxied = make_proxied()
     browser = await proxied.login()
@@ -298,6 +305,7 @@ async def test_a_wsgi_server_that_cannot_end_a_body_is_told_so(make_proxied, sid
     assert status == (200 if side == "asgi" else 411)
 
 
+@both_providers
 async def test_a_status_that_nobody_knows_passes(proxied: World) -> None:
     odd_upstream(proxied, 299, [("Content-Type", "text/plain")], b"odd")
     browser = await proxied.login()
@@ -316,11 +324,12 @@ async def chunked(
     if "Content-Length" not in headers:
         headers = {**headers, "Transfer-Encoding": "chunked"}
     headers = {**headers, "Host": "localhost:8000"}
+    path = "/cm/echo" if world.api == "/api/v3.0" else "/cm/rest/v2.4/echo"
     if world.side == "wsgi":
         environ: dict[str, Any] = {
             "REQUEST_METHOD": "POST",
             "SCRIPT_NAME": "",
-            "PATH_INFO": "/cm/rest/v2.4/echo",
+            "PATH_INFO": path,
             "SERVER_NAME": "localhost",
             "SERVER_PORT": "8000",
             "wsgi.url_scheme": "http",
@@ -346,12 +355,13 @@ async def chunked(
         sent.append(message)
 
     raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
-    scope = {"type": "http", "method": "POST", "path": "/cm/rest/v2.4/echo", "raw_path": b"",
+    scope = {"type": "http", "method": "POST", "path": path, "raw_path": b"",
              "root_path": "", "query_string": b"", "scheme": "http", "headers": raw}  # fmt: skip
     await world.app(scope, receive, send)
     return (sent[0]["status"] if sent else 0), b"".join(m.get("body", b"") for m in sent)
 
 
+@both_providers
 @pytest.mark.slow
 async def test_a_relayed_request_leaves_nothing_to_the_garbage_collector(proxied: World) -> None:
     """The collector holds all requests up, and what it finds late keeps a token in memory."""
@@ -373,10 +383,11 @@ async def test_a_relayed_request_leaves_nothing_to_the_garbage_collector(proxied
 
 
 def api_calls(world: World) -> int:
-    return len([call for call in world.sim.requests if call.path != "/rest/v2.3/users/self"])
+    return len([call for call in world.sim.requests if call.path != world.user_path])
 
 
 @pytest.mark.slow
+@both_providers
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [
@@ -404,6 +415,8 @@ def api_calls(world: World) -> int:
 async def test_what_no_rule_names_is_not_relayed(
     proxied: World, method: str, path: str, status: int
 ) -> None:
+    if proxied.api == "/api/v3.0":
+        path = path.replace("/rest/v2.4", "")
     browser = await proxied.login()
     before = api_calls(proxied)
     response = await browser.request(method, f"/cm{path}", headers=FETCH)
@@ -501,18 +514,20 @@ def test_whatever_a_server_makes_of_such_a_path_it_is_refused(path: str) -> None
             assert target.raw_path.decode() == form
 
 
+@both_providers
 @pytest.mark.parametrize("site", ["cross-site", "same-site", "evil"])
 @pytest.mark.parametrize("method", ["GET", "HEAD", "POST"])
-async def test_another_site_gets_nothing(proxied: World, site: str, method: str) -> None:
+async def test_another_site_gets_nothing(proxied: World, site: str, method: str, root: str) -> None:
     browser = await proxied.login()
     before = api_calls(proxied)
     headers = {**JSON, "Sec-Fetch-Site": site}
-    response = await browser.request(method, "/cm/rest/v2.4/echo", headers=headers)
+    response = await browser.request(method, f"{root}/echo", headers=headers)
     assert response.status_code == 403
     assert api_calls(proxied) == before
 
 
-async def test_without_fetch_metadata_the_origin_decides(make_proxied) -> None:
+@both_providers
+async def test_without_fetch_metadata_the_origin_decides(make_proxied, root: str) -> None:
     proxied = make_proxied(redirect_uri="https://cams.example/auth/callback")
     browser = proxied.browser(**{"X-Forwarded-Proto": "https"})
     start = await browser.get("/auth/login")
@@ -520,81 +535,96 @@ async def test_without_fetch_metadata_the_origin_decides(make_proxied) -> None:
     proxied = make_proxied()
     browser = await proxied.login()
     for origin, status in ((APP, 200), ("http://evil.example", 403), ("null", 403), ("[", 403)):
-        response = await browser.get("/cm/rest/v2.4/cameras", headers={**JSON, "Origin": origin})
+        response = await browser.get(f"{root}/cameras", headers={**JSON, "Origin": origin})
         assert response.status_code == status, origin
-    assert (await browser.get("/cm/rest/v2.4/cameras", headers=JSON)).status_code == 200
+    assert (await browser.get(f"{root}/cameras", headers=JSON)).status_code == 200
 
 
 # -- a session that is over, an API that is down -----------------------------------------------
 
 
-async def test_a_visitor_gets_the_usual_answer(proxied: World) -> None:
+@both_providers
+async def test_a_visitor_gets_the_usual_answer(proxied: World, root: str) -> None:
     visitor = proxied.browser()
-    response = await visitor.get("/cm/rest/v2.4/cameras", headers=FETCH)
+    response = await visitor.get(f"{root}/cameras", headers=FETCH)
     assert response.status_code == 401
     assert response.json()["login_url"] == "/auth/login"
-    assert (await visitor.get("/cm/rest/v2.4/cameras")).status_code == 302
+    assert (await visitor.get(f"{root}/cameras")).status_code == 302
 
 
-async def test_a_session_that_ends_under_the_proxy_gets_the_usual_answer(proxied: World) -> None:
+@both_providers
+async def test_a_session_that_ends_under_the_proxy_gets_the_usual_answer(
+    proxied: World, root: str
+) -> None:
     browser = await proxied.login()
     proxied.sim.revoke_user("anna@example.com")
-    response = await browser.get("/cm/rest/v2.4/cameras", headers=FETCH)
+    response = await browser.get(f"{root}/cameras", headers=FETCH)
     assert response.status_code == 401
     assert response.json()["login_url"] == "/auth/login"
 
 
-async def test_an_api_that_is_down_is_a_502_problem_and_nobody_is_logged_out(proxied) -> None:
+@both_providers
+async def test_an_api_that_is_down_is_a_502_problem_and_nobody_is_logged_out(
+    proxied, root: str
+) -> None:
     browser = await proxied.login()
-    del proxied.net.apps[CM]
-    response = await browser.get("/cm/rest/v2.4/cameras", headers=FETCH)
+    for origin in proxied.sim.origins(CM):
+        del proxied.net.apps[origin]
+    response = await browser.get(f"{root}/cameras", headers=FETCH)
     assert response.status_code == 502
     assert response.headers["content-type"] == "application/problem+json"
-    proxied.net.add(CM, proxied.sim)
-    assert (await browser.get("/cm/rest/v2.4/cameras", headers=FETCH)).status_code == 200
+    proxied.put_before_the_server(proxied.sim)
+    assert (await browser.get(f"{root}/cameras", headers=FETCH)).status_code == 200
 
 
-async def test_an_api_that_is_too_slow_is_a_504_problem(proxied: World) -> None:
+@both_providers
+async def test_an_api_that_is_too_slow_is_a_504_problem(proxied: World, root: str) -> None:
     browser = await proxied.login()
 
     async def slow(scope: Scope, receive: Receive, send: Send) -> None:
         raise httpx2.ReadTimeout("too slow")
 
-    proxied.net.add(CM, slow)
-    response = await browser.get("/cm/rest/v2.4/cameras", headers=FETCH)
+    proxied.put_before_the_server(slow)
+    response = await browser.get(f"{root}/cameras", headers=FETCH)
     assert response.status_code == 504
 
 
-async def test_a_token_server_that_is_down_is_a_503(proxied: World) -> None:
+@both_providers
+async def test_a_token_server_that_is_down_is_a_503(proxied: World, root: str) -> None:
     browser = await proxied.login()
     proxied.sim.expire_access_tokens()
     proxied.sim.fail_token(503, times=9)
-    response = await browser.get("/cm/rest/v2.4/cameras", headers=FETCH)
+    response = await browser.get(f"{root}/cameras", headers=FETCH)
     assert response.status_code == 503
     assert response.headers["content-type"] == "application/problem+json"
 
 
-async def test_redirects_are_not_relayed(proxied: World) -> None:
+@both_providers
+async def test_redirects_are_not_relayed(proxied: World, root: str) -> None:
     browser = await proxied.login()
     for target in ("https://evil.example/", "/rest/v2.4/accounts"):
-        response = await browser.get("/cm/rest/v2.4/redirect", params={"to": target}, headers=FETCH)
+        response = await browser.get(f"{root}/redirect", params={"to": target}, headers=FETCH)
         assert response.status_code == 502
         assert "location" not in response.headers
         assert "evil" not in response.text
 
 
-async def test_a_token_that_is_refused_anew_is_not_the_users_fault(proxied: World) -> None:
+@both_providers
+async def test_a_token_that_is_refused_anew_is_not_the_users_fault(
+    proxied: World, root: str
+) -> None:
     browser = await proxied.login()
     proxied.sim.fail_api(401, times=9)
-    response = await browser.get("/cm/rest/v2.4/cameras", headers=FETCH)
+    response = await browser.get(f"{root}/cameras", headers=FETCH)
     assert response.status_code == 502
     assert "www-authenticate" not in response.headers
     proxied.sim.reset()
 
 
-async def test_on_an_exempt_path_a_visitor_still_needs_a_login(make_proxied) -> None:
+@both_providers
+async def test_on_an_exempt_path_a_visitor_still_needs_a_login(make_proxied, root: str) -> None:
     proxied = make_proxied(exempt=["/cm/*"])
-    response = await proxied.browser().get("/cm/rest/v2.4/cameras", headers=FETCH)
+    response = await proxied.browser().get(f"{root}/cameras", headers=FETCH)
     assert response.status_code == 401
 
 
@@ -672,6 +702,7 @@ def test_the_regular_expressions_are_linear() -> None:
     assert re.purge() is None
 
 
+@both_providers
 @pytest.mark.anyio
 @pytest.mark.parametrize(
     ("method", "mode", "dest", "status"),
@@ -685,20 +716,23 @@ def test_the_regular_expressions_are_linear() -> None:
     ],
 )
 async def test_a_picture_may_be_opened_from_a_mail(
-    proxied: World, method: str, mode: str, dest: str, status: int
+    proxied: World, method: str, mode: str, dest: str, status: int, root: str
 ) -> None:
     """R48: another site may lead a person to it, but not show, read or write it itself."""
     browser = await proxied.login()
     headers = {"Sec-Fetch-Mode": mode, "Sec-Fetch-Dest": dest, "Sec-Fetch-Site": "cross-site"}
-    path = "/cm/rest/v2.4/echo"
+    path = f"{root}/echo"
     assert (await browser.request(method, path, headers=headers)).status_code == status
 
 
+@both_providers
 @pytest.mark.anyio
-async def test_a_read_that_is_refused_is_in_the_audit_log(proxied: World, audited: Read) -> None:
+async def test_a_read_that_is_refused_is_in_the_audit_log(
+    proxied: World, audited: Read, root: str
+) -> None:
     browser = await proxied.login()
     about = {**audited()[0], "event": "request_denied", "reason": "cross_site"}
     headers = {"Sec-Fetch-Mode": "no-cors", "Sec-Fetch-Dest": "image"}
     for site, told in (("same-origin", []), ("cross-site", [about])):
-        await browser.get("/cm/rest/v2.4/echo", headers={**headers, "Sec-Fetch-Site": site})
+        await browser.get(f"{root}/echo", headers={**headers, "Sec-Fetch-Site": site})
         assert audited() == told

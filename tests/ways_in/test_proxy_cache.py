@@ -19,23 +19,28 @@ from cm_auth_middleware import ConfigError, MemoryStore
 from cm_auth_middleware.errors import StoreError
 from cm_auth_middleware.proxy import CMProxy, CMWSGIProxy
 from cm_auth_middleware.proxy_cache import MOST_KEPT, ProxyCache
-from tests.helpers.apps import make_app, make_wsgi_app
+from tests.helpers.apps import make_app, make_wsgi_app, names
 from tests.helpers.browser import ANNA, BOB, Browser
-from tests.helpers.world import CM, World
+from tests.helpers.world import World, both_providers
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 SNAPSHOT = "/rest/v2.4/cameras/2001/snapshot"
 ALLOW = ["GET /rest/v2.4/cameras", "GET /rest/v2.4/cameras/*", "GET /odd/*", "POST /odd/*"]
 CACHE = {"/rest/v2.4/cameras/*/snapshot": 10, "GET /rest/v2.4/cameras": 10, "/odd/*": 10}
+SNAPSHOT_V3 = "/media/liveImage.jpeg"
+ALLOW_V3 = ["GET /cameras", f"GET {SNAPSHOT_V3}", "GET /odd/*", "POST /odd/*"]
+CACHE_V3 = {SNAPSHOT_V3: 10, "GET /cameras": 10, "/odd/*": 10}
 FETCH = {"Accept": "*/*", "Sec-Fetch-Mode": "cors", "Sec-Fetch-Site": "same-origin"}
 JPEG = [("Content-Type", "image/jpeg")]
 
 
 @pytest.fixture
-def make_cached(make_world: Callable[..., World], side: str) -> Callable[..., World]:
+def make_cached(make_world: Callable[..., World], side: str, provider: str) -> Callable[..., World]:
+    allow, cache = (ALLOW_V3, CACHE_V3) if provider == "eagleeye" else (ALLOW, CACHE)
+
     def make(*, proxy: dict[str, Any] | None = None, **options: Any) -> World:
-        given = {"allow": ALLOW, "cache": CACHE, **(proxy or {})}
+        given = {"allow": allow, "cache": cache, **(proxy or {})}
         if side == "asgi":
             app: Any = make_app([Mount("/cm", CMProxy(**given))])
         else:
@@ -69,10 +74,10 @@ class Odd:
         self.gate: anyio.Event | None = None
         self._simulator = world.sim
         self.__dict__.update(values)
-        world.net.add(CM, self)
+        world.put_before_the_server(self)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if not scope["path"].startswith("/odd"):
+        if "/odd/" not in scope["path"]:
             await self._simulator(scope, receive, send)
             return
         given = {name.decode(): value.decode() for name, value in scope["headers"]}
@@ -88,7 +93,15 @@ class Odd:
         await send({"type": "http.response.body", "body": body})
 
 
-async def get(browser: Browser, path: str = SNAPSHOT, **headers: str) -> httpx2.Response:
+def root_of(world: World) -> str:
+    """Where the API is below the proxy."""
+    return "" if world.api == "/api/v3.0" else world.api
+
+
+async def get(browser: Browser, path: str = "", **headers: str) -> httpx2.Response:
+    """Ask the proxy; for the picture of a camera if no path is given."""
+    if not path:
+        path = SNAPSHOT if root_of(browser.world) else f"{SNAPSHOT_V3}?deviceId=000007d1"
     method = headers.pop("method", "GET")
     named = {name.replace("_", "-").title(): value for name, value in headers.items()}
     return await browser.request(method, f"/cm{path}", headers={**FETCH, **named})
@@ -102,7 +115,7 @@ async def until(condition: Callable[[], Any]) -> None:
 
 
 def snapshots(world: World) -> int:
-    return len(world.sim.calls(SNAPSHOT))
+    return len(world.sim.calls(SNAPSHOT) + world.sim.calls(f"/api/v3.0{SNAPSHOT_V3}"))
 
 
 def colleagues(world: World) -> None:
@@ -120,6 +133,7 @@ def token_of(world: World, email: str) -> str:
 # -- kept, and for how long ---------------------------------------------------------------------
 
 
+@both_providers
 async def test_a_snapshot_is_made_once_for_all_sessions_of_a_user(cached: World) -> None:
     browsers = [await cached.login() for _ in range(3)]
     first = await get(browsers[0])
@@ -139,6 +153,7 @@ async def test_a_snapshot_is_made_once_for_all_sessions_of_a_user(cached: World)
     assert snapshots(cached) == 1
 
 
+@both_providers
 async def test_a_picture_is_kept_for_its_seconds(cached: World) -> None:
     browser = await cached.login()
     odd = Odd(cached, bodies=[b"one", b"two", b"three"])
@@ -183,6 +198,7 @@ async def test_without_cache_nothing_is_kept(make_cached: Callable[..., World]) 
     assert snapshots(world) == 2
 
 
+@both_providers
 async def test_a_write_is_neither_kept_nor_answered_from_what_is_kept(cached: World) -> None:
     browser = await cached.login()
     odd = Odd(cached)
@@ -195,6 +211,7 @@ async def test_a_write_is_neither_kept_nor_answered_from_what_is_kept(cached: Wo
     assert len(odd.calls) == 3
 
 
+@both_providers
 async def test_browsers_that_take_anything_share_and_others_do_not(cached: World) -> None:
     browser = await cached.login()
     odd = Odd(cached)
@@ -213,6 +230,7 @@ async def test_browsers_that_take_anything_share_and_others_do_not(cached: World
     ]  # fmt: skip
 
 
+@both_providers
 @pytest.mark.slow
 async def test_the_age_of_a_cache_before_this_one_counts(cached: World) -> None:
     browser = await cached.login()
@@ -224,6 +242,7 @@ async def test_the_age_of_a_cache_before_this_one_counts(cached: World) -> None:
     assert (answer.headers["etag"], answer.headers["last-modified"]) == ('W/"7"', "x")
 
 
+@both_providers
 @pytest.mark.slow
 async def test_cookies_of_the_api_are_not_kept(cached: World) -> None:
     browser = await cached.login()
@@ -257,6 +276,7 @@ async def at_once(odd: Odd, calls: list[Callable[[], Any]]) -> list[httpx2.Respo
     return [answers[number] for number in range(len(calls))]
 
 
+@both_providers
 async def test_twenty_viewers_cost_one_call(cached: World) -> None:
     browsers = [await cached.login() for _ in range(4)]
     odd = Odd(cached)
@@ -267,6 +287,7 @@ async def test_twenty_viewers_cost_one_call(cached: World) -> None:
     assert sorted(answer.headers.get("age", "new") for answer in answers) == ["0"] * 19 + ["new"]
 
 
+@both_providers
 @pytest.mark.slow
 @pytest.mark.parametrize("status", [429, 503])
 async def test_a_server_that_is_too_busy_is_asked_once_and_nothing_is_kept(
@@ -283,6 +304,7 @@ async def test_a_server_that_is_too_busy_is_asked_once_and_nothing_is_kept(
     assert (await get(browsers[0], "/odd/x")).content == b"picture"
 
 
+@both_providers
 @pytest.mark.slow
 async def test_only_200_is_kept(cached: World) -> None:
     browser = await cached.login()
@@ -298,6 +320,7 @@ async def test_only_200_is_kept(cached: World) -> None:
         assert len(odd.calls) == 1
 
 
+@both_providers
 @pytest.mark.slow
 async def test_a_call_that_fails_fails_for_all_who_wait_and_is_not_kept(cached: World) -> None:
     browsers = [await cached.login() for _ in range(2)]
@@ -309,7 +332,7 @@ async def test_a_call_that_fails_fails_for_all_who_wait_and_is_not_kept(cached: 
         await anyio.sleep(0.3)
         raise httpx2.ConnectError("down")
 
-    cached.net.add(CM, broken)
+    cached.put_before_the_server(broken)
     statuses: list[int] = []
 
     async def ask(browser: Browser) -> None:
@@ -319,10 +342,11 @@ async def test_a_call_that_fails_fails_for_all_who_wait_and_is_not_kept(cached: 
         for browser in browsers * 3:
             group.start_soon(ask, browser)
     assert (statuses, calls) == ([502] * 6, 1)
-    cached.net.add(CM, cached.sim)
+    cached.put_before_the_server(cached.sim)
     assert (await get(browsers[0])).status_code == 200
 
 
+@both_providers
 @pytest.mark.slow
 async def test_a_session_that_is_over_does_not_end_those_who_wait_with_it(cached: World) -> None:
     colleagues(cached)
@@ -356,6 +380,7 @@ async def test_a_session_that_is_over_does_not_end_those_who_wait_with_it(cached
 # -- for whom -----------------------------------------------------------------------------------
 
 
+@both_providers
 async def test_two_accounts_share_nothing(cached: World) -> None:
     odd = Odd(cached, bodies=[b"of anna", b"of bob"])
     anna, bob = await cached.login(ANNA), await cached.login(BOB)
@@ -365,6 +390,7 @@ async def test_two_accounts_share_nothing(cached: World) -> None:
     assert len(odd.calls) == 2
 
 
+@both_providers
 async def test_the_users_of_an_account_share_once_each_may_read_it(cached: World) -> None:
     colleagues(cached)
     anna, bob = await cached.login(ANNA), await cached.login(BOB)
@@ -384,6 +410,7 @@ async def test_the_users_of_an_account_share_once_each_may_read_it(cached: World
     assert snapshots(cached) == before + 1
 
 
+@both_providers
 async def test_a_user_who_is_refused_sees_no_picture_of_another_user(cached: World) -> None:
     colleagues(cached)
     anna, bob = await cached.login(ANNA), await cached.login(BOB)
@@ -411,17 +438,19 @@ async def test_a_user_who_is_refused_sees_no_picture_of_another_user(cached: Wor
     assert refusal.status_code == 403
 
 
+@both_providers
 @pytest.mark.slow
 async def test_what_is_no_picture_is_kept_for_its_user_alone(cached: World) -> None:
     colleagues(cached)
     anna, bob = await cached.login(ANNA), await cached.login(BOB)
     cached.sim.users[1].cameras = cached.sim.users[1].cameras[:1]
     for _ in range(3):
-        assert len((await get(anna, "/rest/v2.4/cameras")).json()) == 4
-        assert len((await get(bob, "/rest/v2.4/cameras")).json()) == 1
-    assert len(cached.sim.calls("/rest/v2.4/cameras")) == 2
+        assert len(names(await get(anna, f"{root_of(cached)}/cameras"))) == 4
+        assert len(names(await get(bob, f"{root_of(cached)}/cameras"))) == 1
+    assert len(cached.sim.calls(f"{cached.api}/cameras")) == 2
 
 
+@both_providers
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "header", [("Cache-Control", "max-age=9, Private"), ("Vary", "Origin, authorization")]
@@ -438,13 +467,15 @@ async def test_what_the_api_calls_private_is_kept_for_its_user_alone(
     assert len(odd.calls) == 2
 
 
+@both_providers
 @pytest.mark.slow
 async def test_no_header_names_what_is_kept_for_another_user(cached: World) -> None:
     colleagues(cached)
     anna, bob = await cached.login(ANNA), await cached.login(BOB)
     odd = Odd(cached, headers=[("Content-Type", "text/plain")], bodies=[b"of anna", b"of bob"])
     await get(anna, "/odd/x")
-    for accept in ("user 10003", "*/*\tuser 10003", "*/* user 10003", "text/plain\tuser 10003"):
+    user = f"user {cached.user_id()}"
+    for accept in (user, f"*/*\t{user}", f"*/* {user}", f"text/plain\t{user}"):
         assert (await get(bob, "/odd/x", accept=accept)).content == b"of bob"
     assert len(odd.calls) == 5
 
@@ -474,21 +505,23 @@ async def test_without_a_user_id_a_session_shares_with_nobody(cached: World) -> 
 # -- not past a logout --------------------------------------------------------------------------
 
 
+@both_providers
 async def test_the_logout_of_the_last_session_drops_all(cached: World) -> None:
     anna, again = await cached.login(), await cached.login()
     await get(anna)
     assert (await anna.post("/auth/logout")).status_code == 303
-    # The simulator's users have one grant, which is over now: only the cache can answer here.
+    # CameraManager's users have one grant, which is over now: only the cache can answer here.
     odd = Odd(cached)
     assert (await get(anna)).status_code == 401
     assert (await again.post("/auth/logout")).status_code == 303
     del odd
-    cached.net.add(CM, cached.sim)
+    cached.put_before_the_server(cached.sim)
     fresh = await cached.login()
     assert "age" not in (await get(fresh)).headers
     assert snapshots(cached) == 2
 
 
+@both_providers
 @pytest.mark.slow
 async def test_a_session_that_stays_keeps_the_pictures(make_cached: Callable[..., World]) -> None:
     world = make_cached()
@@ -501,6 +534,7 @@ async def test_a_session_that_stays_keeps_the_pictures(make_cached: Callable[...
     assert snapshots(world) == 1
 
 
+@both_providers
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["logout", "logout_user", "timeout"])
 async def test_however_the_last_session_ends_nothing_is_left(
@@ -513,7 +547,7 @@ async def test_however_the_last_session_ends_nothing_is_left(
     if how == "logout":
         await anna.post("/auth/logout")
     elif how == "logout_user":
-        await world.on_its_side(lambda: world.engine.logout_user(10003))
+        await world.on_its_side(lambda: world.engine.logout_user(world.user_id()))
     else:
         world.clock.tick(1000)
         await get(anna, "/odd/x")  # the end is noticed
@@ -521,6 +555,7 @@ async def test_however_the_last_session_ends_nothing_is_left(
     assert "age" not in (await get(await world.login(), "/odd/x")).headers
 
 
+@both_providers
 async def test_a_call_under_way_leaves_nothing_past_the_logout(cached: World) -> None:
     anna = await cached.login()
     odd = Odd(cached, gate=anyio.Event())
@@ -534,6 +569,7 @@ async def test_a_call_under_way_leaves_nothing_past_the_logout(cached: World) ->
     assert "age" not in (await get(await cached.login(), "/odd/x")).headers
 
 
+@both_providers
 @pytest.mark.slow
 async def test_a_logout_in_another_process_counts_too(make_cached: Callable[..., World]) -> None:
     one = make_cached()
@@ -559,6 +595,7 @@ class Forgetful(MemoryStore):
         return await super().get(key)
 
 
+@both_providers
 @pytest.mark.slow
 async def test_a_store_that_cannot_say_who_is_logged_in_costs_a_call(
     make_cached: Callable[..., World],
@@ -589,6 +626,7 @@ def kept(world: World) -> int:
     return len(cache_of(world)._answers)
 
 
+@both_providers
 @pytest.mark.slow
 async def test_what_is_too_old_leaves_the_memory_by_itself(cached: World) -> None:
     browser = await cached.login()
@@ -598,6 +636,7 @@ async def test_what_is_too_old_leaves_the_memory_by_itself(cached: World) -> Non
     await until(lambda: not kept(cached))
 
 
+@both_providers
 @pytest.mark.slow
 @pytest.mark.parametrize("says", [True, False])
 async def test_a_large_answer_streams_and_is_not_kept(cached: World, says: bool) -> None:
@@ -696,6 +735,7 @@ CONDITIONS: list[tuple[dict[str, str], int, bytes | None]] = [
 ]
 
 
+@both_providers
 async def test_conditions_and_ranges_are_answered_here(cached: World) -> None:
     browser = await cached.login()
     validators = [("ETag", '"1"'), ("Last-Modified", "Wed, 01 Jan 2025 00:00:00 GMT")]

@@ -19,17 +19,19 @@ from werkzeug.middleware.dispatcher import DispatcherMiddleware
 
 from cm_auth_middleware import AuthEngine, CMAuthMiddleware, CMAuthWSGIMiddleware
 from cm_auth_middleware.proxy import CMProxy, CMWSGIProxy
-from cm_auth_middleware.testing import AppServer, Simulator
+from cm_auth_middleware.testing import AppServer, Simulator, settings_for
 from tests.helpers.apps import make_app, make_wsgi_app
 from tests.helpers.browser import log_in
 from tests.helpers.servers import WSGIServer, serving, until
-from tests.helpers.world import SECRET_KEY
+from tests.helpers.world import SECRET_KEY, both_providers
 
 pytestmark = pytest.mark.slow
 
 SNAPSHOT = "/rest/v2.4/cameras/2001/snapshot"
 RULES = ["GET /rest/v2.4/cameras/*/snapshot", "GET /odd/*"]
 CACHE = {"/rest/v2.4/cameras/*/snapshot": 30, "/odd/*": 30}
+SNAPSHOT_V3 = "/media/liveImage.jpeg"
+RULES_V3, CACHE_V3 = [f"GET {SNAPSHOT_V3}", "GET /odd/*"], {SNAPSHOT_V3: 30, "/odd/*": 30}
 WAIT = 30.0  # seconds until a test gives up
 
 
@@ -55,7 +57,7 @@ class _Handler(socketserver.BaseRequestHandler):
 
     def handle(self) -> None:
         begin = self.request.recv(65_536)
-        if begin.startswith(b"GET /odd/"):
+        if begin.startswith((b"GET /odd/", b"GET /api/v3.0/odd/")):
             self.server.calls += 1
             with suppress(OSError):  # it may have hung up
                 self.server.answer(self.request)
@@ -80,9 +82,12 @@ def _shovel(one: socket.socket, other: socket.socket) -> None:
 class Site:
     """An application with a proxy that keeps pictures, on a real socket."""
 
-    def __init__(self, side: str, stack: ExitStack) -> None:
+    def __init__(self, side: str, provider: str, stack: ExitStack) -> None:
         self._stack = stack
-        self.simulator = Simulator()
+        self.simulator = Simulator(settings_for(provider))
+        is_v3 = provider == "eagleeye"
+        self.snapshot = f"{SNAPSHOT_V3}?deviceId=000007d1" if is_v3 else SNAPSHOT
+        rules, cache = (RULES_V3, CACHE_V3) if is_v3 else (RULES, CACHE)
         cm = stack.enter_context(AppServer(self.simulator, log_level="critical"))
         self.front = stack.enter_context(Front(cm.url))
         stack.enter_context(serving(self.front))
@@ -91,13 +96,14 @@ class Site:
             client_secret=self.simulator.client_secret,
             secret_key=SECRET_KEY,
             base_url=f"http://127.0.0.1:{self.front.server_address[1]}",
+            provider=provider,
             timeout=2.0,
         )
         if side == "asgi":
-            app: Any = make_app([Mount("/cm", CMProxy(allow=RULES, cache=CACHE))])
+            app: Any = make_app([Mount("/cm", CMProxy(allow=rules, cache=cache))])
             server: Any = AppServer(CMAuthMiddleware(app, engine=engine), log_level="critical")
         else:
-            proxy = CMWSGIProxy(allow=RULES, cache=CACHE)
+            proxy = CMWSGIProxy(allow=rules, cache=cache)
             app = DispatcherMiddleware(make_wsgi_app(), {"/cm": proxy})
             server = WSGIServer(CMAuthWSGIMiddleware(app, engine=engine))
             stack.callback(engine.close)
@@ -111,22 +117,24 @@ class Site:
 
 
 @pytest.fixture
-def site(side: str) -> Iterator[Site]:
+def site(side: str, provider: str) -> Iterator[Site]:
     with ExitStack() as stack:
-        yield Site(side, stack)
+        yield Site(side, provider, stack)
 
 
+@both_providers
 def test_twenty_viewers_cost_one_call_where_only_one_is_allowed(site: Site) -> None:
     site.simulator.settings.snapshot_limit = 1
     site.simulator.settings.snapshot_latency = 1.0
     browsers = [site.browser() for _ in range(4)]
     with ThreadPoolExecutor(20) as pool:
-        answers = list(pool.map(lambda browser: browser.get(f"/cm{SNAPSHOT}"), browsers * 5))
+        answers = list(pool.map(lambda browser: browser.get(f"/cm{site.snapshot}"), browsers * 5))
     assert {answer.status_code for answer in answers} == {200}
     assert len({answer.content for answer in answers}) == 1
-    assert len(site.simulator.calls(SNAPSHOT)) == 1
+    assert len(site.simulator.calls(SNAPSHOT) + site.simulator.calls(f"*{SNAPSHOT_V3}")) == 1
 
 
+@both_providers
 def test_a_viewer_who_leaves_takes_the_picture_from_nobody(site: Site) -> None:
     go_on = threading.Event()
 
@@ -150,6 +158,7 @@ def test_a_viewer_who_leaves_takes_the_picture_from_nobody(site: Site) -> None:
     assert site.front.calls == 1
 
 
+@both_providers
 @pytest.mark.parametrize("length", [None, 100])
 def test_a_picture_that_may_have_broken_off_is_not_kept(site: Site, length: int | None) -> None:
     site.front.answer = lambda connection: connection.sendall(_head(length) + b"pict")
@@ -164,6 +173,7 @@ def test_a_picture_that_may_have_broken_off_is_not_kept(site: Site, length: int 
     assert browser.get("/cm/odd/y").content == b"picture"
 
 
+@both_providers
 def test_a_picture_that_never_ends_holds_its_viewers_for_a_while_only(site: Site) -> None:
     def drip(connection: socket.socket) -> None:
         connection.sendall(_head(1000))

@@ -16,15 +16,17 @@ from werkzeug.middleware.dispatcher import DispatcherMiddleware
 
 from cm_auth_middleware import AuthEngine, CMAuthMiddleware, CMAuthWSGIMiddleware
 from cm_auth_middleware.proxy import CMProxy, CMWSGIProxy
-from cm_auth_middleware.testing import AppServer, Simulator
+from cm_auth_middleware.testing import AppServer, Simulator, settings_for
 from tests.helpers.apps import make_app, make_wsgi_app
 from tests.helpers.browser import log_in
 from tests.helpers.servers import WSGIServer
-from tests.helpers.world import SECRET_KEY
+from tests.helpers.world import SECRET_KEY, both_providers
 
 pytestmark = pytest.mark.slow
 
 RULES = ["GET /rest/v2.4/live", "POST /rest/v2.4/live"]
+RULES_V3 = ["GET /live", "POST /live", "GET /feeds"]
+VIDEO = "GET /media/streams/preview/multipart"
 NAMED = 'attachment; filename="Caf\xe9 \u2192.mp4"'.encode()  # not allowed, and widespread
 WAIT = 20.0  # seconds until a test gives up
 
@@ -32,8 +34,8 @@ WAIT = 20.0  # seconds until a test gives up
 class Upstream:
     """The simulator, and a recording that goes on when the test says so."""
 
-    def __init__(self) -> None:
-        self.simulator = Simulator()
+    def __init__(self, provider: str) -> None:
+        self.simulator = Simulator(settings_for(provider))
         self.go_on = threading.Event()
         self.arrived = threading.Event()
         self.left = threading.Event()
@@ -41,7 +43,7 @@ class Upstream:
         self.asked: list[tuple[bytes, bytes]] = []
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] != "/rest/v2.4/live":
+        if scope["type"] != "http" or scope["path"] not in ("/rest/v2.4/live", "/api/v3.0/live"):
             await self.simulator(scope, receive, send)
         elif scope["method"] == "POST":
             await self._upload(receive, send)
@@ -88,12 +90,18 @@ class Upstream:
 
 
 @pytest.fixture
-def upstream() -> Upstream:
-    return Upstream()
+def upstream(provider: str) -> Upstream:
+    return Upstream(provider)
 
 
 @pytest.fixture
-def browser(side: str, upstream: Upstream) -> Iterator[httpx2.Client]:
+def live(provider: str) -> str:
+    """The path of the recording below the proxy."""
+    return "/cm/live" if provider == "eagleeye" else "/cm/rest/v2.4/live"
+
+
+@pytest.fixture
+def browser(side: str, provider: str, upstream: Upstream) -> Iterator[httpx2.Client]:
     """A browser that is logged in to an app with the proxy, each on a server of its own."""
     with AppServer(upstream, log_level="critical") as cm:
         options: dict[str, Any] = {
@@ -101,13 +109,18 @@ def browser(side: str, upstream: Upstream) -> Iterator[httpx2.Client]:
             "client_secret": upstream.simulator.client_secret,
             "secret_key": SECRET_KEY,
             "base_url": cm.url,
+            "provider": provider,
+        }
+        rules: dict[str, Any] = {
+            "allow": RULES_V3 if provider == "eagleeye" else RULES,
+            "media": [VIDEO],
         }
         engine = AuthEngine(**options)
         if side == "asgi":
-            app: Any = make_app([Mount("/cm", CMProxy(allow=RULES))])
+            app: Any = make_app([Mount("/cm", CMProxy(**rules))])
             server: Any = AppServer(CMAuthMiddleware(app, engine=engine), log_level="critical")
         else:
-            app = DispatcherMiddleware(make_wsgi_app(), {"/cm": CMWSGIProxy(allow=RULES)})
+            app = DispatcherMiddleware(make_wsgi_app(), {"/cm": CMWSGIProxy(**rules)})
             server = WSGIServer(CMAuthWSGIMiddleware(app, engine=engine))
         with server, httpx2.Client(base_url=server.url, timeout=WAIT) as client:
             log_in(client, upstream.simulator)
@@ -115,8 +128,11 @@ def browser(side: str, upstream: Upstream) -> Iterator[httpx2.Client]:
         engine.close()
 
 
-def test_a_recording_flows_as_it_comes(browser: httpx2.Client, upstream: Upstream) -> None:
-    with browser.stream("GET", "/cm/rest/v2.4/live") as answer:
+@both_providers
+def test_a_recording_flows_as_it_comes(
+    browser: httpx2.Client, upstream: Upstream, live: str
+) -> None:
+    with browser.stream("GET", live) as answer:
         assert answer.headers["content-length"] == "10"
         parts = answer.iter_raw()
         assert next(parts) == b"first"
@@ -124,38 +140,60 @@ def test_a_recording_flows_as_it_comes(browser: httpx2.Client, upstream: Upstrea
         assert b"".join(parts) == b" last"
 
 
-def test_an_upload_flows_as_it_comes(browser: httpx2.Client, upstream: Upstream) -> None:
+@both_providers
+def test_an_upload_flows_as_it_comes(browser: httpx2.Client, upstream: Upstream, live: str) -> None:
     def parts() -> Iterator[bytes]:
         yield b"a" * 70_000
         assert upstream.arrived.wait(WAIT), "the first part waited for the last"
         yield b"b" * 70_000
 
     headers = {"Content-Length": "140000"}
-    answer = browser.post("/cm/rest/v2.4/live", content=parts(), headers=headers)
+    answer = browser.post(live, content=parts(), headers=headers)
     assert (answer.status_code, answer.content) == (201, b"thanks")
     assert upstream.received == b"a" * 70_000 + b"b" * 70_000
 
 
-def test_a_browser_that_leaves_ends_the_recording(browser, upstream: Upstream) -> None:
-    with browser.stream("GET", "/cm/rest/v2.4/live?endless") as answer:
+@both_providers
+def test_a_browser_that_leaves_ends_the_recording(browser, upstream: Upstream, live) -> None:
+    with browser.stream("GET", f"{live}?endless") as answer:
         assert next(answer.iter_raw()).startswith(b"first")
     assert upstream.left.wait(WAIT)
 
 
-def test_a_recording_that_breaks_off_does_not_look_whole(browser, upstream: Upstream) -> None:
+@both_providers
+def test_a_recording_that_breaks_off_does_not_look_whole(browser, upstream: Upstream, live) -> None:
     upstream.go_on.set()
     with (
         pytest.raises(httpx2.RemoteProtocolError),
-        browser.stream("GET", "/cm/rest/v2.4/live?broken") as answer,
+        browser.stream("GET", f"{live}?broken") as answer,
     ):
         answer.read()
 
 
-def test_headers_that_are_no_ascii_pass_as_they_are(browser, upstream: Upstream) -> None:
+@both_providers
+def test_headers_that_are_no_ascii_pass_as_they_are(browser, upstream: Upstream, live) -> None:
     upstream.go_on.set()
-    answer = browser.get("/cm/rest/v2.4/live", headers=[(b"if-none-match", b'"\xe9"')])
+    answer = browser.get(live, headers=[(b"if-none-match", b'"\xe9"')])
     assert (answer.status_code, answer.content) == (200, b"first last")
     assert {name.lower(): value for name, value in answer.headers.raw}[
         b"content-disposition"
     ] == NAMED
     assert dict(upstream.asked)[b"if-none-match"] == b'"\xe9"'
+
+
+@pytest.mark.parametrize("provider", ["eagleeye"])
+def test_a_live_view_flows_picture_by_picture(browser: httpx2.Client, upstream: Upstream) -> None:
+    listed = browser.get("/cm/feeds?deviceId=000007d1&type=preview&include=multipartUrl")
+    video = httpx2.URL(listed.json()["results"][0]["multipartUrl"])
+    path = f"/cm/{video.netloc.decode()}{video.raw_path.decode()}&resolution=64x36"
+    seen = b""
+    with browser.stream("GET", path) as answer:
+        assert answer.headers["content-type"] == "multipart/x-mixed-replace; boundary=frame"
+        for part in answer.iter_raw():
+            seen += part
+            if seen.count(b"--frame\r\n") == 3:
+                break
+    assert seen.count(b"\xff\xd8") >= 2  # JPEG's start of an image
+    [call] = upstream.simulator.calls("/media/streams/preview/multipart")
+    assert call.headers["authorization"].startswith("Bearer ")
+    assert call.headers["host"] == video.netloc.decode()

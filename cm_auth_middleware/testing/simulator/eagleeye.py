@@ -53,6 +53,7 @@ _STATUSES = {
     503: "unavailable",
 }
 _BOUNDARY = "frame"
+_MEDIA_COOKIE = "mediaSession"  # its real name is not known
 
 
 class EagleEyeTokens(Tokens):
@@ -60,12 +61,14 @@ class EagleEyeTokens(Tokens):
 
     Attributes:
         places: by access token, the number of the API host that takes it.
+        media_cookies: by the cookie of a media host, the access token that it stands for.
     """
 
     def clear(self) -> None:
         """Forget all codes and tokens."""
         super().clear()
         self.places: dict[str, int] = {}
+        self.media_cookies: dict[str, str] = {}
 
     def redeem(
         self, value: str, client_id: str, redirect_uri: str | None, verifier: str | None
@@ -135,6 +138,7 @@ class EagleEyeTokens(Tokens):
 class EagleEyeOAuth(OAuthServer):
     """Eagle Eye's OAuth server."""
 
+    name = "Eagle Eye"
     root = "/oauth2"
     scopes = frozenset({"vms.all"})
     tokens: EagleEyeTokens
@@ -163,6 +167,19 @@ class EagleEyeOAuth(OAuthServer):
         if asked.hostname in _LOOPBACK:
             return [(name, asked.port or 80) for name in _LOOPBACK]
         return [(name, 443) for name in self._settings.api_hosts]
+
+    def media_host(self, request: Request, place: int) -> tuple[str, int]:
+        """Return the host with the pictures and videos of the accounts of an API host."""
+        hosts = self.hosts(request)
+        name, port = hosts[place]
+        if name in _LOOPBACK:  # the other one of this machine
+            return hosts[1 - place]
+        return f"media.{name.removeprefix('api.')}", port
+
+    def media_url(self, request: Request, path: str) -> str:
+        """Return a URL at the media host of the account whose bearer token a request carries."""
+        name, port = self.media_host(request, self.tokens.places[bearer_of(request) or ""])
+        return f"{request.url.scheme}://{name}:{port}{path}"
 
     async def token(self, request: Request) -> Response:
         """Issue tokens for a grant, or refuse it."""
@@ -243,16 +260,19 @@ class EagleEyeOAuth(OAuthServer):
         self,
         handler: Callable[[Request, SimulatedUser], Awaitable[Response]],
         *,
-        anywhere: bool = False,
+        where: str = "account",
     ) -> Callable[[Request], Awaitable[Response]]:
         """Make an endpoint that passes the user of a valid bearer token to `handler`.
 
         Args:
-            anywhere: True for one that each host has; else only the account's own host answers.
+            where: the host that answers: the ``account``'s own of the API; or its ``media`` host,
+                which takes its cookie in place of the token, too; or ``any``.
         """
 
         async def endpoint(request: Request) -> Response:
             value = bearer_of(request)
+            if value is None and where == "media":
+                value = self.tokens.media_cookies.get(request.cookies.get(_MEDIA_COOKIE, ""))
             if value is None:
                 raise OAuthError(401, "unauthenticated", "Authentication required")
             with self.lock:
@@ -267,8 +287,10 @@ class EagleEyeOAuth(OAuthServer):
             if user is None:
                 raise OAuthError(401, "invalid_token", "Unknown user")
             name, port = self.hosts(request)[place]
+            if where == "media":
+                name, port = self.media_host(request, place)
             asked = urlsplit(f"//{request.headers.get('host', '')}")
-            if not anywhere and (asked.hostname, asked.port or port) != (name, port):
+            if where != "any" and (asked.hostname, asked.port or port) != (name, port):
                 # Not known of Eagle Eye; another answer than to a dead token tells them apart.
                 raise HTTPException(404, "This account is at another host")
             return await handler(request, user)
@@ -329,21 +351,21 @@ class EagleEyeAPI(API):
         return await self.snapshot(request, user)
 
     async def feeds(self, request: Request, user: SimulatedUser) -> Response:
-        """Return where a camera's preview is."""
+        """Return where a camera's preview is: at a media host, which is another host."""
         camera = _own_camera(request.query_params.get("deviceId", ""), user)
-        path = f"{_ROOT}/media/streams/preview/multipart?deviceId={_id(camera.camera_id)}"
+        path = f"/media/streams/preview/multipart?esn={_id(camera.camera_id)}&stream_session=1"
         found = {
             "id": f"{_id(camera.camera_id)}-preview",
             "type": "preview",
             "deviceId": _id(camera.camera_id),
             "mediaType": "video",
-            "multipartUrl": f"{origin_of(str(request.url))}{path}",
+            "multipartUrl": self._oauth.media_url(request, path),
         }
         return _page(request, [found])
 
     async def multipart(self, request: Request, user: SimulatedUser) -> Response:
         """Return a preview as MJPEG, endless unless ``frames`` says how many there are."""
-        camera = _own_camera(request.query_params.get("deviceId", ""), user)
+        camera = _own_camera(request.query_params.get("esn", ""), user)
         request.path_params["camera"] = camera.camera_id
         limit = number(request, "frames", 0)
 
@@ -362,12 +384,17 @@ class EagleEyeAPI(API):
 
     async def media_session(self, request: Request, user: SimulatedUser) -> Response:  # noqa: ARG002
         """Return the address that sets the cookie of the players."""
-        url = f"{origin_of(str(request.url))}{_ROOT}/media/session/cookie"
-        return JSONResponse({"url": url})
+        return JSONResponse({"url": self._oauth.media_url(request, "/media/session")})
 
     async def media_cookie(self, request: Request, user: SimulatedUser) -> Response:  # noqa: ARG002
+        """Set a cookie that the media host takes as it takes the bearer token."""
+        tokens, value = self._oauth.tokens, bearer_of(request)
         answer = Response(status_code=204)
-        answer.set_cookie("mediaSession", _id(user.user_id), path="/", httponly=True)
+        if value is not None:
+            with self._oauth.lock:
+                cookie = tokens.new_id()
+                tokens.media_cookies[cookie] = value
+            answer.set_cookie(_MEDIA_COOKIE, cookie, path="/", httponly=True)
         return answer
 
     async def client_settings(self, request: Request, user: SimulatedUser) -> Response:  # noqa: ARG002
@@ -412,7 +439,7 @@ class EagleEye(CameraManager):
             Route("/oauth2/token", oauth.token, methods=["POST"]),
             Route("/oauth2/revoke", oauth.revoke_token, methods=["POST"]),
             Route("/oauth2/logout", oauth.log_out, methods=["GET"]),
-            Route(f"{_ROOT}/clientSettings", bearer(api.client_settings, anywhere=True)),
+            Route(f"{_ROOT}/clientSettings", bearer(api.client_settings, where="any")),
             Route(f"{_ROOT}/users/self", bearer(api.user)),
             Route(trusted, bearer(api.trusted_clients)),
             Route(f"{trusted}/{{client}}", bearer(api.end_trust), methods=["DELETE"]),
@@ -421,9 +448,9 @@ class EagleEye(CameraManager):
             Route(f"{_ROOT}/bridges", bearer(api.bridges)),
             Route(f"{_ROOT}/feeds", bearer(api.feeds)),
             Route(f"{_ROOT}/media/liveImage.jpeg", bearer(api.image)),
-            Route(f"{_ROOT}/media/streams/preview/multipart", bearer(api.multipart)),
             Route(f"{_ROOT}/media/session", bearer(api.media_session)),
-            Route(f"{_ROOT}/media/session/cookie", bearer(api.media_cookie)),
+            Route("/media/session", bearer(api.media_cookie, where="media")),
+            Route("/media/streams/preview/multipart", bearer(api.multipart, where="media")),
             Route(f"{_ROOT}/echo", bearer(api.echo), methods=every),
             Route(f"{_ROOT}/big", bearer(api.big)),
             Route(f"{_ROOT}/redirect", bearer(api.redirect), methods=every),
@@ -450,6 +477,7 @@ class EagleEye(CameraManager):
             names = [origin_of(f"{parts.scheme}://{name}:{port}") for name in _LOOPBACK]
         else:
             names = [f"https://{name}" for name in self._settings.api_hosts]
+            names += [name.replace("//api.", "//media.") for name in names]
         return list(dict.fromkeys([origin_of(base_url), *names]))
 
     def move_account(self, email: str) -> None:

@@ -67,10 +67,12 @@ class OAuthServer:
 
     Attributes:
         lock: must be held while `tokens` is used.
+        name: of the server, in its pages.
         root: the path of its endpoints.
         scopes: those that there are.
     """
 
+    name = "CameraManager"
     root = "/oauth"
     scopes = frozenset({"read", "write"})
 
@@ -132,9 +134,12 @@ class OAuthServer:
         redirect_uri = params.get("redirect_uri", "")
         # RFC 6749 §4.1.2.1: with a bad client or redirect URI, the server must not redirect.
         if params.get("client_id") != self._accounts.client_id and not self._settings.any_key:
-            return pages.message_page("Unknown application", "No API key has this client_id.", 401)
+            return pages.message_page(
+                self.name, "Unknown application", "No API key has this client_id.", 401
+            )
         if not self._redirect_allowed(redirect_uri):
             return pages.message_page(
+                self.name,
                 "Bad redirect URI",
                 "redirect_uri has to be a full http:// or https:// address without a fragment, "
                 "and one that this API key may use.",
@@ -164,7 +169,7 @@ class OAuthServer:
         with self.lock:
             user = self._user_by_email(self._logins.get(request.cookies.get(_COOKIE, ""), ""))
         if user is None or user.disabled:
-            return pages.login_page(carried, hint=self._hint())
+            return pages.login_page(self.name, carried, hint=self._hint())
         if decision == "refuse":
             return self._back(params, error="access_denied", error_description="User denied access")
         consent = (user.email, self._accounts.client_id, scope)
@@ -182,6 +187,7 @@ class OAuthServer:
                 return self._back(params, code=code)
         target = urlsplit(redirect_uri)
         return pages.consent_page(
+            self.name,
             carried,
             client=self._accounts.client_id,
             email=user.email,
@@ -194,6 +200,7 @@ class OAuthServer:
         user = self._user_with_password(email, form.get("password", ""))
         if user is None:
             return pages.login_page(
+                self.name,
                 carried,
                 email=email,
                 error="This e-mail address and password do not belong together.",
@@ -233,7 +240,9 @@ class OAuthServer:
 
     async def log_out(self, request: Request) -> Response:
         """End the browser's login at the simulator, so that another user can log in."""
-        answer = pages.message_page("Logged out", "You are logged out of CameraManager.", 200)
+        answer = pages.message_page(
+            self.name, "Logged out", f"You are logged out of {self.name}.", 200
+        )
         self._end_login(request, answer)
         return answer
 

@@ -62,7 +62,7 @@ _HEADERS = {
 _MARK = (
     '<p class="mark"><svg viewBox="0 0 24 24" fill="none" stroke="currentColor" stroke-width="2" '
     'aria-hidden="true"><rect x="2" y="6" width="14" height="12" rx="2.5"/>'
-    '<path d="M16 11l6-4v10l-6-4z" stroke-linejoin="round"/></svg>Simulated CameraManager</p>'
+    '<path d="M16 11l6-4v10l-6-4z" stroke-linejoin="round"/></svg>'
 )
 _SCOPES = {
     "read": "See your cameras, their pictures and recordings",
@@ -72,6 +72,7 @@ _SCOPES = {
 
 
 def login_page(
+    server: str,
     fields: Mapping[str, str],
     *,
     email: str = "",
@@ -81,6 +82,7 @@ def login_page(
     """Draw the login page.
 
     Args:
+        server: its name.
         fields: the parameters of the authorization request, which the form sends again.
         email: the e-mail address to fill in.
         error: the sentence that says why the last attempt failed.
@@ -95,9 +97,10 @@ def login_page(
             f"<code>{_escape(hint[1])}</code></p>"
         )
     return _page(
+        server,
         "Log in",
         f"""<h1>Log in</h1>
-<p>with your CameraManager account</p>
+<p>with your {server} account</p>
 {alert}
 <form method="post" action="authorize">
 {_hidden(fields)}
@@ -114,11 +117,12 @@ def login_page(
 
 
 def consent_page(
-    fields: Mapping[str, str], *, client: str, email: str, scope: str, target: str
+    server: str, fields: Mapping[str, str], *, client: str, email: str, scope: str, target: str
 ) -> HTMLResponse:
     """Draw the page that asks `email` if `client` may act for them with `scope`."""
     items = "".join(f"<li>{_escape(_SCOPES.get(s, s))}</li>" for s in scope.split())
     return _page(
+        server,
         "Allow access",
         f"""<h1>Allow access?</h1>
 <p>The application <strong>{_escape(client)}</strong> at <code>{_escape(target)}</code>
@@ -133,10 +137,10 @@ asks <strong>{_escape(email)}</strong> for permission to:</p>
     )
 
 
-def message_page(title: str, text: str, status: int = 400) -> HTMLResponse:
+def message_page(server: str, title: str, text: str, status: int = 400) -> HTMLResponse:
     """Draw a page with a message only, such as an error that must not be redirected."""
     role = ' role="alert" class="error"' if status >= 400 else ""
-    return _page(title, f"<h1>{_escape(title)}</h1>\n<p{role}>{_escape(text)}</p>", status)
+    return _page(server, title, f"<h1>{_escape(title)}</h1>\n<p{role}>{_escape(text)}</p>", status)
 
 
 def _escape(text: str) -> str:
@@ -151,20 +155,20 @@ def _hidden(fields: Mapping[str, str]) -> str:
     )
 
 
-def _page(title: str, body: str, status: int = 200) -> HTMLResponse:
+def _page(server: str, title: str, body: str, status: int = 200) -> HTMLResponse:
     return HTMLResponse(
         f"""<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{_escape(title)} | Simulated CameraManager</title>
+<title>{_escape(title)} | Simulated {server}</title>
 <link rel="icon" href="data:,">
 <style>{_STYLE}</style>
 </head>
 <body>
 <main>
-{_MARK}
+{_MARK}Simulated {server}</p>
 {body}
 </main>
 </body>

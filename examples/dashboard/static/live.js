@@ -3,7 +3,7 @@
 (() => {
   const grid = document.getElementById("live");
   const note = document.getElementById("live-note");
-  const { api, every } = grid.dataset;
+  const { api, cameras, picture, server, every } = grid.dataset;
   const cards = new Map();
 
   // Reads from the API; a session that is over leads to the login and back.
@@ -25,25 +25,25 @@
   }
 
   function addCard(camera) {
-    const card = element("li", "card"), picture = element("div", "picture");
+    const card = element("li", "card"), frame = element("div", "picture");
     const caption = element("p", "seen", "…"), image = element("img", "");
     image.alt = `Live picture of ${camera.name}`;
     image.hidden = true;
     const empty = element("div", "nopicture", "Loading…");
-    picture.append(image, empty);
-    card.append(picture, element("h2", "", camera.name), caption);
+    frame.append(image, empty);
+    card.append(frame, element("h2", "", camera.name), caption);
     grid.append(card);
-    cards.set(camera.cameraId, { image, empty, caption });
+    cards.set(camera.cameraId ?? camera.id, { image, empty, caption });
   }
 
   async function refresh(id, card) {
-    const path = `/cameras/${id}/snapshot?resolution=640x360&includeTimestamp=true`;
+    const path = picture.replace("{id}", encodeURIComponent(id));
     try {
       const answer = await ask(path, { signal: AbortSignal.timeout(15_000) });
-      const picture = await answer.blob();
+      const blob = await answer.blob();
       const taken = Date.now() - 1000 * (answer.headers.get("Age") ?? 0); // the proxy may keep it
       const old = card.image.src;
-      card.image.src = URL.createObjectURL(picture);
+      card.image.src = URL.createObjectURL(blob);
       await card.image.decode();
       if (old) URL.revokeObjectURL(old);
       card.image.hidden = false;
@@ -58,12 +58,15 @@
   async function round() {
     if (!document.hidden) {
       try {
-        if (!cards.size) (await (await ask("/cameras")).json()).forEach(addCard);
+        if (!cards.size) {
+          const listed = await (await ask(cameras)).json();
+          (listed.results ?? listed).forEach(addCard); // Eagle Eye's is a page of a list
+        }
         note.textContent = cards.size ? `New pictures every ${every} seconds` : "This account has no cameras";
-        // One after the other: CameraManager makes pictures on the fly, and only so many at once.
+        // One after the other: the server makes pictures on the fly, and only so many at once.
         for (const [id, card] of cards) await refresh(id, card);
       } catch {
-        note.textContent = "CameraManager does not answer just now";
+        note.textContent = `${server} does not answer just now`;
       }
     }
     setTimeout(round, 1000 * every);
