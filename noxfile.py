@@ -111,7 +111,9 @@ def packaging(session: nox.Session) -> None:
 @nox.session
 def release(session: nox.Session) -> None:
     """The files of a release, into dist/: distributions that are checked, and a list of parts."""
-    session.install("build", "twine", "cyclonedx-bom")
+    if not os.environ.get("REPOSITORY_URL"):
+        session.error("set REPOSITORY_URL=https://…: by it an index finds the README's pictures")
+    session.install("build", "twine", "readme_renderer[md]", "cyclonedx-bom")
     time = session.run("git", "log", "-1", "--format=%ct", external=True, silent=True)
     shutil.rmtree("dist", ignore_errors=True)
     session.run("python", "-m", "build", env={"SOURCE_DATE_EPOCH": str(time).strip()})
