@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -86,6 +87,17 @@ def docs(session: nox.Session) -> None:
     """The documentation, into site/; every warning is an error."""
     session.install("-e", ".[docs]")
     session.run("mkdocs", "build", "--strict")
+
+
+@nox.session
+def versions(session: nox.Session) -> None:
+    """The documentation of this version beside those of others, on the branch gh-pages."""
+    session.install("-e", ".[docs]")
+    text = Path("cm_auth_middleware/__init__.py").read_text()
+    version = re.search(r'^__version__ = "(\d+\.\d+)', text, re.M)
+    assert version is not None  # noqa: S101
+    session.run("mike", "deploy", "--update-aliases", version[1], "latest")
+    session.run("mike", "set-default", "latest")
 
 
 @nox.session
