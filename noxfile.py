@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -89,6 +90,17 @@ def docs(session: nox.Session) -> None:
 
 
 @nox.session
+def versions(session: nox.Session) -> None:
+    """The documentation of this version beside those of others, on the branch gh-pages."""
+    session.install("-e", ".[docs]")
+    text = Path("cm_auth_middleware/__init__.py").read_text()
+    version = re.search(r'^__version__ = "(\d+\.\d+)', text, re.M)
+    assert version is not None  # noqa: S101
+    session.run("mike", "deploy", "--update-aliases", version[1], "latest")
+    session.run("mike", "set-default", "latest")
+
+
+@nox.session
 def pictures(session: nox.Session) -> None:
     """Pictures of everything, into build/pictures, and those of the documentation into docs/."""
     session.install("-e", ".[dev,matrix,dashboards]")
@@ -111,7 +123,9 @@ def packaging(session: nox.Session) -> None:
 @nox.session
 def release(session: nox.Session) -> None:
     """The files of a release, into dist/: distributions that are checked, and a list of parts."""
-    session.install("build", "twine", "cyclonedx-bom")
+    if not os.environ.get("REPOSITORY_URL"):
+        session.error("set REPOSITORY_URL=https://…: by it an index finds the README's pictures")
+    session.install("build", "twine", "readme_renderer[md]", "cyclonedx-bom")
     time = session.run("git", "log", "-1", "--format=%ct", external=True, silent=True)
     shutil.rmtree("dist", ignore_errors=True)
     session.run("python", "-m", "build", env={"SOURCE_DATE_EPOCH": str(time).strip()})

@@ -57,7 +57,7 @@ __all__ = [
     "UnavailableError",
 ]
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # Imported at first use: the pytest plugin and the command line are in this package, too, and need
 # not wait 0.4 s for HTTP, ASGI and cryptography.

@@ -220,3 +220,14 @@ def test_the_address_of_the_repository_is_written_where_it_is_known() -> None:
     known = fill(text, config=SimpleNamespace(repo_url="https://git.example.com/cams"))
     assert "pip install git+https://git.example.com/cams\n" in known
     assert "git+https://…" not in known
+
+
+def test_only_a_site_of_several_versions_asks_for_their_list(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """tests/browser/test_versions.py makes one."""
+    configure = runpy.run_path(str(DOCS / "_hooks" / "release.py"))["on_config"]
+    monkeypatch.delenv("MIKE_DOCS_VERSION", raising=False)
+    assert configure(SimpleNamespace(extra={})).extra == {}
+    monkeypatch.setenv("MIKE_DOCS_VERSION", '{"version": "0.2"}')
+    assert configure(SimpleNamespace(extra={})).extra["version"]["provider"] == "mike"

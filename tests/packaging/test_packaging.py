@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import email
 import hashlib
 import json
 import os
@@ -24,6 +25,7 @@ from . import sbom
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+REPOSITORY = "https://git.example.com/cams"
 MakeVenv = Callable[..., Path]
 
 # What each extra promises, as a program that needs it; and what is then still not there.
@@ -75,8 +77,8 @@ def run(*command: str | Path, fails: bool = False, cwd: Path | None = None) -> s
 
 def build(source: Path, folder: Path) -> None:
     """Build as a release does: the time of the last commit stands in the archives."""
-    time = "SOURCE_DATE_EPOCH=1700000000"
-    run("env", time, sys.executable, "-m", "build", "--outdir", folder, source)
+    known = ("SOURCE_DATE_EPOCH=1700000000", f"REPOSITORY_URL={REPOSITORY}")
+    run("env", *known, sys.executable, "-m", "build", "--outdir", folder, source)
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +138,27 @@ def test_a_build_repeats_bit_by_bit(built: Path, tmp_path: Path) -> None:
 
 def test_the_index_can_show_the_readme(built: Path) -> None:
     run(sys.executable, "-m", "twine", "check", "--strict", *built.iterdir())
+
+
+def test_what_the_readme_links_to_and_shows_is_found_from_an_index(wheel: Path) -> None:
+    pytest.importorskip("cmarkgfm", reason="NOT TESTED: pip install -e '.[dev]'")
+    from readme_renderer import markdown
+
+    with zipfile.ZipFile(wheel) as archive:
+        file = next(name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        metadata = email.message_from_bytes(archive.read(file))
+    assert metadata["Project-URL"] == f"Repository, {REPOSITORY}"
+    shown = markdown.render(metadata.get_payload(decode=True).decode())
+    assert shown is not None
+    links = re.findall(r'<a [^>]*href="([^"#]+)', shown)
+    pictures = re.findall(r'<img [^>]*src="([^"]+)', shown)
+    assert len(links) > 10
+    assert pictures == [f"{REPOSITORY}/raw/v{__version__}/docs/assets/pictures/demo-light.webp"]
+    for kind, urls in (("raw", pictures), ("blob", links)):
+        for url in urls:
+            base, _, path = url.partition(f"/{kind}/v{__version__}/")
+            assert base == REPOSITORY, url
+            assert (ROOT / path).is_file(), url
 
 
 def test_the_list_of_parts_names_the_release_and_what_it_needs(wheel: Path, tmp_path: Path) -> None:
