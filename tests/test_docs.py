@@ -147,6 +147,7 @@ SEARCHED = {
     "exempt-decorator": ["exempt", "decorator", "method"],
     "native-apps": ["native apps", "mobile", "API key", "Bearer", "X-Forwarded-User"],
     "access-token": ["access token", "X-Forwarded-Access-Token", "pickled"],
+    "wsgi-websockets": ["Flask-Sock", "idle timeout", "close code", "4401"],
     "webhooks": ["webhook", "cron", "monitoring", "machine"],
     "container-image": ["container image", "Docker", "Helm", "Kubernetes"],
     "forward-auth": ["auth_request", "forward auth", "sidecar"],
@@ -173,7 +174,7 @@ def test_what_it_does_not_do_is_found_by_the_words_that_users_type(tmp_path: Pat
         if entry["location"].startswith("limits.html#")
     }
     headings = {"where-the-cookie-goes", "logging-in-and-out", "clients-that-are-no-browser",
-                "caches-and-offline", "what-is-left-to-others"}  # fmt: skip
+                "websockets-on-wsgi", "caches-and-offline", "what-is-left-to-others"}  # fmt: skip
     assert set(found) == set(SEARCHED) | headings
     missing = [
         (entry, word)

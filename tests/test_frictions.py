@@ -148,6 +148,7 @@ FRICTIONS = {
         "cli/test_cli.test_one_character_is_one",
         "cli/test_cli.test_a_misspelt_option_is_noticed",
         "cli/test_cli.test_a_check_is_json_too",
+        "cli/test_json.test_one_line_of_json_is_the_output_of_a_command",
     ),
     31: (  # what is done after the response
         "ways_in/test_long_lived.test_what_a_background_task_puts_into_the_session_is_saved",
