@@ -56,6 +56,9 @@ _EAGLEEYE = Expected(
 )
 
 
+_BY_PROVIDER = {"cameramanager": _CAMERAMANAGER, "eagleeye": _EAGLEEYE}
+
+
 def expected_of(provider: str) -> Expected:
     """Return what is expected of a server, by `Report.provider`; of an unknown one, the first's."""
-    return _EAGLEEYE if provider == "eagleeye" else _CAMERAMANAGER
+    return _BY_PROVIDER.get(provider, _CAMERAMANAGER)

@@ -35,9 +35,10 @@ from starlette.responses import (
 )
 from starlette.routing import Route
 
-from cm_auth_middleware.cli import main
+from cm_auth_middleware.cli import live_expected, main
 from cm_auth_middleware.cli.findings import ERROR, OK, WARNING
 from cm_auth_middleware.cli.live_check import Choices, new_report, run
+from cm_auth_middleware.cli.live_expected import expected_of
 from cm_auth_middleware.cli.live_findings import findings
 from cm_auth_middleware.cli.live_report import Report, challenge, known_error, names, shape
 from cm_auth_middleware.cli.live_server import clock_skew
@@ -52,7 +53,7 @@ from cm_auth_middleware.testing import (
     settings_like,
 )
 from cm_auth_middleware.testing.__main__ import main as simulate
-from cm_auth_middleware.tokens.provider import CAMERAMANAGER
+from cm_auth_middleware.tokens.provider import CAMERAMANAGER, PROVIDERS
 
 from ..helpers.servers import free_port
 from ..helpers.world import SECRET_KEY
@@ -425,6 +426,11 @@ def test_what_is_no_report_is_refused_in_one_sentence(
         path.write_text(text)
     assert simulate(["--like", str(path)]) == 1
     assert capsys.readouterr().err.startswith(f"error: {says}")
+
+
+def test_of_each_server_that_the_package_knows_something_is_expected() -> None:
+    assert live_expected._BY_PROVIDER.keys() == PROVIDERS.keys()
+    assert expected_of("another") == expected_of("cameramanager") != expected_of("eagleeye")
 
 
 def test_what_a_report_does_not_know_stays_at_its_default() -> None:
