@@ -236,8 +236,9 @@ class CMAuthConfig:
         self._check_brand()
         if self.scope not in provider.scopes:
             scopes = " or ".join(f"'{scope}'" for scope in sorted(provider.scopes))
-            raise ConfigError(f"scope is {scopes}")
-        self._set("base_url", self._checked_base_url())
+            named = self.provider if isinstance(self.provider, str) else provider.name
+            raise ConfigError(f"scope has to be {scopes} for provider '{named}'")
+        self._set("base_url", self._checked_base_url(provider.base_url))
         self._check_paths()
         self._check_redirect_uri()
         self._check_cookie()
@@ -316,12 +317,10 @@ class CMAuthConfig:
                 )
         return keys
 
-    def _checked_base_url(self) -> str:
+    def _checked_base_url(self, example: str) -> str:
         parts = _split("base_url", self.base_url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ConfigError(
-                "base_url needs a scheme and a host: https://rest.cameramanager.com for example"
-            )
+            raise ConfigError(f"base_url needs a scheme and a host: {example} for example")
         # urlsplit() takes "user" for the host of "https://user:12/34@host".
         if "@" in self.base_url or parts.query or parts.fragment:
             raise ConfigError("base_url is scheme, host and port: no user, query or fragment")

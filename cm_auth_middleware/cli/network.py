@@ -129,7 +129,8 @@ def _check_key(config: CMAuthConfig, oauth: OAuthClient) -> Iterator[Finding]:
             ERROR,
             "client_id",
             f"{name} refuses the API key ({error.error})",
-            f"Check client_id and client_secret against the key that {name} gave you.",
+            f"Check client_id and client_secret against the key that {name} gave you; or is it a "
+            "key of the other platform (provider)?",
         )
     except UnavailableError as error:
         yield Finding(WARNING, "client_id", f"the API key could not be tried: {error}")

@@ -128,6 +128,7 @@ def test_the_other_server_is_checked_as_far_as_it_can_be_without_a_login(run: Ru
         wrong = run("check", **given, client_secret="another-secret")
         assert wrong.exit_code == 2
         assert "Eagle Eye refuses the API key (invalid_client)" in wrong.output
+        assert "a key of the other platform (provider)?" in wrong.output
         assert "an Eagle Eye account" in run("check", **given, allow_emails=None).output
         assert "CameraManager" not in result.output + wrong.output
         itself = run("check", **given, redirect_uri=f"{server.url}/auth/callback")
@@ -188,7 +189,7 @@ def test_nothing_is_left_behind(run: Run, env: dict[str, str], cm: SimulatorServ
         ({"client_id": None}, "client_id is missing"),
         ({"client_secret": ""}, "client_secret is missing"),
         ({"secret_key": "hunter2"}, "secret_key is too weak"),
-        ({"scope": "admin"}, "scope is 'read' or 'write'"),
+        ({"scope": "admin"}, "scope has to be 'read' or 'write' for provider"),
         ({"timeout": "soon"}, "timeout is a number"),
         ({"prefix": "auth"}, "prefix is a path"),
         ({"cookie_secure": "perhaps"}, "CM_AUTH_COOKIE_SECURE is true or false"),
@@ -401,6 +402,7 @@ def test_an_api_key_that_is_refused(run: Run) -> None:
     result = run("check", client_secret="hunter2")
     assert result.exit_code == 2
     assert "refuses the API key (unauthorized)" in lines(result, "error")[0]
+    assert "is it a key of the other platform (provider)?" in result.output
 
 
 def test_an_api_key_that_cannot_be_tried(run: Run, cm: SimulatorServer) -> None:

@@ -227,5 +227,5 @@ def test_an_unknown_provider_is_refused(provider) -> None:
 
 
 def test_a_scope_that_the_provider_does_not_have_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"scope is 'all\.things'"):
+    with pytest.raises(ConfigError, match=r"scope has to be 'all\.things' for provider '.+'$"):
         options(provider=MADE_UP, scope="write")
