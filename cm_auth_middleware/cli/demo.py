@@ -85,13 +85,14 @@ def demo(
 
 def refuse_host(host: str, provider: str) -> None:
     """Refuse an address at which browsers, or the application, cannot reach the simulator."""
+    from cm_auth_middleware.testing.simulator import host_refusal
+
     if host in ("0.0.0.0", "::"):  # noqa: S104 - refused here
         raise Refusal(
             "--host needs one address of this machine, at which browsers can reach both servers"
         )
-    if find_provider(provider).api_host_field and host not in ("127.0.0.1", "localhost"):
-        # Elsewhere it names Eagle Eye's real hosts, where no simulated token has to go.
-        raise Refusal(f"with --provider {provider}, --host is 127.0.0.1 or localhost")
+    if refusal := host_refusal(provider, host):
+        raise Refusal(refusal)
 
 
 def simulated(provider: str, token_lifetime: int) -> Settings:

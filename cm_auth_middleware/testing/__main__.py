@@ -13,7 +13,12 @@ from typing import Any
 from cm_auth_middleware.display import printable
 from cm_auth_middleware.testing.live_reports import read_report, settings_like
 from cm_auth_middleware.testing.server import SimulatorServer
-from cm_auth_middleware.testing.simulator import Settings, Simulator, settings_for
+from cm_auth_middleware.testing.simulator import (
+    Settings,
+    Simulator,
+    host_refusal,
+    settings_for,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,6 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = vars(_parser(settings).parse_args(arguments))
     options.pop("like")
     port, host = options.pop("port"), options.pop("host")
+    if refusal := host_refusal(settings.provider, host):
+        return _fail(refusal)
     client_id, client_secret = options.pop("client_id"), options.pop("client_secret")
     seed = options.pop("seed")
     sim = Simulator(Settings(**options), client_id, client_secret, seed)

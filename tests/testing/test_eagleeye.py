@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, quote, urlsplit
 
@@ -19,6 +20,7 @@ from cm_auth_middleware.fastapi import CMClient
 from cm_auth_middleware.flask import CMAuth, cm
 from cm_auth_middleware.testing import CMLogin, CMServer, CMTime, Simulator, settings_for
 from cm_auth_middleware.testing.__main__ import _parser, main
+from cm_auth_middleware.tokens.provider import EAGLEEYE
 
 pytestmark = pytest.mark.anyio
 
@@ -336,6 +338,39 @@ def test_on_loopback_the_hosts_are_this_machine_s() -> None:
     media = ["media.c001.eagleeyenetworks.com", MEDIA_HOST]
     assert sim.origins(AUTH) == [AUTH, *(f"https://{host}" for host in [*HOSTS, *media])]
     assert Simulator().origins("http://127.0.0.1:9400") == here[:1]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["simulator:9400", "192.0.2.1:9400", "[::1]:9400", "127.0.0.2", "evileagleeyenetworks.com"],
+)
+async def test_at_another_name_it_names_no_real_host(sim: Simulator, name: str) -> None:
+    transport = httpx2.ASGITransport(sim)
+    async with httpx2.AsyncClient(transport=transport, base_url=f"http://{name}") as http:
+        tokens = await log_in(sim, http)
+        for answer in (tokens, (await refresh(http, tokens)).json()):
+            assert answer["httpsBaseUrl"]["hostname"] == urlsplit(f"//{name}").hostname
+            for base_url in (f"http://{name}", AUTH):
+                assert EAGLEEYE.api_base(answer, base_url) is None
+        sim.settings.api_hosts = [
+            "api.vms.example"
+        ]  # somebody's own, and for no network but theirs
+        own = await log_in(sim, http)
+        assert own["httpsBaseUrl"] == {"hostname": "api.vms.example", "port": 443}
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "0.0.0.0", "::1"])
+def test_the_command_listens_on_this_machine_only(
+    host: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = tmp_path / "report.json"
+    report.write_text(
+        json.dumps({"schema": "cm-auth-live-check", "version": 1, "provider": "eagleeye"})
+    )
+    for given in (["--provider", "eagleeye"], ["--like", str(report)]):
+        assert main([*given, "--host", host, "--port", "70000"]) == 1  # never a server
+        said = "error: with --provider eagleeye, --host is 127.0.0.1 or localhost\n"
+        assert capsys.readouterr().err == said
 
 
 def test_the_command_takes_the_defaults_of_the_provider() -> None:

@@ -13,6 +13,7 @@ from cm_auth_middleware.testing.simulator.settings import (
     SimulatedCamera,
     SimulatedUser,
     What,
+    host_refusal,
     settings_for,
 )
 
@@ -23,5 +24,6 @@ __all__ = [
     "SimulatedUser",
     "Simulator",
     "What",
+    "host_refusal",
     "settings_for",
 ]

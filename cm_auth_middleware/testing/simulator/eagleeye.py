@@ -44,6 +44,7 @@ from cm_auth_middleware.testing.simulator.tokens import (
 
 _ROOT = "/api/v3.0"
 _LOOPBACK = ("127.0.0.1", "localhost")
+_REAL = ".eagleeyenetworks.com"
 _STATUSES = {
     400: "invalidArgument",
     401: "unauthenticated",
@@ -162,11 +163,20 @@ class EagleEyeOAuth(OAuthServer):
             self.moves[user.account_id] = self.moves.get(user.account_id, 0) + 1
 
     def hosts(self, request: Request) -> list[tuple[str, int]]:
-        """Return the hosts of the API, and their ports."""
+        """Return the hosts of the API, and their ports.
+
+        Eagle Eye's own are named only to a request that asked for one of them, which no network
+        but a test's leads here: an application believes them, and would send its token there.
+        """
         asked = urlsplit(f"//{request.headers.get('host', '')}")
-        if asked.hostname in _LOOPBACK:
-            return [(name, asked.port or 80) for name in _LOOPBACK]
-        return [(name, 443) for name in self._settings.api_hosts]
+        name, port = asked.hostname or "", asked.port or 80
+        if name in _LOOPBACK:
+            return [(name, port) for name in _LOOPBACK]
+        is_real = f".{name}".endswith(_REAL)
+        return [
+            (name, port) if host.endswith(_REAL) and not is_real else (host, 443)
+            for host in self._settings.api_hosts
+        ]
 
     def media_host(self, request: Request, place: int) -> tuple[str, int]:
         """Return the host with the pictures and videos of the accounts of an API host."""

@@ -51,7 +51,8 @@ class Settings:
         any_key: accept the API key of any application, not only `client_id` and `client_secret`.
         api_hosts: Eagle Eye's hosts of the API, which accounts move between. A simulator that is
             called at this machine's own address names that address instead, once as 127.0.0.1 and
-            once as localhost.
+            once as localhost; one that is called at another name than Eagle Eye's names that name
+            in place of Eagle Eye's, which the middleware refuses.
         https_base_url: the JSON text of ``httpsBaseUrl`` in Eagle Eye's token answers, in place of
             the right one.
     """
@@ -110,6 +111,17 @@ def settings_for(provider: str) -> Settings:
             scope="vms.all",
         )
     raise LookupError(f"no simulator plays {provider}: there are cameramanager and eagleeye")
+
+
+def host_refusal(provider: str, host: str) -> str:
+    """Return why a simulator must not listen at an address; empty if it may.
+
+    An application gets the API's host from API v3, and believes only Eagle Eye's real ones, where
+    no simulated token has to go, or those of this machine.
+    """
+    if provider == "eagleeye" and host not in ("127.0.0.1", "localhost"):
+        return f"with --provider {provider}, --host is 127.0.0.1 or localhost"
+    return ""
 
 
 @dataclass(frozen=True, slots=True)
