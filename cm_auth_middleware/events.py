@@ -64,7 +64,7 @@ EVENTS = {
     "api_host_refused": Event(
         WARNING,
         "a refresh named a host of the API that is not one of the provider's domains; the session "
-        "goes on with the old one",
+        "goes on with the old one: `host`",
     ),
     "tokens_put_back": Event(
         WARNING,

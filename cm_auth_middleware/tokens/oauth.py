@@ -34,6 +34,7 @@ _KNOWN = (
 _MOST_USER = 100_000  # bytes of the user's JSON: it is kept with the session
 _MOST_LEVELS = 32  # of lists and objects in it: Python's JSON does not read any number
 _MOST_URIS = 64  # redirect URIs whose part of the authorization URL is kept
+_MOST_HOST = 100  # characters of a refused host in a log
 _MOST_TOKEN = 8_192  # characters; servers take no longer header (nginx and Tomcat: 8 kB)
 _UNKNOWN_LIFETIME = 3600.0  # seconds, when expires_in is missing or no number
 _SHORTEST_LIFETIME = 10.0  # seconds: a server that says 0 must not cause a refresh at each request
@@ -312,10 +313,16 @@ class OAuthClient:
         found = self._provider.api_base(members, self._base_url)
         if found is not None:
             return found
-        if old is None:
-            raise UnavailableError("the server names no host of its API that can be believed")
-        if members.get(self._provider.api_host_field) is not None:
-            log("api_host_refused")
+        named = members.get(self._provider.api_host_field)
+        if named is not None:
+            host = _shown_host(named)
+            if old is None:
+                raise UnavailableError(
+                    f"the host of the API that the server names is refused: {host}"
+                )
+            log("api_host_refused", host=host)
+        elif old is None:
+            raise UnavailableError("the server names no host of its API")
         return old
 
     def _raise_refusal(self, status: int, error: str, members: dict[str, Any]) -> None:
@@ -361,6 +368,14 @@ def _printable(value: Any) -> str | None:
     """Return a member of printable ASCII (RFC 6749 appendix A); None for anything else."""
     is_valid = isinstance(value, str) and value.isascii() and value.isprintable()
     return value if is_valid else None
+
+
+def _shown_host(named: Any) -> str:
+    """Return the start of what a server names as the host of its API, and its port, quoted."""
+    parts = [named.get("hostname"), named.get("port")] if isinstance(named, dict) else [named]
+    # Never a whole list or object, which may be of any depth.
+    words = [str(part) for part in parts if isinstance(part, str | int | float)]
+    return repr(":".join(words)[:_MOST_HOST])
 
 
 def _lifetime(value: Any) -> float:
