@@ -44,11 +44,16 @@ class UnavailableError(CMAuthError):
 
     Attributes:
         retry_after: seconds to wait before the next attempt.
+        status: of CameraManager's answer to a token call, if it is one that it should not give,
+            such as 404; None otherwise.
     """
 
-    def __init__(self, message: str, *, retry_after: float = 1.0) -> None:
+    def __init__(
+        self, message: str, *, retry_after: float = 1.0, status: int | None = None
+    ) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+        self.status = status
 
 
 class TooManyCallsError(UnavailableError):

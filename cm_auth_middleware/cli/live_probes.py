@@ -129,10 +129,11 @@ class LiveCheck:
         report.reads_query = self._try_code("check1", in_query=True).error == "invalid_grant"
         status = server.page_status(self._logins.url("check", "0" * 43))
         if status >= 400:
+            other = ", and base_url and provider belong together" if status == 404 else ""
             raise CannotRun(
                 "redirect_uri",
                 f"the login page answers {status} to this client_id and redirect_uri: let exactly "
-                "this redirect_uri be registered with the API key",
+                f"this redirect_uri be registered with the API key{other}",
             )
         self._tell()
 

@@ -26,6 +26,7 @@ from cm_auth_middleware.tokens.provider import find_provider
 T = TypeVar("T")
 
 SKEW = 30  # seconds that a clock may be off without a warning
+_BELONG_TOGETHER = "Do base_url and provider belong together, and has base_url no path?"
 TOO_MUCH_SKEW = 300  # seconds that the middleware tolerates between two servers of one site
 
 
@@ -133,7 +134,11 @@ def _check_key(config: CMAuthConfig, oauth: OAuthClient) -> Iterator[Finding]:
             "key of the other platform (provider)?",
         )
     except UnavailableError as error:
-        yield Finding(WARNING, "client_id", f"the API key could not be tried: {error}")
+        said = f"the API key could not be tried: {error}"
+        if error.status == 404:
+            yield Finding(ERROR, "client_id", said, _BELONG_TOGETHER)
+        else:
+            yield Finding(WARNING, "client_id", said)
     except OAuthError:
         yield Finding(OK, "client_id", f"{name} accepts the API key")
 
@@ -149,11 +154,12 @@ def _check_authorize(
         yield Finding(WARNING, "redirect_uri", f"the login page could not be tried: {error}")
         return
     if answer.status_code >= 400:
+        advice = f"Register exactly {shown_url(uri)} with the API key."
         yield Finding(
             ERROR,
             "redirect_uri",
             f"{name}'s login page answers {answer.status_code} to this client_id and redirect_uri",
-            f"Register exactly {shown_url(uri)} with the API key.",
+            f"{_BELONG_TOGETHER} {advice}" if answer.status_code == 404 else advice,
         )
 
 

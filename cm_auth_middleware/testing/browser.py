@@ -11,6 +11,7 @@ import httpx2
 
 from cm_auth_middleware.display import printable
 from cm_auth_middleware.testing.network import origin_of
+from cm_auth_middleware.tokens.provider import PROVIDERS
 
 _TITLE = re.compile(r"<title>(.*?)</title>", re.DOTALL)
 _HTML = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"
@@ -53,7 +54,13 @@ class Browser(httpx2.Client):
 
 
 def log_in(
-    browser: Browser, simulator: httpx2.BaseTransport, prefix: str, email: str, password: str
+    browser: Browser,
+    simulator: httpx2.BaseTransport,
+    prefix: str,
+    email: str,
+    password: str,
+    *,
+    provider: str,
 ) -> None:
     """Log a browser in: open the application's login, fill in CameraManager's forms, and return.
 
@@ -64,6 +71,7 @@ def log_in(
         prefix: the middleware's option ``prefix``.
         email: the user's e-mail address.
         password: the user's password.
+        provider: the server that the simulator plays.
 
     Raises:
         LoginFailed: the application or the simulator refused the login.
@@ -77,6 +85,13 @@ def log_in(
         authorize = _start(browser, prefix)
     browser.sites[origin_of(authorize)] = simulator
     page = browser.post(authorize, data={"email": email, "password": password})
+    asked = _provider_of(authorize)
+    if page.status_code == 404 and asked not in ("", provider):
+        raise LoginFailed(
+            f"the application has the provider '{asked}', and the simulator plays '{provider}': "
+            f'let the fixture cm_provider be "{asked}", or give the application the other provider',
+            page,
+        )
     page = browser.get(_target(page))
     if not page.is_redirect:
         page = browser.post(page.url, data={"decision": "allow"})
@@ -101,9 +116,15 @@ def _start(browser: Browser, prefix: str) -> httpx2.URL:
     return target
 
 
+def _provider_of(authorize: httpx2.URL) -> str:
+    """Return the name of the provider that has a login page at this path; empty if none has."""
+    names = [name for name, p in PROVIDERS.items() if authorize.path.endswith(p.authorize_path)]
+    return names[0] if names else ""
+
+
 def _target(page: httpx2.Response) -> httpx2.URL:
     if not page.is_redirect:
-        raise LoginFailed(f"CameraManager's simulator answered {_describe(page)}", page)
+        raise LoginFailed(f"the simulator answered {_describe(page)}", page)
     return page.url.join(page.headers["Location"])
 
 

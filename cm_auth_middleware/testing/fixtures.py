@@ -241,7 +241,8 @@ class CMLogin:
         browser = Browser({origin_of(base_url): site}, base_url)
         self._logins.append((browser, f"{prefix}/session"))
         simulator = ASGIBridge(self.server.simulator, self._loop)
-        log_in(browser, simulator, prefix, known.email, known.password)
+        played = self.server.settings.provider
+        log_in(browser, simulator, prefix, known.email, known.password, provider=played)
         if client is None:
             return browser
         _give_cookies(client, browser)

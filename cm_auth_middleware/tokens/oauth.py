@@ -332,7 +332,7 @@ class OAuthClient:
         is_over = self._provider.is_grant_over(status, error)
         if is_over or "error" in members:
             raise OAuthError(shown, is_grant_over=is_over)
-        raise UnavailableError(f"the server answered {status}")
+        raise UnavailableError(f"the server answered {status}", status=status)
 
 
 def _bearer(access_token: str) -> dict[str, str]:

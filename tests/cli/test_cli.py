@@ -420,6 +420,20 @@ def test_a_redirect_uri_that_cameramanager_does_not_know(run: Run, cm: Simulator
 
 
 @pytest.mark.slow
+def test_a_base_url_of_another_provider_or_with_a_path(run: Run, cm: SimulatorServer) -> None:
+    uri = f"http://127.0.0.1:{free_port()}/auth/callback"
+    with SimulatorServer(Simulator(settings_for("eagleeye"))) as server:
+        for base_url in (cm.url, f"{server.url}/oauth2"):
+            result = run("check", provider="eagleeye", base_url=base_url, redirect_uri=uri)
+            assert result.exit_code == 2
+            key, page = lines(result, "error")
+            assert "the API key could not be tried: the server answered 404" in key
+            assert "login page answers 404" in page
+            advice = "Do base_url and provider belong together, and has base_url no path?"
+            assert result.output.count(advice) == 2
+
+
+@pytest.mark.slow
 def test_a_login_page_that_cannot_be_seen(run: Run) -> None:
     with answering(drops="/oauth/authorize") as port:
         uri = f"http://127.0.0.1:{port}/auth/callback"

@@ -1236,6 +1236,15 @@ def test_a_redirect_uri_that_is_not_registered_is_status_2(check: Any) -> None:
     assert "let exactly this redirect_uri be registered" in run.lines("✗")[0]
 
 
+def test_a_server_of_another_provider_is_status_2(check: Any) -> None:
+    with simulator() as server:
+        run = check(server.url, provider="eagleeye")
+    assert run.status == 2
+    [line] = run.lines("✗")
+    assert "the login page answers 404" in line
+    assert "this redirect_uri be registered with the API key, and base_url and provider be" in line
+
+
 def test_another_server_is_status_2(check: Any) -> None:
     with AppServer(Starlette(), lifespan="off") as server:
         run = check(server.url)

@@ -18,7 +18,14 @@ from fastapi import FastAPI
 from cm_auth_middleware import CMAuthMiddleware
 from cm_auth_middleware.fastapi import CMClient
 from cm_auth_middleware.flask import CMAuth, cm
-from cm_auth_middleware.testing import CMLogin, CMServer, CMTime, Simulator, settings_for
+from cm_auth_middleware.testing import (
+    CMLogin,
+    CMServer,
+    CMTime,
+    LoginFailed,
+    Simulator,
+    settings_for,
+)
 from cm_auth_middleware.testing.__main__ import _parser, main
 from cm_auth_middleware.tokens.provider import EAGLEEYE
 
@@ -405,6 +412,21 @@ def make_flask_app() -> flask.Flask:
         return [camera["name"] for camera in cm.get("/cameras").json()["results"]]
 
     return app
+
+
+@pytest.mark.parametrize(
+    ("cm_provider", "provider"), [("cameramanager", "eagleeye"), ("eagleeye", "cameramanager")]
+)
+def test_an_application_of_another_provider_is_told_so(
+    cm_login: CMLogin, cm_provider: str, provider: str
+) -> None:
+    app = FastAPI()
+    app.add_middleware(CMAuthMiddleware, provider=provider)
+    with pytest.raises(LoginFailed) as failed:
+        cm_login(app)
+    has = f"the application has the provider '{provider}', and the simulator plays '{cm_provider}'"
+    assert str(failed.value).startswith(f'{has}: let the fixture cm_provider be "{provider}"')
+    assert failed.value.response.status_code == 404
 
 
 @pytest.mark.slow
