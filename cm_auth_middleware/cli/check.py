@@ -13,6 +13,9 @@ from cm_auth_middleware.cli.findings import ERROR, OK, WARNING, Finding
 from cm_auth_middleware.cli.options import rows, unknown_variables
 from cm_auth_middleware.cli.output import Refusal, as_json, safe, say, say_json
 
+_DAY = 86_400
+# By provider: how long its refresh tokens last, unused and in all.
+_MOST_SECONDS = {"eagleeye": {"idle_timeout": 14 * _DAY, "absolute_timeout": 90 * _DAY}}
 _STYLES = {OK: ("ok", "green"), WARNING: ("warning", "yellow"), ERROR: ("error", "red")}
 
 
@@ -143,6 +146,15 @@ def _findings(offline: bool) -> Iterator[Finding]:
             "unless the application gives allow=…",
             "Set CM_AUTH_ALLOW_EMAILS=*@example.com or CM_AUTH_ALLOW_ACCOUNTS=…",
         )
+    for option, most in _MOST_SECONDS.get(str(config.provider), {}).items():
+        if getattr(config, option) > most:
+            unused = " that is not used" if option == "idle_timeout" else ""
+            yield Finding(
+                WARNING,
+                option,
+                f"is over {most // _DAY} days, after which {name} ends a refresh token{unused}",
+                f"Users have to log in again then: give {most} seconds or less.",
+            )
     if (logo := config.app_logo) is not None and logo.startswith("/"):
         path = unquote(logo.partition("?")[0])
         if not ExemptPaths(config.exempt).cover(path):

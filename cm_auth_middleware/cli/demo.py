@@ -30,7 +30,7 @@ provider_option = click.option(
 )
 
 
-@click.command()
+@click.command(short_help="Run a simulated CameraManager or Eagle Eye, and the dashboard.")
 @provider_option
 @click.option(
     "--port", default=8000, show_default=True, help="Port of the dashboard; 0: a free one."
@@ -49,7 +49,10 @@ def demo(
     open_browser: bool,
     as_json: bool,
 ) -> None:
-    """Run a simulated CameraManager and the dashboard on this machine; Ctrl-C ends both."""
+    """Run a simulated server and the dashboard on this machine; Ctrl-C ends both.
+
+    The server is CameraManager, or Eagle Eye's API v3 with --provider eagleeye.
+    """
     try:
         from cm_auth_middleware.testing import AppServer, Simulator, SimulatorServer
 

@@ -35,7 +35,7 @@ _REPLACED = (
 )  # fmt: skip
 
 
-@click.command()
+@click.command(short_help="Run your application with a simulated CameraManager or Eagle Eye.")
 @click.argument("target", metavar="MODULE:APP")
 @provider_option
 @click.option("--wsgi", is_flag=True, help="The application is WSGI: Flask, Django, Bottle, …")
@@ -60,7 +60,9 @@ def dev(
     open_browser: bool,
     as_json: bool,
 ) -> None:
-    """Run your application with a simulated CameraManager on this machine; Ctrl-C ends both.
+    """Run your application with a simulated server on this machine; Ctrl-C ends both.
+
+    The server is CameraManager, or Eagle Eye's API v3 with --provider eagleeye.
 
     MODULE:APP is the application, such as main:app or main:create_app(). It needs no API key: the
     options that it does not give in its code are those of the simulator, and its sessions are kept

@@ -135,6 +135,28 @@ def test_the_other_server_is_checked_as_far_as_it_can_be_without_a_login(run: Ru
         assert "points at Eagle Eye itself" in itself.output
 
 
+def test_a_session_that_outlives_the_refresh_token_is_a_warning(run: Run) -> None:
+    most = {"idle_timeout": str(14 * 86_400), "absolute_timeout": str(90 * 86_400)}
+    assert run("check", "--offline", provider="eagleeye", **most).exit_code == 0
+    more = {option: f"{value}.5" for option, value in most.items()}
+    result = run("check", "--offline", provider="eagleeye", **more)
+    assert result.exit_code == 1
+    idle, absolute = lines(result, "warning")
+    assert "idle_timeout  is over 14 days, after which Eagle Eye ends a refresh token that" in idle
+    assert "absolute_timeout is over 90 days, after which Eagle Eye ends" in absolute
+    assert run("check", "--offline", **more).exit_code == 0  # of CameraManager it is not known
+
+
+def test_the_help_names_both_servers(run: Run) -> None:
+    commands = run("--help").output.splitlines()
+    for name in ("demo", "dev"):
+        [line] = [line for line in commands if line.startswith(f"  {name} ")]
+        own = run(name, "--help").output.partition("Options:")[0]
+        for said in (line, own):
+            assert "CameraManager" in said
+            assert "Eagle Eye" in said
+
+
 def test_the_secret_keys_are_named_by_a_short_hash_the_same_on_each_machine(run: Run) -> None:
     old, new = run("secret").output.strip(), run("secret").output.strip()
 
