@@ -19,6 +19,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from cm_auth_middleware.display import ip_address
 from cm_auth_middleware.testing.network import origin_of
 from cm_auth_middleware.testing.simulator.api import API, number
 from cm_auth_middleware.testing.simulator.cameramanager import CameraManager
@@ -165,16 +166,18 @@ class EagleEyeOAuth(OAuthServer):
     def hosts(self, request: Request) -> list[tuple[str, int]]:
         """Return the hosts of the API, and their ports.
 
-        Eagle Eye's own are named only to a request that asked for one of them, which no network
-        but a test's leads here: an application believes them, and would send its token there.
+        Eagle Eye's own are named only in the process of a test, whose network leads here: from a
+        socket, an application believes them as well, and would send its token there.
         """
         asked = urlsplit(f"//{request.headers.get('host', '')}")
         name, port = asked.hostname or "", asked.port or 80
         if name in _LOOPBACK:
             return [(name, port) for name in _LOOPBACK]
-        is_real = f".{name}".endswith(_REAL)
+        # ASGI: a server gives the address of its socket, and only what needs none gives a name.
+        server = request.scope.get("server") or ("",)
+        is_on_socket = server[0] != name or bool(ip_address(name))
         return [
-            (name, port) if host.endswith(_REAL) and not is_real else (host, 443)
+            (name, port) if is_on_socket and host.endswith(_REAL) else (host, 443)
             for host in self._settings.api_hosts
         ]
 

@@ -51,8 +51,8 @@ class Settings:
         any_key: accept the API key of any application, not only `client_id` and `client_secret`.
         api_hosts: Eagle Eye's hosts of the API, which accounts move between. A simulator that is
             called at this machine's own address names that address instead, once as 127.0.0.1 and
-            once as localhost; one that is called at another name than Eagle Eye's names that name
-            in place of Eagle Eye's, which the middleware refuses.
+            once as localhost; one on a socket that is called at another name gives that name in
+            place of Eagle Eye's, and the middleware refuses it.
         https_base_url: the JSON text of ``httpsBaseUrl`` in Eagle Eye's token answers, in place of
             the right one.
     """
