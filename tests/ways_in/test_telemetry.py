@@ -24,7 +24,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from cm_auth_middleware import MemoryStore, events, telemetry
 from cm_auth_middleware.stores import SQLiteStore
 from tests.helpers.stores import BrokenStore
-from tests.helpers.world import CM, World
+from tests.helpers.world import CM, World, both_providers
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
@@ -79,6 +79,7 @@ def operator(the_only_operator: Operator) -> Operator:
     return the_only_operator
 
 
+@both_providers
 async def test_logins_refreshes_and_logouts_are_counted(operator: Operator, world: World) -> None:
     browser = await world.login()
     world.clock.tick(43_300)
@@ -90,6 +91,7 @@ async def test_logins_refreshes_and_logouts_are_counted(operator: Operator, worl
     assert operator.new("cm_auth.sessions_ended") == {}
 
 
+@both_providers
 async def test_logins_that_fail_are_counted_by_their_result(operator: Operator, make_world) -> None:
     world = make_world(allow=lambda user: user["email"] == "bob@example.com")
     browser = world.browser()
@@ -106,6 +108,7 @@ async def test_logins_that_fail_are_counted_by_their_result(operator: Operator, 
     }  # fmt: skip
 
 
+@both_providers
 async def test_refreshes_that_fail_are_counted_by_their_result(
     operator: Operator, world: World
 ) -> None:
@@ -264,10 +267,11 @@ async def test_a_failed_call_is_a_failed_span_without_its_words(operator, world:
     operator.spans.clear()
 
 
+@both_providers
 async def test_no_secret_is_in_a_metric_or_a_span(operator: Operator, world: World) -> None:
     browser = await world.login()
     world.clock.tick(43_300)
-    await browser.get("/api/x?url=/rest/v2.4/cameras?q=private")
+    await browser.get(f"/api/x?url={world.root}/cameras?q=private")
     cookie = browser.named("cm_auth")[0]
     await browser.post("/auth/logout")
     text = "".join(span.to_json() for span in operator.spans.get_finished_spans())
