@@ -191,6 +191,7 @@ async def test_by_the_other_scheme_too_only_a_person_is_led_to_one(
     assert "set-cookie" not in answer.headers
 
 
+@both_providers
 async def test_a_second_visit_by_https_ends_in_the_session_that_http_has(
     make_world: MakeWorld,
 ) -> None:
@@ -204,6 +205,7 @@ async def test_a_second_visit_by_https_ends_in_the_session_that_http_has(
     assert len(world.sim.token_calls()) == 1
 
 
+@both_providers
 @pytest.mark.parametrize(
     "options",
     [{"redirect_uri": f"{APP}/auth/callback", "cookie_secure": True},

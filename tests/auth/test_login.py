@@ -53,16 +53,21 @@ async def test_one_login_makes_one_token_call_and_reads_the_user_once(world: Wor
     assert token.query == {}
 
 
-async def test_every_grant_says_the_scope_which_the_server_may_require(make_world) -> None:
-    world = make_world(scope="read")
+@pytest.mark.parametrize(
+    ("provider", "scope"),
+    [("cameramanager", "read"), pytest.param("eagleeye", "vms.all", marks=pytest.mark.slow)],
+)
+async def test_every_grant_says_the_scope_which_the_server_may_require(make_world, scope) -> None:
+    world = make_world(scope=scope)
     assert world.sim.settings.scope_required
     browser = await world.login()
     world.clock.tick(43300)
     assert (await browser.get("/cameras")).status_code == 200
     sent = [(call.form["grant_type"], call.form["scope"]) for call in world.sim.token_calls()]
-    assert sent == [("authorization_code", "read"), ("refresh_token", "read")]
+    assert sent == [("authorization_code", scope), ("refresh_token", scope)]
 
 
+@both_providers
 async def test_a_server_that_knows_pkce_accepts_the_verifier(make_world) -> None:
     world = make_world()
     world.sim.settings.pkce = True
@@ -110,12 +115,14 @@ async def test_other_methods_get_401_even_from_a_browser(world: World, method: s
     assert response.status_code == 401
 
 
+@both_providers
 async def test_head_of_a_browser_is_a_navigation(world: World) -> None:
     response = await world.browser().head("/")
     assert response.status_code == 302
     assert response.content == b""
 
 
+@both_providers
 async def test_fetch_metadata_decides_before_the_accept_header(world: World) -> None:
     browser = world.browser()
     assert (await browser.get("/", headers={"Sec-Fetch-Mode": "cors"})).status_code == 401
@@ -123,6 +130,7 @@ async def test_fetch_metadata_decides_before_the_accept_header(world: World) -> 
     assert (await browser.get("/", headers=navigating)).status_code == 302
 
 
+@both_providers
 async def test_htmx_is_told_where_to_log_in(world: World) -> None:
     response = await world.browser().get("/", headers={"HX-Request": "true"})
     assert response.status_code == 401
@@ -141,6 +149,7 @@ async def test_exempt_paths_need_no_login_but_see_a_session(make_world) -> None:
     assert (await browser.get("/health")).text == "anna@example.com"
 
 
+@both_providers
 @pytest.mark.parametrize(
     "target",
     [
@@ -184,6 +193,7 @@ async def test_what_a_browser_asked_for_comes_back_byte_for_byte(world: World, p
 LETTERS = "".join(random.Random(17).choices(string.ascii_letters + string.digits + "-_", k=4_000))
 
 
+@both_providers
 @pytest.mark.parametrize(
     ("path", "back"),
     [
@@ -219,6 +229,7 @@ async def test_a_long_deep_link_comes_back_or_stays_in_its_application(
     assert done.headers["location"] == back
 
 
+@both_providers
 @pytest.mark.parametrize(
     ("query", "target"),
     [
@@ -310,6 +321,7 @@ async def test_a_login_leaves_the_cookies_of_an_application_beside_it_alone(make
         assert (await first.finish(begun.headers["location"])).url.path == "/deep/one"
 
 
+@both_providers
 async def test_cookies_that_look_like_logins_do_not_pile_up_either(world: World) -> None:
     browser = world.browser()
     for n in range(40):

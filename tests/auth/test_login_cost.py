@@ -12,7 +12,7 @@ from cm_auth_middleware.sessions.encryption import USERS
 from cm_auth_middleware.stores import PutsSeveral, method_of
 from tests.helpers.browser import Browser
 from tests.helpers.stores import CountingStore
-from tests.helpers.world import MakeWorld, World
+from tests.helpers.world import MakeWorld, World, both_providers
 
 pytestmark = pytest.mark.anyio
 
@@ -74,6 +74,7 @@ async def log_in(browser: Browser, callback: str) -> None:
     assert browser.named("cm_auth")
 
 
+@both_providers
 async def test_a_login_takes_one_lease_and_writes_once(make_world: MakeWorld) -> None:
     store = PuttingStore(MemoryStore())
     world = world_with(make_world, store)
@@ -86,6 +87,7 @@ async def test_a_login_takes_one_lease_and_writes_once(make_world: MakeWorld) ->
         store.tried.clear()
 
 
+@both_providers
 async def test_a_store_without_put_all_is_written_twice(make_world: MakeWorld) -> None:
     store = CountingStore(MemoryStore())
     assert not isinstance(store, PutsSeveral)
@@ -95,6 +97,7 @@ async def test_a_store_without_put_all_is_written_twice(make_world: MakeWorld) -
     assert store.tried == {"acquire": 1, "get": 2, "put": 2}
 
 
+@both_providers
 @pytest.mark.parametrize("kind", [OwnPut, HandingOn])
 @pytest.mark.parametrize("is_timed", [True, False])
 async def test_a_put_of_an_application_is_not_passed_by(
@@ -109,6 +112,7 @@ async def test_a_put_of_an_application_is_not_passed_by(
     assert store.tried == {"acquire": 1, "get": 2, "put": 2}
 
 
+@both_providers
 @pytest.mark.parametrize("kind", [PuttingStore, CountingStore])
 async def test_a_login_whose_writes_break_off_leaves_no_session_that_no_list_has(
     make_world: MakeWorld, kind: type[CountingStore]
@@ -127,6 +131,7 @@ async def test_a_login_whose_writes_break_off_leaves_no_session_that_no_list_has
     assert await memory.count() == await memory.count(USERS) == 1
 
 
+@both_providers
 async def test_a_login_whose_write_fails_is_503_and_leaves_nothing(make_world: MakeWorld) -> None:
     store = PuttingStore(MemoryStore())
     world = world_with(make_world, store)

@@ -14,7 +14,7 @@ import pytest
 from cm_auth_middleware.auth.exchange_limit import ExchangeLimit
 from tests.helpers.browser import ANNA, BOB
 from tests.helpers.servers import until
-from tests.helpers.world import CM, Clock, MakeWorld, World
+from tests.helpers.world import CM, Clock, MakeWorld, World, both_providers
 
 from .held import EXCHANGE, REFRESH, WSGI, Burst, HeldSite
 from .visits import started
@@ -38,6 +38,7 @@ class TestInProcess:
             found.append(lambda browser=browser, url=url: browser.get(url))
         return found
 
+    @both_providers
     @pytest.mark.slow
     @pytest.mark.parametrize("given", [None, 1, 5])
     async def test_so_many_exchanges_are_under_way_and_no_more(
@@ -66,6 +67,7 @@ class TestInProcess:
             assert "code=" not in answers[number].text
             assert (await callbacks[number]()).status_code == 302  # a reload
 
+    @both_providers
     async def test_an_exchange_that_fails_makes_room(self, make_world: MakeWorld) -> None:
         """57: whatever it ends by."""
         world = make_world(exchanges_at_once=1)
@@ -76,6 +78,7 @@ class TestInProcess:
         [callback] = await self.callbacks(world, 1)
         assert (await callback()).status_code == 302
 
+    @both_providers
     @pytest.mark.parametrize(
         ("asked", "least", "most"),
         [("30", 30, 30), ("2", 2, 2), ("86400", 60, 60), ("9" * 400, 60, 60)],
@@ -84,7 +87,7 @@ class TestInProcess:
     async def test_a_429_at_an_exchange_pauses_exchanges_and_no_refresh(
         self, make_world: MakeWorld, asked: str, least: int, most: int
     ) -> None:
-        """57: for as long as CameraManager asks for, a minute at most."""
+        """57: for as long as the server asks for, a minute at most."""
         world = make_world()
         anna = await world.login(ANNA)
         world.clock.tick(43_199)  # her token has expired
@@ -105,6 +108,7 @@ class TestInProcess:
         assert (await late()).status_code == 302
         assert len(world.sim.token_calls(EXCHANGE)) == before + 1
 
+    @both_providers
     async def test_a_429_at_a_refresh_pauses_no_exchange(self, world: World) -> None:
         """57: the other way round: users may log in meanwhile."""
         anna = await world.login(ANNA)
@@ -143,7 +147,7 @@ print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 def _refusing_exchanges(world: World, retry_after: str) -> object:
     async def app(scope, receive, send) -> None:
         messages = [await receive()]
-        if scope["path"] != "/oauth/token" or EXCHANGE.encode() not in messages[0]["body"]:
+        if scope["path"] != world.token_path or EXCHANGE.encode() not in messages[0]["body"]:
 
             async def again():
                 return messages.pop() if messages else await receive()

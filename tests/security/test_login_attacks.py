@@ -112,6 +112,7 @@ async def test_a_double_click_over_two_processes_makes_one_token_call(make_world
     assert len(one.sim.token_calls()) == 1
 
 
+@both_providers
 @pytest.mark.parametrize(
     "query",
     [
@@ -310,6 +311,7 @@ async def test_logging_in_as_another_user_logs_the_first_one_out(
     assert logouts == [ANNA]
 
 
+@both_providers
 async def test_logging_in_as_oneself_again_only_replaces_the_session(
     shared: World, logouts: list[str]
 ) -> None:
@@ -464,6 +466,7 @@ async def test_another_site_starts_no_login_but_by_a_link(
     assert (await browser.get("/")).status_code == 200
 
 
+@both_providers
 async def test_a_login_that_another_site_starts_is_harmless(world: World) -> None:
     """12: no state on the server, no session, the old session lives, and the target is ours."""
     browser = await world.login()

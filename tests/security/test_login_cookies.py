@@ -58,6 +58,7 @@ def pending(browser: Browser) -> list[str]:
     return [cookie.name for cookie in browser.cookies.jar if "_login_" in cookie.name]
 
 
+@both_providers
 @pytest.mark.parametrize(
     ("tabs", "kind", "site"),
     [
@@ -88,6 +89,7 @@ async def test_tabs_that_are_restored_at_once_each_arrive(
     assert pending(browser) == []
 
 
+@both_providers
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [None, "the_longest_cookie_name_" + "x" * 40])
 async def test_any_number_of_tabs_on_both_schemes_leaves_small_cookies(make_world, name) -> None:
@@ -107,6 +109,7 @@ async def test_any_number_of_tabs_on_both_schemes_leaves_small_cookies(make_worl
         assert max(map(len, lines)) < MOST_COOKIES
 
 
+@both_providers
 @pytest.mark.slow
 async def test_a_tab_whose_cookie_was_overwritten_begins_anew_by_itself(world: World) -> None:
     """58: more tabs than cookies, and the first one to log in is one that lost its own."""
@@ -208,6 +211,7 @@ async def test_a_state_with_any_letter_changed_is_refused(world: World) -> None:
     assert (await browser.get(url)).headers["location"] == "/cameras"
 
 
+@both_providers
 async def test_a_state_of_a_later_release_or_of_another_key_is_none(world: World) -> None:
     """1, 58: it is refused like any text, and so is one that is cut in the middle of a byte."""
     browser = world.browser()
@@ -279,6 +283,7 @@ async def test_a_second_login_as_another_user_in_another_tab_counts(world: World
     assert page.text.endswith(BOB)
 
 
+@both_providers
 async def test_the_state_of_another_application_leads_to_none_of_its_pages(make_world) -> None:
     """54, 58: R17: two applications with one key, each under a path of its own."""
     one = make_world()
@@ -296,6 +301,7 @@ async def test_the_state_of_another_application_leads_to_none_of_its_pages(make_
     assert answer.headers["location"] == "/two/"
 
 
+@both_providers
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("target", "back"),
@@ -320,6 +326,7 @@ async def test_a_target_that_fits_into_no_header_is_shortened(
     assert done.headers["location"] == out.headers["location"] == back
 
 
+@both_providers
 @pytest.mark.slow
 async def test_htmx_is_told_a_login_that_fits_into_a_header(world: World) -> None:
     """58: quoted twice, a URL becomes longer."""
@@ -335,6 +342,7 @@ async def test_htmx_is_told_a_login_that_fits_into_a_header(world: World) -> Non
         await browser.post("/auth/logout")
 
 
+@both_providers
 @pytest.mark.slow
 async def test_an_application_whose_own_url_is_too_long_says_so(make_world) -> None:
     """58: a visitor may choose the path that it is mounted at ("/{tenant}")."""
@@ -352,6 +360,7 @@ async def test_an_application_whose_own_url_is_too_long_says_so(make_world) -> N
         assert size(answer) < MOST_HEADERS
 
 
+@both_providers
 @pytest.mark.slow
 async def test_the_login_cookies_of_another_application_are_none_of_ours(world: World) -> None:
     """58: they are neither used nor cleared, however much they look like ours."""
@@ -364,6 +373,7 @@ async def test_the_login_cookies_of_another_application_are_none_of_ours(world: 
     assert line.partition("=")[2].partition(";")[0] not in cookies
 
 
+@both_providers
 @pytest.mark.slow
 async def test_cookies_of_an_earlier_release_are_cleared(world: World) -> None:
     """58: as far as they fit; none of them matches a state."""

@@ -17,7 +17,8 @@ import pytest
 from starlette.responses import PlainTextResponse, Response
 
 from cm_auth_middleware.testing import Settings
-from tests.helpers.world import CM, JSON, World, both_providers
+from cm_auth_middleware.tokens.provider import find_provider
+from tests.helpers.world import CM, World, both_providers
 
 from .visits import NAME, is_logged_in, session_of, started, stored
 from .wired import Wired, clocked, dripping
@@ -133,17 +134,34 @@ FAILS = {
         f"{status} to elsewhere": raw(b"", status, location="http://evil.example/oauth/token")
         for status in (301, 302, 303, 307, 308)
     },
-    "302 to itself": raw(b"", 302, location=f"{CM}/oauth/token"),
+    "302 to itself": raw(b"", 302, location="token"),
     "302 to nowhere": raw(b"", 302),
 }
+REFUSALS = {
+    "400 without a word",
+    "error null",
+    "error a list",
+    "error an object",
+    "error unknown",
+    "error with HTML",
+}
+"""Those of them that API v3 would end a session with."""
 
 
 class Answering:
-    """CameraManager with a token endpoint whose answers a test changes."""
+    """The server, with a token endpoint whose answers a test changes.
 
-    def __init__(self, world: World) -> None:
-        self.world = world
+    Args:
+        serves: False if calls that are answered so come to nothing at the server.
+
+    Attributes:
+        calls: how many were answered so.
+    """
+
+    def __init__(self, world: World, *, serves: bool = True) -> None:
+        self.world, self.serves = world, serves
         self.change: Change | None = None
+        self.calls = 0
         world.net.add(CM, self)
         world.net.add("http://evil.example", self.evil)
         self.evil_seen = 0
@@ -152,13 +170,15 @@ class Answering:
         if self.change is None or scope["path"] != self.world.token_path:
             await self.world.sim(scope, receive, send)
             return
+        self.calls += 1
         sent: list[dict[str, Any]] = []
 
         async def keep(message: dict[str, Any]) -> None:
             sent.append(message)
 
-        await self.world.sim(scope, receive, keep)
-        answer = json.loads(b"".join(m.get("body", b"") for m in sent))
+        if self.serves:
+            await self.world.sim(scope, receive, keep)
+        answer = json.loads(b"".join(m.get("body", b"") for m in sent) or b"{}")
         changed = self.change(answer)
         if isinstance(changed, dict):
             changed = json.dumps(changed)
@@ -171,6 +191,7 @@ class Answering:
         await PlainTextResponse("thanks")(scope, receive, send)
 
 
+@both_providers
 @pytest.mark.parametrize("what", WORKS)
 async def test_at_a_login_it_works_all_the_same(world: World, what: str) -> None:
     """39: whatever is odd about what a session does not need."""
@@ -186,6 +207,7 @@ async def test_at_a_login_it_works_all_the_same(world: World, what: str) -> None
     await browser.post("/auth/logout")
 
 
+@both_providers
 @pytest.mark.parametrize("what", WORKS)
 async def test_at_a_refresh_it_works_all_the_same(world: World, what: str) -> None:
     """39: and does not make every request ask for new tokens again."""
@@ -198,6 +220,7 @@ async def test_at_a_refresh_it_works_all_the_same(world: World, what: str) -> No
     assert len(world.sim.token_calls("refresh_token")) == 1
 
 
+@both_providers
 @pytest.mark.parametrize("what", NO_REFRESH_TOKEN)
 async def test_without_a_refresh_token_the_session_lives_as_long_as_the_token(
     world: World, what: str
@@ -214,11 +237,13 @@ async def test_without_a_refresh_token_the_session_lives_as_long_as_the_token(
     assert (await browser.post("/auth/logout")).status_code == 303
 
 
+@both_providers
 @pytest.mark.parametrize("what", NO_REFRESH_TOKEN)
 async def test_a_refresh_that_brings_no_refresh_token_keeps_the_old_one(
     world: World, what: str
 ) -> None:
     """39: RFC 6749 §6."""
+    world.sim.settings.rotate_refresh_tokens = False  # API v3 has such keys, too
     server = Answering(world)
     browser = await world.login()
     server.change = NO_REFRESH_TOKEN[what]
@@ -228,6 +253,7 @@ async def test_a_refresh_that_brings_no_refresh_token_keeps_the_old_one(
         assert len(world.sim.token_calls("refresh_token")) == n
 
 
+@both_providers
 @pytest.mark.parametrize("what", FAILS)
 async def test_at_a_login_it_is_a_clear_error(world: World, what: str, caplog) -> None:
     """39: a page of ours, no session, nothing kept, nothing of theirs shown or followed."""
@@ -253,26 +279,48 @@ async def test_at_a_refresh_it_is_a_clear_error_and_the_session_stays(
     world: World, what: str
 ) -> None:
     """39: 503 with Retry-After; a moment later, with a sound answer, the page."""
-    server = Answering(world)
+    await _fails_at_a_refresh(world, FAILS[what], serves=True, found=[503, 200])
+
+
+@pytest.mark.parametrize("provider", ["eagleeye"])
+@pytest.mark.parametrize("serves", [False, True], ids=["not served", "served"])
+@pytest.mark.parametrize("what", FAILS)
+async def test_at_a_refresh_of_api_v3_it_is_a_clear_error_or_a_login(
+    world: World, what: str, *, serves: bool
+) -> None:
+    """39: a refusal ends the session there; so does an answer that is lost: tokens rotate."""
+    found = [302, 302] if what in REFUSALS else [503, 302 if serves else 200]
+    await _fails_at_a_refresh(world, FAILS[what], serves=serves, found=found)
+
+
+async def _fails_at_a_refresh(
+    world: World, change: Change, *, serves: bool, found: list[int]
+) -> None:
+    server = Answering(world, serves=serves)
     browser = await world.login()
     world.clock.tick(43_300)
-    server.change = FAILS[what]
-    answer = await browser.get("/cameras", headers=JSON)
-    assert answer.status_code == 503
-    assert int(answer.headers["retry-after"]) >= 1
-    assert server.evil_seen == 0
+    server.change = change
+    answer = await browser.get("/cameras")
+    assert answer.status_code == found[0]
+    assert "alert(1)" not in answer.text
+    if answer.status_code == 503:
+        assert int(answer.headers["retry-after"]) >= 1
+    assert (server.calls, server.evil_seen) == (1, 0)
     server.change = None
     world.clock.tick(5)
-    assert (await browser.get("/cameras")).status_code == 200
+    assert (await browser.get("/cameras")).status_code == found[1]
 
 
-@pytest.mark.parametrize("path", ["/rest/v2.3/users/self", "/rest/v2.0/users/self/tokens/current"])
+@both_providers
+@pytest.mark.parametrize("call", ["user", "logout"])
 @pytest.mark.parametrize("what", ["nothing", "a list", "10 MB", "deep", "not JSON", "204", "a bomb",
                                   "302 to elsewhere", "307 to elsewhere", "404 HTML"])  # fmt: skip
 async def test_the_two_other_calls_of_our_own_survive_the_same(
-    world: World, path: str, what: str
+    world: World, call: str, what: str
 ) -> None:
-    """39: users/self at the login, the deletion of the tokens at the logout."""
+    """39: users/self at the login, the end of the tokens at the logout."""
+    logout_path = find_provider(world.engine.config.provider).logout_path
+    path = world.user_path if call == "user" else logout_path
     server = Answering(world)
     browser = world.browser()
     url = browser.callback_url((await started(browser)).headers["location"])
@@ -281,9 +329,9 @@ async def test_the_two_other_calls_of_our_own_survive_the_same(
         app = FAILS[what]({}) if scope["path"] == path else world.sim
         await app(scope, receive, send)
 
-    world.net.add(CM, changed)
+    world.put_before_the_server(changed)
     answer = await browser.get(url)
-    if path.endswith("self"):
+    if call == "user":
         assert answer.status_code == 502
         assert stored(world) == {}
     else:
@@ -294,6 +342,7 @@ async def test_the_two_other_calls_of_our_own_survive_the_same(
     assert server.evil_seen == 0
 
 
+@both_providers
 @pytest.mark.parametrize(
     "user",
     [b'{"userId": null}', b'{"userId": {"a": 1}}', b'{"userId": "\\ud800"}', b'{"userId": 1e999}',
@@ -302,6 +351,7 @@ async def test_the_two_other_calls_of_our_own_survive_the_same(
 )  # fmt: skip
 async def test_a_user_may_be_called_anything(world: World, user: bytes) -> None:
     """39: users/self with odd members is a session that works."""
+    user = user.replace(b"userId", world.user_id_field.encode())
 
     async def changed(scope: Any, receive: Any, send: Any) -> None:
         is_user = scope["path"].endswith("/users/self")
@@ -310,7 +360,7 @@ async def test_a_user_may_be_called_anything(world: World, user: bytes) -> None:
 
     browser = world.browser()
     url = browser.callback_url((await started(browser)).headers["location"])
-    world.net.add(CM, changed)
+    world.put_before_the_server(changed)
     assert (await browser.get(url)).status_code == 302
     assert (await browser.get("/cameras")).status_code == 200
     assert b'"authenticated":true' in (await browser.get("/auth/session")).content
@@ -328,6 +378,7 @@ async def test_a_refused_grant_ends_the_session(world: World, error: str) -> Non
     assert not await is_logged_in(world, cookie)
 
 
+@both_providers
 async def test_a_refused_grant_ends_nothing_if_the_store_has_newer_tokens(
     make_world, tmp_path
 ) -> None:
@@ -335,7 +386,7 @@ async def test_a_refused_grant_ends_nothing_if_the_store_has_newer_tokens(
     store = f"sqlite:///{tmp_path}/s.db"
     settings = Settings(rotate_refresh_tokens=True)
     one, two = make_world(store=store, settings=settings), make_world(store=store)
-    two.net.apps[CM] = one.net.apps[CM]
+    two.put_before_the_server(one.sim)
     browser = await one.login()
     other = two.browser(Cookie=f"{NAME}={session_of(browser)}")
     for world in (one, two):
@@ -344,7 +395,7 @@ async def test_a_refused_grant_ends_nothing_if_the_store_has_newer_tokens(
 
     async def late(scope: Any, receive: Any, send: Any) -> None:
         """What `two` asks comes to the server after `one` has been served."""
-        if scope["path"] == "/oauth/token" and not refused:
+        if scope["path"] == one.token_path and not refused:
             refused.append(1)
             await anyio.to_thread.run_sync(_end_leases, tmp_path / "s.db")
             assert (await browser.get("/cameras")).status_code == 200
@@ -353,7 +404,9 @@ async def test_a_refused_grant_ends_nothing_if_the_store_has_newer_tokens(
     two.net.add(CM, late)
     assert (await other.get("/cameras")).status_code == 200
     assert refused
-    assert [c.status for c in one.sim.token_calls("refresh_token")] == [200, 400]
+    [served, dead] = [call.status for call in one.sim.token_calls("refresh_token")]
+    assert served == 200
+    assert dead in (400, 401)
 
 
 def _end_leases(path: Path) -> None:
@@ -361,7 +414,16 @@ def _end_leases(path: Path) -> None:
         connection.execute("DELETE FROM leases")
 
 
-@pytest.mark.parametrize("error", ["invalid_client", "unauthorized", "unauthorized_client"])
+@pytest.mark.parametrize(
+    ("provider", "error"),
+    [
+        ("cameramanager", "invalid_client"),
+        ("cameramanager", "unauthorized"),
+        ("cameramanager", "unauthorized_client"),
+        ("eagleeye", "invalid_client"),
+        ("eagleeye", "unauthorized_client"),
+    ],
+)
 async def test_a_refused_api_key_is_the_operators_affair(world: World, error, caplog) -> None:
     """40: logged loudly, and every session is kept."""
     browser = await world.login()
@@ -389,6 +451,7 @@ async def test_an_outage_keeps_the_session(make_world, what) -> None:
     assert (await browser.get("/cameras")).status_code == (302 if is_lost else 200)
 
 
+@both_providers
 @pytest.mark.parametrize(
     ("retry_after", "least"),
     [("30", 30), ("9" * 400, 60), ("Wed, 21 Oct 2099 07:28:00 GMT", 1), ("-5", 1), ("x", 1),
@@ -397,7 +460,7 @@ async def test_an_outage_keeps_the_session(make_world, what) -> None:
 )  # fmt: skip
 async def test_retry_after_is_obeyed_within_reason(world: World, retry_after, least: int) -> None:
     """40: 429: nobody asks again before, nobody waits for ever, and nobody is logged out."""
-    server = Answering(world)
+    server = Answering(world, serves=False)
     browser = await world.login()
     world.clock.tick(43_300)
     header = retry_after.encode().decode("latin-1")
@@ -405,11 +468,11 @@ async def test_retry_after_is_obeyed_within_reason(world: World, retry_after, le
     answer = await browser.get("/cameras")
     assert answer.status_code == 503
     assert least <= int(answer.headers["retry-after"]) <= 60
-    server.change = None
     if least > 1:
         world.clock.tick(least - 5)
         assert (await browser.get("/cameras")).status_code == 503
-    assert len(world.sim.token_calls("refresh_token")) == 1
+    assert server.calls == 1
+    server.change = None
     world.clock.tick(6)
     assert (await browser.get("/cameras")).status_code == 200
 

@@ -14,6 +14,7 @@ from cm_auth_middleware.testing import Settings
 from cm_auth_middleware.tokens import failovers
 from tests.helpers.servers import redis_server
 from tests.helpers.stores import CountingStore
+from tests.helpers.world import both_providers
 
 pytestmark = pytest.mark.anyio
 
@@ -21,6 +22,7 @@ MOST = 9  # one more for each look of a process at what it saved lately
 MINUTE = 61  # seconds after which a request notes that the session is used
 
 
+@both_providers
 @pytest.mark.parametrize("rotates", [False, True], ids=["lasting", "rotating"])
 async def test_a_refresh_costs_nine_round_trips_to_the_store(make_world, rotates: bool) -> None:
     settings = Settings(rotate_refresh_tokens=rotates)

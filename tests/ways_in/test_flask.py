@@ -10,7 +10,8 @@ from werkzeug.middleware.dispatcher import DispatcherMiddleware
 
 from cm_auth_middleware import AuthEngine, CMAuthConfig, CMAuthError, ConfigError
 from cm_auth_middleware.flask import CMAuth, cm, cm_session
-from tests.helpers.world import APP, CM, JSON, SECRET_KEY, World
+from tests.helpers.apps import api, names
+from tests.helpers.world import APP, CM, JSON, SECRET_KEY, World, both_providers
 
 pytestmark = pytest.mark.anyio
 
@@ -33,7 +34,7 @@ def make_app() -> flask.Flask:
 
     @blueprint.get("/cameras")
     def cameras() -> Any:
-        return [camera["name"] for camera in cm.get("/rest/v2.4/cameras").json()]
+        return names(cm.get(f"{api(cm)}/cameras"))
 
     @blueprint.get("/url")
     def url() -> str:
@@ -56,6 +57,7 @@ def serve(world: World, app: flask.Flask) -> None:
     world.net.add_wsgi(APP, app)
 
 
+@both_providers
 @pytest.mark.parametrize("testing", [False, True])
 @pytest.mark.parametrize("debug", [False, True])
 async def test_a_session_that_dies_under_a_view_is_answered(world, testing, debug) -> None:
@@ -67,9 +69,10 @@ async def test_a_session_that_dies_under_a_view_is_answered(world, testing, debu
     world.sim.revoke_user("anna@example.com")
     response = await browser.get("/site/cameras")
     assert response.status_code == 302
-    assert response.headers["location"].startswith(f"{CM}/oauth/authorize")
+    assert response.headers["location"].startswith(world.authorize)
 
 
+@both_providers
 async def test_an_outage_under_a_view_is_503(world: World) -> None:
     serve(world, make_app())
     browser = world.browser()
@@ -81,6 +84,7 @@ async def test_an_outage_under_a_view_is_503(world: World) -> None:
     assert "retry-after" in response.headers
 
 
+@both_providers
 async def test_an_applications_own_error_handler_wins(world: World) -> None:
     from cm_auth_middleware import SessionExpiredError
 
@@ -103,6 +107,7 @@ async def test_url_for_and_the_test_client_work(world: World) -> None:
     assert answer.get_json()["login_url"] == "/auth/login"
 
 
+@both_providers
 async def test_a_mounted_app_keeps_its_login_below_its_mount(world: World) -> None:
     app = make_app()
     CMAuth(app, engine=world.engine)
@@ -230,6 +235,7 @@ async def test_nobody_on_an_exempt_path_is_sent_to_log_in_even_by_a_catch_all_ha
     assert (await world.browser().get("/site/client")).status_code == 302
 
 
+@both_providers
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 async def test_an_answer_under_a_view_is_the_answer_of_any_other_side(world, method) -> None:
     serve(world, make_app())

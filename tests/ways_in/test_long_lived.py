@@ -29,7 +29,7 @@ from cm_auth_middleware import (
 )
 from cm_auth_middleware.auth import connections
 from tests.helpers.apps import make_app
-from tests.helpers.world import World
+from tests.helpers.world import World, both_providers
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
@@ -50,7 +50,7 @@ async def end_session(world: World, cookie: str, how: str) -> None:
         answer = await world.browser(Cookie=f"cm_auth={cookie}").post("/auth/logout")
         assert answer.status_code == 303
     elif how == "logout_user":
-        await world.on_its_side(lambda: world.engine.logout_user(10003))
+        await world.on_its_side(lambda: world.engine.logout_user(world.user_id()))
     elif how == "idle":
         world.clock.tick(8 * 86_400)
     else:
@@ -121,6 +121,7 @@ class OnlyASGI:
 
 
 class TestASGI(OnlyASGI):
+    @both_providers
     @pytest.mark.parametrize("kind", ["sends", "waits", "waits for the browser"])
     async def test_a_stream_ends_with_its_session(self, make_world, kind: str, end: str) -> None:
         """R8: server-sent events and downloads, by ASGI."""
@@ -162,6 +163,7 @@ class TestASGI(OnlyASGI):
         if kind == "waits for the browser":
             assert learnt == [{"type": "http.disconnect"}]
 
+    @both_providers
     @pytest.mark.parametrize("kind", ["sends", "waits"])
     async def test_half_of_a_recording_does_not_look_whole(self, make_world, kind: str) -> None:
         async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -189,6 +191,7 @@ class TestASGI(OnlyASGI):
         # A handler that learnt it has returned: the server breaks off what is not complete.
         assert connection.parts[-1]["more_body"] is (kind == "sends")
 
+    @both_providers
     @pytest.mark.parametrize("kind", ["sends", "receives", "waits"])
     async def test_a_websocket_ends_with_its_session(self, make_world, kind: str, end: str) -> None:
         learnt: list[BaseException] = []
@@ -224,6 +227,7 @@ class TestASGI(OnlyASGI):
         assert len(learnt) == (kind != "waits")
         assert connection.sent[-1] is close
 
+    @both_providers
     async def test_an_upload_ends_with_its_session(self, make_world, end: str) -> None:
         async def app(scope: Any, receive: Any, send: Any) -> None:
             if scope["path"] != "/lasting":
@@ -244,6 +248,7 @@ class TestASGI(OnlyASGI):
         # An `allow` that says no has its page; every other end asks for a login.
         assert connection.sent[0]["status"] == 401
 
+    @both_providers
     async def test_a_late_answer_is_not_given_to_who_was_logged_out(self, make_world) -> None:
         async def app(scope: Any, receive: Any, send: Any) -> None:
             if scope["path"] == "/lasting":
@@ -257,6 +262,7 @@ class TestASGI(OnlyASGI):
         await connection.run()
         assert connection.sent[0]["status"] == 401
 
+    @both_providers
     async def test_a_store_that_cannot_be_asked_ends_nothing(self, make_world) -> None:
         class Store(MemoryStore):
             is_down = False
@@ -294,6 +300,7 @@ class TestASGI(OnlyASGI):
                 await connection.said("websocket.close")
                 group.cancel_scope.cancel()
 
+    @both_providers
     async def test_who_works_only_through_a_websocket_is_not_timed_out(self, make_world) -> None:
         """R7: messages of the browser are a use of the session."""
 
@@ -322,6 +329,7 @@ class TestASGI(OnlyASGI):
                 await connection.said("websocket.close")
                 group.cancel_scope.cancel()
 
+    @both_providers
     async def test_what_a_websocket_puts_into_the_session_is_saved(self, make_world) -> None:
         """R27: a message or an end later."""
         kept: list[Any] = []
@@ -354,6 +362,7 @@ class TestASGI(OnlyASGI):
         with pytest.raises(SessionDataError, match="the request that it belongs to is over"):
             kept[0].data["z"] = 3
 
+    @both_providers
     async def test_what_a_background_task_puts_into_the_session_is_saved(self, make_world) -> None:
         """R27: once it has ended."""
 
@@ -381,6 +390,7 @@ class TestASGI(OnlyASGI):
         assert (await browser.get("/data")).json() == {"done": True, "streamed": True}
 
 
+@both_providers
 @pytest.mark.parametrize(
     "change",
     [
@@ -435,6 +445,7 @@ class TestWSGI:
             lambda *arguments: started.append(arguments),
         )
 
+    @both_providers
     async def test_a_generator_ends_with_its_session(self, make_world, end: str) -> None:
         """R8: the same by WSGI."""
         learnt: list[BaseException] = []
@@ -467,6 +478,7 @@ class TestWSGI:
                 await end_session(world, cookie, end)
         assert isinstance(learnt[0], GeneratorExit)
 
+    @both_providers
     @pytest.mark.parametrize("is_websocket", [True, False])
     async def test_one_that_waits_is_cut_where_the_server_tells_its_socket(
         self, make_world, end: str, is_websocket: bool
@@ -515,6 +527,7 @@ class TestWSGI:
         assert connection.is_shut
         assert b"never seen" not in seen or not is_websocket
 
+    @both_providers
     async def test_what_a_generator_puts_into_the_session_is_saved(self, make_world) -> None:
         """R27: by WSGI."""
 
@@ -554,7 +567,7 @@ class Kept:
         return app
 
     async def get(self) -> httpx2.Response:
-        answer = await self.world.on_its_side(lambda: self.client.get("/rest/v2.4/cameras"))
+        answer = await self.world.on_its_side(lambda: self.client.get(f"{self.world.root}/cameras"))
         assert isinstance(answer, httpx2.Response)
         return answer
 
@@ -568,6 +581,7 @@ async def kept_client(make_world: Any, **options: Any) -> tuple[World, str, Kept
     return world, cookie, kept
 
 
+@both_providers
 async def test_a_kept_client_raises_when_its_session_has_ended(make_world, end: str) -> None:
     world, cookie, kept = await kept_client(make_world)
     assert (await kept.get()).status_code == 200
@@ -583,6 +597,7 @@ async def test_a_kept_client_raises_when_its_session_has_ended(make_world, end: 
         await call_on()
 
 
+@both_providers
 async def test_a_kept_client_goes_on_after_another_worker_refreshed(make_world) -> None:
     world, cookie, kept = await kept_client(make_world)
     other = make_world(beside=world)
@@ -592,6 +607,7 @@ async def test_a_kept_client_goes_on_after_another_worker_refreshed(make_world) 
     assert len(world.sim.token_calls("refresh_token")) == 1
 
 
+@both_providers
 async def test_a_kept_client_survives_a_short_outage_of_the_store_only(make_world) -> None:
     class Store(MemoryStore):
         is_down = False
@@ -613,6 +629,7 @@ async def test_a_kept_client_survives_a_short_outage_of_the_store_only(make_worl
     assert (await kept.get()).status_code == 200
 
 
+@both_providers
 async def test_an_ordinary_request_asks_the_store_once(make_world) -> None:
     class Store(MemoryStore):
         asked = 0
@@ -630,6 +647,7 @@ async def test_an_ordinary_request_asks_the_store_once(make_world) -> None:
     assert store.asked == 1
 
 
+@both_providers
 async def test_the_watch_stops_when_nothing_is_open(make_world) -> None:
     """It keeps neither a loop nor a process from ending, and is there again when it is needed."""
     world = make_world()
@@ -642,6 +660,7 @@ async def test_the_watch_stops_when_nothing_is_open(make_world) -> None:
     assert (await browser.get("/")).status_code == 200
 
 
+@both_providers
 async def test_a_live_view_of_a_kept_client_ends_with_its_session(
     make_world, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -701,6 +720,7 @@ class LiveView(httpx2.AsyncBaseTransport, httpx2.BaseTransport):
 class TestSilentHandlers(OnlyASGI):
     """Handlers that say nothing for long, at their start or after it."""
 
+    @both_providers
     async def test_a_poll_that_does_nothing_is_answered_for(self, make_world) -> None:
         async def app(scope: Any, receive: Any, send: Any) -> None:
             if scope["path"] == "/lasting":
@@ -718,6 +738,7 @@ class TestSilentHandlers(OnlyASGI):
                 assert start["status"] == 401
                 group.cancel_scope.cancel()
 
+    @both_providers
     async def test_who_listens_and_answers_at_the_end_is_answered_for(self, make_world) -> None:
         async def app(scope: Any, receive: Any, send: Any) -> None:
             while scope["path"] == "/lasting" and (await receive())["type"] != "http.disconnect":
@@ -736,6 +757,7 @@ class TestSilentHandlers(OnlyASGI):
         assert start["status"] == 401
         assert b"news" not in body["body"]
 
+    @both_providers
     async def test_an_answer_for_a_handler_is_whole_before_the_application_returns(
         self, make_world
     ) -> None:
@@ -766,6 +788,7 @@ class TestSilentHandlers(OnlyASGI):
         assert start["status"] == 401
         assert b"news" not in body["body"]
 
+    @both_providers
     @pytest.mark.parametrize("more", [True, False])
     async def test_what_comes_long_after_the_start_is_not_sent(self, make_world, more) -> None:
         async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -782,6 +805,7 @@ class TestSilentHandlers(OnlyASGI):
         await connection.run()
         assert b"late" not in [part["body"] for part in connection.parts]
 
+    @both_providers
     async def test_a_download_that_stands_still_is_broken_off(self, make_world) -> None:
         learnt: list[BaseException] = []
 
@@ -808,6 +832,7 @@ class TestSilentHandlers(OnlyASGI):
         assert isinstance(learnt[0], asyncio.CancelledError)
         assert connection.parts[-1]["more_body"] is True  # the server breaks it off
 
+    @both_providers
     async def test_a_stream_ends_by_the_clock_of_the_engine_too(self, make_world) -> None:
         """However fast time passes: an engine may have a clock of its own."""
         count = 0

@@ -98,10 +98,15 @@ def root_of(world: World) -> str:
     return "" if world.api == "/api/v3.0" else world.api
 
 
+def picture(world: World, query: str = "") -> str:
+    """Return the path of the picture of a camera."""
+    base = f"{SNAPSHOT}?" if root_of(world) else f"{SNAPSHOT_V3}?deviceId=000007d1&"
+    return f"{base}{query}".rstrip("?&")
+
+
 async def get(browser: Browser, path: str = "", **headers: str) -> httpx2.Response:
     """Ask the proxy; for the picture of a camera if no path is given."""
-    if not path:
-        path = SNAPSHOT if root_of(browser.world) else f"{SNAPSHOT_V3}?deviceId=000007d1"
+    path = path or picture(browser.world)
     method = headers.pop("method", "GET")
     named = {name.replace("_", "-").title(): value for name, value in headers.items()}
     return await browser.request(method, f"/cm{path}", headers={**FETCH, **named})
@@ -167,16 +172,18 @@ async def test_a_picture_is_kept_for_its_seconds(cached: World) -> None:
     assert len(odd.calls) == 3
 
 
+@both_providers
 @pytest.mark.slow
 async def test_another_query_is_another_picture(cached: World) -> None:
     browser = await cached.login()
     for _ in range(2):
-        small = await get(browser, f"{SNAPSHOT}?resolution=320x180")
-        large = await get(browser, f"{SNAPSHOT}?resolution=640x360")
+        small = await get(browser, picture(cached, "resolution=320x180"))
+        large = await get(browser, picture(cached, "resolution=640x360"))
         assert small.content != large.content
     assert snapshots(cached) == 2
 
 
+@both_providers
 @pytest.mark.slow
 async def test_what_no_rule_names_is_not_kept(make_cached: Callable[..., World]) -> None:
     world = make_cached(proxy={"cache": {"/odd/kept": 10}})
@@ -189,6 +196,7 @@ async def test_what_no_rule_names_is_not_kept(make_cached: Callable[..., World])
         assert len(odd.calls) == calls
 
 
+@both_providers
 @pytest.mark.slow
 async def test_without_cache_nothing_is_kept(make_cached: Callable[..., World]) -> None:
     world = make_cached(proxy={"cache": None})
@@ -488,7 +496,7 @@ async def test_without_an_account_a_user_shares_with_nobody(cached: World) -> No
             user.account_id = account  # type: ignore[assignment]
         browsers = [await cached.login(email) for email in (ANNA, ANNA, BOB)]
         for browser in browsers * 2:
-            assert (await get(browser, f"{SNAPSHOT}?{number}")).status_code == 200
+            assert (await get(browser, picture(cached, str(number)))).status_code == 200
         assert snapshots(cached) == 2 * (number + 1)
 
 
@@ -659,6 +667,7 @@ async def test_a_large_answer_streams_and_is_not_kept(cached: World, says: bool)
     assert len(odd.calls) == 5
 
 
+@both_providers
 @pytest.mark.slow
 @pytest.mark.parametrize("header", [("Vary", "*"), ("Content-Encoding", "gzip")])
 async def test_what_other_browsers_might_not_want_is_not_kept(

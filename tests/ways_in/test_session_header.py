@@ -117,6 +117,7 @@ async def test_a_websocket_has_the_header_too(make_world) -> None:
     assert session.user["email"] == "anna@example.com"
 
 
+@both_providers
 async def test_the_handle_is_dead_after_the_logout(world: World) -> None:
     browser = await world.login()
     handle = await handle_of(browser)

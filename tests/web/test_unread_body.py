@@ -15,7 +15,7 @@ import pytest
 
 from cm_auth_middleware.proxy import CMProxy
 from cm_auth_middleware.web import unread_body
-from tests.helpers.world import World
+from tests.helpers.world import World, both_providers
 
 SIZE = 8 * 1024 * 1024
 PART = {"type": "http.request", "body": b"x" * (SIZE // 8), "more_body": True}
@@ -280,11 +280,12 @@ async def test_a_body_that_would_not_be_read_to_its_end_is_not_read(asgi_app, ch
     assert len(server.sent) == 2
 
 
+@both_providers
 @pytest.mark.anyio
-async def test_what_the_proxy_refuses_is_read_on_too() -> None:
+async def test_what_the_proxy_refuses_is_read_on_too(provider: str) -> None:
     """R54: an upload that no rule allows, of somebody who is logged in."""
-    path = "/rest/v2.4/cameras"
-    world = World(side="asgi", app=CMProxy(allow=f"GET {path}"))
+    path = "/cameras" if provider == "eagleeye" else "/rest/v2.4/cameras"
+    world = World(side="asgi", provider=provider, app=CMProxy(allow=f"GET {path}"))
     browser = await world.login(path=path)
     cookie = f"cm_auth={browser.named('cm_auth')[0]}".encode()
 
