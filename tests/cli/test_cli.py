@@ -232,10 +232,13 @@ def test_a_wrong_option_is_named_with_the_way_out(run: Run, changes: Any, says: 
 def test_a_misspelt_option_is_noticed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CM_AUTH_REDIRECT_URL", "https://a.example/auth/callback")
     monkeypatch.setenv("CM_AUTH_ALLOW", "anna")
+    monkeypatch.setenv("CM_AUTH_ON_LOGIN", "hooks:greet")
     result = run("check")
     assert result.exit_code == 1
     assert "did you mean CM_AUTH_REDIRECT_URI?" in result.output
     assert "CM_AUTH_ALLOW is not an option that can be set in the environment" in result.output
+    assert "did you mean CM_AUTH_ALLOW_EMAILS or CM_AUTH_ALLOW_ACCOUNTS?" in result.output
+    assert "on_login is a function, given in code only" in result.output
     assert "every other option has a value that makes sense" in result.output
 
 
