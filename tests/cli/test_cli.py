@@ -586,7 +586,8 @@ def test_sessions_are_counted_listed_and_ended(
             assert result.exit_code == 1
             assert result.output == (
                 "Error: no session of this user; --user takes the id that the server gives users, "
-                "--email an address\n"
+                "--email an address. Not found are sessions opened by a release before 0.2 and not "
+                "used since, or with another secret key\n"
             )
     ended = run("sessions", "revoke", "--email", "bob@example.com", "--json", **changes)
     assert json.loads(ended.output) == {"revoked": 1}
@@ -633,6 +634,9 @@ def test_sessions_that_cannot_be_listed_are_counted(run, tmp_path: Path) -> None
     said = run("sessions", "list", store=f"sqlite:///{path}")
     assert said.exit_code == 0
     assert said.output.startswith("1 more: opened by a release before 0.2")
+    for arguments, others in (((), 1), (("--after", "10003"), None)):
+        said = run("sessions", "list", "--json", *arguments, store=f"sqlite:///{path}")
+        assert json.loads(said.output) == {"sessions": [], "next": None, "others": others}
 
 
 @pytest.mark.parametrize(
