@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypedDict, TypeVar, Unpack, cas
 import anyio
 
 from .auth import connections
+from .config import log_unknown_variables
 from .engine import AuthEngine, asgi_states
 from .errors import ConfigError, SessionExpiredError
 from .events import log
@@ -73,6 +74,7 @@ class CMAuthMiddleware:
     ) -> None:
         self.app = app
         self._fault: str | None = None  # the reason why the application cannot start
+        log_unknown_variables()  # before an error that one of them may be the reason of
         try:
             self.engine = AuthEngine.resolve(engine, config, options)
             self._services = self.engine.async_services
@@ -83,7 +85,7 @@ class CMAuthMiddleware:
             # The server would take an error for an application that has no lifespan, and go on.
             self._fault = str(error)
             return
-        self._services.warn_of_mistakes()
+        self._services.warn_of_store()
         self._gate = self._services.gate
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import re
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, fields
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
@@ -14,6 +15,7 @@ from urllib.parse import urlsplit
 from . import environment, stores
 from .display import HOST
 from .errors import ConfigError
+from .events import log
 from .runtime.bounded_cache import MOST_BYTES
 from .sessions.cookie import needs_https
 from .tokens.provider import Provider, find_provider
@@ -254,9 +256,8 @@ class CMAuthConfig:
         known = {item.name for item in fields(cls)}
         unknown = sorted(options.keys() - known)
         if unknown:
-            raise ConfigError(
-                f"unknown option {', '.join(unknown)}; the options are {', '.join(sorted(known))}"
-            )
+            named = ", ".join(name + _alike(name, known) for name in unknown)
+            raise ConfigError(f"unknown option {named}; the options are {', '.join(sorted(known))}")
         for name in known - options.keys() - set(FUNCTIONS):
             found = environment.read(name)
             if found is not None:
@@ -460,6 +461,31 @@ def environment_options() -> list[str]:
     return [option.name for option in fields(CMAuthConfig) if option.name not in FUNCTIONS]
 
 
+def unknown_variables() -> Iterator[environment.Unknown]:
+    """Yield each variable that looks like an option but sets none."""
+    return environment.unknown(environment_options(), FUNCTIONS)
+
+
+def log_unknown_variables() -> None:
+    """Log each variable that is surely meant for an option, and has no effect."""
+    for found in unknown_variables():
+        if found.option in FUNCTIONS:
+            log("variable_for_code", variable=found.variable, advice=only_in_code(found.option))
+        elif found.option:  # a Service of Kubernetes may set others that begin so
+            log("variable_unknown", variable=found.variable, option=found.meant)
+
+
+def only_in_code(option: str) -> str:
+    """Return the sentence on an option that no variable can set."""
+    instead = "; did you mean CM_AUTH_ALLOW_EMAILS or CM_AUTH_ALLOW_ACCOUNTS?"
+    return f"{option} is a function, given in code only{instead if option == 'allow' else ''}"
+
+
+def _alike(name: str, known: Iterable[str]) -> str:
+    alike = difflib.get_close_matches(name, known, 1, environment.ALIKE)
+    return f" (did you mean {alike[0]}?)" if alike else ""
+
+
 def _warn(message: str) -> None:
     warnings.warn(message, stacklevel=6)  # where the options are given
 
@@ -470,11 +496,16 @@ def _is_repetition(key: str) -> bool:
 
 
 def _missing(names: list[str]) -> str:
-    """Return the sentence that names all that is missing."""
+    """Return the sentence that names all that is missing, and one for each misspelt variable."""
     variables = [environment.variable(name) for name in names]
+    misspelt = "".join(
+        f"; {found.variable} is set: did you mean {found.meant}?"
+        for found in unknown_variables()
+        if found.option in names
+    )
     if len(names) == 1:
-        return f"{names[0]} is missing: give it as a keyword or in {variables[0]}"
-    return f"{_and(names)} are missing: give them as keywords or in {_and(variables)}"
+        return f"{names[0]} is missing: give it as a keyword or in {variables[0]}{misspelt}"
+    return f"{_and(names)} are missing: give them as keywords or in {_and(variables)}{misspelt}"
 
 
 def _and(words: list[str]) -> str:

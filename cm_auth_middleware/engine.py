@@ -12,10 +12,10 @@ from urllib.parse import urlsplit
 
 import anyio.to_thread
 
-from . import environment, telemetry
+from . import telemetry
 from .auth.connections import LoopConnections, ThreadConnections
 from .auth.gate import Gate
-from .config import CMAuthConfig, CMAuthOptions, environment_options
+from .config import CMAuthConfig, CMAuthOptions
 from .errors import ConfigError, StoreError
 from .events import log
 from .runtime.base import Runtime
@@ -119,11 +119,8 @@ class Services:
             return pool
         return telemetry.TimedTransport(pool, self._telemetry)
 
-    def warn_of_mistakes(self) -> None:
-        """Log what can be known without a connection, before the first login finds out."""
-        for name, meant in environment.unknown(environment_options()):
-            if meant is not None:  # a Service of Kubernetes may set others that begin so
-                log("variable_unknown", variable=name, option=meant)
+    def warn_of_store(self) -> None:
+        """Log what is wrong with the store, as far as it is known without a connection."""
         check = getattr(self.sessions.store, "check", None)
         if check is not None:
             try:

@@ -7,13 +7,14 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 from .errors import ConfigError
 
 PREFIX = "CM_AUTH_"
 _FILE = "_FILE"  # ends the name of a variable that names a file
 _MOST = 65_536  # characters of such a file: no option is longer, and some files have no end
-_ALIKE = 0.75  # of 1: how alike a misspelt name and the right one are at least
+ALIKE = 0.75  # of 1: how alike a misspelt name and the right one are at least
 
 
 def variable(option: str) -> str:
@@ -45,19 +46,42 @@ def texts(option: str) -> set[str]:
     return found
 
 
-def unknown(options: Iterable[str]) -> Iterator[tuple[str, str | None]]:
-    """Yield each variable that looks like an option but is none, and the one that may be meant.
+class Unknown(NamedTuple):
+    """A variable that looks like an option but sets none.
+
+    Attributes:
+        variable: its name.
+        option: the option that may be meant; empty if none is alike.
+        in_file: True if the one that may be meant is a variable that names a file.
+    """
+
+    variable: str
+    option: str = ""
+    in_file: bool = False
+
+    @property
+    def meant(self) -> str:
+        """Return the variable that may be meant; empty if there is none."""
+        return variable(self.option) + _FILE * self.in_file if self.option else ""
+
+
+def unknown(options: Iterable[str], functions: Iterable[str]) -> Iterator[Unknown]:
+    """Yield each variable that looks like an option but sets none.
 
     Args:
         options: the names of the options that a variable can set.
+        functions: the names of those that none can.
     """
-    known = [name + end for name in map(str.upper, options) for end in ("", _FILE)]
-    for name in sorted(os.environ):
-        given = name.removeprefix(PREFIX)
-        if given != name and given not in known:
-            # Without the prefix: what all names have in common would make them all alike.
-            alike = difflib.get_close_matches(given, known, 1, _ALIKE)
-            yield name, PREFIX + alike[0] if alike else None
+    known = {name.upper() + end: (name, bool(end)) for name in options for end in ("", _FILE)}
+    names = known | {name.upper() + end: (name, False) for name in functions for end in ("", _FILE)}
+    for full in sorted(os.environ):
+        given = full.removeprefix(PREFIX)
+        if given == full or given in known:
+            continue
+        # Without the prefix: what all names have in common would make them all alike.
+        alike = [name for name in (given, given.removesuffix("_URL")) if name in names]
+        alike = alike or difflib.get_close_matches(given, names, 1, ALIKE)
+        yield Unknown(full, *names[alike[0]]) if alike else Unknown(full)
 
 
 def _content(name: str) -> str:

@@ -173,6 +173,12 @@ EVENTS = {
         "`option`",
         "correct its name; it has no effect",
     ),
+    "variable_for_code": Event(
+        WARNING,
+        "at the start there is a variable for an option that only code can give: `variable`, "
+        "`advice`",
+        "it has no effect",
+    ),
     "replicas_behind": Event(
         WARNING,
         "a write reached fewer replicas in time than the store's URL asks for; logged once a "

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Unpack, cast
 from urllib.parse import unquote
 
 from .auth import connections
+from .config import log_unknown_variables
 from .display import printable
 from .engine import AuthEngine
 from .errors import SessionExpiredError
@@ -52,9 +53,10 @@ class CMAuthWSGIMiddleware:
         **options: Unpack[CMAuthOptions],
     ) -> None:
         self.app = app
+        log_unknown_variables()  # before an error that one of them may be the reason of
         self.engine = AuthEngine.resolve(engine, config, options)
         self._services = self.engine.thread_services
-        self._services.warn_of_mistakes()
+        self._services.warn_of_store()
         self._is_new = True  # until the first request
         self._gate = self._services.gate
 

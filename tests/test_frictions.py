@@ -47,7 +47,7 @@ FRICTIONS = {
         "docs/deployment.md#a-checklist",
         "docs/options.md#who-may-come-in",
     ),
-    7: ("README.md#cm_auth_middleware",),  # installed before there is a release
+    7: ("docs/install.md#from-the-repository",),  # installed before there is a release
     8: (  # options that are missing
         "ways_in/test_faulty_start.test_a_wrong_option_ends_the_start_with_its_reason",
         "matrix/test_failed_start.test_a_wrong_option_ends_the_start",
@@ -110,6 +110,7 @@ FRICTIONS = {
         "ways_in/test_users.test_starlettes_request_has_the_user_and_the_scopes",
         "ways_in/test_users.test_remote_user_is_the_users_id_and_no_header_sets_it",
         "matrix/test_framework_users.test_djangos_remote_user_middleware_has_a_user_for_each_of_ours",
+        "docs/dashboards.md#the-way-to-the-client",
     ),
     21: (  # a misspelt variable
         "ways_in/test_faulty_start.test_a_misspelt_variable_is_warned_of_with_the_right_name",
@@ -128,10 +129,7 @@ FRICTIONS = {
         "ways_in/test_audit_log.test_a_line_of_json_has_the_exception",
         "docs/signals.md#log-events",
     ),
-    25: (  # a port behind nginx
-        "web/test_origin.test_a_page_opens_a_websocket_where_it_may_write",
-        "docs/origins.md#proxies",
-    ),
+    25: ("docs/origins.md#proxies",),  # a port behind nginx
     26: (  # test_request_context()
         "ways_in/test_flask.test_a_request_that_went_round_the_login_is_told_from_a_missing_login",
     ),

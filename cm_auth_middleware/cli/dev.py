@@ -142,16 +142,8 @@ def _variables(
 
 
 def _command(target: str, wsgi: bool, host: str, port: int) -> list[str]:
-    if wsgi:
-        return [
-            *(sys.executable, "-m", "cm_auth_middleware.cli.wsgi_server", target),
-            *(host, str(port)),
-        ]
-    factory = ["--factory"] if target.endswith("()") else []
-    return [
-        *(sys.executable, "-m", "uvicorn", target.removesuffix("()"), *factory),
-        *("--host", host, "--port", str(port)),
-    ]
+    server = f"cm_auth_middleware.cli.{'wsgi' if wsgi else 'asgi'}_server"
+    return [sys.executable, "-m", server, target, host, str(port)]
 
 
 def _run(

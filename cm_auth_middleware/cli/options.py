@@ -13,14 +13,13 @@ from contextlib import suppress
 from dataclasses import MISSING, Field, fields
 from typing import Any
 
-from cm_auth_middleware import environment
+from cm_auth_middleware import config, environment
 from cm_auth_middleware.cli.output import safe
 from cm_auth_middleware.config import (
     FUNCTIONS,
     LISTS,
     SEPARATOR,
     CMAuthConfig,
-    environment_options,
 )
 from cm_auth_middleware.display import HIDDEN, shown_url
 from cm_auth_middleware.errors import ConfigError
@@ -85,9 +84,11 @@ def meanings() -> dict[str, str]:
 
 def unknown_variables() -> Iterator[str]:
     """Yield a complaint about each variable that looks like an option but is not one."""
-    for variable, meant in environment.unknown(environment_options()):
-        hint = f"; did you mean {meant}?" if meant else ""
-        yield f"{variable} is not an option that can be set in the environment{hint}"
+    for found in config.unknown_variables():
+        hint = f"; did you mean {found.meant}?" if found.option else ""
+        if found.option in FUNCTIONS:
+            hint = f": {config.only_in_code(found.option)}"
+        yield f"{found.variable} is not an option that can be set in the environment{hint}"
 
 
 def _shown(name: str, value: str) -> str:

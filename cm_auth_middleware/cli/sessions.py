@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from cm_auth_middleware import AuthEngine, SessionInfo
     from cm_auth_middleware.stores import SessionStore
 
+_OTHERS = "opened by a release before 0.2 and not used since, or with another secret key"
 _NO_SESSION = (
-    "no session of this user; --user takes the id that the server gives users, --email an address"
+    "no session of this user; --user takes the id that the server gives users, --email an address. "
+    f"Not found are sessions {_OTHERS}"
 )
 
 
@@ -128,8 +130,12 @@ def list_sessions(
     engine.close()
     if not listed and (user or email):
         raise click.ClickException(_NO_SESSION)
+    others = None  # not known: the list is a part
+    if following is None and not (user or email or after):
+        others = max(0, _count(store) - len(listed))
     if as_json:
-        say_json({"sessions": [_as_dict(info) for info in listed], "next": following})
+        told = [_as_dict(info) for info in listed]
+        say_json({"sessions": told, "next": following, "others": others})
         return
     for info in listed:
         say(
@@ -138,13 +144,8 @@ def list_sessions(
         )
     if following is not None:
         say(f"The next page: --after {following}")
-    elif not (user or email or after):
-        others = _count(store) - len(listed)
-        if others > 0:
-            say(
-                f"{others} more: opened by a release before 0.2 and not used since, or with "
-                "another secret key"
-            )
+    elif others:
+        say(f"{others} more: {_OTHERS}")
 
 
 @sessions.command()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import inspect
 import signal
 import socket
 import sys
@@ -35,6 +36,8 @@ def main(target: str, host: str, port: str) -> None:
     kind = _IPv6Server if ":" in host else _Server
     with contextlib.suppress(KeyboardInterrupt):
         app = load(target)
+        if any(map(inspect.iscoroutinefunction, (app, type(app).__call__))):
+            raise SystemExit("This is an ASGI application: leave out --wsgi.")
         with make_server(host, int(port), app, server_class=kind) as server:
             server.serve_forever()
 

@@ -232,10 +232,13 @@ def test_a_wrong_option_is_named_with_the_way_out(run: Run, changes: Any, says: 
 def test_a_misspelt_option_is_noticed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CM_AUTH_REDIRECT_URL", "https://a.example/auth/callback")
     monkeypatch.setenv("CM_AUTH_ALLOW", "anna")
+    monkeypatch.setenv("CM_AUTH_ON_LOGIN", "hooks:greet")
     result = run("check")
     assert result.exit_code == 1
     assert "did you mean CM_AUTH_REDIRECT_URI?" in result.output
     assert "CM_AUTH_ALLOW is not an option that can be set in the environment" in result.output
+    assert "did you mean CM_AUTH_ALLOW_EMAILS or CM_AUTH_ALLOW_ACCOUNTS?" in result.output
+    assert "on_login is a function, given in code only" in result.output
     assert "every other option has a value that makes sense" in result.output
 
 
@@ -583,7 +586,8 @@ def test_sessions_are_counted_listed_and_ended(
             assert result.exit_code == 1
             assert result.output == (
                 "Error: no session of this user; --user takes the id that the server gives users, "
-                "--email an address\n"
+                "--email an address. Not found are sessions opened by a release before 0.2 and not "
+                "used since, or with another secret key\n"
             )
     ended = run("sessions", "revoke", "--email", "bob@example.com", "--json", **changes)
     assert json.loads(ended.output) == {"revoked": 1}
@@ -630,6 +634,9 @@ def test_sessions_that_cannot_be_listed_are_counted(run, tmp_path: Path) -> None
     said = run("sessions", "list", store=f"sqlite:///{path}")
     assert said.exit_code == 0
     assert said.output.startswith("1 more: opened by a release before 0.2")
+    for arguments, others in (((), 1), (("--after", "10003"), None)):
+        said = run("sessions", "list", "--json", *arguments, store=f"sqlite:///{path}")
+        assert json.loads(said.output) == {"sessions": [], "next": None, "others": others}
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from cm_auth_middleware.cli.wsgi_server import load
 from cm_auth_middleware.config import CMAuthConfig
 from tests.cli.test_demo import told
 from tests.helpers.servers import ROOT
-from tests.helpers.world import HTML, both_providers
+from tests.helpers.world import HTML, SECRET_KEY, both_providers
 
 APPS = {
     "asgi": """
@@ -57,6 +57,11 @@ def make():
     print("chatter")
     return app
 """,
+}
+KEYS = {
+    "CM_AUTH_CLIENT_ID": "id",
+    "CM_AUTH_CLIENT_SECRET": "secret",
+    "CM_AUTH_SECRET_KEY": SECRET_KEY,
 }
 Start = Callable[..., subprocess.Popen[str]]
 
@@ -161,6 +166,22 @@ def test_without_reload_the_end_of_the_application_is_the_end(start: Start, side
     assert process.returncode not in (0, None)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["mine:app", "mine:make()"])
+def test_an_application_of_the_other_kind_is_refused(side: str, target: str, tmp_path) -> None:
+    (tmp_path / "mine.py").write_text(APPS[side])
+    other = {"asgi": "wsgi", "wsgi": "asgi"}[side]
+    done = subprocess.run(
+        [sys.executable, "-m", f"cm_auth_middleware.cli.{other}_server", target, "127.0.0.1", "0"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **KEYS},
+    )  # fmt: skip
+    assert done.returncode == 1
+    said = {"asgi": "an ASGI application: leave out --wsgi.", "wsgi": "applications give --wsgi."}
+    assert done.stderr.rstrip().endswith(said[side])
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -178,8 +199,7 @@ def test_a_wrong_call_says_what_is_right(arguments: list[str], says: str) -> Non
 
 def test_the_application_is_started_as_its_server_wants_it() -> None:
     for target, wsgi, end in (
-        ("main:app", False, ["uvicorn", "main:app", "--host", "::1", "--port", "80"]),
-        ("m:make()", False, ["uvicorn", "m:make", "--factory", "--host", "::1", "--port", "80"]),
+        ("main:app", False, ["cm_auth_middleware.cli.asgi_server", "main:app", "::1", "80"]),
         ("m:make()", True, ["cm_auth_middleware.cli.wsgi_server", "m:make()", "::1", "80"]),
     ):
         assert _command(target, wsgi, "::1", 80) == [sys.executable, "-m", *end]

@@ -42,7 +42,7 @@ CALLS: list[tuple[str, int, set[str]]] = [
     ("secret", 0, {"secret_key"}),
     ("sessions count", 0, {"sessions"}),
     ("sessions count --store sqlite:///none.db", 1, set()),
-    ("sessions list", 0, {"sessions", "next"}),
+    ("sessions list", 0, {"sessions", "next", "others"}),
     ("sessions list --user 10003", 1, set()),
     ("sessions purge", 0, {"purged"}),
     ("sessions revoke", 2, set()),

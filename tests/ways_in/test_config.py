@@ -67,6 +67,10 @@ NO_LOGOS = [
         ({"cookie_name": "__Host-x", "cookie_secure": False}, "needs a secure cookie"),
         ({"cookie_name": "__secure-x", "cookie_secure": False}, "needs a secure cookie"),
         ({"colour": "blue"}, "unknown option colour; the options are"),
+        (
+            {"idle_timout": 5, "colour": "blue"},
+            r"unknown option colour, idle_timout \(did you mean idle_timeout\?\); the options are",
+        ),
         ({"store": object()}, "store is a URL or an object"),
         ({"client_secret": "…"}, "client_secret has characters that no API key has"),
         ({"allow": "anna"}, "allow is a function"),

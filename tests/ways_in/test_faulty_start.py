@@ -133,6 +133,43 @@ async def test_a_misspelt_variable_is_warned_of_with_the_right_name(
     assert {record.levelno for record in warnings.values()} == {logging.WARNING}
 
 
+def made(side: str) -> object:
+    if side == "asgi":
+        return CMAuthMiddleware(make_app())
+    return CMAuthWSGIMiddleware(make_wsgi_app())
+
+
+def test_a_misspelt_variable_is_named_where_an_option_is_missing(
+    side: str, monkeypatch, logged
+) -> None:
+    monkeypatch.setenv("CM_AUTH_CLIENTID", "hunter2")
+    monkeypatch.setenv("CM_AUTH_SECRETKEY_FILE", "/run/secrets/key")
+    monkeypatch.setenv("CM_AUTH_IDLE_TIMOUT", "5")
+    with pytest.raises(ConfigError) as caught:
+        made(side)
+    assert str(caught.value) == (
+        f"{REASON}; CM_AUTH_CLIENTID is set: did you mean CM_AUTH_CLIENT_ID?"
+        "; CM_AUTH_SECRETKEY_FILE is set: did you mean CM_AUTH_SECRET_KEY_FILE?"
+    )
+    assert len(logged("variable_unknown")) == 3, "also those that nothing is missing for"
+
+
+async def test_a_variable_for_an_option_that_only_code_can_give_is_warned_of(
+    side: str, monkeypatch, logged
+) -> None:
+    monkeypatch.setenv("CM_AUTH_ALLOW", "*@example.com")
+    monkeypatch.setenv("CM_AUTH_ON_LOGIN", "hooks:greet")
+    monkeypatch.setenv("CM_AUTH_STORE_URL", "redis://h")
+    await World(side=side).close()
+    allow, on_login = logged("variable_for_code")
+    assert (allow.variable, allow.levelno) == ("CM_AUTH_ALLOW", logging.WARNING)
+    assert "did you mean CM_AUTH_ALLOW_EMAILS or CM_AUTH_ALLOW_ACCOUNTS?" in allow.getMessage()
+    assert on_login.variable == "CM_AUTH_ON_LOGIN"
+    assert "on_login is a function, given in code only" in on_login.getMessage()
+    (store,) = logged("variable_unknown")
+    assert (store.variable, store.option) == ("CM_AUTH_STORE_URL", "CM_AUTH_STORE")
+
+
 # -- the store -------------------------------------------------------------------------------
 
 
