@@ -648,24 +648,6 @@ def test_the_unit_starts_and_serves_logins(
         assert who(app, url, session).status_code == 200
 
 
-@pytest.mark.parametrize(("key", "status"), [(SECRET_KEY, 0), ("", 1)])
-def test_the_unit_does_not_start_with_an_error_of_the_check(
-    key: str, status: int, tmp_path: Path
-) -> None:
-    (line,) = unit()["ExecStartPre"]
-    program = f"{sys.executable} -m cm_auth_middleware.cli"
-    line = line.replace("/opt/cams/venv/bin/cm-auth", program).replace("$$", "$")
-    with SimulatorServer() as cm:
-        given = filled(cm, CM_AUTH_SECRET_KEY=key, CM_AUTH_STORE=f"sqlite:///{tmp_path}/s.db")
-    done = subprocess.run(
-        shlex.split(line), cwd=ROOT, env={**os.environ, **given}, capture_output=True, text=True,
-        check=False,
-    )  # fmt: skip
-    assert done.returncode == status, done.stdout
-    # A host that this machine does not know is a warning.
-    assert ("secret_key is missing" if status else "warning ") in done.stdout
-
-
 def test_the_unit_is_one_that_systemd_accepts_and_thinks_well_of(image: Image) -> None:
     analyze = require("systemd-analyze")
     with layers() as top:
