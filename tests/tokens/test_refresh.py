@@ -67,6 +67,7 @@ async def ask(browser: Browser, into: list[int], path: str = "/cameras") -> None
 # -- a refresh and another process ---------------------------------------------------------
 
 
+@pytest.mark.slow
 async def test_who_comes_late_does_not_overwrite_what_a_successor_brought_home() -> None:
     one, two = two_processes()
     browser = await one.login()
@@ -86,6 +87,7 @@ async def test_who_comes_late_does_not_overwrite_what_a_successor_brought_home()
     assert len(one.sim.token_calls("refresh_token")) == calls == 2
 
 
+@pytest.mark.slow
 async def test_who_comes_late_before_keeping_its_tokens_takes_those_of_the_successor() -> None:
     one, two = two_processes()
     browser, neighbour = await one.login(), await one.login()  # of one account
