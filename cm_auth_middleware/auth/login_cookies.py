@@ -10,6 +10,7 @@ import re
 import secrets
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 from ..sessions.cookie import SessionCookie
@@ -83,8 +84,8 @@ class LoginCookies:
 
     def proof(self, request: Request) -> Proof:
         """Return the login cookie that a new login of this browser has."""
-        proofs = self._proofs(request)
-        if len(proofs) >= min(_MOST_OWN, self._most(request)):
+        proofs, most = self._proofs(request), self._most(request)
+        if len(proofs) >= min(_MOST_OWN, most):
             return next(itertools.starmap(Proof, proofs.items()))
         # A process gives out one number after the other. Workers, with process ids in a row, begin
         # far apart from each other, and do so again after a pause: tabs that are restored at once
@@ -93,7 +94,7 @@ class LoginCookies:
         if now - self._last_start > _PAUSE:
             self._numbers = itertools.count()
         self._last_start = now
-        first, most = os.getpid() * _STRIDE + next(self._numbers), self._most(request)
+        first = os.getpid() * _STRIDE + next(self._numbers)
         numbers = (number % most for number in range(first, first + most))
         free = next(number for number in numbers if number not in proofs)
         return Proof(free, _text(secrets.token_bytes(PROOF_BYTES)))
@@ -158,7 +159,10 @@ class LoginCookies:
 
     def clear_strays(self, request: Request) -> Headers:
         """Clear the cookies with our names that are none of ours, or of an earlier release."""
-        proofs, prefix = self._proofs(request), self._prefix(request)
+        prefix = self._prefix(request)
+        if prefix not in request.cookie_line:
+            return []
+        proofs = self._proofs(request)
         ours = {f"{prefix}{number}" for number in proofs}
         names = {
             name
@@ -175,9 +179,10 @@ class LoginCookies:
 
     def _proofs(self, request: Request) -> dict[int, str]:
         """Return the login cookies of a request: the numbers in their names, and their values."""
-        prefix, most = self._prefix(request), self._most(request)
+        prefix = self._prefix(request)
         proofs: dict[int, str] = {}
         if prefix in request.cookie_line:
+            most = self._most(request)
             for name, value in request.cookies:
                 number = _NUMBERS.get(name[len(prefix) :], most)
                 if name.startswith(prefix) and number < most and _PROOF.fullmatch(value):
@@ -186,15 +191,13 @@ class LoginCookies:
 
     def _most(self, request: Request) -> int:
         """Return the number of login cookies that one browser may have."""
-        name = self._session_cookie.name(request)
-        size = len(f"{self._name(request, 10)}={_text(bytes(PROOF_BYTES))}; ")
-        return min(_MOST_LOGINS, (_MOST_BYTES - _SESSION_BYTES - 2 * len(name)) // size)
+        return _most_logins(self._session_cookie.name(request))
 
     def _name(self, request: Request, number: int) -> str:
         return f"{self._prefix(request)}{number}"
 
     def _prefix(self, request: Request) -> str:
-        return f"{self._session_cookie.name(request)}_login_"
+        return _prefix(self._session_cookie.name(request))
 
     # -- the mark of a fresh login ---------------------------------------------------------
 
@@ -209,13 +212,29 @@ class LoginCookies:
 
     def is_fresh_login(self, request: Request) -> bool:
         """Return True if this browser logged in within the last minute."""
-        name, now = self._fresh_name(request), self._clock()
+        name = self._fresh_name(request)
+        if name not in request.cookie_line:
+            return False
+        now = self._clock()
         values = (value for key, value in request.cookies if key == name)
         times = (int(value[:12]) for value in values if value.isdecimal())
         return any(-_CLOCK_SKEW <= now - time < _FRESH for time in times)
 
     def _fresh_name(self, request: Request) -> str:
         return self._session_cookie.name(request) + FRESH_SUFFIX
+
+
+def _prefix(session_cookie: str) -> str:
+    """Return what the names of login cookies begin with, given that of the session cookie."""
+    return f"{session_cookie}_login_"
+
+
+@lru_cache
+def _most_logins(session_cookie: str) -> int:
+    """Return the number of login cookies for which there is room, given that name."""
+    size = len(f"{_prefix(session_cookie)}10={_text(bytes(PROOF_BYTES))}; ")
+    room = _MOST_BYTES - _SESSION_BYTES - 2 * len(session_cookie)
+    return min(_MOST_LOGINS, room // size)
 
 
 def _text(proof: bytes) -> str:

@@ -100,7 +100,7 @@ class StateSealer:
 
     def open(self, state: str) -> PendingLogin | None:
         """Return the login of a state, whatever its age and browser; None if it is not ours."""
-        raw = _decode(state)
+        raw = _decode(state) if state else None
         if raw is None or len(raw) < _NONCE_BYTES + _FIXED.size + _TAG_BYTES:
             return None
         from cryptography.exceptions import InvalidTag

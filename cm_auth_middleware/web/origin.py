@@ -85,9 +85,11 @@ class Origins:
 
         A preflight has no cookie, so the application, behind the login, cannot answer it.
         """
+        if request.method != "OPTIONS":
+            return None
         method = request.header("access-control-request-method")
         names = request.header("access-control-request-headers")
-        if request.method != "OPTIONS" or not method or not self._is_other(request):
+        if not method or not self._is_other(request):
             return None
         headers = [PLAIN, ("Access-Control-Allow-Methods", method), NO_STORE]
         if names:

@@ -127,8 +127,11 @@ class Request(ABC):
 
     def parameters(self) -> list[tuple[str, str]]:
         """Return the query's names and values; none if there are too many or they are not UTF-8."""
+        query = self.query
+        if not query:
+            return []
         try:
-            return parse_qsl(self.query, keep_blank_values=True, errors="strict", max_num_fields=20)
+            return parse_qsl(query, keep_blank_values=True, errors="strict", max_num_fields=20)
         except ValueError:
             return []
 

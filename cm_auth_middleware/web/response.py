@@ -37,6 +37,8 @@ class Response:
 
     def with_what_fits(self, *headers: tuple[str, str]) -> Response:
         """Return the response with those of these headers, from the first on, that it can bear."""
+        if not headers:
+            return self
         fitting = list(self.headers)
         for header in headers:
             if _size([*fitting, header]) <= MOST_HEADERS:
