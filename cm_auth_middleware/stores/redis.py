@@ -18,7 +18,7 @@ from .redis_clients import AsyncClients, BlockingClients
 from .redis_epochs import replication_ids
 from .redis_rights import refused_rights
 from .redis_scan import Walk, pattern_of
-from .redis_script import Command, Script, in_turn
+from .redis_script import Command, Script, at_once, in_turn
 
 _PREFIX = "cm_auth:"
 _OLD_PREFIX = "{cm_auth}:"  # of releases that kept all keys in one slot
@@ -209,8 +209,13 @@ class RedisStore:
         def call(client: Any) -> Any:
             return client.get(name)
 
-        value: bytes | None = await self._clients.run(call, call)
-        if value is None and self._may_be_old(key):
+        value: bytes | None = None
+        # What has a dot in its key is no session, and mostly absent: then one round trip is enough.
+        may_be_old = "." in key and self._may_be_old(key)
+        if not may_be_old:
+            value = await self._clients.run(call, call)
+            may_be_old = value is None and self._may_be_old(key)
+        if may_be_old:
             value = await self._move(key)
         return None if value == _GONE else value
 
@@ -221,7 +226,7 @@ class RedisStore:
     async def put_all(self, records: Sequence[tuple[str, bytes, float]]) -> None:
         """Set values, all in one round trip if there is one server.
 
-        Another one marks records of older releases as gone, while there may be some.
+        Another one marks records of older releases as gone, if there are some.
         """
         if any(_is_indexed(value) for _, value, _ in records):
             await self._begin()
@@ -230,10 +235,16 @@ class RedisStore:
             left = _milliseconds(ttl)
             commands += self._index(key, value, left)
             commands.append(Command(("SET", self._records + key, value, "PX", left)))
-        await self._repeatable(*commands)
         old = [key for key, _, _ in records if self._may_be_old(key)]
-        if old:
-            marks = [_MARK.command(*_MARKED, key=_OLD_RECORDS + key) for key in old]
+        looks = [Command(("GET", _OLD_RECORDS + key)) for key in old]
+        found = (await self._all(*commands, beside=looks))[len(commands) :]
+        # Not before it is known that the values were set.
+        marks = [
+            _MARK.command(*_MARKED, key=_OLD_RECORDS + key)
+            for key, value in zip(old, found, strict=True)
+            if value not in (None, _GONE)
+        ]
+        if marks:
             await self._repeatable(*marks)
         for key in old:
             self._absent[key] = time.monotonic()
@@ -472,9 +483,11 @@ class RedisStore:
         name, old = self._records + key, _OLD_RECORDS + key
         get, peek = Command(("GET", name)), _PEEK.command(key=old)
         while True:
-            # This again, because another process may have moved it since.
-            peeked, found = await self._all(peek, get)
+            peeked, found = await self._all(peek, beside=[get])
             value, left = peeked or (_GONE, 0)
+            if peeked and value == _GONE and found is None:
+                # Another process may have moved it between the two.
+                found = await self._repeatable(get)
             if value == _GONE:
                 self._absent[key] = time.monotonic()
             if found is not None or value == _GONE:
@@ -491,9 +504,13 @@ class RedisStore:
         """Run commands as `_all` does, and return the answer of the last."""
         return (await self._all(*commands))[-1]
 
-    async def _all(self, *commands: Command) -> list[Any]:
-        """Run commands, and repeat them once if the connection breaks, which does no harm."""
-        call = in_turn(commands)
+    async def _all(self, *commands: Command, beside: Sequence[Command] = ()) -> list[Any]:
+        """Run commands, and repeat them once if the connection breaks, which does no harm.
+
+        Args:
+            beside: commands that may be run at any time before, between and after those.
+        """
+        call = at_once(commands, *([command] for command in beside))
         answers: list[Any] = await self._clients.run(call, call)
         return answers
 

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
-from collections.abc import Sequence
+import threading
+from collections.abc import Coroutine, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from redis.exceptions import NoScriptError
 
+from ..runtime.run_sync import run_sync
 from .redis_clients import Call, outcome, scripts
+from .redis_cluster import BlockingCluster
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +49,32 @@ class Script:
         return Command(("EVALSHA", self._sha, len(keys), *keys, *arguments), self._source)
 
 
+def at_once(*groups: Sequence[Command]) -> Call:
+    """Return a call that runs groups of commands in any order, and returns all their answers.
+
+    In a group they run one after the other. A cluster is sent the groups at the same time: that is
+    one round trip, if none has more than one command.
+    """
+    together = in_turn([command for group in groups for command in group])
+    calls = [in_turn(group) for group in groups]
+
+    async def call(client: Any) -> list[Any]:
+        if len(calls) == 1 or not _is_cluster(client):
+            answers: list[Any] = await together(client)
+            return answers
+        if isinstance(client, BlockingCluster):
+            begun = [_begin(call(client)) for call in calls]
+            found: list[Any] = [future.exception() or future.result() for future in begun]
+        else:
+            found = await asyncio.gather(*(call(client) for call in calls), return_exceptions=True)
+        for each in found:
+            if isinstance(each, BaseException):
+                raise each
+        return [answer for each in found for answer in each]
+
+    return call
+
+
 def in_turn(commands: Sequence[Command]) -> Call:
     """Return a call that runs commands one after the other, and returns their answers.
 
@@ -50,7 +83,7 @@ def in_turn(commands: Sequence[Command]) -> Call:
     """
 
     async def call(client: Any) -> list[Any]:
-        if len(commands) == 1 or hasattr(client, "get_primaries"):
+        if len(commands) == 1 or _is_cluster(client):
             return [await command.run(client) for command in commands]
         pipeline = client.pipeline(transaction=False)
         for command in commands:
@@ -64,3 +97,22 @@ def in_turn(commands: Sequence[Command]) -> Call:
         return answers
 
     return call
+
+
+def _is_cluster(client: Any) -> bool:
+    return hasattr(client, "get_primaries")
+
+
+def _begin(coroutine: Coroutine[Any, Any, T]) -> Future[T]:
+    """Run a coroutine that blocks in a thread of its own."""
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(run_sync(coroutine))
+        except BaseException as error:
+            future.set_exception(error)
+
+    # No ThreadPoolExecutor, which refuses work when the interpreter begins to exit.
+    threading.Thread(target=run).start()
+    return future

@@ -331,6 +331,7 @@ def test_a_write_waits_for_replicas_on_its_own_connection(
         async def check(store: RedisStore) -> None:
             await store.put("k", b"v", 60)
             assert b"v" in replica.command("GET", "cm_auth:s:k"), "at once"
+            assert waits(primary) == 1
             assert await store.replace("k", b"v", b"w", 60)
             assert b"w" in replica.command("GET", "cm_auth:s:k"), "at once"
             assert await store.acquire("k", "owner", 60)

@@ -10,9 +10,10 @@ import anyio
 import pytest
 
 from cm_auth_middleware import MemoryStore
-from cm_auth_middleware.stores import redis_clients
+from cm_auth_middleware.stores import redis_clients, redis_cluster
 from cm_auth_middleware.testing import Settings
 from cm_auth_middleware.tokens import failovers
+from tests.helpers.fleets import cluster
 from tests.helpers.servers import redis_server
 from tests.helpers.stores import CountingStore
 from tests.helpers.world import both_providers
@@ -48,25 +49,47 @@ async def test_a_refresh_costs_nine_round_trips_to_the_store(make_world, rotates
 
 
 @pytest.mark.slow
-async def test_a_refresh_costs_ten_round_trips_to_redis(make_world, monkeypatch) -> None:
-    """With the default prefix, under which an older release may have stored the records."""
+@pytest.mark.parametrize("rotates", [False, True], ids=["lasting", "rotating"])
+@pytest.mark.parametrize("make_server", [redis_server, cluster], ids=["one", "cluster"])
+async def test_a_refresh_costs_ten_round_trips_to_redis(
+    make_world, monkeypatch, rotates: bool, make_server: Any
+) -> None:
+    """With the default prefix, under which an older release may have stored the records.
+
+    What is sent to several nodes of a cluster at the same time is one round trip.
+    """
     trips: list[str] = []
+    under_way = 0
 
-    def count(kind: type) -> None:
-        original = kind.run  # type: ignore[attr-defined]
+    def count(kind: type, method: str) -> None:
+        original = getattr(kind, method)
 
-        async def run(self: Any, call: Any, again: Any) -> Any:
+        async def run(self: Any, *arguments: Any, **options: Any) -> Any:
+            nonlocal under_way
             # Those of the failovers are made all the time, and one of them by a refresh.
-            if not any(frame.filename == failovers.__file__ for frame in traceback.extract_stack()):
-                trips.append(call.__qualname__)
-            return await original(self, call, again)
+            if any(frame.filename == failovers.__file__ for frame in traceback.extract_stack()):
+                return await original(self, *arguments, **options)
+            if not under_way:
+                trips.append(repr(arguments)[:120])
+            under_way += 1
+            try:
+                return await original(self, *arguments, **options)
+            finally:
+                under_way -= 1
 
-        monkeypatch.setattr(kind, "run", run)
+        monkeypatch.setattr(kind, method, run)
 
-    count(redis_clients.AsyncClients)
-    count(redis_clients.BlockingClients)
-    with redis_server() as server:
-        world = make_world(store=server.url, revalidate=10**8)
+    if make_server is cluster:
+        count(redis_cluster._Cluster, "_execute")
+    else:
+        count(redis_clients.AsyncClients, "run")
+        count(redis_clients.BlockingClients, "run")
+    with make_server() as server:
+        for node in getattr(server, "nodes", ()):  # or the first use at each costs one more
+            for source in redis_clients.scripts.values():
+                node.ask("SCRIPT", "LOAD", source)
+        settings = Settings(rotate_refresh_tokens=rotates)
+        world = make_world(store=server.url, settings=settings, revalidate=10**8)
         browser = await world.login()
         # Until the process knows the server; before that a refresh waits, which costs more.
         await anyio.sleep(1.5)
