@@ -609,13 +609,20 @@ class GrantRefresh:
             except StoreError:
                 self._kept.note_trouble()
                 if self._runtime.monotonic() > give_up_at:
-                    self._kept.note_unsaved(self._refresh_token)
-                    self._lease.leave()
+                    self._leave_unsaved()
                     raise
+            except BaseException:  # cancelled, or an error that only an application's store raises
+                self._leave_unsaved()
+                raise
             else:
                 self._note(fresh, saved)
                 return saved
             await self._runtime.sleep(_SAVE_AGAIN)
+
+    def _leave_unsaved(self) -> None:
+        """Save the new tokens later; meanwhile nobody else may use the old refresh token."""
+        self._kept.note_unsaved(self._refresh_token)
+        self._lease.leave()
 
     def _note(self, fresh: Tokens, saved: Refreshed) -> None:
         if saved.tokens.access_token == fresh.access_token:

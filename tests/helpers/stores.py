@@ -126,6 +126,7 @@ class CountingStore:
     Attributes:
         done: how often each method changed or read something; a `replace` counts if it replaced.
         broken: the names of methods that fail for now.
+        failures: what they raise is the last of these.
     """
 
     def __init__(self, memory: MemoryStore) -> None:
@@ -133,6 +134,7 @@ class CountingStore:
         self.done: Counter[str] = Counter()
         self.tried: Counter[str] = Counter()
         self.broken: set[str] = set()
+        self.failures: list[type[Exception]] = [StoreError]
         self._holds: list[Hold] = []
         self._yields = True
 
@@ -144,7 +146,7 @@ class CountingStore:
     def blocking(self) -> CountingStore:
         twin = type(self)(self.memory)
         twin.done, twin.tried, twin.broken = self.done, self.tried, self.broken
-        twin._yields = False
+        twin.failures, twin._yields = self.failures, False
         return twin
 
     @property
@@ -162,7 +164,7 @@ class CountingStore:
         if self._yields:
             await anyio.lowlevel.checkpoint()
         if name in self.broken:
-            raise StoreError("broken on purpose")
+            raise self.failures[-1]("broken on purpose")
 
     async def get(self, key: str) -> bytes | None:
         await self._turn("get", key)

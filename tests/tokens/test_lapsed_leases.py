@@ -6,6 +6,7 @@ second world is another process of the same site, whose way to the store heals f
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 
@@ -120,6 +121,23 @@ async def test_who_gives_up_to_save_tokens_does_not_give_the_lease_back(
         await anyio.sleep(LATER)
         site.ways[0].broken.clear()
     assert found == [503, 200]
+    assert await status(at(site.one, browser)) == 200
+    assert site.calls == 1
+
+
+@both_providers
+async def test_whatever_a_store_raises_the_new_tokens_are_kept(make_world: MakeWorld) -> None:
+    """An application's own store may let errors pass that are no StoreError."""
+    site = Site(make_world, **STRICT)
+    browser = await site.one.login()
+    site.one.clock.tick(LIFETIME)
+    site.ways[0].failures.append(AttributeError)
+    site.ways[0].broken |= {"put", "put_all"}
+    with contextlib.suppress(AttributeError):
+        assert await status(at(site.one, browser)) == 500
+    assert site.calls == 1
+    site.ways[0].broken.clear()
+    assert await status(at(site.two, browser)) == 200
     assert await status(at(site.one, browser)) == 200
     assert site.calls == 1
 
