@@ -19,7 +19,8 @@ class Counts:
         token_calls: refreshes that reached CameraManager.
         sessions: logged-in browsers that should have survived.
         lost: those of them that did not.
-        recovered: seconds, at most, from when the store worked again until every request did.
+        recovered: seconds, at most, from when the store worked again until every request did; None
+            where it worked all the while.
         slowest: seconds that a request took, at most.
         wrong: a sentence for each thing that was not as it has to be.
         complaints: what the processes said of it.
@@ -39,7 +40,9 @@ class Counts:
 
     def saw(self, answers: Iterable[Response], *expected: int) -> None:
         """Count answers; only those statuses are right, if any are given."""
+        answers = list(answers)
         found = Counter(answer.status for answer in answers)
+        self.slowest = max([self.slowest, *(answer.seconds for answer in answers)])
         self.answers += found
         if expected:
             others = {status: n for status, n in found.items() if status not in expected}
@@ -56,6 +59,10 @@ class Counts:
         self.lost += of - alive
         self.check(alive == of, f"{of - alive} of {of} sessions lost")
 
+    def recovered_in(self, seconds: float) -> None:
+        """Count an outage after which every request worked again after so long."""
+        self.recovered = max(self.recovered or 0.0, seconds)
+
     def check(self, holds: object, complaint: str) -> None:
         sentence = f"round {self.rounds + 1}: {complaint}"
         if not holds and sentence not in self.wrong:
@@ -67,7 +74,7 @@ class Counts:
             f"{self.scenario:<34} {self.store:<7} rounds {self.rounds:>3}  "
             f"token calls {self.token_calls:>4}  lost {self.lost}/{self.sessions}  {answers}"
         )
-        if self.recovered is not None:
-            line += f"  recovered in {self.recovered:.2f} s  slowest {self.slowest:.1f} s"
+        recovered = "-" if self.recovered is None else f"in {self.recovered:.2f} s"
+        line += f"  recovered {recovered}  slowest {self.slowest:.1f} s"
         wrong = (f"    WRONG {sentence}" for sentence in self.wrong)
         return "\n".join([line, *wrong, *(f"    | {line}" for line in self.complaints)])

@@ -188,17 +188,16 @@ class Load:
         """
         counts, stage = self._counts, self.stage
         counts.saw([seen.response for seen in self._seen], 200, 503)
-        counts.slowest = max(seen.response.seconds for seen in self._seen)
-        counts.recovered = counts.recovered or 0.0
+        counts.recovered_in(0.0)
         for seen in self._seen:
             if seen.response.status == 200:
                 continue
             late = self._after_outage(seen)
             counts.check(late is not None, "an answer besides 200 though nothing was harmed")
-            counts.recovered = max(counts.recovered, late or 0.0)
+            counts.recovered_in(late or 0.0)
+        recovered = counts.recovered or 0.0
         counts.check(
-            counts.recovered <= within,
-            f"recovered {counts.recovered:.1f} s after the store, not {within:.0f} s",
+            recovered <= within, f"recovered {recovered:.1f} s after the store, not {within:.0f} s"
         )
         recover(counts, self._site, stage.cookies)
         counts.survived(self._site.alive(stage.cookies), len(stage.cookies))
@@ -484,7 +483,7 @@ def memory_evicted(stage: Stage, counts: Counts) -> None:
     text = (ROOT / "docs/deployment.md").read_text()
     counts.check("maxmemory-policy" in text, "the documentation does not warn of it")
     stage.prepare()
-    recover(counts, site, stage.cookies)
+    counts.recovered_in(recover(counts, site, stage.cookies))
     counts.survived(site.alive(stage.cookies), len(stage.cookies))
 
 

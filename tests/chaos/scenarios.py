@@ -403,12 +403,13 @@ def logout_everywhere(store: str, repeat: int, side: str) -> Counts:
 
 
 def store_frozen(store: str, repeat: int, seconds: float) -> Counts:
-    """Redis stands still in the middle of a refresh."""
-    counts = Counts(f"redis frozen for {seconds:.0f} s", store)
+    """The server of the store stands still in the middle of a refresh."""
+    counts = Counts(f"store frozen for {seconds:.0f} s", store)
     with rig(store, settings=STRICT) as site:
-        assert site.redis is not None
+        server = site.server
+        assert server is not None
         cookies = [site.login(), site.login(1, "bob@example.com")]
-        patient = seconds < 5  # redis-py waits that long
+        patient = seconds < 5  # the clients wait that long
         for _ in rounds(counts, range(repeat)):
             site.expire()
             mark = site.cm.mark()
@@ -416,25 +417,25 @@ def store_frozen(store: str, repeat: int, seconds: float) -> Counts:
 
             def freeze() -> None:
                 site.cm.wait_for_refresh(mark)  # noqa: B023 - called in this round
-                assert site.redis is not None
-                site.redis.pause()
+                server.pause()
                 time.sleep(seconds)
-                site.redis.resume()
+                server.resume()
 
             answers = site.crowd.ask(site.asks(cookies, 200), (0, freeze))
             site.cm.control(token_latency=0.0)
             counts.saw(answers, *((200,) if patient else (200, 503)))
-            recover(counts, site, cookies)
+            counts.recovered_in(recover(counts, site, cookies))
             counts.called(len(site.cm.refreshes(mark)), 2, 2)
         finish(counts, site, cookies)
     return counts
 
 
 def store_down(store: str, repeat: int) -> Counts:
-    """Redis is killed, in the middle of a refresh too, and comes back."""
-    counts = Counts("redis down and up", store)
+    """The server of the store is killed, in the middle of a refresh too, and comes back."""
+    counts = Counts("store down and up", store)
     with rig(store, settings=STRICT) as site:
-        assert site.redis is not None
+        server = site.server
+        assert server is not None
         cookies = [site.login(), site.login(1, "bob@example.com")]
         for number in rounds(counts, range(repeat)):
             mark = site.cm.mark()
@@ -445,18 +446,17 @@ def store_down(store: str, repeat: int) -> Counts:
 
                 def kill() -> None:
                     site.cm.wait_for_refresh(mark)  # noqa: B023 - called in this round
-                    assert site.redis is not None
-                    site.redis.stop()
+                    server.stop()
                     time.sleep(1.5)
-                    site.redis.start()
+                    server.start()
 
                 counts.saw(site.crowd.ask(site.asks(cookies, 60), (0, kill)), 200, 503)
                 site.cm.control(token_latency=0.0)
             else:
-                site.redis.stop()
+                server.stop()
                 down(counts, site, cookies)
-                site.redis.start()
-            recover(counts, site, cookies)
+                server.start()
+            counts.recovered_in(recover(counts, site, cookies))
             counts.called(len(site.cm.refreshes(mark)), 2 * in_refresh, 2 * in_refresh)
         finish(counts, site, cookies)
     return counts
@@ -477,7 +477,7 @@ def store_locked(store: str, repeat: int) -> Counts:
             down(counts, site, cookies)
             other.execute("ROLLBACK")
             other.close()
-            recover(counts, site, cookies)
+            counts.recovered_in(recover(counts, site, cookies))
             counts.called(len(site.cm.refreshes(mark)), 2, 2)
         finish(counts, site, cookies)
     return counts
@@ -508,7 +508,7 @@ def disk_full(store: str, repeat: int) -> Counts:
 
                 counts.saw(site.crowd.ask(site.asks(cookies, 60), (0, fill_meanwhile)), 200, 503)
                 site.cm.control(token_latency=0.0)
-            recover(counts, site, cookies)
+            counts.recovered_in(recover(counts, site, cookies))
             counts.called(len(site.cm.refreshes(mark)), 2, 2)
         finish(counts, site, cookies)
     return counts
@@ -636,16 +636,19 @@ def down(counts: Counts, site: Rig, cookies: list[str]) -> None:
     counts.saw(site.crowd.ask([Ask(port, "/health", cookies[0]) for port in site.ports]), 200)
 
 
-def recover(counts: Counts, site: Rig, cookies: list[str]) -> None:
-    """Within a few seconds all is well, without anybody's doing."""
-    deadline = time.monotonic() + 30
+def recover(counts: Counts, site: Rig, cookies: list[str]) -> float:
+    """Within a few seconds all is well, without anybody's doing; return how many it took."""
+    began = time.monotonic()
+    deadline = began + 30
     while True:
+        asked = time.monotonic()
         answers = site.crowd.ask(site.asks(cookies, 8 * len(cookies)))
         if {answer.status for answer in answers} == {200} or time.monotonic() > deadline:
             break
         counts.saw(answers, 200, 503)
         time.sleep(0.2)
     counts.saw(answers, 200)
+    return asked - began
 
 
 def rounds(counts: Counts, each: Iterable[T]) -> Iterator[T]:
@@ -674,7 +677,7 @@ class Scenario(NamedTuple):
     stores: tuple[str, ...] = STORES
 
 
-_SQLITE, _REDIS = ("sqlite",), ("redis",)
+_SQLITE, _SERVERS = ("sqlite",), ("redis", "postgres")
 
 SCENARIOS = {
     "expiry": Scenario(expiry, 3, EVERY_STORE),
@@ -705,9 +708,9 @@ SCENARIOS = {
     "logout-user-wsgi": Scenario(partial(logout_everywhere, side="wsgi")),
     "camera-manager-fails": Scenario(camera_manager_fails, 1, _SQLITE),
     "storm": Scenario(storm, 1, EVERY_STORE),
-    "redis-frozen": Scenario(partial(store_frozen, seconds=3), 1, _REDIS),
-    "redis-frozen-long": Scenario(partial(store_frozen, seconds=8), 1, _REDIS),
-    "redis-down": Scenario(store_down, 2, _REDIS),
+    "store-frozen": Scenario(partial(store_frozen, seconds=3), 1, _SERVERS),
+    "store-frozen-long": Scenario(partial(store_frozen, seconds=8), 1, _SERVERS),
+    "store-down": Scenario(store_down, 2, _SERVERS),
     "sqlite-locked": Scenario(store_locked, 1, _SQLITE),
     "disk-full": Scenario(disk_full, 2, _SQLITE),
 }

@@ -20,7 +20,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
@@ -165,7 +165,8 @@ class Loader(RedisStore):
         self._begun.append(True)
         self._pipeline = Redis(port=port).pipeline(transaction=False)
 
-    async def _all(self, *commands: Command) -> list[Any]:
+    async def _all(self, *commands: Command, beside: Sequence[Command] = ()) -> list[Any]:
+        commands += tuple(beside)
         for command in commands:
             is_script = bool(command.source)
             words = ("EVAL", command.source, *command.words[2:]) if is_script else command.words
