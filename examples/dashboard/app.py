@@ -1,14 +1,15 @@
 """An internal dashboard: who is logged in, a card with a picture for each camera, and a live page.
 
 The overview is rendered on the server. The live page is a small front end in the browser that asks
-the API through a proxy; neither shows the browser a token. It runs with both platforms of Eagle
-Eye's: what they call things, and where they have them, is in `CameraManagerAPI` and `EagleEyeAPI`.
+the API through a proxy. The pictures of both come through it, and neither shows the browser a
+token. It runs with both platforms of Eagle Eye's: what they call things, and where they have them,
+is in `CameraManagerAPI` and `EagleEyeAPI`.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,27 +18,18 @@ import httpx2
 from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi import Path as InPath
 from fastapi.exception_handlers import http_exception_handler
-from fastapi.responses import HTMLResponse, StreamingResponse
+from fastapi.responses import HTMLResponse
 from fastapi.staticfiles import StaticFiles
 from fastapi.templating import Jinja2Templates
 from starlette.exceptions import HTTPException as AnyHTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cm_auth_middleware import CMAuthMiddleware
 from cm_auth_middleware.fastapi import CMClient, CMSession
 from cm_auth_middleware.proxy import CMProxy
 
 HERE = Path(__file__).parent
-SNAPSHOT_HEADERS = {
-    # A server makes a snapshot on the fly, and CameraManager asks that it be cached.
-    "Cache-Control": "private, max-age=20",
-    "X-Content-Type-Options": "nosniff",
-}
-SNAPSHOTS_AT_ONCE = 2  # CameraManager limits how many it makes
-NO_PICTURE = (
-    b'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 1280 720">'
-    b'<rect width="1280" height="720" fill="#8a97a3"/><text x="640" y="375" fill="#fff" '
-    b'font-family="sans-serif" font-size="44" text-anchor="middle">No picture just now</text></svg>'
-)
+PICTURES_AT_ONCE = 2  # CameraManager limits how many it makes
 LIVE_EVERY = 10  # seconds between two pictures of a camera on the live page
 CameraId = Annotated[str, InPath(pattern="^[0-9A-Za-z]+$")]
 
@@ -48,8 +40,9 @@ UNUSABLE = (httpx2.HTTPError, ValueError, TypeError, KeyError)
 class CameraManagerAPI:
     """CameraManager's cameras and their pictures.
 
-    `listing` and `thumbnail` are what the live page asks for, through the proxy; `reads` is what
-    the proxy relays, and `pictures` the path that it keeps for some seconds.
+    `picture` is what the overview asks for through the proxy, `listing` and `thumbnail` what the
+    live page does; `reads` is what the proxy relays, and `pictures` the path that it keeps for some
+    seconds.
     """
 
     name = "CameraManager"
@@ -159,18 +152,35 @@ def create_app(**options: Any) -> FastAPI:
     )
     provider = options.get("provider") or os.environ.get("CM_AUTH_PROVIDER", "cameramanager")
     api = app.state.api = APIS.get(provider, CameraManagerAPI)()
-    app.state.snapshots = anyio.Semaphore(SNAPSHOTS_AT_ONCE)
     app.add_exception_handler(AnyHTTPException, error_page)
     app.mount("/static", StaticFiles(directory=HERE / "static"), name="static")
     # One call for all who watch.
-    app.mount("/api/cm", CMProxy(allow=api.reads, cache={api.pictures: LIVE_EVERY / 2}))
+    proxy = CMProxy(allow=api.reads, cache={api.pictures: LIVE_EVERY / 2})
+    app.mount("/api/cm", FewAtOnce(proxy, PICTURES_AT_ONCE))
     app.add_api_route("/", overview, response_class=HTMLResponse)
     app.add_api_route("/cameras/{camera_id}", detail, response_class=HTMLResponse)
-    app.add_api_route("/cameras/{camera_id}/snapshot", snapshot)
     app.add_api_route("/live", live, response_class=HTMLResponse)
     app.add_api_route("/signed-out", signed_out, response_class=HTMLResponse)
     app.add_api_route("/health", health)
     return app
+
+
+class FewAtOnce:
+    """Lets a few requests wait for their responses at a time; the others stand in line."""
+
+    def __init__(self, app: ASGIApp, most: int) -> None:
+        self.app = app
+        self.places = anyio.Semaphore(most)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with AsyncExitStack() as place:
+            await place.enter_async_context(self.places)
+
+            async def begin(message: Message) -> None:
+                await place.aclose()  # a slow browser keeps nobody waiting
+                await send(message)
+
+            await self.app(scope, receive, begin)
 
 
 async def overview(request: Request, cm: CMClient, session: CMSession) -> Response:
@@ -203,30 +213,6 @@ async def detail(
         {"user": session.user, "camera": camera, "trouble": trouble},
         status_code=502 if trouble else 200,
     )
-
-
-async def snapshot(request: Request, camera_id: CameraId, cm: CMClient) -> Response:
-    """Stream a picture from the server to the browser, which never sees a token."""
-    asked = cm.build_request("GET", request.app.state.api.picture.format(id=camera_id))
-    asked.headers["Accept"] = "image/jpeg"
-    try:
-        async with request.app.state.snapshots:
-            answer = await cm.send(asked, stream=True)
-    except httpx2.HTTPError:
-        return Response(NO_PICTURE, 502, media_type="image/svg+xml")
-    if answer.status_code != 200:
-        await answer.aclose()
-        return Response(NO_PICTURE, 502, media_type="image/svg+xml")
-    return StreamingResponse(chunks(answer), media_type="image/jpeg", headers=SNAPSHOT_HEADERS)
-
-
-async def chunks(answer: httpx2.Response) -> AsyncIterator[bytes]:
-    try:
-        async for chunk in answer.aiter_bytes():
-            yield chunk
-    finally:  # also when the browser has gone
-        with anyio.CancelScope(shield=True):
-            await answer.aclose()
 
 
 async def live(request: Request, session: CMSession) -> Response:

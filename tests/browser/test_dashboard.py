@@ -73,6 +73,23 @@ def test_a_person_logs_in_and_sees_every_cameras_picture(context, site) -> None:
 
 
 @both_providers
+def test_every_picture_comes_from_a_server_that_makes_few_at_once(context, cm) -> None:
+    cm.simulator.settings.snapshot_limit = 2
+    cm.simulator.settings.snapshot_latency = 0.3
+    page = context.new_page()
+    log_in(page)
+    assert pictures(page) == [True, True, True]
+
+
+def test_a_picture_that_does_not_come_says_so(context, cm) -> None:
+    cm.simulator.settings.snapshot_limit = 0
+    page = context.new_page()
+    log_in(page)
+    assert pictures(page) == [False, False, False]
+    expect(page.get_by_alt_text("No picture just now")).to_have_count(3)
+
+
+@both_providers
 @pytest.mark.slow
 def test_a_reload_after_the_access_token_expired_goes_unnoticed(context, cm, site) -> None:
     page = context.new_page()

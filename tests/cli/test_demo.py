@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from html import unescape
 
 import httpx2
 import pytest
@@ -51,6 +52,25 @@ def test_the_dashboard_shows_no_character_that_nobody_sees(cm_simulator, cm_logi
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", page)
 
 
+def pictures(page: str) -> list[str]:
+    return [unescape(path) for path in re.findall(r'<img src="([^"]*)"', page)]
+
+
+@pytest.mark.parametrize("cm_provider", ["cameramanager", "eagleeye"])
+def test_a_picture_of_the_overview_is_made_once_for_all_who_look_at_it(
+    cm_simulator, cm_login, cm_provider
+) -> None:
+    app = _dashboard().create_app(provider=cm_provider)
+    browsers = [cm_login(app), cm_login(app)]
+    for browser in browsers:
+        front, *others = pictures(browser.get("/").text)
+        assert len(others) == 2
+        answer = browser.get(front)
+        assert answer.headers["content-type"] == "image/jpeg"
+    path = front.removeprefix("/api/cm").partition("?")[0]
+    assert len(cm_simulator.calls(f"*{path}")) == 1
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("provider", "number"),
@@ -76,7 +96,7 @@ def test_the_demo_serves_a_login_and_cameras_and_ends_cleanly(demo, provider, nu
             page = browser.post(page.url, data={**inputs, **fields})
         assert "Your cameras" in page.text
         assert "Front gate" in page.text
-        picture = browser.get(f"/cameras/{one}/snapshot")
+        picture = browser.get(pictures(page.text)[0])
         assert picture.headers["content-type"] == "image/jpeg"
         assert picture.content.startswith(b"\xff\xd8")
         assert browser.get(f"/cameras/{bobs}").status_code == 404  # another account's camera
