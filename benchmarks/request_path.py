@@ -14,6 +14,8 @@ from starlette.middleware.sessions import SessionMiddleware
 from starlette.requests import HTTPConnection
 
 from cm_auth_middleware import CMAuthMiddleware
+from cm_auth_middleware.sessions import encryption
+from cm_auth_middleware.sessions import session as handlers_view
 
 from . import wsgi_path
 from .ideal import Cookies, IdealMiddleware, SQLiteFind, new_record
@@ -148,15 +150,25 @@ def _contestants(
 
 def forgetting(requests: Requests) -> Call:
     """The same, as when the process has not seen this session, or 4 096 others since."""
-    side = requests.app.engine.async_services
-    remembered = (*side.sessions.cookie._verified.values(), side.sessions._opened)
+    forget = forget_sessions(requests.app.engine.async_services.sessions)
 
     async def call() -> None:
-        for known in remembered:
-            known.clear()
+        forget()
         await requests()
 
     return call
+
+
+def forget_sessions(sessions: Any) -> Callable[[], None]:
+    """Return what empties the caches of a session: its cookie, its record and its user."""
+    forgets = [known.clear for known in (*sessions.cookie._verified.values(), sessions._opened)]
+    forgets += [handlers_view._flat_user.cache_clear, encryption._remembered_id.cache_clear]
+
+    def forget() -> None:
+        for clear in forgets:
+            clear()
+
+    return forget
 
 
 def _session_middleware(runner: asyncio.Runner) -> Requests:
