@@ -37,6 +37,33 @@ def flask_ours() -> Any:
     return app
 
 
+def start_lifespan(application: str) -> None:
+    """Print the seconds from `lifespan.startup` to `lifespan.startup.complete` of an application.
+
+    Starlette makes its middlewares in that time.
+    """
+    import asyncio
+    import time
+
+    app = globals()[application]()
+    came: list[float] = []
+    messages = iter(("lifespan.startup", "lifespan.shutdown"))
+
+    async def receive() -> dict[str, str]:
+        return {"type": next(messages)}
+
+    async def send(message: dict[str, str]) -> None:
+        if message["type"] == "lifespan.startup.complete":
+            came.append(time.perf_counter())
+
+    async def run() -> float:
+        began = time.perf_counter()
+        await app({"type": "lifespan", "asgi": {"version": "3.0"}, "state": {}}, receive, send)
+        return came[0] - began
+
+    print(asyncio.run(run()))
+
+
 def _starlette(*middleware: Any) -> Any:
     from starlette.applications import Starlette
     from starlette.requests import Request
