@@ -54,6 +54,7 @@ _ASKING = {
 
 UVICORN = ("-m", "uvicorn", "--factory", "--no-access-log", "--log-level", "warning")
 GUNICORN = ("-m", "gunicorn", "--worker-class", "gthread", "--log-level", "warning")
+THREADS = (*GUNICORN, "--threads", "4")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +67,17 @@ class _Contestant:
 
 @dataclass(frozen=True, slots=True)
 class _Load:
-    """What a turn of wrk came to; times in seconds, `busy` is the server's processor time."""
+    """What a turn of wrk came to; times in seconds, `busy` is the server's processor time.
+
+    Attributes:
+        rate: requests in a second of the clock, of which wrk itself takes a part.
+    """
 
     requests: int
     busy: float
     median: float
     p99: float
+    rate: float
 
 
 def run() -> Iterator[Figure]:
@@ -143,7 +149,6 @@ def _redirects(
     )
 
 
-_THREADS = (*GUNICORN, "--threads", "4")
 _GET = "Flask, 4 threads, a blocking GET"
 
 
@@ -156,7 +161,7 @@ def _threads_on_redis(
         return
     environment = {**environment, "CM_AUTH_STORE": url}
     servers = {
-        name: _serve(stack, environment, _THREADS, f"benchmarks.served:{app}()")
+        name: _serve(stack, environment, THREADS, f"benchmarks.served:{app}()")
         for name, app in (
             ("Flask, 4 threads, bare", "flask_bare"),
             (_GET, "flask_get"),
@@ -221,26 +226,32 @@ def _compare(contestants: Sequence[_Contestant], against: str | None = None) -> 
         yield Figure(NAME, title, rate, "requests/s", ratio, reference, target)
 
 
-def _take_turns(contestants: Sequence[_Contestant]) -> list[dict[str, list[_Load]]]:
+def _take_turns(
+    contestants: Sequence[_Contestant],
+    *,
+    blocks: int = _BLOCKS,
+    rounds: int = _ROUNDS,
+    seconds: int = _SECONDS,
+) -> list[dict[str, list[_Load]]]:
     names = [contestant.name for contestant in contestants]
     for contestant in contestants:
-        _wrk(contestant)  # warm
-    blocks: list[dict[str, list[_Load]]] = []
-    for _ in range(_BLOCKS):
+        _wrk(contestant, seconds)  # warm
+    found: list[dict[str, list[_Load]]] = []
+    for block in range(blocks):
         loads: dict[str, list[_Load]] = {name: [] for name in names}
-        for shift in range(_ROUNDS):
-            turn = shift % len(contestants)
+        for shift in range(rounds):
+            turn = (block * rounds + shift) % len(contestants)
             for contestant in [*contestants[turn:], *contestants[:turn]]:
-                loads[contestant.name].append(_wrk(contestant))
-        blocks.append(loads)
-    return blocks
+                loads[contestant.name].append(_wrk(contestant, seconds))
+        found.append(loads)
+    return found
 
 
 def _rate(loads: Sequence[_Load]) -> float:
     return sum(load.requests for load in loads) / sum(load.busy for load in loads)
 
 
-def _wrk(contestant: _Contestant) -> _Load:
+def _wrk(contestant: _Contestant, seconds: int) -> _Load:
     headers = [f"{name.decode()}: {value.decode()}" for name, value in BROWSER[1:]]
     headers.append(f"cookie: {contestant.cookie}")
     options = [part for header in headers for part in ("-H", header)]
@@ -250,7 +261,7 @@ def _wrk(contestant: _Contestant) -> _Load:
             "wrk",
             "-t1",
             f"-c{_CONNECTIONS}",
-            f"-d{_SECONDS}s",
+            f"-d{seconds}s",
             "--latency",
             *options,
             contestant.url,
@@ -258,14 +269,17 @@ def _wrk(contestant: _Contestant) -> _Load:
         capture_output=True,
         check=True,
         text=True,
-        timeout=_SECONDS + 30,
+        timeout=seconds + 30,
     )
     busy = _processor_time(contestant.process) - busy
     if "Non-2xx" in done.stdout or "Socket errors" in done.stdout:
         raise RuntimeError(f"{contestant.name} did not answer well:\n{done.stdout}")
     found = re.search(r"(\d+) requests in", done.stdout)
     assert found, done.stdout
-    return _Load(int(found[1]), busy, _latency(done.stdout, 50), _latency(done.stdout, 99))
+    rate = re.search(r"Requests/sec: +([\d.]+)", done.stdout)
+    assert rate, done.stdout
+    latencies = _latency(done.stdout, 50), _latency(done.stdout, 99)
+    return _Load(int(found[1]), busy, *latencies, float(rate[1]))
 
 
 def _processor_time(process: int) -> float:

@@ -173,6 +173,48 @@ def authlib_login() -> Any:
     )
 
 
+def flask_proxied() -> Any:
+    """Our WSGI proxy to the API behind our middleware, and another one that keeps snapshots."""
+    from werkzeug.middleware.dispatcher import DispatcherMiddleware
+
+    from cm_auth_middleware.flask import CMAuth
+    from cm_auth_middleware.proxy import CMWSGIProxy
+
+    from .wsgi_path import bare_app
+
+    allow, cache = ["GET /rest/*"], {"/rest/v2.4/cameras/*/snapshot": 3600}
+    proxies = {"/cm": CMWSGIProxy(allow=allow), "/kept": CMWSGIProxy(allow=allow, cache=cache)}
+    app = bare_app()
+    app.wsgi_app = DispatcherMiddleware(app.wsgi_app, proxies)  # type: ignore[method-assign]
+    CMAuth(app)
+    return app
+
+
+def flask_relay() -> Any:
+    """The relay that one would write by hand for Flask; see `relay`."""
+    import flask
+    import httpx2
+
+    client = httpx2.Client(
+        base_url=os.environ["CM_AUTH_BASE_URL"],
+        headers={"Authorization": f"Bearer {BEARER}"},
+    )
+    kept = ("content-type", "content-length", "content-range", "accept-ranges", "etag")
+    app = flask.Flask("relay")
+
+    @app.get("/cm/<path:path>")
+    def endpoint(path: str) -> flask.Response:
+        sent = flask.request.headers
+        asked = {name: sent[name] for name in ("range",) if name in sent}
+        answer = client.send(client.build_request("GET", f"/{path}", headers=asked), stream=True)
+        headers = {name: answer.headers[name] for name in kept if name in answer.headers}
+        response = flask.Response(answer.iter_raw(), answer.status_code, headers)
+        response.call_on_close(answer.close)
+        return response
+
+    return app
+
+
 def flask_bare() -> Any:
     """Flask that asks nobody who they are."""
     from .wsgi_path import bare_app
