@@ -14,8 +14,6 @@ from starlette.middleware.sessions import SessionMiddleware
 from starlette.requests import HTTPConnection
 
 from cm_auth_middleware import CMAuthMiddleware
-from cm_auth_middleware.sessions import encryption
-from cm_auth_middleware.sessions import session as handlers_view
 
 from . import wsgi_path
 from .ideal import Cookies, IdealMiddleware, SQLiteFind, new_record
@@ -28,6 +26,7 @@ from .world import (
     Requests,
     SimulatedWorld,
     close,
+    forget_sessions,
     redis_server,
     sqlite_url,
 )
@@ -157,18 +156,6 @@ def forgetting(requests: Requests) -> Call:
         await requests()
 
     return call
-
-
-def forget_sessions(sessions: Any) -> Callable[[], None]:
-    """Return what empties the caches of a session: its cookie, its record and its user."""
-    forgets = [known.clear for known in (*sessions.cookie._verified.values(), sessions._opened)]
-    forgets += [handlers_view._flat_user.cache_clear, encryption._remembered_id.cache_clear]
-
-    def forget() -> None:
-        for clear in forgets:
-            clear()
-
-    return forget
 
 
 def _session_middleware(runner: asyncio.Runner) -> Requests:

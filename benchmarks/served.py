@@ -183,7 +183,8 @@ def flask_proxied() -> Any:
     from .wsgi_path import bare_app
 
     allow, cache = ["GET /rest/*"], {"/rest/v2.4/cameras/*/snapshot": 3600}
-    proxies = {"/cm": CMWSGIProxy(allow=allow), "/kept": CMWSGIProxy(allow=allow, cache=cache)}
+    proxies: dict[str, Any] = {"/cm": CMWSGIProxy(allow=allow)}
+    proxies["/kept"] = CMWSGIProxy(allow=allow, cache=cache)
     app = bare_app()
     app.wsgi_app = DispatcherMiddleware(app.wsgi_app, proxies)  # type: ignore[method-assign]
     CMAuth(app)

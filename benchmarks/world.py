@@ -9,13 +9,15 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import parse_qs, urlsplit
 
 import httpx2
 
+from cm_auth_middleware.sessions import encryption
+from cm_auth_middleware.sessions import session as handlers_view
 from cm_auth_middleware.testing import Settings, Simulator, SimulatorServer
 
 ORIGIN = "http://localhost:8000"
@@ -119,6 +121,18 @@ async def close(app: Any) -> None:
     await app.engine.close()
 
 
+def forget_sessions(sessions: Any) -> Callable[[], None]:
+    """Return what empties the caches of a session: its cookie, its record and its user."""
+    forgets = [known.clear for known in (*sessions.cookie._verified.values(), sessions._opened)]
+    forgets += [handlers_view._flat_user.cache_clear, encryption._remembered_id.cache_clear]
+
+    def forget() -> None:
+        for clear in forgets:
+            clear()
+
+    return forget
+
+
 def _session_cookie(answer: httpx2.Response) -> str:
     value = answer.cookies.get(COOKIE)
     assert value, f"the login gave no session but {answer.status_code}: {answer.text[:200]}"
@@ -178,8 +192,11 @@ async def _receive() -> dict[str, Any]:
 class WSGIRequests:
     """Calls a WSGI app with the same GET again and again; see `Requests`."""
 
-    def __init__(self, app: Any, cookie: str | None = None, path: str = "/") -> None:
+    def __init__(
+        self, app: Any, cookie: str | None = None, path: str = "/", status: int = 200
+    ) -> None:
         self.app = app
+        self._wanted = str(status)
         self._environ = {
             "REQUEST_METHOD": "GET",
             "SCRIPT_NAME": "",
@@ -205,8 +222,8 @@ class WSGIRequests:
         b"".join(answer)
         if hasattr(answer, "close"):
             answer.close()
-        if not self._status.startswith("200"):
-            raise AssertionError(f"{self._status} came back instead of 200")
+        if not self._status.startswith(self._wanted):
+            raise AssertionError(f"{self._status} came back instead of {self._wanted}")
 
     def _start_response(self, status: str, headers: Any, exc_info: Any = None) -> Any:
         self._status = status

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
 
@@ -15,7 +15,15 @@ from cm_auth_middleware.flask import CMAuth, cm_session
 from .ideal import Cookies, IdealWSGIMiddleware, new_record
 from .measure import Costs, one_processor, repeated, take_turns
 from .report import Figure
-from .world import COOKIE, SECRET_KEY, USER, SimulatedWorld, WSGIRequests, redis_server
+from .world import (
+    COOKIE,
+    SECRET_KEY,
+    USER,
+    SimulatedWorld,
+    WSGIRequests,
+    forget_sessions,
+    redis_server,
+)
 
 _BARE, _SESSIONS = "a bare Flask application", "Flask's session"
 _SESSION = {"user": USER, "scope": "write", "logged_in_at": 1_800_000_000.0, "csrf": "x" * 32}
@@ -51,7 +59,9 @@ def run(benchmark: str, *, quick: bool) -> Iterator[Figure]:
     """Measure the request path of WSGI."""
     effort = {"blocks": 5, "rounds": 10} if quick else {}
     with one_processor(), ExitStack() as stack:
-        local = {_BARE: WSGIRequests(bare_app(), f"theme=dark; {COOKIE}={'x' * 130}")}
+        local: dict[str, Any] = {
+            _BARE: WSGIRequests(bare_app(), f"theme=dark; {COOKIE}={'x' * 130}")
+        }
         remote = {}
         redis = None
         if not quick:
@@ -66,6 +76,10 @@ def run(benchmark: str, *, quick: bool) -> Iterator[Figure]:
                 return WSGIRequests(app, f"theme=dark; {COOKIE}={world.log_in_wsgi(app)}", "/who")
 
             local["ours, WSGI, memory"] = ours("memory://")
+            if not quick:
+                local["ours, WSGI, memory, nothing remembered"] = forgetting(ours("memory://"))
+                visited = local["ours, WSGI, memory"].app
+                local["ours, WSGI, redirect to the login"] = WSGIRequests(visited, status=302)
             if redis:
                 remote = {name: local[name] for name in (_BARE, _SESSIONS)}
                 remote["ours, WSGI, Redis"] = ours(redis)
@@ -77,6 +91,18 @@ def run(benchmark: str, *, quick: bool) -> Iterator[Figure]:
         if remote:
             turns = {name: repeated(call, waits=True) for name, call in remote.items()}
             yield from _figures(benchmark, take_turns(turns, **effort), list(turns)[2:], _SESSIONS)
+
+
+def forgetting(requests: WSGIRequests) -> Callable[[], None]:
+    """The same, as when the process has not seen this session; see that of `request_path`."""
+    engine = requests.app.extensions["cm_auth"]
+    forget = forget_sessions(engine.thread_services.sessions)
+
+    def call() -> None:
+        forget()
+        requests()
+
+    return call
 
 
 def _flask_session(app: Flask) -> WSGIRequests:
