@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 
 from . import soak
-from .fleets import FLEET_SCENARIOS, KINDS, Stages, by_kind
+from .fleets import KINDS, Stages, by_kind
 from .rig import EVERY_STORE
 from .scenarios import SCENARIOS, NotPlayedError
 
@@ -61,13 +61,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 continue
             began = time.monotonic()
             try:
-                counts = FLEET_SCENARIOS[name].play(name, stages.get(kind), options.repeat)
+                for counts in stages.play(kind, name, options.repeat):
+                    print(f"{counts}  ({time.monotonic() - began:.0f} s)", flush=True)
             except NotPlayedError as reason:
                 print(f"{name:<28} {kind:<7} NOT PLAYED: {reason}", flush=True)
                 failed = True
                 continue
             failed |= bool(counts.wrong)
-            print(f"{counts}  ({time.monotonic() - began:.0f} s)", flush=True)
     return int(failed)
 
 

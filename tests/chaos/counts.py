@@ -22,7 +22,8 @@ class Counts:
         recovered: seconds, at most, from when the store worked again until every request did; None
             where it worked all the while.
         slowest: seconds that a request took, at most.
-        wrong: a sentence for each thing that was not as it has to be.
+        faults: a sentence for each thing that was not as it has to be.
+        late: a sentence for each thing that took too long, as anything does on a busy machine.
         complaints: what the processes said of it.
     """
 
@@ -35,8 +36,19 @@ class Counts:
     lost: int = 0
     recovered: float | None = None
     slowest: float = 0.0
-    wrong: list[str] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+    late: list[str] = field(default_factory=list)
     complaints: list[str] = field(default_factory=list)
+
+    @property
+    def wrong(self) -> list[str]:
+        """All sentences: nothing of this may be."""
+        return self.faults + self.late
+
+    @property
+    def is_merely_late(self) -> bool:
+        """True if all was as it has to be, but for how long it took."""
+        return bool(self.late) and not self.faults
 
     def saw(self, answers: Iterable[Response], *expected: int) -> None:
         """Count answers; only those statuses are right, if any are given."""
@@ -64,9 +76,16 @@ class Counts:
         self.recovered = max(self.recovered or 0.0, seconds)
 
     def check(self, holds: object, complaint: str) -> None:
+        self._note(self.faults, holds, complaint)
+
+    def check_time(self, holds: object, complaint: str) -> None:
+        """Like `check`, for what took its time."""
+        self._note(self.late, holds, complaint)
+
+    def _note(self, sentences: list[str], holds: object, complaint: str) -> None:
         sentence = f"round {self.rounds + 1}: {complaint}"
-        if not holds and sentence not in self.wrong:
-            self.wrong.append(sentence)
+        if not holds and sentence not in sentences:
+            sentences.append(sentence)
 
     def __str__(self) -> str:
         answers = " ".join(f"{n}x{status}" for status, n in sorted(self.answers.items()))
@@ -76,5 +95,6 @@ class Counts:
         )
         recovered = "-" if self.recovered is None else f"in {self.recovered:.2f} s"
         line += f"  recovered {recovered}  slowest {self.slowest:.1f} s"
-        wrong = (f"    WRONG {sentence}" for sentence in self.wrong)
+        wrong = [f"    WRONG {sentence}" for sentence in self.faults]
+        wrong += [f"    LATE {sentence}" for sentence in self.late]
         return "\n".join([line, *wrong, *(f"    | {line}" for line in self.complaints)])

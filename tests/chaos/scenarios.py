@@ -647,8 +647,11 @@ def recover(counts: Counts, site: Rig, cookies: list[str]) -> float:
             break
         counts.saw(answers, 200, 503)
         time.sleep(0.2)
-    counts.saw(answers, 200)
-    return asked - began
+    counts.saw(answers, 200, 503)
+    took = asked - began
+    found = {answer.status for answer in answers}
+    counts.check_time(503 not in found, f"503 still after {took:.0f} s")
+    return took
 
 
 def rounds(counts: Counts, each: Iterable[T]) -> Iterator[T]:

@@ -1,5 +1,7 @@
 """Plays each scenario with each kind of fleet that it is for: `pytest -m fleets`.
 
+A play that was merely late is followed by a second one; both are printed.
+
 What cannot be played is skipped, or fails where CM_AUTH_REQUIRE_FLEETS=1; for fleets with a node in
 a network namespace, where CM_AUTH_REQUIRE_NAMESPACES=1.
 """
@@ -12,10 +14,10 @@ from collections.abc import Iterator
 import pytest
 
 from .conftest import PLAYED
-from .fleets import APART, FLEET_SCENARIOS, Stages, by_kind
+from .fleets import APART, Stages, by_kind
 from .scenarios import NotPlayedError
 
-pytestmark = [pytest.mark.fleets, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.fleets, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")
@@ -27,14 +29,11 @@ def stages() -> Iterator[Stages]:
 @pytest.mark.parametrize(("kind", "name"), by_kind())
 def test_fleet(kind: str, name: str, stages: Stages, pytestconfig: pytest.Config) -> None:
     try:
-        counts = FLEET_SCENARIOS[name].play(name, stages.get(kind))
+        for counts in stages.play(kind, name):
+            pytestconfig.stash[PLAYED].append(counts)
     except NotPlayedError as reason:
         needed = "NAMESPACES" if kind in APART else "FLEETS"
         if os.environ.get(f"CM_AUTH_REQUIRE_{needed}") == "1":
             pytest.fail(f"NOT PLAYED: {reason}")
         pytest.skip(f"NOT PLAYED: {reason}")
-    except BaseException:
-        stages.close()  # nobody knows what is left of it
-        raise
-    pytestconfig.stash[PLAYED].append(counts)
     assert not counts.wrong, f"\n{counts}"
