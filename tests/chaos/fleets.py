@@ -251,18 +251,35 @@ class Load:
 # -- primaries that die or stand still -----------------------------------------------------
 
 
-def primary_killed(stage: Stage, counts: Counts, *, in_storm: bool) -> None:
+def primary_killed(stage: Stage, counts: Counts) -> None:
     """The primary dies (kill -9), and comes back empty when another one has taken its place."""
     kill = stage.fleet.primary().stop
     with Load(stage, counts) as load:
-        if in_storm:
-            # In the first round, when leases were taken; in the next, when tokens were saved.
-            load.storm((0.05 + 0.2 * counts.rounds, partial(load.outage, kill)))
-        else:
-            load.outage(kill)
+        load.outage(kill)
         load.rest()
         load.outage(stage.mend)
-    load.conclude(expiries=int(in_storm))
+    load.conclude(expiries=0)
+
+
+def primary_killed_in_storm(stage: Stage, counts: Counts, *, saving: bool) -> None:
+    """The primary dies when all access tokens have expired.
+
+    Args:
+        saving: it dies when new tokens are on their way to it; otherwise when leases are.
+    """
+    kill, camera_manager = stage.fleet.primary().stop, stage.site.cm
+    mark = camera_manager.mark()
+
+    def kill_in_time() -> None:
+        if saving:
+            camera_manager.wait_for_refresh(mark, answered=True)
+        load.outage(kill)
+
+    with Load(stage, counts) as load:
+        load.storm((0.05, kill_in_time))
+        load.rest()
+        load.outage(stage.mend)
+    load.conclude(expiries=1)
 
 
 def primary_stopped(stage: Stage, counts: Counts, *, seconds: float) -> None:
@@ -623,10 +640,11 @@ class FleetScenario(NamedTuple):
 
 FLEET_SCENARIOS = {
     "primary-cut-off": FleetScenario(primary_cut_off, APART[:2]),
-    "primary-killed": FleetScenario(partial(primary_killed, in_storm=False)),
+    "primary-killed": FleetScenario(primary_killed),
     "primary-killed-in-storm": FleetScenario(
-        partial(primary_killed, in_storm=True), (*_BOTH, *_TLS, *_VALKEY)
+        partial(primary_killed_in_storm, saving=False), (*_BOTH, *_TLS, *_VALKEY)
     ),
+    "primary-killed-while-saving": FleetScenario(partial(primary_killed_in_storm, saving=True)),
     "primary-stopped": FleetScenario(partial(primary_stopped, seconds=0.7)),
     "primary-returns": FleetScenario(primary_returns, (*_BOTH, *_VALKEY)),
     "replica-behind": FleetScenario(replica_behind),
