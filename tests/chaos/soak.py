@@ -1,7 +1,8 @@
 """A million sessions for twenty minutes: `python -m tests.chaos soak`, or `pytest -m soak`.
 
 Sessions expire, are logged out and made anew, and primaries fail, while browsers ask at a steady
-rate. At the end memory and connections must be flat, and no session lost. The environment says how
+rate. At the end memory and connections must be flat, Redis' too, no session lost, and none open
+that was logged out. The environment says how
 large it is: CM_AUTH_SOAK_SESSIONS (1 000 000), CM_AUTH_SOAK_MINUTES (20), CM_AUTH_SOAK_PROCESSES
 (8), and CM_AUTH_SOAK_RATE (60 requests a second).
 """
@@ -12,6 +13,7 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import math
 import os
 import random
 import subprocess
@@ -46,9 +48,13 @@ _LEEWAY = 60.0  # seconds before that a refresh is due
 _AT_ONCE = 1_000  # commands that a loader sends at a time
 _LOADERS = 2
 _LOGOUTS = 0.01  # of the requests
+_AGAIN = 0.01  # of the requests: with the cookie of a session that was logged out
+_SERVED = 0.95  # of the answers, at least, are those of a store that works
 _FAILOVER_EVERY = 240.0  # seconds
 _MORE_MEMORY = 1.15  # the last third of the time over the second third
 _MORE_CONNECTIONS = 1.3
+_POOL = 16  # connections to the store that a process may have: failovers fill the pools
+_OUT = "/"  # the path at which only sessions that were logged out ask
 
 
 @dataclass(frozen=True)
@@ -71,7 +77,10 @@ class Size:
 
 @dataclass(frozen=True)
 class Sample:
-    """What the processes use at a moment: mebibytes and connections of all, and Redis' share."""
+    """What the processes use at a moment, and Redis: mebibytes and connections of all.
+
+    What Redis uses is 0 in a failover, when nobody can tell.
+    """
 
     memory: float
     connections: int
@@ -81,58 +90,86 @@ class Sample:
 
 @dataclass
 class Outcome:
-    """What came of a soak."""
+    """What came of a soak.
+
+    Attributes:
+        answers: how often each status came.
+        out_answers: likewise, for sessions that were asked for after their logout.
+        returned: those of them that worked.
+    """
 
     size: Size
     bytes_per_session: float = 0.0
     samples: list[Sample] = field(default_factory=list)
     answers: Counter[int] = field(default_factory=Counter)
+    out_answers: Counter[int] = field(default_factory=Counter)
     slowest: float = 0.0
     lost: int = 0
-    returned: int = 0
     refreshes: int = 0
     reused: int = 0
     logouts: int = 0
     failovers: int = 0
 
     @property
+    def returned(self) -> int:
+        return self.out_answers[200]
+
+    @property
+    def served(self) -> float:
+        """The share of the answers that a store that works gives."""
+        return (self.answers[200] + self.answers[303]) / max(1, self.answers.total())
+
+    @property
     def wrong(self) -> list[str]:
         """A sentence for each thing that is not as it has to be."""
+        pools = _POOL * self.size.processes
         memory = self._growth(lambda sample: sample.memory)
-        connections = self._growth(lambda sample: sample.connections)
-        others = {status for status in self.answers if status not in (200, 303, 401, 503)}
+        connections = self._growth(lambda sample: max(sample.connections, pools))
+        redis_memory = self._growth(lambda sample: sample.redis_memory)
+        redis_clients = self._growth(lambda s: s.redis_clients and max(s.redis_clients, pools))
+        others = {*self.answers, *self.out_answers} - {200, 303, 401, 503}
         found = {
             f"{self.lost} sessions lost": self.lost,
             f"only {self.failovers} failovers": self.failovers < 2,
             f"{self.reused} refresh tokens used twice": self.reused,
             f"{self.returned} sessions worked after their logout": self.returned,
+            "no session was refused after its logout": not self.out_answers[401],
+            "no session was refreshed": not self.refreshes,
+            "no session was logged out": not self.logouts,
+            f"only {self.served:.1%} of the answers are 200 or 303": self.served < _SERVED,
             f"answers besides 200, 303, 401 and 503: {others}": others,
             f"memory grew by {memory:.2f}": memory > _MORE_MEMORY,
             f"connections grew by {connections:.2f}": connections > _MORE_CONNECTIONS,
+            f"Redis' memory grew by {redis_memory:.2f}": redis_memory > _MORE_MEMORY,
+            f"Redis' clients grew by {redis_clients:.2f}": redis_clients > _MORE_CONNECTIONS,
         }
         return [sentence for sentence, is_so in found.items() if is_so]
 
     def _growth(self, value: Callable[[Sample], float]) -> float:
-        """Return the mean of the last third over that of the second."""
+        """Return the mean of the last third over that of the second, of what was measured."""
         third = len(self.samples) // 3
-        if not third:
-            return 1.0
-        second, last = self.samples[third : 2 * third], self.samples[-third:]
-        return fmean(map(value, last)) / fmean(map(value, second))
+        second = [found for found in map(value, self.samples[third : 2 * third]) if found]
+        last = [found for found in map(value, self.samples[-third:]) if found]
+        return fmean(last) / fmean(second) if second and last else math.inf
 
     def __str__(self) -> str:
-        statuses = " ".join(f"{n}x{status}" for status, n in sorted(self.answers.items()))
         size = self.size
         return "\n".join(
             [
                 f"{size.sessions} sessions, {size.minutes:g} minutes, {size.processes} processes, "
                 f"{size.rate:g} requests/s",
-                f"{statuses}  slowest {self.slowest:.1f} s  refreshes {self.refreshes}  "
-                f"logouts {self.logouts}  failovers {self.failovers}  lost {self.lost}  "
+                f"{_listed(self.answers)}  slowest {self.slowest:.1f} s  "
+                f"refreshes {self.refreshes}  logouts {self.logouts}  "
+                f"failovers {self.failovers}  lost {self.lost}  "
                 f"{self.bytes_per_session:.0f} bytes of Redis a session",
+                f"asked for after their logout: {_listed(self.out_answers)}",
                 *(f"WRONG {sentence}" for sentence in self.wrong),
             ]
         )
+
+
+def _listed(answers: Counter[int]) -> str:
+    return " ".join(f"{n}x{status}" for status, n in sorted(answers.items()))
 
 
 def ticket(number: int) -> Ticket:
@@ -189,7 +226,7 @@ async def write_all(options: dict[str, Any], port: int, numbers: range) -> None:
 
 
 class Browsers:
-    """Somebody with each session, who asks at random, and sometimes logs out."""
+    """Somebody with each session, who asks at random, and sometimes logs out, and asks again."""
 
     def __init__(self, rig: Rig, outcome: Outcome) -> None:
         self._rig = rig
@@ -199,10 +236,13 @@ class Browsers:
         self._numbers = list(range(self._next))
         self._asked: dict[str, int] = {}
         self._out: set[int] = set()
+        self._ended: list[str] = []  # cookies, from when their logout was answered
         self.to_write: list[int] = []
 
     def asks(self) -> Iterator[Ask]:
         while True:
+            if self._ended and random.random() < _AGAIN:
+                yield Ask(random.choice(self._rig.ports), _OUT, random.choice(self._ended))
             at = random.randrange(len(self._numbers))
             number, port = self._numbers[at], random.choice(self._rig.ports)
             cookie = self._signer.dump(ticket(number))
@@ -219,11 +259,16 @@ class Browsers:
 
     def note(self, ask: Ask, answer: Response) -> None:
         outcome, number = self._outcome, self._asked[ask.cookie]
-        outcome.answers[answer.status] += 1
         outcome.slowest = max(outcome.slowest, answer.seconds)
+        if ask.path == _OUT:
+            outcome.out_answers[answer.status] += 1
+            return
+        outcome.answers[answer.status] += 1
         if ask.method == "POST":
-            outcome.logouts += answer.status == 303
             self._out.add(number)
+            if answer.status == 303:
+                outcome.logouts += 1
+                self._ended.append(ask.cookie)
         elif answer.status in ENDED:
             outcome.lost += number not in self._out
 
@@ -308,10 +353,10 @@ def _sample_each_minute(
             _redis_clients(fleet),
         )
         outcome.samples.append(sample)
-        answers = " ".join(f"{n}x{status}" for status, n in sorted(outcome.answers.items()))
         say(
             f"{(time.monotonic() - began) / 60:6.1f} {sample.memory:4.0f} {sample.connections:12} "
-            f"{sample.redis_memory:13.0f} {sample.redis_clients:12}  {answers}  {outcome.lost}"
+            f"{sample.redis_memory:13.0f} {sample.redis_clients:12}  "
+            f"{_listed(outcome.answers)}  {outcome.lost}"
         )
 
 

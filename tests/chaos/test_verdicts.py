@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from . import fleets
 from .counts import Counts
 from .crowd import Response
 from .fleets import FleetScenario, LateError, Stages
+from .soak import Outcome, Sample, Size
 
 # -- fleets --------------------------------------------------------------------------------
 
@@ -105,3 +108,79 @@ def test_a_second_play_that_is_good_is_the_last_one(monkeypatch: pytest.MonkeyPa
     assert first.is_merely_late
     assert "LATE round 1: recovered" in str(first)
     assert not second.wrong
+
+
+# -- soaks ---------------------------------------------------------------------------------
+
+SAMPLE = Sample(memory=600, connections=160, redis_memory=870, redis_clients=130)
+NOBODY_TELLS = replace(SAMPLE, redis_memory=0, redis_clients=0)
+
+
+def good() -> Outcome:
+    outcome = Outcome(Size(1_000_000, 20, 8, 60), refreshes=60, logouts=6, failovers=2)
+    outcome.samples = [SAMPLE, SAMPLE, NOBODY_TELLS] * 3
+    outcome.answers = Counter({200: 950, 303: 6, 401: 1, 503: 43})
+    outcome.out_answers = Counter({401: 7, 503: 1})
+    return outcome
+
+
+def test_a_good_soak_has_nothing_wrong() -> None:
+    assert good().wrong == []
+
+
+def grown(**more: Any) -> Callable[[Outcome], None]:
+    def grow(outcome: Outcome) -> None:
+        outcome.samples[-3:] = [NOBODY_TELLS, *[replace(SAMPLE, **more)] * 2]
+
+    return grow
+
+
+def counted(**numbers: Any) -> Callable[[Outcome], None]:
+    def count(outcome: Outcome) -> None:
+        for name, number in numbers.items():
+            setattr(outcome, name, number)
+
+    return count
+
+
+@pytest.mark.parametrize(
+    ("spoil", "complaint"),
+    [
+        (counted(lost=1), "1 sessions lost"),
+        (counted(failovers=1), "only 1 failovers"),
+        (counted(reused=2), "2 refresh tokens used twice"),
+        (counted(refreshes=0), "no session was refreshed"),
+        (counted(logouts=0), "no session was logged out"),
+        (counted(out_answers=Counter({200: 1, 401: 7})), "1 sessions worked after their logout"),
+        (counted(out_answers=Counter({503: 7})), "no session was refused after its logout"),
+        (
+            counted(answers=Counter({200: 900, 303: 6, 503: 94})),
+            "only 90.6% of the answers are 200 or 303",
+        ),
+        (
+            counted(answers=Counter({200: 999, 500: 1})),
+            "answers besides 200, 303, 401 and 503: {500}",
+        ),
+        (grown(memory=800), "memory grew by 1.22"),
+        (grown(connections=240), "connections grew by 1.33"),
+        (grown(redis_memory=1100), "Redis' memory grew by 1.26"),
+        (grown(redis_clients=195), "Redis' clients grew by 1.50"),
+    ],
+)
+def test_a_soak_says_what_is_wrong(spoil: Callable[[Outcome], None], complaint: str) -> None:
+    outcome = good()
+    spoil(outcome)
+    assert outcome.wrong == [complaint]
+
+
+def test_pools_that_a_failover_fills_are_no_leak() -> None:
+    outcome = good()
+    empty = replace(SAMPLE, connections=30, redis_clients=20)
+    outcome.samples = [empty] * 6 + [replace(SAMPLE, connections=128, redis_clients=128)] * 3
+    assert outcome.wrong == []
+
+
+def test_what_was_never_measured_is_not_flat() -> None:
+    outcome = good()
+    outcome.samples = [NOBODY_TELLS] * 9
+    assert outcome.wrong == ["Redis' memory grew by inf", "Redis' clients grew by inf"]
