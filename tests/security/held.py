@@ -38,6 +38,7 @@ class HeldCalls:
 
     Attributes:
         held: names of calls that wait.
+        paused: names of calls that are answered 429, with the ``Retry-After`` of that.
         under_way: calls that have not been answered, by name.
         most: the most of these at one time.
     """
@@ -45,6 +46,7 @@ class HeldCalls:
     def __init__(self, simulator: Simulator) -> None:
         self.simulator = simulator
         self.held: set[str] = set()
+        self.paused: dict[str, str] = {}
         self.under_way: Counter[str] = Counter()
         self.most: Counter[str] = Counter()
 
@@ -68,9 +70,18 @@ class HeldCalls:
         try:
             while name in self.held:
                 await anyio.sleep(0.02)
-            await self.simulator(scope, again, send)
+            if name in self.paused:
+                await _refuse(send, self.paused[name])
+            else:
+                await self.simulator(scope, again, send)
         finally:
             self.under_way[name] -= 1
+
+
+async def _refuse(send: Send, retry_after: str) -> None:
+    headers = [(b"retry-after", retry_after.encode())]
+    await send({"type": "http.response.start", "status": 429, "headers": headers})
+    await send({"type": "http.response.body", "body": b""})
 
 
 class HeldSite:
@@ -124,6 +135,14 @@ class HeldSite:
         if expired:
             time.sleep(0.6)
         return client
+
+    def callback(self) -> Callable[[], httpx2.Response]:
+        """Begin a login as a visitor, up to the consent; return what sends its callback."""
+        visitor = self.visitor()
+        query = httpx2.URL(visitor.get("/auth/login").headers["location"]).params
+        uri = query["redirect_uri"]
+        code = self.simulator.issue_code(ANNA, uri, query["code_challenge"])
+        return lambda: visitor.get(uri, params={"code": code, "state": query["state"]})
 
     def junk(self) -> Callable[[], httpx2.Response]:
         """Begin a login as a visitor; return what sends its callback, with an invented code."""
