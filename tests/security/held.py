@@ -39,7 +39,7 @@ EXCHANGE, REFRESH = "authorization_code", "refresh_token"
 SNAPSHOT = "/rest/v2.4/cameras/2001/snapshot"
 PROXY: dict[str, Any] = {"allow": [f"GET {SNAPSHOT}"], "cache": {SNAPSHOT: 60}}
 NEIGHBOUR = "another application"
-_MOUNT = "TEST_MOUNT"  # the variable that tells gunicorn's worker of it
+_MOUNT = "TEST_MOUNT"  # the variable that tells a process of it
 
 
 class HeldCalls:
@@ -103,10 +103,22 @@ class HeldSite:
     Args:
         server: of `WSGI`, each with `THREADS`, or ``uvicorn``.
         mount: the path that it is at, if it is not the root; `NEIGHBOUR` answers beside it then.
+        is_apart: lets uvicorn run in a process of its own, as gunicorn does.
         options: of the middleware, as strings.
+
+    Attributes:
+        port: where the server listens, if it is not a uvicorn in this process.
     """
 
-    def __init__(self, server: str, stack: ExitStack, *, mount: str = "", **options: str) -> None:
+    def __init__(
+        self,
+        server: str,
+        stack: ExitStack,
+        *,
+        mount: str = "",
+        is_apart: bool = False,
+        **options: str,
+    ) -> None:
         self.simulator = Simulator()
         self.calls = HeldCalls(self.simulator)
         self._stack = stack
@@ -120,20 +132,20 @@ class HeldSite:
             "timeout": str(TIMEOUT),
             **options,
         }
-        self.mount = mount
-        if server == "uvicorn":
+        if server == "uvicorn" and not is_apart:
             app: Any = _mounted(CMAuthMiddleware(_asgi_app(), **given), mount)
             self.url = stack.enter_context(AppServer(app, log_level="critical")).url + mount
             return
-        if server == "gunicorn":
-            app = f"{__name__}:application"
-            given = {f"CM_AUTH_{name.upper()}": value for name, value in given.items()}
-            given[_MOUNT] = mount
-            port = stack.enter_context(served(server, app, threads=THREADS, **given))
-        else:
+        threads = {} if server == "uvicorn" else {"threads": THREADS}
+        if server == "waitress":
             app = _mounted_wsgi(CMAuthWSGIMiddleware(_wsgi_app(), **given), mount)
-            port = stack.enter_context(served(server, app, threads=THREADS))
-        self.url = f"http://127.0.0.1:{port}{mount}"
+            environment = {}
+        else:
+            app = f"{__name__}:{'asgi' if server == 'uvicorn' else 'wsgi'}_application"
+            environment = {f"CM_AUTH_{name.upper()}": value for name, value in given.items()}
+            environment[_MOUNT] = mount
+        self.port = stack.enter_context(served(server, app, **threads, **environment))
+        self.url = f"http://127.0.0.1:{self.port}{mount}"
         stack.callback(self.calls.held.clear)  # before the server waits for its threads
 
     def visitor(self) -> httpx2.Client:
@@ -264,7 +276,9 @@ def _mounted_wsgi(app: Any, mount: str) -> Any:
 
 
 def __getattr__(name: str) -> Any:
-    """What gunicorn names by ``module:variable``: its options come from the environment."""
-    if name == "application":
+    """What servers name by ``module:variable``: its options come from the environment."""
+    if name == "wsgi_application":
         return _mounted_wsgi(CMAuthWSGIMiddleware(_wsgi_app()), os.environ[_MOUNT])
+    if name == "asgi_application":
+        return _mounted(CMAuthMiddleware(_asgi_app()), os.environ[_MOUNT])
     raise AttributeError(name)
