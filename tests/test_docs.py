@@ -154,6 +154,9 @@ SEARCHED = {
     "mail-links": ["links in mails", "chat", "snapshot"],
     "no-store": ["no-store", "bfcache", "304", "back button"],
     "offline": ["offline", "service worker", "PWA", "manifest", "use-credentials"],
+    "large-sessions": ["16 kB", "session.data", "cache_size"],
+    "large-users": ["8 kB", "100 kB", "32 levels", "502"],
+    "eight-cookies": ["8 cookies", "neighbouring host"],
     "csrf-tokens": ["CSRF"],
     "origin-null": ["Origin: null"],
     "rate-limits": ["rate limit", "CAPTCHA"],
@@ -174,7 +177,8 @@ def test_what_it_does_not_do_is_found_by_the_words_that_users_type(tmp_path: Pat
         if entry["location"].startswith("limits.html#")
     }
     headings = {"where-the-cookie-goes", "logging-in-and-out", "clients-that-are-no-browser",
-                "websockets-on-wsgi", "caches-and-offline", "what-is-left-to-others"}  # fmt: skip
+                "websockets-on-wsgi", "caches-and-offline", "sizes",
+                "what-is-left-to-others"}  # fmt: skip
     assert set(found) == set(SEARCHED) | headings
     missing = [
         (entry, word)

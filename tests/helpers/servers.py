@@ -366,10 +366,17 @@ def served(server: str, app: Any, **options: Any) -> Iterator[int]:
     """Serve an application on a free port, and give the port.
 
     Args:
-        server: of `ASGI_SERVERS` or `WSGI_SERVERS`; gunicorn's `app` is ``module:variable``.
-        options: of uvicorn or waitress, or the environment of gunicorn.
+        server: of `ASGI_SERVERS` or `WSGI_SERVERS`; or ``uvicorn``, in a process of its own. The
+            `app` of that and of gunicorn is ``module:variable``.
+        options: of uvicorn or waitress, or the environment of a process.
     """
-    start = {"werkzeug": _werkzeug, "waitress": _waitress, "gunicorn": _gunicorn}.get(server)
+    starts = {
+        "werkzeug": _werkzeug,
+        "waitress": _waitress,
+        "gunicorn": _gunicorn,
+        "uvicorn": _uvicorn_process,
+    }
+    start = starts.get(server)
     with start(app, **options) if start else _uvicorn(app, server, **options) as port:
         yield port
 
@@ -422,16 +429,32 @@ def _gunicorn(
     several = ["--threads", str(threads)] if worker == "gthread" else []
     port = free_port()
     command = [
-        sys.executable, "-m", "gunicorn", "--no-control-socket", "-b", f"127.0.0.1:{port}",
+        "gunicorn", "--no-control-socket", "-b", f"127.0.0.1:{port}",
         "--log-level", log_level, "-k", worker, *several, app,
     ]  # fmt: skip
+    with _process(command, port, environment):
+        yield port
+
+
+@contextlib.contextmanager
+def _uvicorn_process(app: str, **environment: str) -> Iterator[int]:
+    port = free_port()
+    command = ["uvicorn", "--port", str(port), "--log-level", "critical", app]
+    with _process(command, port, environment):
+        yield port
+
+
+@contextlib.contextmanager
+def _process(command: list[str], port: int, environment: dict[str, str]) -> Iterator[None]:
+    """Run a server as a program of Python's, until it listens and while the `with` lasts."""
     process = subprocess.Popen(
-        command, cwd=ROOT, env={**os.environ, **environment}, stdin=subprocess.DEVNULL
-    )
+        [sys.executable, "-m", *command],
+        cwd=ROOT, env={**os.environ, **environment}, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
     try:
         until(lambda: process.poll() is not None or _listens(port))
         assert process.poll() is None
-        yield port
+        yield
     finally:
         process.terminate()
         process.wait(_START_TIMEOUT)

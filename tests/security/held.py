@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import selectors
 import socket
 import threading
@@ -16,9 +17,15 @@ from urllib.parse import parse_qs
 
 import anyio
 import httpx2
+from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse
+from starlette.routing import Mount
 from starlette.types import Message, Receive, Scope, Send
+from werkzeug import Response
+from werkzeug.middleware.dispatcher import DispatcherMiddleware
 
 from cm_auth_middleware import CMAuthMiddleware, CMAuthWSGIMiddleware
+from cm_auth_middleware.proxy import CMProxy, CMWSGIProxy
 from cm_auth_middleware.testing import AppServer, Simulator
 from tests.helpers.apps import make_app, make_wsgi_app
 from tests.helpers.browser import ANNA, log_in
@@ -29,6 +36,10 @@ WSGI = ("gunicorn", "waitress")
 THREADS = 4  # of the WSGI servers: waitress's default, and what many give gunicorn
 TIMEOUT = 30  # seconds, of the middleware's: longer than any test waits
 EXCHANGE, REFRESH = "authorization_code", "refresh_token"
+SNAPSHOT = "/rest/v2.4/cameras/2001/snapshot"
+PROXY: dict[str, Any] = {"allow": [f"GET {SNAPSHOT}"], "cache": {SNAPSHOT: 60}}
+NEIGHBOUR = "another application"
+_MOUNT = "TEST_MOUNT"  # the variable that tells a process of it
 
 
 class HeldCalls:
@@ -38,6 +49,7 @@ class HeldCalls:
 
     Attributes:
         held: names of calls that wait.
+        paused: names of calls that are answered 429, with the ``Retry-After`` of that.
         under_way: calls that have not been answered, by name.
         most: the most of these at one time.
     """
@@ -45,6 +57,7 @@ class HeldCalls:
     def __init__(self, simulator: Simulator) -> None:
         self.simulator = simulator
         self.held: set[str] = set()
+        self.paused: dict[str, str] = {}
         self.under_way: Counter[str] = Counter()
         self.most: Counter[str] = Counter()
 
@@ -68,20 +81,44 @@ class HeldCalls:
         try:
             while name in self.held:
                 await anyio.sleep(0.02)
-            await self.simulator(scope, again, send)
+            if name in self.paused:
+                await _refuse(send, self.paused[name])
+            else:
+                await self.simulator(scope, again, send)
         finally:
             self.under_way[name] -= 1
+
+
+async def _refuse(send: Send, retry_after: str) -> None:
+    headers = [(b"retry-after", retry_after.encode())]
+    await send({"type": "http.response.start", "status": 429, "headers": headers})
+    await send({"type": "http.response.body", "body": b""})
 
 
 class HeldSite:
     """An application behind the middleware, on a server of its own.
 
+    It has a proxy below ``/cm``, which keeps one camera's snapshot.
+
     Args:
         server: of `WSGI`, each with `THREADS`, or ``uvicorn``.
+        mount: the path that it is at, if it is not the root; `NEIGHBOUR` answers beside it then.
+        is_apart: lets uvicorn run in a process of its own, as gunicorn does.
         options: of the middleware, as strings.
+
+    Attributes:
+        port: where the server listens, if it is not a uvicorn in this process.
     """
 
-    def __init__(self, server: str, stack: ExitStack, **options: str) -> None:
+    def __init__(
+        self,
+        server: str,
+        stack: ExitStack,
+        *,
+        mount: str = "",
+        is_apart: bool = False,
+        **options: str,
+    ) -> None:
         self.simulator = Simulator()
         self.calls = HeldCalls(self.simulator)
         self._stack = stack
@@ -95,18 +132,20 @@ class HeldSite:
             "timeout": str(TIMEOUT),
             **options,
         }
-        if server == "uvicorn":
-            app: Any = CMAuthMiddleware(make_app(), **given)
-            self.url = stack.enter_context(AppServer(app, log_level="critical")).url
+        if server == "uvicorn" and not is_apart:
+            app: Any = _mounted(CMAuthMiddleware(_asgi_app(), **given), mount)
+            self.url = stack.enter_context(AppServer(app, log_level="critical")).url + mount
             return
-        if server == "gunicorn":
-            app = f"{__name__}:application"
-            given = {f"CM_AUTH_{name.upper()}": value for name, value in given.items()}
-            port = stack.enter_context(served(server, app, threads=THREADS, **given))
+        threads = {} if server == "uvicorn" else {"threads": THREADS}
+        if server == "waitress":
+            app = _mounted_wsgi(CMAuthWSGIMiddleware(_wsgi_app(), **given), mount)
+            environment = {}
         else:
-            app = CMAuthWSGIMiddleware(make_wsgi_app(), **given)
-            port = stack.enter_context(served(server, app, threads=THREADS))
-        self.url = f"http://127.0.0.1:{port}"
+            app = f"{__name__}:{'asgi' if server == 'uvicorn' else 'wsgi'}_application"
+            environment = {f"CM_AUTH_{name.upper()}": value for name, value in given.items()}
+            environment[_MOUNT] = mount
+        self.port = stack.enter_context(served(server, app, **threads, **environment))
+        self.url = f"http://127.0.0.1:{self.port}{mount}"
         stack.callback(self.calls.held.clear)  # before the server waits for its threads
 
     def visitor(self) -> httpx2.Client:
@@ -124,6 +163,13 @@ class HeldSite:
         if expired:
             time.sleep(0.6)
         return client
+
+    def callback_url(self, start: httpx2.Response) -> str:
+        """Return where CameraManager sends a visitor whose login began so, consent given."""
+        query = httpx2.URL(start.headers["location"]).params
+        uri = query["redirect_uri"]
+        code = self.simulator.issue_code(ANNA, uri, query["code_challenge"])
+        return f"{uri}?code={code}&state={query['state']}"
 
     def junk(self) -> Callable[[], httpx2.Response]:
         """Begin a login as a visitor; return what sends its callback, with an invented code."""
@@ -212,8 +258,27 @@ def _status(answer: bytes) -> tuple[int, str]:
     return int(lines[0].split()[1]), "".join(again).removeprefix("retry-after: ")
 
 
+def _asgi_app() -> Any:
+    return make_app([Mount("/cm", CMProxy(**PROXY))])
+
+
+def _wsgi_app() -> Any:
+    return DispatcherMiddleware(make_wsgi_app(), {"/cm": CMWSGIProxy(**PROXY)})
+
+
+def _mounted(app: Any, mount: str) -> Any:
+    neighbour = PlainTextResponse(NEIGHBOUR)
+    return Starlette(routes=[Mount(mount, app), Mount("", neighbour)]) if mount else app
+
+
+def _mounted_wsgi(app: Any, mount: str) -> Any:
+    return DispatcherMiddleware(Response(NEIGHBOUR), {mount: app}) if mount else app
+
+
 def __getattr__(name: str) -> Any:
-    """What gunicorn names by ``module:variable``: its options come from the environment."""
-    if name == "application":
-        return CMAuthWSGIMiddleware(make_wsgi_app())
+    """What servers name by ``module:variable``: its options come from the environment."""
+    if name == "wsgi_application":
+        return _mounted_wsgi(CMAuthWSGIMiddleware(_wsgi_app()), os.environ[_MOUNT])
+    if name == "asgi_application":
+        return _mounted(CMAuthMiddleware(_asgi_app()), os.environ[_MOUNT])
     raise AttributeError(name)

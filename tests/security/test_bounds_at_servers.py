@@ -7,12 +7,11 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
 
-import httpx2
 import pytest
 from starlette.types import Receive, Scope, Send
 
 from cm_auth_middleware.testing import Simulator
-from tests.helpers.browser import ANNA, log_in
+from tests.helpers.browser import log_in
 
 from .held import REFRESH, WSGI, HeldSite
 
@@ -45,19 +44,12 @@ class RawUser:
         await send({"type": "http.response.body", "body": self._body})
 
 
-def come_back(visitor: httpx2.Client, simulator: Simulator) -> httpx2.Response:
-    """Log in at CameraManager; return the answer to the callback."""
-    query = httpx2.URL(visitor.get("/auth/login").headers["location"]).params
-    code = simulator.issue_code(ANNA, query["redirect_uri"], query["code_challenge"])
-    return visitor.get(query["redirect_uri"], params={"code": code, "state": query["state"]})
-
-
 def test_a_token_of_a_megabyte_is_a_clear_error_and_the_next_login_works(site: HeldSite) -> None:
     """67: it is not kept, and no worker breaks."""
     token = {"token_type": "bearer", "expires_in": 600, "access_token": "a" * 1_000_000}
     site.simulator.fail_token((200, token))
     visitor = site.visitor()
-    answer = come_back(visitor, site.simulator)
+    answer = visitor.get(site.callback_url(visitor.get("/auth/login")))
     assert answer.status_code == 502, answer.text
     assert "CameraManager" in answer.text
     assert not visitor.get("/auth/session").json()["authenticated"]

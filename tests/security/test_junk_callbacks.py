@@ -243,3 +243,25 @@ def test_logins_and_refreshes_have_connections_of_their_own(make_site, monkeypat
     assert site.seconds(bob) < SOON
     site.calls.held.clear()
     assert {status for status, _ in burst.answers()} == {400}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("server", ["uvicorn", *WSGI])
+def test_a_429_at_an_exchange_of_a_server_pauses_logins_and_no_refresh(make_site, server) -> None:
+    """57: others who log in are asked to try again, and CameraManager is left alone."""
+    site = make_site(server)
+    bob, visitor = site.user(BOB, expired=True), site.visitor()
+    late = site.callback_url(visitor.get("/auth/login"))
+    calls = len(site.simulator.token_calls(EXCHANGE))
+    site.calls.paused[EXCHANGE] = "5"
+    assert site.junk()().status_code == 502
+    site.calls.paused.clear()
+    paused = visitor.get(late)
+    assert paused.status_code == 503
+    assert 1 <= int(paused.headers["retry-after"]) <= 5
+    assert "<h1>Too many logins at once</h1>" in paused.text
+    assert "Please try again in a moment." in paused.text
+    assert bob.get("/").status_code == 200
+    assert len(site.simulator.token_calls(REFRESH)) == 1
+    assert len(site.simulator.token_calls(EXCHANGE)) == calls
+    until(lambda: visitor.get(late).status_code == 302)  # a reload, once the pause is over

@@ -6,6 +6,7 @@ import base64
 import random
 import re
 import string
+from contextlib import ExitStack
 from html import unescape
 from urllib.parse import quote, unquote
 
@@ -16,9 +17,10 @@ from starlette.routing import Mount
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
 
 from cm_auth_middleware.auth.login_state import StateSealer
-from tests.helpers.browser import BOB, Browser
+from tests.helpers.browser import ANNA, BOB, Browser
 from tests.helpers.world import APP, SECRET_KEY, World, both_providers
 
+from .held import NEIGHBOUR, WSGI, HeldSite
 from .visits import NAME, query_of, started, visit
 
 pytestmark = pytest.mark.anyio
@@ -387,3 +389,32 @@ async def test_cookies_of_an_earlier_release_are_cleared(world: World) -> None:
         cleared = {line.partition("=")[0] for line in lines if "Max-Age=0" in line}
         assert cleared <= set(names)
         assert len(cleared) >= least
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("server", ["uvicorn", *WSGI])
+def test_a_target_of_3900_characters_leads_to_its_path_or_the_mounts_root_at_a_server(
+    server: str,
+) -> None:
+    """58: R17: and never to the application that answers beside the mount."""
+    long = "".join(random.Random(58).choices(LETTERS, k=3_900))
+    targets = {
+        f"/one/deep/x?q={long}"[:3_900]: "/one/deep/x",
+        f"/one/deep/{long}"[:3_900]: "/one/",
+        f"/two/x?q={long}"[:3_900]: "/one/",
+        f"/two/{long}"[:3_900]: "/one/",
+        f"/one{long}"[:3_900]: "/one/",
+        f"/?q={long}"[:3_900]: "/one/",
+    }
+    with ExitStack() as stack:
+        site = HeldSite(server, stack, mount="/one")
+        for target, back in targets.items():
+            visitor = site.visitor()
+            start = visitor.get(f"/auth/login?next={quote(target, safe='/')}")
+            done = visitor.get(site.callback_url(start))
+            assert done.headers["location"] == back, target[:20]
+            page = visitor.get(back.removeprefix("/one"))
+            assert page.text.endswith(ANNA)
+            assert max(size(answer) for answer in (start, done, page)) < MOST_HEADERS
+        beside = httpx2.URL(site.url).copy_with(path="/two/x")
+        assert visitor.get(beside).text == NEIGHBOUR

@@ -7,9 +7,10 @@ import json
 import secrets
 import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,10 @@ from cm_auth_middleware.runtime.run_sync import run_sync
 from cm_auth_middleware.sessions.cookie import Ticket
 from cm_auth_middleware.sessions.record import Record
 from cm_auth_middleware.sessions.session import Session
+from tests.helpers.browser import log_in
 from tests.helpers.world import MakeWorld, World
 
+from .held import HeldSite
 from .visits import NAME, session_of, visit
 
 pytestmark = [pytest.mark.slow, pytest.mark.anyio]
@@ -209,3 +212,42 @@ def test_users_are_not_kept_parsed_beyond_a_size() -> None:
             session = Session("0" * 64, b"", record, None)  # type: ignore[arg-type]
             assert session.user["userId"] == number
     assert grown.bytes < 1_000_000
+
+
+def resident(port: int) -> int:
+    """Return the bytes of memory that the processes of a server take."""
+    found = 0
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has ended
+            words = (process / "cmdline").read_text().split("\0")
+            if str(port) in words or f"127.0.0.1:{port}" in words:
+                status = (process / "status").read_text()
+                found += int(status.split("VmRSS:")[1].split()[0]) * 1024
+    assert found
+    return found
+
+
+@pytest.mark.parametrize("server", ["uvicorn", "gunicorn"])
+def test_a_server_does_not_grow_with_its_sessions_and_their_cookies(
+    server: str, tmp_path: Path
+) -> None:
+    """64: three crowds of large ones, each of which would take 7 MB."""
+    store = f"sqlite:///{tmp_path / 'sessions.db'}"
+    with ExitStack() as stack:
+        site = HeldSite(server, stack, is_apart=True, store=store, cache_size="1000000")
+        visitor, used = site.visitor(), []
+        for crowd in range(3):
+            for _ in range(60):
+                visitor.cookies.clear()
+                log_in(visitor, site.simulator)
+                assert visitor.post("/data", content=data(15_000)).status_code == 200
+                assert len(visitor.get("/data").text) > 15_000
+            cookie = f"{NAME}={visitor.cookies[NAME]}"
+            with closing(HTTPConnection("127.0.0.1", site.port, timeout=60)) as connection:
+                for number in range(1_300):
+                    headers = {"Cookie": f"{cookie}; a={crowd}{number:0>3800}"}
+                    connection.request("GET", "/health", headers=headers)
+                    assert b"@" in connection.getresponse().read()
+            used.append(resident(site.port))
+    first, second = used[1] - used[0], used[2] - used[1]
+    assert second < first / 4 + 2_000_000, used

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
+import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
 
@@ -22,7 +24,7 @@ from cm_auth_middleware.testing import AppServer, Simulator
 from tests.helpers.apps import make_app, make_wsgi_app
 from tests.helpers.browser import log_in
 from tests.helpers.servers import WSGIServer, until
-from tests.helpers.world import SECRET_KEY
+from tests.helpers.world import CM, SECRET_KEY, MakeWorld, World
 
 pytestmark = pytest.mark.slow
 
@@ -31,6 +33,7 @@ TIMEOUT = 1.5  # seconds, of the middleware's
 WAIT = 20.0  # seconds until a test gives up
 BLOCK = bytes(65_536)
 MOST = 12_000_000  # bytes that fit into the buffers of two sockets, with room to spare
+PART, MOST_READ = 4_096, 65_536  # bytes
 
 
 class Flood:
@@ -196,3 +199,103 @@ def test_a_logout_does_not_wait_for_the_end_of_an_answer(make_site, shape) -> No
     assert time.monotonic() - begin < WAIT / 2
     assert site.flood.left.acquire(timeout=WAIT)
     assert site.flood.sent < MOST
+
+
+class Counted(httpx2.AsyncByteStream, httpx2.SyncByteStream):
+    """A body without an end, in small parts.
+
+    Attributes:
+        read: bytes of it that were asked for.
+    """
+
+    def __init__(self, body: bytes) -> None:
+        self._parts = [body[at : at + PART] for at in range(0, len(body), PART)]
+        self.read = 0
+        self.is_closed = False
+
+    def __iter__(self) -> Iterator[bytes]:
+        while True:
+            for part in self._parts:
+                assert not self.is_closed
+                self.read += len(part)
+                yield part
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for part in self:
+            yield part
+
+    async def aclose(self) -> None:
+        self.is_closed = True
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+BODIES = {
+    "plain": (b"x" * PART, {}),
+    "announced": (b"x" * PART, {"Content-Length": "1000000000000"}),
+    # Both have more than 64 kB as they are sent; the second becomes 200 times as large.
+    "gzip": (gzip.compress(secrets.token_bytes(80_000), 1), {"Content-Encoding": "gzip"}),
+    "bomb": (gzip.compress(bytes(20_000_000), 1), {"Content-Encoding": "gzip"}),
+    "no gzip": (b"x" * PART, {"Content-Encoding": "gzip"}),
+}
+
+
+def answer_once(world: World, method: str, path: str, status: int, body: str) -> Counted:
+    """Let the next call of the API to a path get an answer whose bytes are counted."""
+    content, headers = BODIES[body]
+    counted, is_due = Counted(content), [True]
+    there = world.net.apps[CM]
+
+    def instead(request: httpx2.Request) -> httpx2.Response | None:
+        if (request.method, request.url.path) != (method, path) or not is_due:
+            return None
+        is_due.clear()
+        return httpx2.Response(status, headers=headers, stream=counted)
+
+    class Instead:
+        async def call_async(self, request: httpx2.Request) -> httpx2.Response:
+            return instead(request) or await there.call_async(request)
+
+        def call(self, request: httpx2.Request) -> httpx2.Response:
+            return instead(request) or there.call(request)
+
+    world.net.apps[CM] = Instead()
+    return counted
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("body", BODIES)
+async def test_64_kb_of_a_401_are_read_and_no_part_more(make_world: MakeWorld, body: str) -> None:
+    """59: as they were sent: nothing is decoded. What is announced to be longer is not begun."""
+    world = make_world()
+    anna = await world.login()
+    counted = answer_once(world, "GET", CAMERAS, 401, body)
+    assert (await anna.get("/cameras")).status_code == 200
+    assert len(world.sim.token_calls("refresh_token")) == 1
+    most = 0 if body == "announced" else MOST_READ
+    assert most - PART <= counted.read <= most
+    assert counted.is_closed
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("body", BODIES)
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [("DELETE", "/rest/v2.0/users/self/tokens/current", 502), ("POST", "/oauth/token", 503)],
+    ids=["logout", "refresh"],
+)
+async def test_64_kb_of_a_refusal_to_the_middleware_are_read(
+    make_world: MakeWorld, body: str, method: str, path: str, status: int
+) -> None:
+    """59: whatever they decode to."""
+    world = make_world()
+    anna = await world.login()
+    counted = answer_once(world, method, path, status, body)
+    if method == "DELETE":
+        assert (await anna.post("/auth/logout")).status_code == 303
+    else:
+        world.clock.tick(world.lifetime)
+        assert (await anna.get("/")).status_code == 503
+    assert counted.read <= MOST_READ
+    assert counted.is_closed

@@ -15,15 +15,17 @@ from urllib.parse import urlsplit
 import httpx2
 import pytest
 from starlette.routing import Mount
+from starlette.types import Receive, Scope, Send
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
 
 from cm_auth_middleware import AuthEngine, CMAuthMiddleware, CMAuthWSGIMiddleware
 from cm_auth_middleware.proxy import CMProxy, CMWSGIProxy
 from cm_auth_middleware.testing import AppServer, Simulator, settings_for
 from tests.helpers.apps import make_app, make_wsgi_app
-from tests.helpers.browser import log_in
+from tests.helpers.browser import ANNA, BOB, log_in
 from tests.helpers.servers import WSGIServer, serving, until
 from tests.helpers.world import SECRET_KEY, both_providers
+from tests.security.held import HeldSite
 
 pytestmark = pytest.mark.slow
 
@@ -193,3 +195,75 @@ def _head(length: int | None) -> bytes:
     lines = ["HTTP/1.1 200 OK", "Content-Type: image/jpeg", "Connection: close"]
     lines += [] if length is None else [f"Content-Length: {length}"]
     return "\r\n".join([*lines, "", ""]).encode()
+
+
+class Numbered:
+    """The simulator, but for one camera's snapshots, which are numbered as they are made."""
+
+    def __init__(self, simulator: Simulator) -> None:
+        self.simulator = simulator
+        self.made = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] != SNAPSHOT:
+            await self.simulator(scope, receive, send)
+            return
+        self.made += 1
+        headers = [(b"content-type", b"image/jpeg"), (b"cache-control", b"no-store")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b"picture %d" % self.made})
+
+
+@pytest.fixture(params=["uvicorn", "gunicorn"])
+def held(request: pytest.FixtureRequest) -> Iterator[HeldSite]:
+    with ExitStack() as stack:
+        yield HeldSite(request.param, stack)
+
+
+def test_a_picture_that_a_server_keeps_has_an_age_and_answers_conditions(held: HeldSite) -> None:
+    anna = held.user()
+    new = anna.get(f"/cm{SNAPSHOT}")
+    assert (new.status_code, new.headers["content-type"]) == (200, "image/jpeg")
+    assert "age" not in new.headers
+    tag, changed = new.headers["etag"], new.headers["last-modified"]
+    until(lambda: int(anna.get(f"/cm{SNAPSHOT}").headers["age"]) >= 1)
+    again = held.user().get(f"/cm{SNAPSHOT}")
+    assert again.content == new.content
+    assert 1 <= int(again.headers["age"]) <= 10
+    assert (again.headers["etag"], again.headers["last-modified"]) == (tag, changed)
+    for condition, status in (
+        ({"If-None-Match": tag}, 304),
+        ({"If-None-Match": '"another"'}, 200),
+        ({"If-Modified-Since": changed}, 304),
+        ({"If-Modified-Since": "Wed, 01 Jan 2025 00:00:00 GMT"}, 200),
+    ):
+        answer = anna.get(f"/cm{SNAPSHOT}", headers=condition)
+        assert (answer.status_code, answer.headers["etag"]) == (status, tag), condition
+        assert answer.content == (b"" if status == 304 else new.content)
+        assert "age" in answer.headers
+    assert len(held.simulator.calls(SNAPSHOT)) == 1
+
+
+def test_a_picture_that_a_server_keeps_is_for_one_account_while_somebody_is_logged_in(
+    held: HeldSite,
+) -> None:
+    held.simulator.settings.shared_access_token = False  # or one logout ends both sessions
+    pictures = Numbered(held.simulator)
+    held.calls.simulator = pictures  # type: ignore[assignment]
+    anna, twin, bob = held.user(ANNA), held.user(ANNA), held.user(BOB)
+
+    def seen(user: httpx2.Client) -> tuple[str, bool]:
+        answer = user.get(f"/cm{SNAPSHOT}")
+        return answer.text, "age" in answer.headers
+
+    assert (seen(anna), seen(bob)) == (("picture 1", False), ("picture 2", False))
+    for _ in range(2):
+        assert {seen(anna), seen(twin)} == {("picture 1", True)}
+        assert seen(bob) == ("picture 2", True)
+    assert anna.post("/auth/logout").status_code == 303
+    assert seen(twin) == ("picture 1", True)
+    assert twin.post("/auth/logout").status_code == 303
+    assert anna.get(f"/cm{SNAPSHOT}").status_code in (302, 401)
+    assert seen(held.user(ANNA)) == ("picture 3", False)
+    assert seen(bob) == ("picture 2", True)
+    assert pictures.made == 3
