@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import selectors
 import socket
 import threading
@@ -17,8 +18,10 @@ from urllib.parse import parse_qs
 import anyio
 import httpx2
 from starlette.types import Message, Receive, Scope, Send
+from werkzeug.middleware.dispatcher import DispatcherMiddleware
 
 from cm_auth_middleware import CMAuthMiddleware, CMAuthWSGIMiddleware
+from cm_auth_middleware.proxy import CMWSGIProxy
 from cm_auth_middleware.testing import AppServer, Simulator
 from tests.helpers.apps import make_app, make_wsgi_app
 from tests.helpers.browser import ANNA, log_in
@@ -29,6 +32,7 @@ WSGI = ("gunicorn", "waitress")
 THREADS = 4  # of the WSGI servers: waitress's default, and what many give gunicorn
 TIMEOUT = 30  # seconds, of the middleware's: longer than any test waits
 EXCHANGE, REFRESH = "authorization_code", "refresh_token"
+SNAPSHOT = "/rest/v2.4/cameras/2001/snapshot"
 
 
 class HeldCalls:
@@ -73,6 +77,12 @@ class HeldCalls:
             self.under_way[name] -= 1
 
 
+def _wsgi_app() -> Any:
+    """The tests' application, with a proxy below /cm that keeps snapshots."""
+    proxy = CMWSGIProxy(allow=[f"GET {SNAPSHOT}"], cache={SNAPSHOT: 30})
+    return DispatcherMiddleware(make_wsgi_app(), {"/cm": proxy})
+
+
 class HeldSite:
     """An application behind the middleware, on a server of its own.
 
@@ -104,7 +114,7 @@ class HeldSite:
             given = {f"CM_AUTH_{name.upper()}": value for name, value in given.items()}
             port = stack.enter_context(served(server, app, threads=THREADS, **given))
         else:
-            app = CMAuthWSGIMiddleware(make_wsgi_app(), **given)
+            app = CMAuthWSGIMiddleware(_wsgi_app(), **given)
             port = stack.enter_context(served(server, app, threads=THREADS))
         self.url = f"http://127.0.0.1:{port}"
         stack.callback(self.calls.held.clear)  # before the server waits for its threads
@@ -117,13 +127,28 @@ class HeldSite:
 
     def user(self, email: str = ANNA, *, expired: bool = False) -> httpx2.Client:
         """Return a client that is logged in, if need be with an access token that has expired."""
+        [client] = self._users([email], expired=expired)
+        return client
+
+    def expired_users(self, count: int) -> list[httpx2.Client]:
+        """Return the clients of so many users, whose access tokens have expired."""
+        anna = self.simulator.users[0]
+        more = [
+            dataclasses.replace(anna, email=f"u{n}@example.com", user_id=20_000 + n)
+            for n in range(count)
+        ]
+        self.simulator.users += more
+        return self._users([user.email for user in more], expired=True)
+
+    def _users(self, emails: list[str], *, expired: bool) -> list[httpx2.Client]:
         self.simulator.settings.access_token_lifetime = 0.5 if expired else 43_199
-        client = self.visitor()
-        log_in(client, self.simulator, email)
+        clients = [self.visitor() for _ in emails]
+        for client, email in zip(clients, emails, strict=True):
+            log_in(client, self.simulator, email)
         self.simulator.settings.access_token_lifetime = 43_199
         if expired:
             time.sleep(0.6)
-        return client
+        return clients
 
     def junk(self) -> Callable[[], httpx2.Response]:
         """Begin a login as a visitor; return what sends its callback, with an invented code."""
@@ -215,5 +240,5 @@ def _status(answer: bytes) -> tuple[int, str]:
 def __getattr__(name: str) -> Any:
     """What gunicorn names by ``module:variable``: its options come from the environment."""
     if name == "application":
-        return CMAuthWSGIMiddleware(make_wsgi_app())
+        return CMAuthWSGIMiddleware(_wsgi_app())
     raise AttributeError(name)
