@@ -270,7 +270,8 @@ class CMProxy(_Relay):
         allow: the requests that are relayed, each a method and a path. ``*`` stands for one
             segment, at the end for a subtree. GET includes HEAD.
         streams_per_session: the requests that one session may have under way at a time in this
-            process, until the last byte of their responses; those beyond it get 429.
+            process, until the last byte of their responses; those beyond it get 429. On a server
+            with threads each keeps one: give half of their number at most, 2 for gunicorn's four.
         cache: by path, with ``*`` as in `allow`, the seconds that an answer to GET is kept in this
             process: ``{"/rest/v2.4/cameras/*/snapshot": 10}``. It is kept if its status is 200 and
             it has at most 4 MB, whatever Cache-Control says. All sessions of an account share

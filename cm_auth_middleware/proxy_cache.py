@@ -43,6 +43,7 @@ import httpx2
 
 from .errors import CMAuthError, UnavailableError
 from .runtime.after_fork import after_fork
+from .runtime.base import UnderWayError
 from .runtime.bounded_cache import BoundedCache
 
 if TYPE_CHECKING:
@@ -196,6 +197,7 @@ class ProxyCache:
         Raises:
             Exception: what `fetch` raises for this session.
             httpx2.HTTPError: the API cannot be reached.
+            UnderWayError: between threads, the call of another request takes long.
         """
         record_id = session.record_id
         account, user = await self._join(session), self._user(session)
@@ -220,12 +222,16 @@ class ProxyCache:
             sharing = "all" if self._may_read(user, target) else user
             sharing = f"session {record_id}" if attempt == 2 else sharing
             key = f"answer {id(self)} {account.number} {target}\n{sharing}"
-            outcome: _Outcome = await self._runtime.single_flight.do(key, call)
+            try:
+                outcome: _Outcome = await self._runtime.single_flight.do_impatiently(key, call)
+            except UnderWayError as error:
+                session.client_error = error  # as the client itself notes its errors
+                raise
             if outcome.is_for(record_id, user):
                 break
         if outcome.error is not None:
             if isinstance(outcome.error, CMAuthError):
-                session.client_error = outcome.error  # as the client itself notes it
+                session.client_error = outcome.error
             raise outcome.error.with_traceback(None)
         answer = outcome.answer
         if answer is None:

@@ -89,12 +89,23 @@ class SingleFlight(Protocol):
     async def do(self, key: str, work: Work) -> Any:
         """Run `work`, or join its run under way for `key`; return or raise its outcome."""
 
-    async def do_apart(self, key: str, work: Work) -> Any:
+    async def do_impatiently(self, key: str, work: Work) -> Any:
         """Do the same for a request, which must not keep a server's thread from other requests.
 
-        On an event loop it is the same. Between threads the work runs in a thread of its own, and
-        at most one thread of the process waits for longer than a second after its start; the work
-        goes on.
+        On an event loop it is the same. Between threads, who joins the work waits for a second
+        after its start at most.
+
+        Raises:
+            UnderWayError: it takes longer; the next request may find it done.
+        """
+
+    async def do_apart(self, key: str, work: Work) -> Any:
+        """Do it in a thread of its own, for a request whose thread may be needed for others.
+
+        On an event loop it is the same. Between threads, at most one thread of the process waits
+        for longer than a second after the start; the work goes on. Nor do others wait at all while
+        none of the same kind, which is the first word of the key, has been answered for two
+        seconds.
 
         Raises:
             UnderWayError: another thread waits for so long already; the next request may find the

@@ -278,7 +278,7 @@ class SingleFlight:
         await call.done.wait()
         return call.outcome()
 
-    do_apart = do  # a request that waits keeps no thread
+    do_apart = do_impatiently = do  # a request that waits keeps no thread
 
     def start(self, key: str, work: Work) -> None:
         self._join(key, work)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import selectors
 import socket
@@ -156,13 +157,28 @@ class HeldSite:
 
     def user(self, email: str = ANNA, *, expired: bool = False) -> httpx2.Client:
         """Return a client that is logged in, if need be with an access token that has expired."""
+        [client] = self._users([email], expired=expired)
+        return client
+
+    def expired_users(self, count: int) -> list[httpx2.Client]:
+        """Return the clients of so many users, whose access tokens have expired."""
+        anna = self.simulator.users[0]
+        more = [
+            dataclasses.replace(anna, email=f"u{n}@example.com", user_id=20_000 + n)
+            for n in range(count)
+        ]
+        self.simulator.users += more
+        return self._users([user.email for user in more], expired=True)
+
+    def _users(self, emails: list[str], *, expired: bool) -> list[httpx2.Client]:
         self.simulator.settings.access_token_lifetime = 0.5 if expired else 43_199
-        client = self.visitor()
-        log_in(client, self.simulator, email)
+        clients = [self.visitor() for _ in emails]
+        for client, email in zip(clients, emails, strict=True):
+            log_in(client, self.simulator, email)
         self.simulator.settings.access_token_lifetime = 43_199
         if expired:
             time.sleep(0.6)
-        return client
+        return clients
 
     def callback_url(self, start: httpx2.Response) -> str:
         """Return where CameraManager sends a visitor whose login began so, consent given."""

@@ -19,19 +19,27 @@ from cm_auth_middleware.runtime import http as transports
 from cm_auth_middleware.testing import AppServer
 from tests.helpers.apps import make_app, make_wsgi_app
 from tests.helpers.browser import log_in
-from tests.helpers.servers import WSGIServer, until
+from tests.helpers.servers import WSGIServer, served, until
 from tests.helpers.world import JSON, SECRET_KEY, both_providers
 from tests.ways_in.test_proxy_streams import Upstream
+
+from .held import THREADS, WSGI
 
 pytestmark = pytest.mark.slow
 
 RULES = ["GET /rest/v2.4/live", "GET /rest/v2.4/cameras"]
 RULES_V3 = ["GET /live", "GET /cameras"]
 WAIT = 30.0  # seconds until a test gives up
+FEW = THREADS // 2
 
 
 class Site:
-    """An application with a proxy on a real socket, and its browsers."""
+    """An application with a proxy on a real socket, and its browsers.
+
+    Args:
+        side: asgi or wsgi, or a server of `WSGI` with `THREADS`, where a session has `FEW` streams.
+        options: of the proxy.
+    """
 
     def __init__(self, side: str, provider: str, stack: ExitStack, **options: int) -> None:
         self.stack = stack
@@ -40,16 +48,25 @@ class Site:
         self.live, self.cameras = f"{self.root}/live?endless", f"{self.root}/cameras"
         rules = RULES_V3 if provider == "eagleeye" else RULES
         cm = stack.enter_context(AppServer(self.upstream, log_level="critical"))
-        engine = AuthEngine(
-            client_id=self.upstream.simulator.client_id,
-            client_secret=self.upstream.simulator.client_secret,
-            secret_key=SECRET_KEY,
-            base_url=cm.url,
-            provider=provider,
-            timeout=2.0,
-        )
+        given: dict[str, Any] = {
+            "client_id": self.upstream.simulator.client_id,
+            "client_secret": self.upstream.simulator.client_secret,
+            "secret_key": SECRET_KEY,
+            "base_url": cm.url,
+            "provider": provider,
+            "timeout": 2.0,
+        }
+        if side in WSGI:
+            app: Any = f"{__name__}:application"
+            options = {f"CM_AUTH_{name.upper()}": str(value) for name, value in given.items()}
+            if side != "gunicorn":
+                app, options = _wsgi_app(**given), {}
+            port = stack.enter_context(served(side, app, threads=THREADS, **options))
+            self.url = f"http://127.0.0.1:{port}"
+            return
+        engine = AuthEngine(**given)
         if side == "asgi":
-            app: Any = make_app([Mount("/cm", CMProxy(allow=rules, **options))])
+            app = make_app([Mount("/cm", CMProxy(allow=rules, **options))])
             server: Any = AppServer(CMAuthMiddleware(app, engine=engine), log_level="critical")
         else:
             proxy = CMWSGIProxy(allow=rules, **options)
@@ -79,6 +96,18 @@ class Site:
         return view
 
 
+def _wsgi_app(**given: Any) -> CMAuthWSGIMiddleware:
+    proxy = CMWSGIProxy(allow=[*RULES, *RULES_V3], streams_per_session=FEW)
+    return CMAuthWSGIMiddleware(DispatcherMiddleware(make_wsgi_app(), {"/cm": proxy}), **given)
+
+
+def __getattr__(name: str) -> Any:
+    """What gunicorn names by ``module:variable``: its options come from the environment."""
+    if name == "application":
+        return _wsgi_app()
+    raise AttributeError(name)
+
+
 @pytest.fixture
 def make_site(side: str, provider: str) -> Iterator[Callable[..., Site]]:
     with ExitStack() as stack:
@@ -102,6 +131,28 @@ def test_one_session_has_so_many_streams_and_others_are_served(make_site, option
     assert anna.get("/cameras").status_code == 200  # the limit is the proxy's
     views.pop().close()
     until(lambda: anna.get(site.cameras).status_code == 200)
+
+
+@pytest.mark.parametrize("provider", ["cameramanager", "eagleeye"])
+@pytest.mark.parametrize("server", WSGI)
+def test_with_fewer_streams_than_threads_one_session_leaves_threads_to_others(
+    server, provider
+) -> None:
+    """60: each stream keeps one of a server's threads, and the default is more than four."""
+    with ExitStack() as stack:
+        site = Site(server, provider, stack)
+        anna, bob = site.browser(), site.browser()
+        views = [site.view(anna) for _ in range(FEW)]
+        with anna.stream("GET", site.live) as answer:
+            assert answer.status_code == 429
+            assert int(answer.headers["retry-after"]) >= 1
+        for browser in (bob, anna):
+            assert browser.get("/").status_code == 200
+        assert bob.get(site.cameras).status_code == 200
+        views.append(site.view(bob))
+        assert bob.get("/").status_code == 200
+        for view in views:
+            view.close()
 
 
 @both_providers
