@@ -92,7 +92,7 @@ class SingleFlight(Protocol):
     async def do_impatiently(self, key: str, work: Work) -> Any:
         """Do the same for a request, which must not keep a server's thread from other requests.
 
-        On an event loop it is the same. Between threads, who joins the work waits for a second
+        On an event loop it is the same. Between threads, who joins the work waits for three seconds
         after its start at most.
 
         Raises:

@@ -27,6 +27,7 @@ T = TypeVar("T")
 _MOST_LINES = 4  # connections that are kept for the middleware's own calls
 _IDLE = 10.0  # seconds without work after which a helping thread ends
 _PATIENCE = 1.0  # seconds after which only one thread goes on waiting for work apart
+_SHARED = 3.0  # seconds for which threads wait for what another one fetches: pictures take 1 or 2
 # Seconds without any answer after which nobody else waits. A server that many ask at once may need
 # more than one to answer the first, and whoever is refused at once makes place for the next.
 _SILENCE = 2.0
@@ -317,7 +318,7 @@ class SingleFlight:
         call, is_new = self._join(key)
         if is_new:
             await self._run(key, call, work)
-        elif not call.done.wait(max(0.0, call.began + _PATIENCE - time.monotonic())):
+        elif not call.done.wait(max(0.0, call.began + _SHARED - time.monotonic())):
             raise UnderWayError("the server takes long, and another request waits for it")
         return call.outcome()
 

@@ -375,7 +375,7 @@ def test_one_call_that_hangs_among_many_that_are_answered_costs_the_others_nothi
     assert found == {"done"}
 
 
-def test_who_joins_a_slow_call_waits_for_a_second_at_most() -> None:
+def test_who_joins_a_slow_call_waits_for_three_seconds_at_most() -> None:
     """56: as viewers of one snapshot do, whose first one makes the call."""
     flight, slow = SingleFlight(), Slow()
 
