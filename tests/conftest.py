@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.helpers.world import MakeWorld, World
+
+_MARKS = re.compile(r"^pytestmark = (.+)$", re.MULTILINE)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave files aside of which no test would run: half of a quick run would go into reading them.
+
+    Who names files or folders is told how many of their tests were deselected.
+    """
+    is_named = config.args_source is not pytest.Config.ArgsSource.TESTPATHS
+    if is_named or collection_path.suffix != ".py":
+        return None
+    marks = _MARKS.search(collection_path.read_text())
+    names = re.findall(r"pytest\.mark\.(\w+)", marks[1]) if marks else []
+    return True if any(f"not {name}" in config.option.markexpr for name in names) else None
 
 
 @pytest.fixture
