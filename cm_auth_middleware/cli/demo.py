@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import secrets
+import signal
 import threading
 import webbrowser
 from pathlib import Path
@@ -65,6 +66,7 @@ def demo(
     simulator = Simulator(
         simulated(provider, token_lifetime), client_secret=secrets.token_urlsafe(24)
     )
+    stop = stopper()
     try:
         with SimulatorServer(simulator, cm_port, host) as cm:
             app: ASGIApp = create_app(
@@ -79,7 +81,7 @@ def demo(
                 tell(provider, site.url, cm.url, simulator.users[0], as_json=as_json)
                 if open_browser:
                     threading.Thread(target=webbrowser.open, args=(site.url,), daemon=True).start()
-                _until_interrupted()
+                stop.wait()
     except RuntimeError as error:
         raise click.ClickException(str(error)) from None
     if not as_json:
@@ -119,13 +121,15 @@ def tell(provider: str, site: str, cm: str, user: Any, *, as_json: bool) -> None
     say("Ctrl-C ends both.")
 
 
-def _until_interrupted() -> None:
-    import signal
+def stopper() -> threading.Event:
+    """Return an event that Ctrl-C and SIGTERM set.
 
+    A command asks for it before it says that it runs: whoever reads that may end it at once.
+    """
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
-    stop.wait()
+    return stop
 
 
 def _dashboard() -> ModuleType:

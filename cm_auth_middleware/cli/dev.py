@@ -6,7 +6,6 @@ import contextlib
 import os
 import re
 import secrets
-import signal
 import socket
 import subprocess
 import sys
@@ -20,7 +19,13 @@ from pathlib import Path
 import click
 
 from cm_auth_middleware import environment
-from cm_auth_middleware.cli.demo import provider_option, refuse_host, simulated, tell
+from cm_auth_middleware.cli.demo import (
+    provider_option,
+    refuse_host,
+    simulated,
+    stopper,
+    tell,
+)
 from cm_auth_middleware.cli.output import Refusal, as_json, say
 from cm_auth_middleware.config import LOOPBACK
 
@@ -81,7 +86,7 @@ def dev(
     settings = simulated(provider, token_lifetime)
     settings.any_key = True
     simulator = Simulator(settings, client_secret=secrets.token_urlsafe(24))
-    stop = _stopper()
+    stop = stopper()
     try:
         with (
             tempfile.TemporaryDirectory(prefix="cm-auth-dev-") as folder,
@@ -105,14 +110,6 @@ def dev(
         raise SystemExit(status)
     if not as_json:
         say("Stopped.")
-
-
-def _stopper() -> threading.Event:
-    """Return an event that Ctrl-C and SIGTERM set."""
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
-    return stop
 
 
 def _bracketed(host: str) -> str:

@@ -120,6 +120,6 @@ def test_one_line_of_json_is_the_output_of_a_command_that_serves(
     finally:
         process.kill()
         process.communicate()
-    assert (process.returncode, out) == (status, "")
+    assert (process.returncode, out) == (status, ""), err
     assert ("of the application" in err) is bool(status)
     assert "Traceback" not in err
