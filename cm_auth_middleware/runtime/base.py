@@ -103,9 +103,7 @@ class SingleFlight(Protocol):
         """Do it in a thread of its own, for a request whose thread may be needed for others.
 
         On an event loop it is the same. Between threads, at most one thread of the process waits
-        for longer than a second after the start; the work goes on. Nor do others wait at all while
-        none of the same kind, which is the first word of the key, has been answered for two
-        seconds.
+        for longer than a second after the start; the work goes on.
 
         Raises:
             UnderWayError: another thread waits for so long already; the next request may find the

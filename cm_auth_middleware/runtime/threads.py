@@ -26,11 +26,8 @@ T = TypeVar("T")
 
 _MOST_LINES = 4  # connections that are kept for the middleware's own calls
 _IDLE = 10.0  # seconds without work after which a helping thread ends
-_PATIENCE = 1.0  # seconds after which only one thread goes on waiting for work apart
 _SHARED = 3.0  # seconds for which threads wait for what another one fetches: pictures take 1 or 2
-# Seconds without any answer after which nobody else waits. A server that many ask at once may need
-# more than one to answer the first, and whoever is refused at once makes place for the next.
-_SILENCE = 2.0
+_PATIENCE = 1.0  # seconds after which only one thread goes on waiting for work of others
 _MOST_APART = 64  # threads that work apart from requests; each may have two more of its own
 
 
@@ -290,9 +287,7 @@ class SingleFlight:
     With `do`, the first thread that asks does the work, and the others wait for it.
 
     A WSGI server has few threads, often four. One user's requests that all wait for one slow token
-    call would take them from everybody else, and so would the requests of several users. So nobody
-    but one waits for work apart once it is known to hang: some was begun two seconds ago, and none
-    has been answered since. The first to find out are the requests of these seconds.
+    call would take them from everybody else, and so would the requests of several users.
     """
 
     def __init__(self) -> None:
@@ -303,8 +298,7 @@ class SingleFlight:
         self._apart: set[int] = set()
         self._places = threading.Semaphore(_MOST_APART)
         self._waits_long = threading.Lock()  # held by the one thread that does
-        # By kind of work: when the first was begun after the last that was answered.
-        self._silent_since: dict[str, float] = {}
+        self._is_stuck = False  # True once such work has failed after long, until some ends soon
 
     async def do(self, key: str, work: Work) -> Any:
         call, is_new = self._join(key)
@@ -325,17 +319,18 @@ class SingleFlight:
     async def do_apart(self, key: str, work: Work) -> Any:
         if threading.get_ident() in self._apart:  # no server waits for this thread
             return await self.do(key, work)
-        call = self._calls.get(key)
+        call, is_new = self._calls.get(key), False
         if call is None:
-            if not self._places.acquire(timeout=self._patience(key, time.monotonic())):
+            if not self._places.acquire(timeout=0 if self._is_stuck else _PATIENCE):
                 raise UnavailableError("too many calls to the server are under way")
             call, is_new = self._join(key)
             if is_new:
                 self._run_apart(key, call, work)
             else:
                 self._places.release()
-        while not call.done.is_set() and (seconds := self._patience(key, call.began)):
-            call.done.wait(seconds)
+        left = call.began + _PATIENCE - time.monotonic()
+        if (is_new or not self._is_stuck) and call.done.wait(max(0.0, left)):
+            return call.outcome()
         if not call.done.is_set():
             if not self._waits_long.acquire(blocking=False):
                 raise UnderWayError("the server takes long, and another request waits for it")
@@ -357,8 +352,6 @@ class SingleFlight:
     def _run_apart(self, key: str, call: Call, work: Work) -> None:
         """Run work in a thread that the interpreter waits for when it exits; see `_places`."""
         context = copy_context()
-        with self._lock:
-            self._silent_since.setdefault(_kind(key), call.began)
 
         def run() -> None:
             self._apart.add(threading.get_ident())
@@ -367,6 +360,8 @@ class SingleFlight:
             finally:
                 self._apart.discard(threading.get_ident())
                 self._places.release()
+                is_late = time.monotonic() - call.began > _PATIENCE
+                self._is_stuck = is_late and (self._is_stuck or call.is_outage)
 
         try:
             threading.Thread(target=run, name="cm_auth refresh").start()
@@ -392,26 +387,7 @@ class SingleFlight:
         finally:
             with self._lock:
                 del self._calls[key]
-                self._note_end(key, call)
             call.done.set()
-
-    def _patience(self, key: str, began: float) -> float:
-        """Return the seconds for which any thread may still wait for work that began then."""
-        until = min(began + _PATIENCE, self._silent_since.get(_kind(key), began) + _SILENCE)
-        return max(0.0, until - time.monotonic())
-
-    def _note_end(self, key: str, call: Call) -> None:
-        """End the silence of the server, if the work that has ended shows that it answers."""
-        kind, now = _kind(key), time.monotonic()
-        if call.is_outage:
-            is_long = now - self._silent_since.get(kind, now) > _SILENCE
-            if is_long or any(_kind(other) == kind for other in self._calls):
-                return
-        self._silent_since.pop(kind, None)
-
-
-def _kind(key: str) -> str:
-    return key.partition(" ")[0]
 
 
 def _pool(tls: Any) -> httpx2.BaseTransport:
