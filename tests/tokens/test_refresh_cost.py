@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 import traceback
 from collections import Counter
 from typing import Any
@@ -59,7 +61,7 @@ async def test_a_refresh_costs_ten_round_trips_to_redis(
     What is sent to several nodes of a cluster at the same time is one round trip.
     """
     trips: list[str] = []
-    under_way = 0
+    under_way, lock = 0, threading.Lock()
 
     def count(kind: type, method: str) -> None:
         original = getattr(kind, method)
@@ -69,13 +71,18 @@ async def test_a_refresh_costs_ten_round_trips_to_redis(
             # Those of the failovers are made all the time, and one of them by a refresh.
             if any(frame.filename == failovers.__file__ for frame in traceback.extract_stack()):
                 return await original(self, *arguments, **options)
-            if not under_way:
-                trips.append(repr(arguments)[:120])
-            under_way += 1
+            with lock:
+                # A script is sent whole to a node that does not know it, once.
+                if not under_way and arguments[0] != "EVAL":
+                    trips.append(repr(arguments)[:120])
+                under_way += 1
             try:
+                if isinstance(self, redis_cluster.BlockingCluster):
+                    time.sleep(0.05)  # noqa: ASYNC251 - or one thread ends before another begins
                 return await original(self, *arguments, **options)
             finally:
-                under_way -= 1
+                with lock:
+                    under_way -= 1
 
         monkeypatch.setattr(kind, method, run)
 
@@ -85,9 +92,6 @@ async def test_a_refresh_costs_ten_round_trips_to_redis(
         count(redis_clients.AsyncClients, "run")
         count(redis_clients.BlockingClients, "run")
     with make_server() as server:
-        for node in getattr(server, "nodes", ()):  # or the first use at each costs one more
-            for source in redis_clients.scripts.values():
-                node.ask("SCRIPT", "LOAD", source)
         settings = Settings(rotate_refresh_tokens=rotates)
         world = make_world(store=server.url, settings=settings, revalidate=10**8)
         browser = await world.login()
