@@ -15,7 +15,7 @@ _MARKS = re.compile(r"^pytestmark = (.+)$", re.MULTILINE)
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Leave files aside of which no test would run: half of a quick run would go into reading them.
+    """Leave files aside of which no test would run: a fifth of a quick run would go into them.
 
     Who names files or folders is told how many of their tests were deselected.
     """

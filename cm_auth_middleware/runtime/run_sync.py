@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
@@ -72,15 +72,20 @@ def _find_loop() -> Any:
 
 def run_elsewhere(coroutine: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine in a thread of its own, because this one may have an event loop already."""
+    return begin(lambda: asyncio.run(coroutine)).result()
+
+
+def begin(work: Callable[[], T]) -> Future[T]:
+    """Run work that blocks in a thread of its own; return what tells its outcome."""
     future: Future[T] = Future()
 
     def run() -> None:
         try:
-            future.set_result(asyncio.run(coroutine))
+            future.set_result(work())
         except BaseException as error:
             future.set_exception(error)
 
     # No ThreadPoolExecutor: it refuses work as soon as the interpreter begins to exit, and then
     # waits for refreshes under way, which may still call an application's hooks.
     threading.Thread(target=run).start()
-    return future.result()
+    return future

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import threading
-from collections.abc import Coroutine, Sequence
-from concurrent.futures import Future
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any
 
 from redis.exceptions import NoScriptError
 
-from ..runtime.run_sync import run_sync
+from ..runtime.run_sync import begin, run_sync
 from .redis_clients import Call, outcome, scripts
 from .redis_cluster import BlockingCluster
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +60,10 @@ def at_once(*groups: Sequence[Command]) -> Call:
             answers: list[Any] = await together(client)
             return answers
         if isinstance(client, BlockingCluster):
-            begun = [_begin(call(client)) for call in calls]
+            begun = [begin(partial(run_sync, run(client))) for run in calls]
             found: list[Any] = [future.exception() or future.result() for future in begun]
         else:
-            found = await asyncio.gather(*(call(client) for call in calls), return_exceptions=True)
+            found = await asyncio.gather(*(run(client) for run in calls), return_exceptions=True)
         for each in found:
             if isinstance(each, BaseException):
                 raise each
@@ -101,18 +98,3 @@ def in_turn(commands: Sequence[Command]) -> Call:
 
 def _is_cluster(client: Any) -> bool:
     return hasattr(client, "get_primaries")
-
-
-def _begin(coroutine: Coroutine[Any, Any, T]) -> Future[T]:
-    """Run a coroutine that blocks in a thread of its own."""
-    future: Future[T] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(run_sync(coroutine))
-        except BaseException as error:
-            future.set_exception(error)
-
-    # No ThreadPoolExecutor, which refuses work when the interpreter begins to exit.
-    threading.Thread(target=run).start()
-    return future
