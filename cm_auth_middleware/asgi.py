@@ -95,7 +95,7 @@ class CMAuthMiddleware:
         if scope["type"] != "http":
             await self._other(scope, receive, send)
             return
-        exchange = _Exchange(scope, self._services, receive, send)
+        exchange = _Exchange(scope, self._gate, receive, send)
         session: Session | None = None
         if exchange.cookie_line or not self._gate.is_exempt(exchange):
             outcome = await self._gate.handle(exchange)
@@ -180,14 +180,13 @@ class CMAuthMiddleware:
         A server may give one ``state`` to all requests of a connection, and a proxy may put
         several users on one connection.
         """
-        state = {
-            **(scope.get("state") or {}),
-            "cm_auth": self.engine,
-            "cm_session": session,
-            "cm": None if session is None else self._services.client_of(session),
-        }
-        own = {**scope, "state": state}
-        user = scope.get("user")
+        state = dict(scope.get("state") or ())
+        state["cm_auth"] = self.engine
+        state["cm_session"] = session
+        state["cm"] = None if session is None else self._services.client_of(session)
+        own = dict(scope)
+        own["state"] = state
+        user = own.get("user")
         if user is None or isinstance(user, CMUser):  # or another middleware's, which stays
             own["user"] = own["auth"] = CMUser(session, self._services.included_scopes)
         return own
@@ -302,12 +301,12 @@ class _Waits:
         "_next_look", "_scopes", "ended", "ended_at", "is_told", "responding",
     )  # fmt: skip
 
-    def __init__(self, session: Session, services: Services) -> None:
+    def __init__(self, session: Session, gate: Gate) -> None:
         self.ended = False
         self.ended_at = 0.0
         self.is_told = False  # True once the browser was told
         self._scopes: set[anyio.CancelScope] = set()
-        self._next_look = connections.NextLook(session, services.gate)
+        self._next_look = connections.NextLook(session, gate)
         self.responding = anyio.Lock()  # held by the watch, or at the end of the handler
 
     def end(self) -> None:
@@ -342,16 +341,16 @@ class _Exchange(ASGIRequest):
     """A request, and the application's response to it on its way out."""
 
     __slots__ = (
-        "_has_received", "_headers", "_receive", "_send", "_services", "_task", "interrupted",
-        "is_old", "is_replaced", "session", "started", "state", "waits",
+        "_gate", "_has_received", "_headers", "_receive", "_send", "_task", "interrupted", "is_old",
+        "is_replaced", "session", "started", "state", "waits",
     )  # fmt: skip
 
     session: Session  # None for a visitor; only an exchange with a session is watched
     state: dict[str, Any]  # the application's
 
-    def __init__(self, scope: Scope, services: Services, receive: Receive, send: Send) -> None:
+    def __init__(self, scope: Scope, gate: Gate, receive: Receive, send: Send) -> None:
         ASGIRequest.__init__(self, scope)
-        self._services = services
+        self._gate = gate
         self._receive = receive
         self._send = send
         self.session = None  # type: ignore[assignment]
@@ -380,7 +379,8 @@ class _Exchange(ASGIRequest):
             if message["status"] == 500:
                 return self._start(message)
             if session is not None:
-                if self.ended or self._services.gate.needs_check(session):
+                waits = self.waits
+                if (waits is not None and waits.ended) or self._gate.needs_check(session):
                     return self._start(message)
                 # A new message: an application may send its own to many users, as caches do.
                 self._headers = _private(message.get("headers", ()), self.set_cookies)
@@ -396,7 +396,7 @@ class _Exchange(ASGIRequest):
 
     async def _start(self, message: Message) -> None:
         is_failure, error = message["status"] == 500, self.state.get("cm_error")
-        response = await self._services.gate.before_response(
+        response = await self._gate.before_response(
             self, self.session, is_failure, error, self.ended
         )
         if self.is_replaced:
@@ -412,20 +412,20 @@ class _Exchange(ASGIRequest):
 
     async def refuse(self, response: Response) -> None:
         """Send a response of this middleware to a request that the application does not get."""
-        response = self._services.gate.origins.share(self, response)
+        response = self._gate.origins.share(self, response)
         await send_and_read_on(response, self, self._receive, self._send)
 
     async def respond(self, response: Response) -> None:
         """Send a response of this middleware in place of the application's."""
         self.is_replaced = True
-        response = self._services.gate.origins.share(self, response)
+        response = self._gate.origins.share(self, response)
         await _send(response, self._send, head=self.method == "HEAD")
 
     # -- an exchange that lasts: a stream, an upload, a long poll -------------------------------
 
     def _watch(self) -> _Waits:
         if self.waits is None:
-            self.waits = _Waits(self.session, self._services)
+            self.waits = _Waits(self.session, self._gate)
         return self.waits
 
     def _watch_mine(self) -> _Waits:
@@ -475,7 +475,7 @@ class _Exchange(ASGIRequest):
         async with waits.responding:
             if self.started or self.is_replaced:
                 return False
-            response = await self._services.gate.session_over(self)
+            response = await self._gate.session_over(self)
             if response is None or self.started or self.is_replaced:
                 return False
             waits.is_told = True
@@ -546,7 +546,7 @@ class _OwnedWebSocket(_WebSocket):
         super().__init__(services, receive, send)
         self.session = session
         self.is_old = False
-        self._waits = _Waits(session, services)
+        self._waits = _Waits(session, services.gate)
         self._open = services.connections.add(self)
 
     async def run(self, app: ASGIApp, scope: Scope) -> None:

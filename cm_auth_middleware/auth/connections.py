@@ -121,7 +121,8 @@ class LoopConnections:
             here = self._loops.get(loop) or self._loops.setdefault(loop, _OnLoop())
             self._last = loop, here
         here.add(connection)
-        if here.watch is None or here.watch.is_over:
+        watch = here.watch
+        if watch is None or watch.has_ended:
             work = partial(_look_if_alive, weakref.ref(self), here)
             here.watch = self._runtime.repeat(LOOK_EVERY, work)
         return here

@@ -123,12 +123,17 @@ class Repetition:
 
     Attributes:
         stopper: a cancel scope on an event loop, an event between threads; each stops the work.
-        is_over: True when it has ended.
+        has_ended: True when it has ended.
     """
 
     def __init__(self, stopper: Any) -> None:
         self.stopper = stopper
-        self.is_over = False
+        self.has_ended = False
+
+    @property
+    def is_over(self) -> bool:
+        """True if it does not go on, for whichever reason."""
+        return self.has_ended
 
 
 class Runtime(ABC):

@@ -175,7 +175,7 @@ class EventLoopRuntime(Runtime):
                     while await work():  # noqa: ASYNC110 - no event says when to look again
                         await anyio.sleep(every)
             finally:
-                repetition.is_over = True
+                repetition.has_ended = True
                 repetitions.discard(repetition)
 
         repetitions.add(repetition)
@@ -223,11 +223,7 @@ class _TimedRepetition(Repetition):
 
     @property
     def is_over(self) -> bool:
-        return self._is_over or self._loop.is_closed()
-
-    @is_over.setter
-    def is_over(self, value: bool) -> None:
-        self._is_over = value
+        return self.has_ended or self._loop.is_closed()
 
     def start(self) -> None:
         self._running.add(self)
@@ -252,13 +248,13 @@ class _TimedRepetition(Repetition):
                 goes_on = await self._work()
         finally:
             self._scope = None
-            if goes_on and not self._is_over:
+            if goes_on and not self.has_ended:
                 self._wait()
             else:
                 self._end()
 
     def _end(self) -> None:
-        self.is_over = True
+        self.has_ended = True
         self._running.discard(self)
 
 

@@ -44,7 +44,11 @@ def run_sync(coroutine: Coroutine[Any, Any, T]) -> T:
 
 def has_event_loop() -> bool:
     """Return True if this code runs on an event loop, asyncio's or trio's."""
-    return _find_loop() is not None
+    try:
+        running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 def running_loop() -> Any:
@@ -53,13 +57,6 @@ def running_loop() -> Any:
     Raises:
         RuntimeError: there is none.
     """
-    loop = _find_loop()
-    if loop is None:
-        raise RuntimeError("the ASGI side needs a running event loop")
-    return loop
-
-
-def _find_loop() -> Any:
     try:
         return asyncio.get_running_loop()  # anyio only finds it inside a task, not in a callback
     except RuntimeError:
@@ -67,7 +64,7 @@ def _find_loop() -> Any:
     try:
         return current_token().native_token  # of trio
     except RuntimeError:
-        return None
+        raise RuntimeError("the ASGI side needs a running event loop") from None
 
 
 def run_elsewhere(coroutine: Coroutine[Any, Any, T]) -> T:

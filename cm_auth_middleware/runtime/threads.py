@@ -184,7 +184,7 @@ class ThreadRuntime(Runtime):
                 while not repetition.stopper.wait(every) and run_sync(_awaited(work())):
                     pass
             finally:
-                repetition.is_over = True
+                repetition.has_ended = True
                 repetitions.discard(repetition)
 
         self._repetitions.add(repetition)

@@ -134,7 +134,8 @@ class SessionCookie:
         line = request.cookie_line
         if not line:
             return ()
-        verified = self._verified[self.is_secure(request)]
+        forced = self._forced
+        verified = self._verified[request.is_secure if forced is None else forced]
         found = verified.get(line)
         if found is None:
             name = self.name(request)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple, cast
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, cast
 
 from ..audit_log import audit
 from ..errors import SessionExpiredError, StoreError, UnavailableError
@@ -32,7 +32,8 @@ _DENIED_TTL = 86_400.0  # seconds that a browser is told why its session ended
 _GONE_TTL = 600.0  # seconds that refreshes under way can learn that a session was ended
 
 
-class _Opened(NamedTuple):
+@dataclass(slots=True)
+class _Opened:
     """A record and the stored value that it was decrypted from.
 
     Attributes:
