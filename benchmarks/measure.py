@@ -57,9 +57,9 @@ class Costs:
         costs, others = self._added(name, over), self._added(reference, over)
         return Spread.of([cost / other for cost, other in zip(costs, others, strict=True)])
 
-    def of_two(self, name: str, base: str, reference: str) -> Spread:
-        """What `name` adds to `base`, relative to the whole of `reference`."""
-        added, whole = self._added(name, base), self._blocks[reference]
+    def of_two(self, name: str, base: str, reference: str, over: str | None = None) -> Spread:
+        """What `name` adds to `base`, relative to the cost of `reference`, less that of `over`."""
+        added, whole = self._added(name, base), self._added(reference, over)
         return Spread.of([cost / other for cost, other in zip(added, whole, strict=True)])
 
     def _added(self, name: str, over: str | None) -> list[float]:
