@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -484,7 +483,7 @@ def only_in_code(option: str) -> str:
 
 
 def _alike(name: str, known: Iterable[str]) -> str:
-    alike = difflib.get_close_matches(name, known, 1, environment.ALIKE)
+    alike = environment.most_alike(name, known)
     return f" (did you mean {alike[0]}?)" if alike else ""
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -80,8 +79,15 @@ def unknown(options: Iterable[str], functions: Iterable[str]) -> Iterator[Unknow
             continue
         # Without the prefix: what all names have in common would make them all alike.
         alike = [name for name in (given, given.removesuffix("_URL")) if name in names]
-        alike = alike or difflib.get_close_matches(given, names, 1, ALIKE)
+        alike = alike or most_alike(given, names)
         yield Unknown(full, *names[alike[0]]) if alike else Unknown(full)
+
+
+def most_alike(given: str, names: Iterable[str]) -> list[str]:
+    """Return the one of some names that may be meant by another one, if there is one."""
+    import difflib  # when somebody made a mistake
+
+    return difflib.get_close_matches(given, names, 1, ALIKE)
 
 
 def _content(name: str) -> str:
