@@ -19,6 +19,8 @@ _OURS = "import starlette, cm_auth_middleware"
 _MIDDLEWARE = f"{_APPLICATION}; from cm_auth_middleware import CMAuthMiddleware"
 _PROGRAMS = (_STARLETTE, _APPLICATION, _OURS, _MIDDLEWARE)
 _LATER = {"httpx2", "authlib", "redis", "cryptography", "flask", "fastapi", "trio", "uvicorn"}
+_THREADS = "from cm_auth_middleware import CMAuthWSGIMiddleware"
+_LATER_IN_THREADS = _LATER | {"asyncio", "anyio", "starlette"}
 _BLOCKS, _ROUNDS = 5, 6
 
 
@@ -63,6 +65,9 @@ def _time_of_children() -> float:
 
 def _loaded_early() -> str:
     """Which of the packages that can wait are imported at once."""
-    program = f"{_MIDDLEWARE}; import sys; print(*({_LATER!r} & sys.modules.keys()))"
-    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
-    return done.stdout.decode().strip()
+    found: set[str] = set()
+    for imports, later in ((_MIDDLEWARE, _LATER), (_THREADS, _LATER_IN_THREADS)):
+        program = f"{imports}; import sys; print(*({later!r} & sys.modules.keys()))"
+        done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
+        found.update(done.stdout.decode().split())
+    return " ".join(sorted(found))

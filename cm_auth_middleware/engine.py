@@ -10,8 +10,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Unpack, cast
 from urllib.parse import urlsplit
 
-import anyio.to_thread
-
 from . import telemetry
 from .auth.connections import LoopConnections, ThreadConnections
 from .auth.gate import Gate
@@ -21,9 +19,7 @@ from .events import log
 from .runtime.base import Runtime
 from .runtime.bounded_cache import CacheMemory
 from .runtime.defaults import DEFAULTS
-from .runtime.event_loops import EventLoopRuntime
 from .runtime.run_sync import has_event_loop, run_sync
-from .runtime.threads import ThreadRuntime
 from .sessions.cookie import SessionCookie
 from .sessions.manager import SessionManager
 from .sessions.record import SessionInfo
@@ -85,8 +81,7 @@ class Services:
         grants = GrantRecords(store, self.sessions.sealer, config.absolute_timeout)
         self.refresher = TokenRefresher(runtime, self.sessions, grants, oauth, config.on_refresh)
         self.gate = Gate(config, self.sessions, self.refresher)
-        is_async = isinstance(runtime, EventLoopRuntime)
-        connections = LoopConnections if is_async else ThreadConnections
+        connections = LoopConnections if runtime.is_async else ThreadConnections
         self.connections: Any = connections(runtime, self.gate.is_alive)
         self._api_url = lambda api_base: provider.api_url(api_base or config.base_url)
         self._media_origin = lambda host, port: provider.media_origin(host, port, config.base_url)
@@ -99,7 +94,7 @@ class Services:
         """Return a client for a session, after making what makes the clients."""
         from . import client  # which loads httpx2
 
-        is_async = isinstance(self.runtime, EventLoopRuntime)
+        is_async = self.runtime.is_async
         factory = client.ClientFactory(
             client.AsyncCMClient if is_async else client.CMClient,
             self.refresher,
@@ -138,8 +133,8 @@ class Services:
     def start_beside(self) -> None:
         """Begin, beside, to load what the first login needs, and to open the store.
 
-        Encryption is not among it: `Login` begins to load it when a login is on its way, and a
-        process that has none, nor a session, does not need its 8 MB.
+        Encryption is not among it: the redirect of the first login, or the first session, loads it,
+        and a process that has neither does not need its 8 MB.
         """
         self.runtime.loading.begin(self.oauth.load, self.runtime.load_http, _load_clients)
         if self._opens_store:
@@ -231,6 +226,8 @@ class AuthEngine:
         if self._async is None:
             if not self._has_transport("AsyncBaseTransport"):
                 raise ConfigError("transport is for WSGI; ASGI needs an httpx2.AsyncBaseTransport")
+            from .runtime.event_loops import EventLoopRuntime  # which loads asyncio and anyio
+
             self._async = self._make(EventLoopRuntime, self.store)
         return self._async
 
@@ -249,6 +246,8 @@ class AuthEngine:
                 "transport is for event loops (httpx2.AsyncBaseTransport): WSGI applications and "
                 "clients for threads need an httpx2.BaseTransport"
             )
+        from .runtime.threads import ThreadRuntime  # a process mostly has one of both sides
+
         return self._make(ThreadRuntime, _for_threads(self.store))
 
     def _has_transport(self, kind: str) -> bool:
@@ -401,6 +400,8 @@ class AuthEngine:
             return closing
 
         async def close_both() -> None:
+            import anyio.to_thread  # when first needed
+
             await closing
             await anyio.to_thread.run_sync(lambda: run_sync(step(threads)))
 

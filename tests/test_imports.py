@@ -6,6 +6,8 @@ Every import counts: those in functions and those for type checkers, too.
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -103,6 +105,35 @@ def test_no_imports_run_in_a_circle() -> None:
     except CycleError as error:
         circle = " -> ".join(reversed(error.args[1]))
         pytest.fail(f"a circle of imports: {circle}")
+
+
+@pytest.mark.parametrize(
+    ("way_in", "later"),
+    [
+        ("CMAuthMiddleware", (f"{NAME}.wsgi", f"{NAME}.runtime.threads")),
+        (
+            "CMAuthWSGIMiddleware",
+            ("asyncio", "anyio", "starlette", f"{NAME}.asgi", f"{NAME}.runtime.event_loops"),
+        ),
+    ],
+)
+def test_a_middleware_is_made_without_what_can_wait(way_in: str, later: tuple[str, ...]) -> None:
+    options = {
+        "client_id": "id",
+        "client_secret": "secret",
+        "secret_key": "kzJ2x-8Qw_1uYtR4mN7bV3cX6zL9pF0sA5dG2hJ8",
+    }
+    later = (*later, "httpx2", "authlib", "cryptography", "redis", "psycopg", "sqlite3", "difflib")
+    program = f"""
+import sys
+sys.modules.update(dict.fromkeys(("opentelemetry", "trio")))  # of the tests; they load asyncio
+before = set(sys.modules)
+from {NAME} import {way_in}
+{way_in}(None, **{options!r})
+print(*sorted(set({later!r}) & (sys.modules.keys() - before)))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
+    assert done.stdout.split() == []
 
 
 def test_every_exception_is_still_needed() -> None:

@@ -17,12 +17,9 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
-import anyio
-
 from ..errors import UnavailableError
 from ..events import log
 from ..runtime.after_fork import after_fork
-from ..runtime.run_sync import running_loop
 
 if TYPE_CHECKING:
     from ..runtime.base import Repetition, Runtime
@@ -112,10 +109,13 @@ class LoopConnections:
         self._is_alive = is_alive
         self._loops: weakref.WeakKeyDictionary[Any, _OnLoop] = weakref.WeakKeyDictionary()
         self._last: tuple[Any, _OnLoop] = (None, _OnLoop())
+        from ..runtime.running_loop import running_loop  # a process with threads alone needs none
+
+        self._running_loop = running_loop
 
     def add(self, connection: Connection) -> set[Connection]:
         """Watch a connection; return the set to remove it from when it has ended."""
-        loop = running_loop()
+        loop = self._running_loop()
         last, here = self._last
         if last is not loop:  # nearly always there is one loop
             here = self._loops.get(loop) or self._loops.setdefault(loop, _OnLoop())
@@ -128,6 +128,8 @@ class LoopConnections:
         return here
 
     async def _look(self, connections: set[Connection]) -> bool:
+        import anyio  # which the threads' side does not load
+
         async with anyio.create_task_group() as group:  # a client may not be reading
             for connection in await _find_ended(connections, self._is_alive):
                 group.start_soon(_end_in_time, connection)
@@ -143,6 +145,8 @@ async def _look_if_alive(
 
 
 async def _end_in_time(connection: Connection) -> None:
+    import anyio
+
     with anyio.move_on_after(_END_TIMEOUT):
         await connection.end()
 

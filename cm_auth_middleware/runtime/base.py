@@ -152,10 +152,12 @@ class Runtime(ABC):
         single_flight: runs work once for all callers that need its result.
         loading: loads beside what is needed soon.
         exchanges_at_once: code exchanges that a process makes at a time, if no option says it.
+        is_async: True if it awaits on event loops, False if it blocks in threads.
     """
 
     single_flight: SingleFlight
     exchanges_at_once: ClassVar[int]
+    is_async: ClassVar[bool]
 
     def __init__(
         self,

@@ -17,7 +17,7 @@ import anyio
 
 from ..errors import UnavailableError
 from .base import MOST_LATE, Call, Connections, Repetition, Runtime, Work
-from .run_sync import running_loop
+from .running_loop import running_loop
 
 if TYPE_CHECKING:
     import httpx2
@@ -30,6 +30,7 @@ class EventLoopRuntime(Runtime):
     """The runtime for event loops; each loop has connections of its own."""
 
     single_flight: SingleFlight
+    is_async = True
     exchanges_at_once = 16
 
     def _start(self) -> None:

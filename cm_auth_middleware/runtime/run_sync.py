@@ -1,4 +1,4 @@
-"""Running one ``async def`` for event loops and for threads, and finding the event loop.
+"""Running one ``async def`` for event loops and for threads.
 
 The login, the refresh, the sessions and the stores are written once, as coroutines. They suspend
 only where they await I/O, and all I/O is behind two objects that differ by side: the runtime
@@ -16,13 +16,11 @@ application) could only be resumed by an event loop, so `run_sync` raises instea
 
 from __future__ import annotations
 
-import asyncio
+import sys
 import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from typing import Any, TypeVar
-
-from anyio.lowlevel import current_token
 
 T = TypeVar("T")
 
@@ -44,6 +42,10 @@ def run_sync(coroutine: Coroutine[Any, Any, T]) -> T:
 
 def has_event_loop() -> bool:
     """Return True if this code runs on an event loop, asyncio's or trio's."""
+    if "asyncio" not in sys.modules and "trio" not in sys.modules:
+        return False  # what is not loaded does not run
+    from .running_loop import running_loop
+
     try:
         running_loop()
     except RuntimeError:
@@ -51,24 +53,10 @@ def has_event_loop() -> bool:
     return True
 
 
-def running_loop() -> Any:
-    """Return the event loop of this thread, asyncio's or trio's.
-
-    Raises:
-        RuntimeError: there is none.
-    """
-    try:
-        return asyncio.get_running_loop()  # anyio only finds it inside a task, not in a callback
-    except RuntimeError:
-        pass
-    try:
-        return current_token().native_token  # of trio
-    except RuntimeError:
-        raise RuntimeError("the ASGI side needs a running event loop") from None
-
-
 def run_elsewhere(coroutine: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine in a thread of its own, because this one may have an event loop already."""
+    import asyncio  # which threads alone do not need
+
     return begin(lambda: asyncio.run(coroutine)).result()
 
 

@@ -36,6 +36,7 @@ class ThreadRuntime(Runtime):
 
     _close_lines: weakref.finalize[[deque[_Line]], ThreadRuntime] | None = None
     _close_pool: weakref.finalize[[], ThreadRuntime] | None = None
+    is_async = False
     exchanges_at_once = 2  # many servers have four threads
 
     def _start(self) -> None:

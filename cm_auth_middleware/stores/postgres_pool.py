@@ -26,7 +26,8 @@ import anyio.to_thread
 
 from ..display import is_certain, shown_location
 from ..errors import ConfigError, StoreError
-from ..runtime.run_sync import run_sync, running_loop
+from ..runtime.run_sync import run_sync
+from ..runtime.running_loop import running_loop
 from .circuit_breaker import SILENT, SLOW, CircuitBreaker
 
 try:

@@ -21,7 +21,8 @@ import anyio.to_thread
 from redis import exceptions
 
 from ..errors import StoreError
-from ..runtime.run_sync import run_sync, running_loop
+from ..runtime.run_sync import run_sync
+from ..runtime.running_loop import running_loop
 from .circuit_breaker import SILENT, CircuitBreaker
 from .redis_cluster import (
     AsyncCluster,

@@ -15,11 +15,12 @@ from cm_auth_middleware.runtime.loading import Loading, wait_until_loaded
 
 pytestmark = pytest.mark.slow
 
+UNINSTALLED = ("opentelemetry", "trio")
 LATER = ("httpx2", "httpcore2", "authlib", "cryptography", "tomllib", "redis", "psycopg")
 
 # A program that knows how to ask an ASGI or a WSGI application, without any client.
 PROGRAM = """
-import asyncio, sys, time
+import sys, time
 
 OPTIONS = dict(client_id="id", client_secret="secret", exempt=["/open"],
                allowed_hosts=["testserver"],
@@ -49,6 +50,7 @@ class ASGI:
         await send({"type": "http.response.body", "body": b""})
 
     def start(self):
+        import asyncio
         async def receive():
             return {"type": "lifespan.startup"}
         async def send(message):
@@ -56,6 +58,7 @@ class ASGI:
         asyncio.run(self.app({"type": "lifespan", "state": {}}, receive, send))
 
     def get(self, path):
+        import asyncio
         found = []
         async def receive():
             return {"type": "http.request", "body": b"", "more_body": False}
@@ -95,9 +98,13 @@ def side(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def run(side: str, program: str) -> str:
-    """Run a program in a process of its own, and return what it prints."""
-    source = f"{PROGRAM}\nside = {side}()\n{textwrap.dedent(program)}"
+def run(side: str, program: str, before: str = "") -> str:
+    """Run a program in a process of its own, and return what it prints.
+
+    Args:
+        before: is done before the middleware is made.
+    """
+    source = f"{PROGRAM}\n{before}\nside = {side}()\n{textwrap.dedent(program)}"
     done = subprocess.run(
         [sys.executable, "-c", source], capture_output=True, text=True, timeout=120, check=False
     )
@@ -126,7 +133,23 @@ def test_what_the_first_login_needs_is_loaded_beside(side: str) -> None:
     assert run(side, program) == "", "8 MB that a process without a login does not need"
 
 
-def test_encryption_is_loaded_while_the_first_person_logs_in(side: str) -> None:
+def test_a_process_loads_nothing_that_only_the_other_side_needs(side: str) -> None:
+    program = """
+        side.start()
+        wait_for("httpx2", "httpcore2", "authlib.oauth2.auth", "cm_auth_middleware.client")
+        others = {
+            "ASGI": ("cm_auth_middleware.wsgi", "cm_auth_middleware.runtime.threads"),
+            "WSGI": ("asyncio", "starlette", "cm_auth_middleware.asgi",
+                     "cm_auth_middleware.runtime.event_loops"),
+        }
+        print(*loaded(*others[type(side).__name__]))
+    """
+    # These load asyncio themselves where they are installed, as they are for the tests.
+    alone = f"sys.modules.update(dict.fromkeys({UNINSTALLED!r}))"
+    assert run(side, program, alone) == ""
+
+
+def test_what_the_first_callback_needs_is_loaded_while_the_person_logs_in(side: str) -> None:
     program = """
         assert side.get("/") == 302
         wait_for("cryptography.hazmat.primitives.ciphers.aead", "httpx2")
