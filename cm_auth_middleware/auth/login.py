@@ -16,7 +16,6 @@ from ..errors import CMAuthError, OperatorError, TooManyCallsError, UnavailableE
 from ..events import log
 from ..runtime.bounded_cache import BoundedCache
 from ..sessions.cookie import Ticket
-from ..sessions.encryption import load_encryption
 from ..sessions.record import Record, Tokens, dumps
 from ..web.asking import Asker, is_plain_program, who_asks
 from ..web.local_target import next_target, safe_target, shorter_targets
@@ -172,7 +171,7 @@ class Login:
         Args:
             is_anew: True if this takes the place of a login whose callback could not be served.
         """
-        self._runtime.loading.begin(self._runtime.load_http, load_encryption)
+        self._runtime.loading.begin(self._runtime.load_http)  # the callback needs it
         redirect_uri = self._redirect_uri(request)
         if redirect_uri is None:
             log("host_not_allowed", host=repr(request.host[:100]))
