@@ -12,7 +12,9 @@ MAX_TARGET = 4096  # characters of a target; a longer one is not followed
 _REMEMBERED = 128
 _SHORT = 200  # characters
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
-_UNQUOTED = re.compile(r"[ \u00a0-\U0010ffff]+")  # which no URL has as they are
+# A blank, and all from U+00A0 on, which no URL has as they are. Said by what they are not: a class
+# of so many characters takes 3 ms to compile, a twentieth of all imports.
+_UNQUOTED = re.compile(r"[^\x00-\x1f\x21-\x9f]+")
 # Characters that browsers take for a slash, or that become one when they are normalized.
 _SLASHES = str.maketrans(dict.fromkeys("\\\uff0f\u2044\u2215\u29f8\uff3c", "/"))
 
