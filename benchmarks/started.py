@@ -5,8 +5,9 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-# An environment for tests has these, and httpcore2 and our telemetry load what is there.
-sys.modules.update(dict.fromkeys(("trio", "opentelemetry")))  # type: ignore[arg-type]
+# An environment for tests has these, and httpx2, httpcore2 and our telemetry load what is there.
+_EXTRAS = ("trio", "opentelemetry", "h2", "socksio", "sniffio", "brotli", "brotlicffi", "backports")
+sys.modules.update(dict.fromkeys(_EXTRAS))  # type: ignore[arg-type]
 
 
 def starlette_bare() -> Any:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import re
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, packages_distributions, requires
 from pathlib import Path
 
 import pytest
@@ -52,6 +55,48 @@ def test_a_page_without_a_place_for_the_tables_is_left_alone(tmp_path: Path) -> 
     with pytest.raises(RuntimeError, match="no place"):
         write_section(page, "tables")
     assert page.read_text() == "no marks"
+
+
+def test_a_start_is_measured_with_nothing_that_pip_would_not_install() -> None:
+    program = """
+import sys
+before = {name.partition(".")[0] for name in sys.modules}  # of the tests' own environment
+from benchmarks import started
+import cm_auth_middleware.engine, cm_auth_middleware.client, httpcore2, authlib.oauth2.rfc7636
+found = {name.partition(".")[0] for name, module in sys.modules.items() if module is not None}
+print(*found - before - set(sys.stdlib_module_names))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
+    loaded = set(done.stdout.decode().split()) - {"benchmarks"}
+    assert "httpcore2" in loaded
+    distributions = packages_distributions()
+    found = {_name(name) for package in loaded for name in distributions.get(package, [package])}
+    assert found - _installed_with("cm_auth_middleware") == set()
+
+
+def _installed_with(distribution: str) -> set[str]:
+    """Return the distributions that one needs, and those that they need, without extras."""
+    found, left = set[str](), {_name(distribution)}
+    while left:
+        found.add(name := left.pop())
+        needed = {line for line in requires(name) or [] if "extra ==" not in line}
+        left |= {_name(re.split(r"[^\w.-]", line, maxsplit=1)[0]) for line in needed} - found
+        left -= {name for name in left if _is_missing(name)}
+    return found
+
+
+def _name(distribution: str) -> str:
+    """Return a distribution's name as all of them are compared (PEP 503)."""
+    return re.sub(r"[-_.]+", "-", distribution).lower()
+
+
+def _is_missing(distribution: str) -> bool:
+    """Return True if it is for another platform or Python."""
+    try:
+        requires(distribution)
+    except PackageNotFoundError:
+        return True
+    return False
 
 
 @pytest.mark.slow
