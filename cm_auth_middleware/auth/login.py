@@ -171,7 +171,6 @@ class Login:
         Args:
             is_anew: True if this takes the place of a login whose callback could not be served.
         """
-        self._runtime.loading.begin(self._runtime.load_http)  # the callback needs it
         redirect_uri = self._redirect_uri(request)
         if redirect_uri is None:
             log("host_not_allowed", host=repr(request.host[:100]))
@@ -191,6 +190,8 @@ class Login:
         else:  # the application is mounted at a path that a visitor may choose
             return problem(414, "The application's own URL is too long for a login")
         response = redirect(302, location, self.cookies.set(request, proof))
+        # For the callback; last, because two threads that compute take turns of 5 ms.
+        self._runtime.loading.begin(self._runtime.load_http, self._runtime.load_sockets)
         return response.with_what_fits(*self.cookies.clear_strays(request))
 
     def _redirect_uri(self, request: Request) -> str | None:

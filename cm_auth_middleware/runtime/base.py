@@ -203,6 +203,10 @@ class Runtime(ABC):
         if self._given_transport() is None:
             self._tls()
 
+    @abstractmethod
+    def load_sockets(self) -> None:
+        """Load what the HTTP client would load at its first connection."""
+
     # -- HTTP ------------------------------------------------------------------------------
 
     @abstractmethod

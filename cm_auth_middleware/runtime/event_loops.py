@@ -53,6 +53,10 @@ class EventLoopRuntime(Runtime):
         # requests (Mangum).
         return running_loop() in self._lasting
 
+    def load_sockets(self) -> None:
+        if self._given_transport() is None:
+            anyio.run(_use_sockets)  # 1.5 MB, and 20 ms for which the server's loop would stop
+
     def transport(self) -> Any:
         return self._given_transport() or self._own_pools().clients
 
@@ -354,6 +358,11 @@ class _Pools:
     async def aclose(self) -> None:
         """Close all of them now."""
         await self._ending.aclose()
+
+
+async def _use_sockets() -> None:
+    """Load anyio's part for asyncio, and those of its functions that httpcore2 uses."""
+    _ = anyio.Lock(), anyio.Event(), anyio.Semaphore(1), anyio.connect_tcp
 
 
 def _pool(tls: Any) -> httpx2.AsyncBaseTransport:

@@ -58,6 +58,9 @@ class ThreadRuntime(Runtime):
         self._close_lines = weakref.finalize(self, _close, self._lines)
         self._repetitions: set[Repetition] = set()
 
+    def load_sockets(self) -> None:
+        """Do nothing: blocking sockets are loaded with the HTTP client."""
+
     def transport(self) -> Any:
         given = self._given_transport()
         if given is not None:
