@@ -124,6 +124,7 @@ def test_a_middleware_is_made_without_what_can_wait(way_in: str, later: tuple[st
         "secret_key": "kzJ2x-8Qw_1uYtR4mN7bV3cX6zL9pF0sA5dG2hJ8",
     }
     later = (*later, "httpx2", "authlib", "cryptography", "redis", "psycopg", "sqlite3", "difflib")
+    later = (*later, f"{NAME}.web.messages", f"{NAME}.client")
     program = f"""
 import sys
 sys.modules.update(dict.fromkeys(("opentelemetry", "trio")))  # of the tests; they load asyncio

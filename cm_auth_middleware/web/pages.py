@@ -11,7 +11,6 @@ from ..events import log
 from ..hooks import ErrorHandler, ErrorPage
 from .asking import Asker, is_framed, who_asks
 from .files import digest, read
-from .messages import negotiate, words
 from .origin import Origins
 from .request import Request
 from .response import CHALLENGE, NO_STORE, Response, problem
@@ -75,6 +74,8 @@ class Pages:
         if asker is not Asker.PROGRAM:
             again = self.page_before(request) if asker is Asker.FORM else request.url
             return await self.show(request, status, kind, link or login or again, *headers)
+        from .messages import words  # when first needed
+
         message = words(kind, "en", self._server)
         members = {"login_url": login} if login else {}
         return problem(status, message.title, *headers, detail=message.text, **members)
@@ -99,6 +100,8 @@ class Pages:
         method: str = "get",
     ) -> Response:
         """Show a person a page, drawn by the application or else by this package."""
+        from .messages import negotiate, words  # most processes show no page for long
+
         language = negotiate(request.header("accept-language"))
         message = words(kind, language, self._server)
         # A link can do no harm in a frame of the application's own pages; the log-out button could.
