@@ -463,6 +463,7 @@ class GrantRefresh:
     async def _wait_after_failure(self) -> Refreshed | None:
         """Wait if the store has just failed, without the lease: others save their tokens."""
         if self._kept.find(self._refresh_token, self._held, GrantState()) is not None:
+            self._failovers.watch()  # it may have ended with another event loop
             return None  # this process will do that
         for _ in range(_SETTLING):
             wait = self._kept.trouble()
@@ -660,7 +661,7 @@ class GrantRefresh:
                 self._kept.drop(self._refresh_token)
                 return False
             return True
-        except StoreError:
+        except BaseException:  # as in `_save`: the store may still lack the tokens
             self._lease.leave()
             raise
         finally:

@@ -143,6 +143,65 @@ async def test_whatever_a_store_raises_the_new_tokens_are_kept(make_world: MakeW
 
 
 @both_providers
+async def test_whatever_a_store_raises_again_the_old_refresh_token_is_not_used(
+    make_world: MakeWorld,
+) -> None:
+    """The new tokens are saved later, and the first attempts to do so may fail, too."""
+    site = Site(make_world, **STRICT)
+    browser = await site.one.login()
+    site.one.clock.tick(LIFETIME)
+    site.ways[0].failures.append(AttributeError)
+    site.ways[0].broken |= {"put"}
+    with contextlib.suppress(AttributeError):
+        assert await status(at(site.one, browser)) == 500
+    tried = site.ways[0].tried
+    first = tried["put"]
+    await until(lambda: tried["put"] >= first + 2)
+    found: list[int] = []
+
+    async def ask() -> None:
+        found.append(await status(at(site.two, browser)))
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(ask)
+        await anyio.sleep(LATER)
+        site.ways[0].broken.clear()
+    assert found == [200]
+    assert await status(at(site.one, browser)) == 200
+    assert site.calls == 1
+
+
+@both_providers
+@pytest.mark.parametrize("side", ["asgi"])
+async def test_the_lease_is_left_if_saving_later_is_cancelled(make_world: MakeWorld) -> None:
+    """As at the end of an event loop that was made for one request: the next one saves them."""
+    site = Site(make_world, **STRICT)
+    browser = await site.one.login()
+    site.one.clock.tick(LIFETIME)
+    way = site.ways[0]
+    way.failures.append(AttributeError)
+    way.broken |= {"put"}
+    with contextlib.suppress(AttributeError):
+        assert await status(at(site.one, browser)) == 500
+    held = way.hold("put")
+    await held.reached.wait()
+    way.broken.clear()
+    way._yields = False  # what it sends is sent, also when its caller was cancelled
+    await site.one.engine.close()
+    found: list[int] = []
+
+    async def ask() -> None:
+        found.append(await status(at(site.two, browser)))
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(ask)
+        await anyio.sleep(LATER)
+        assert await status(at(site.one, browser)) == 200
+    assert found == [200]
+    assert site.calls == 1
+
+
+@both_providers
 async def test_a_lease_that_could_not_be_given_back_is_given_back_later(
     make_world: MakeWorld,
 ) -> None:
