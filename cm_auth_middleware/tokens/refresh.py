@@ -768,11 +768,14 @@ class Lease:
             return
         try:
             await self._store.release(self._key, self.owner)
-        except StoreError:
+        except BaseException as error:  # cancelled, or what only an application's store raises
             self._release_later(self._key, self.owner)
+            if not isinstance(error, StoreError):
+                raise
 
     async def _renew(self) -> None:
-        with suppress(StoreError):  # tried again in a moment, and before the tokens are saved
+        # Tried again in a moment, and before the tokens are saved: no reason to give up the call.
+        with suppress(Exception):
             await self.acquire()
 
     def _now(self) -> tuple[float, float]:
