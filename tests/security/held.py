@@ -27,7 +27,7 @@ from werkzeug.middleware.dispatcher import DispatcherMiddleware
 
 from cm_auth_middleware import CMAuthMiddleware, CMAuthWSGIMiddleware
 from cm_auth_middleware.proxy import CMProxy, CMWSGIProxy
-from cm_auth_middleware.testing import AppServer, Simulator
+from cm_auth_middleware.testing import AppServer, Simulator, settings_for
 from tests.helpers.apps import make_app, make_wsgi_app
 from tests.helpers.browser import ANNA, log_in
 from tests.helpers.servers import served
@@ -38,7 +38,11 @@ THREADS = 4  # of the WSGI servers: waitress's default, and what many give gunic
 TIMEOUT = 30  # seconds, of the middleware's: longer than any test waits
 EXCHANGE, REFRESH = "authorization_code", "refresh_token"
 SNAPSHOT = "/rest/v2.4/cameras/2001/snapshot"
-PROXY: dict[str, Any] = {"allow": [f"GET {SNAPSHOT}"], "cache": {SNAPSHOT: 60}}
+SNAPSHOT_V3 = "/media/liveImage.jpeg"
+PROXY: dict[str, Any] = {
+    "allow": [f"GET {SNAPSHOT}", f"GET {SNAPSHOT_V3}"],
+    "cache": {SNAPSHOT: 60, SNAPSHOT_V3: 60},
+}
 NEIGHBOUR = "another application"
 _MOUNT = "TEST_MOUNT"  # the variable that tells a process of it
 
@@ -67,7 +71,7 @@ class HeldCalls:
             await self.simulator(scope, receive, send)
             return
         name, messages = f"{scope['method']} {scope['path']}", []
-        if scope["path"] == "/oauth/token":
+        if scope["path"] in ("/oauth/token", "/oauth2/token"):
             messages = [await receive()]
             while messages[-1].get("more_body"):
                 messages.append(await receive())
@@ -104,6 +108,7 @@ class HeldSite:
     Args:
         server: of `WSGI`, each with `THREADS`, or ``uvicorn``.
         mount: the path that it is at, if it is not the root; `NEIGHBOUR` answers beside it then.
+        provider: of the server that it logs in at.
         is_apart: lets uvicorn run in a process of its own, as gunicorn does.
         options: of the middleware, as strings.
 
@@ -117,10 +122,11 @@ class HeldSite:
         stack: ExitStack,
         *,
         mount: str = "",
+        provider: str = "cameramanager",
         is_apart: bool = False,
         **options: str,
     ) -> None:
-        self.simulator = Simulator()
+        self.simulator = Simulator(settings_for(provider))
         self.calls = HeldCalls(self.simulator)
         self._stack = stack
         cm = stack.enter_context(AppServer(self.calls, log_level="critical"))
@@ -128,6 +134,7 @@ class HeldSite:
             "client_id": self.simulator.client_id,
             "client_secret": self.simulator.client_secret,
             "secret_key": SECRET_KEY,
+            "provider": provider,
             "base_url": cm.url,
             "exempt": "/health",
             "timeout": str(TIMEOUT),

@@ -162,9 +162,9 @@ def _refusing_exchanges(world: World, retry_after: str) -> object:
 
 
 @pytest.fixture
-def make_site() -> Iterator[Callable[..., HeldSite]]:
+def make_site(provider: str) -> Iterator[Callable[..., HeldSite]]:
     with ExitStack() as stack:
-        yield lambda server, **options: HeldSite(server, stack, **options)
+        yield lambda server, **options: HeldSite(server, stack, provider=provider, **options)
 
 
 def junk(site: HeldSite, count: int, visitor: httpx2.Client) -> Burst:
@@ -179,6 +179,7 @@ def junk(site: HeldSite, count: int, visitor: httpx2.Client) -> Burst:
     return Burst(visitor, paths, cookies)
 
 
+@both_providers
 @pytest.mark.slow
 @pytest.mark.parametrize("server", WSGI)
 def test_junk_callbacks_keep_no_threads_from_others(make_site, server) -> None:
@@ -199,6 +200,7 @@ def test_junk_callbacks_keep_no_threads_from_others(make_site, server) -> None:
     assert site.calls.most[EXCHANGE] == AT_ONCE["wsgi"]
 
 
+@both_providers
 @pytest.mark.slow
 @pytest.mark.parametrize("server", WSGI)
 def test_junk_callbacks_at_a_slow_server_leave_threads_to_others(make_site, server) -> None:
@@ -214,6 +216,7 @@ def test_junk_callbacks_at_a_slow_server_leave_threads_to_others(make_site, serv
     assert site.calls.most[EXCHANGE] <= AT_ONCE["wsgi"]
 
 
+@both_providers
 @pytest.mark.slow
 def test_junk_callbacks_keep_no_connections_from_refreshes_on_an_event_loop(make_site) -> None:
     """57: 1 150 of them, more than a pool has connections."""
@@ -231,6 +234,7 @@ def test_junk_callbacks_keep_no_connections_from_refreshes_on_an_event_loop(make
     assert site.calls.most[EXCHANGE] == AT_ONCE["asgi"]
 
 
+@both_providers
 @pytest.mark.slow
 def test_logins_and_refreshes_have_connections_of_their_own(make_site, monkeypatch) -> None:
     """57: also where somebody allows more exchanges than a pool has connections."""
@@ -245,6 +249,7 @@ def test_logins_and_refreshes_have_connections_of_their_own(make_site, monkeypat
     assert {status for status, _ in burst.answers()} == {400}
 
 
+@both_providers
 @pytest.mark.slow
 @pytest.mark.parametrize("server", ["uvicorn", *WSGI])
 def test_a_429_at_an_exchange_of_a_server_pauses_logins_and_no_refresh(make_site, server) -> None:

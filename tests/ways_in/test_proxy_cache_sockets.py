@@ -25,7 +25,7 @@ from tests.helpers.apps import make_app, make_wsgi_app
 from tests.helpers.browser import ANNA, BOB, log_in
 from tests.helpers.servers import WSGIServer, serving, until
 from tests.helpers.world import SECRET_KEY, both_providers
-from tests.security.held import HeldSite
+from tests.security.held import WSGI, HeldSite
 
 pytestmark = pytest.mark.slow
 
@@ -206,7 +206,7 @@ class Numbered:
         self.made = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] != SNAPSHOT:
+        if scope["type"] != "http" or scope["path"] not in (SNAPSHOT, f"/api/v3.0{SNAPSHOT_V3}"):
             await self.simulator(scope, receive, send)
             return
         self.made += 1
@@ -215,20 +215,29 @@ class Numbered:
         await send({"type": "http.response.body", "body": b"picture %d" % self.made})
 
 
-@pytest.fixture(params=["uvicorn", "gunicorn"])
-def held(request: pytest.FixtureRequest) -> Iterator[HeldSite]:
+@pytest.fixture(params=["uvicorn", *WSGI])
+def held(request: pytest.FixtureRequest, provider: str) -> Iterator[HeldSite]:
     with ExitStack() as stack:
-        yield HeldSite(request.param, stack)
+        yield HeldSite(request.param, stack, provider=provider)
 
 
-def test_a_picture_that_a_server_keeps_has_an_age_and_answers_conditions(held: HeldSite) -> None:
+@pytest.fixture
+def picture(provider: str) -> str:
+    """Where a camera's picture is below the proxy."""
+    return f"/cm{SNAPSHOT_V3}?deviceId=000007d1" if provider == "eagleeye" else f"/cm{SNAPSHOT}"
+
+
+@both_providers
+def test_a_picture_that_a_server_keeps_has_an_age_and_answers_conditions(
+    held: HeldSite, picture: str
+) -> None:
     anna = held.user()
-    new = anna.get(f"/cm{SNAPSHOT}")
+    new = anna.get(picture)
     assert (new.status_code, new.headers["content-type"]) == (200, "image/jpeg")
     assert "age" not in new.headers
     tag, changed = new.headers["etag"], new.headers["last-modified"]
-    until(lambda: int(anna.get(f"/cm{SNAPSHOT}").headers["age"]) >= 1)
-    again = held.user().get(f"/cm{SNAPSHOT}")
+    until(lambda: int(anna.get(picture).headers["age"]) >= 1)
+    again = held.user().get(picture)
     assert again.content == new.content
     assert 1 <= int(again.headers["age"]) <= 10
     assert (again.headers["etag"], again.headers["last-modified"]) == (tag, changed)
@@ -238,15 +247,17 @@ def test_a_picture_that_a_server_keeps_has_an_age_and_answers_conditions(held: H
         ({"If-Modified-Since": changed}, 304),
         ({"If-Modified-Since": "Wed, 01 Jan 2025 00:00:00 GMT"}, 200),
     ):
-        answer = anna.get(f"/cm{SNAPSHOT}", headers=condition)
+        answer = anna.get(picture, headers=condition)
         assert (answer.status_code, answer.headers["etag"]) == (status, tag), condition
         assert answer.content == (b"" if status == 304 else new.content)
         assert "age" in answer.headers
-    assert len(held.simulator.calls(SNAPSHOT)) == 1
+    path = SNAPSHOT_V3 if SNAPSHOT_V3 in picture else SNAPSHOT
+    assert len(held.simulator.calls(f"*{path}")) == 1
 
 
+@both_providers
 def test_a_picture_that_a_server_keeps_is_for_one_account_while_somebody_is_logged_in(
-    held: HeldSite,
+    held: HeldSite, picture: str
 ) -> None:
     held.simulator.settings.shared_access_token = False  # or one logout ends both sessions
     pictures = Numbered(held.simulator)
@@ -254,7 +265,7 @@ def test_a_picture_that_a_server_keeps_is_for_one_account_while_somebody_is_logg
     anna, twin, bob = held.user(ANNA), held.user(ANNA), held.user(BOB)
 
     def seen(user: httpx2.Client) -> tuple[str, bool]:
-        answer = user.get(f"/cm{SNAPSHOT}")
+        answer = user.get(picture)
         return answer.text, "age" in answer.headers
 
     assert (seen(anna), seen(bob)) == (("picture 1", False), ("picture 2", False))
@@ -264,7 +275,7 @@ def test_a_picture_that_a_server_keeps_is_for_one_account_while_somebody_is_logg
     assert anna.post("/auth/logout").status_code == 303
     assert seen(twin) == ("picture 1", True)
     assert twin.post("/auth/logout").status_code == 303
-    assert anna.get(f"/cm{SNAPSHOT}").status_code in (302, 401)
+    assert anna.get(picture).status_code in (302, 401)
     assert seen(held.user(ANNA)) == ("picture 3", False)
     assert seen(bob) == ("picture 2", True)
     assert pictures.made == 3
