@@ -113,6 +113,7 @@ class HeldSite:
         options: of the middleware, as strings.
 
     Attributes:
+        api: the origin of the API.
         port: where the server listens, if it is not a uvicorn in this process.
     """
 
@@ -130,6 +131,7 @@ class HeldSite:
         self.calls = HeldCalls(self.simulator)
         self._stack = stack
         cm = stack.enter_context(AppServer(self.calls, log_level="critical"))
+        self.api = self.simulator.origins(cm.url)[-1]
         given = {
             "client_id": self.simulator.client_id,
             "client_secret": self.simulator.client_secret,

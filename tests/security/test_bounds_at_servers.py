@@ -4,28 +4,37 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from starlette.types import Receive, Scope, Send
 
 from cm_auth_middleware.testing import Simulator
 from tests.helpers.browser import log_in
+from tests.helpers.servers import until
 
 from .held import REFRESH, WSGI, HeldSite
 
 pytestmark = pytest.mark.slow
 
-CAMERAS, USER = "/rest/v2.4/cameras", "/rest/v2.3/users/self"
+CAMERAS, USERS = "*/cameras", ("/rest/v2.3/users/self", "/api/v3.0/users/self")
 NAME = "cm_auth"
+PROVIDERS = ("cameramanager", "eagleeye")
+NAMES = {"cameramanager": "CameraManager", "eagleeye": "Eagle Eye"}
 
 
-@pytest.fixture(scope="module", params=["uvicorn", *WSGI])
+@pytest.fixture(
+    scope="module",
+    params=[(server, kind) for server in ("uvicorn", *WSGI) for kind in PROVIDERS],
+    ids="-".join,
+)
 def site(request: pytest.FixtureRequest) -> Iterator[HeldSite]:
     """One site for all tests here, which leave its simulator as it was."""
+    server, provider = request.param
     with ExitStack() as stack:
-        yield HeldSite(request.param, stack)
+        yield HeldSite(server, stack, provider=provider)
 
 
 class RawUser:
@@ -33,10 +42,11 @@ class RawUser:
 
     def __init__(self, simulator: Simulator, value: bytes) -> None:
         self._simulator = simulator
-        self._body = b'{"userId": 10003, "email": "anna@example.com", "x": %s}' % value
+        ids = b'"userId": 10003' if simulator.settings.provider != "eagleeye" else b'"id": "2713"'
+        self._body = b'{%s, "email": "anna@example.com", "x": %s}' % (ids, value)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] != USER:
+        if scope["type"] != "http" or scope["path"] not in USERS:
             await self._simulator(scope, receive, send)
             return
         headers = [(b"content-type", b"application/json")]
@@ -44,14 +54,59 @@ class RawUser:
         await send({"type": "http.response.body", "body": self._body})
 
 
-def test_a_token_of_a_megabyte_is_a_clear_error_and_the_next_login_works(site: HeldSite) -> None:
+@contextmanager
+def user_with(site: HeldSite, value: bytes) -> Iterator[None]:
+    """Let the user have a member ``x`` of any JSON."""
+    known = site.calls.simulator
+    site.calls.simulator = RawUser(site.simulator, value)  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        site.calls.simulator = known
+
+
+def token(site: HeldSite, size: int) -> dict[str, Any]:
+    """Return a token answer with an access token of so many bytes."""
+    api = urlsplit(site.api)
+    host = {"httpsBaseUrl": {"hostname": api.hostname, "port": api.port}}
+    return {"token_type": "bearer", "expires_in": 600, "access_token": "a" * size, **host}
+
+
+@pytest.mark.parametrize("size", [8_193, 1_000_000])
+def test_a_token_that_is_too_long_is_a_clear_error_and_the_next_login_works(
+    site: HeldSite, size: int
+) -> None:
     """67: it is not kept, and no worker breaks."""
-    token = {"token_type": "bearer", "expires_in": 600, "access_token": "a" * 1_000_000}
-    site.simulator.fail_token((200, token))
+    site.simulator.fail_token((200, token(site, size)))
     visitor = site.visitor()
     answer = visitor.get(site.callback_url(visitor.get("/auth/login")))
     assert answer.status_code == 502, answer.text
-    assert "CameraManager" in answer.text
+    assert NAMES[site.simulator.settings.provider] in answer.text
+    assert not visitor.get("/auth/session").json()["authenticated"]
+    log_in(visitor, site.simulator)
+
+
+@pytest.mark.parametrize("size", [8_193, 1_000_000])
+def test_a_token_that_is_too_long_ends_no_session_at_a_server(site: HeldSite, size: int) -> None:
+    """67: at a refresh it is an outage, and the next attempt succeeds."""
+    user = site.user()
+    site.simulator.expire_access_tokens()
+    site.simulator.fail_token((200, token(site, size)))
+    assert user.get("/cameras").status_code == 503
+    until(lambda: user.get("/cameras").status_code == 200)
+
+
+@pytest.mark.parametrize(
+    "value", [b"9" * 5_000, b"[" * 40_000 + b"]" * 40_000, b'"' + b"x" * 100_000 + b'"']
+)
+def test_a_user_that_cannot_be_kept_is_a_clear_error_at_a_server(
+    site: HeldSite, value: bytes
+) -> None:
+    """67: nobody is logged in with half a user, and the next login works."""
+    visitor = site.visitor()
+    with user_with(site, value):
+        answer = visitor.get(site.callback_url(visitor.get("/auth/login")))
+    assert answer.status_code == 502, answer.text
     assert not visitor.get("/auth/session").json()["authenticated"]
     log_in(visitor, site.simulator)
 
@@ -61,14 +116,10 @@ def test_a_number_that_is_none_is_null_to_a_browser_of_a_server(
     site: HeldSite, value: bytes
 ) -> None:
     """67: the session's JSON is read as a browser reads it."""
-    known = site.calls.simulator
-    site.calls.simulator = RawUser(site.simulator, value)  # type: ignore[assignment]
-    try:
-        visitor = site.visitor()
+    visitor = site.visitor()
+    with user_with(site, value):
         log_in(visitor, site.simulator)
         text = visitor.get("/auth/session").text
-    finally:
-        site.calls.simulator = known
 
     def refuse(constant: str) -> Any:
         raise AssertionError(f"{constant} is no JSON")
