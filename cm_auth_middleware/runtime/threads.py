@@ -213,7 +213,7 @@ class ThreadRuntime(Runtime):
 
 
 class _Line(NamedTuple):
-    """A way to the server for one call at a time, with the sockets of its connection."""
+    """A way to the server for one call at a time, with the sockets of its connections."""
 
     transport: httpx2.BaseTransport
     sockets: list[socket.socket]
@@ -410,7 +410,7 @@ class Deadline:
 
     Args:
         timeout: seconds that the call may take in total.
-        sockets: of the connection that the call may use again; it is kept up to date.
+        sockets: of the connections that the call may use again; they are kept up to date.
 
     Attributes:
         is_over: True when its time is over.
@@ -431,8 +431,8 @@ class Deadline:
         """Note each socket when it is connected (httpx2's ``trace`` extension)."""
         if event in ("connection.connect_tcp.complete", "connection.start_tls.complete"):
             with self._lock:
-                if event == "connection.connect_tcp.complete":
-                    self._sockets.clear()  # the one before has closed
+                # Not only this one: a server may have two hosts, each with a connection of its own.
+                self._sockets[:] = [known for known in self._sockets if known.fileno() != -1]
                 self._sockets.append(info["return_value"].get_extra_info("socket"))
             if self.is_over:
                 self.cut()
