@@ -20,15 +20,17 @@ from werkzeug.middleware.dispatcher import DispatcherMiddleware
 
 from cm_auth_middleware import AuthEngine, CMAuthMiddleware, CMAuthWSGIMiddleware
 from cm_auth_middleware.proxy import CMProxy, CMWSGIProxy
-from cm_auth_middleware.testing import AppServer, Simulator
+from cm_auth_middleware.testing import AppServer, Simulator, settings_for
 from tests.helpers.apps import make_app, make_wsgi_app
 from tests.helpers.browser import log_in
 from tests.helpers.servers import WSGIServer, until
-from tests.helpers.world import CM, SECRET_KEY, MakeWorld, World
+from tests.helpers.world import CM, SECRET_KEY, MakeWorld, World, both_providers
 
 pytestmark = pytest.mark.slow
 
-CAMERAS, USER = "/rest/v2.4/cameras", "/rest/v2.3/users/self"
+CAMERAS = ("/rest/v2.4/cameras", "/api/v3.0/cameras")
+USER = ("/rest/v2.3/users/self", "/api/v3.0/users/self")
+LOGOUT = ("/rest/v2.0/users/self/tokens/current", "/oauth2/revoke")
 TIMEOUT = 1.5  # seconds, of the middleware's
 WAIT = 20.0  # seconds until a test gives up
 BLOCK = bytes(65_536)
@@ -45,8 +47,8 @@ class Flood:
         refused: gives the status of an answer to a path and a token; 0 for the simulator's own.
     """
 
-    def __init__(self, shape: str) -> None:
-        self.simulator = Simulator()
+    def __init__(self, shape: str, provider: str) -> None:
+        self.simulator = Simulator(settings_for(provider))
         self.shape = shape
         self.refused: Callable[[str, bytes], int] = lambda *_: 0
         self.sent = 0
@@ -60,7 +62,7 @@ class Flood:
             return
         bearer = dict(scope["headers"]).get(b"authorization", b"")
         status = self.refused(scope["path"], bearer)
-        if scope["path"].startswith("/rest/"):
+        if scope["path"].startswith(("/rest/", "/api/")):
             self.peers.append(scope["client"])
         if not status:
             await self.simulator(scope, receive, send)
@@ -96,15 +98,18 @@ class Site:
 
     def __init__(self, side: str, flood: Flood, stack: ExitStack) -> None:
         self.side, self.flood = side, flood
+        provider = flood.simulator.settings.provider
+        self.cameras = "/cameras" if provider == "eagleeye" else CAMERAS[0]
         cm = stack.enter_context(AppServer(flood, log_level="critical"))
         self.engine = AuthEngine(
             client_id=flood.simulator.client_id,
             client_secret=flood.simulator.client_secret,
             secret_key=SECRET_KEY,
             base_url=cm.url,
+            provider=provider,
             timeout=TIMEOUT,
         )
-        rules = [f"GET {CAMERAS}"]
+        rules = [f"GET {self.cameras}"]
         if side == "asgi":
             app: Any = make_app([Mount("/cm", CMProxy(allow=rules))])
             server: Any = AppServer(CMAuthMiddleware(app, engine=self.engine), log_level="critical")
@@ -120,16 +125,16 @@ class Site:
         return self.browser.get("/cameras").status_code
 
     def by_proxy(self) -> int:
-        return self.browser.get(f"/cm{CAMERAS}").status_code
+        return self.browser.get(f"/cm{self.cameras}").status_code
 
     def by_handle(self) -> int:
         handle = self.browser.get("/export").text
         if self.side == "wsgi":
-            return self.engine.sync_client_for(handle).get(CAMERAS).status_code
+            return self.engine.sync_client_for(handle).get(self.cameras).status_code
 
         async def ask() -> int:
             client = await self.engine.client_for(handle)
-            status = (await client.get(CAMERAS)).status_code
+            status = (await client.get(self.cameras)).status_code
             await self.engine.close()
             return status
 
@@ -137,18 +142,23 @@ class Site:
 
 
 @pytest.fixture
-def make_site(side: str) -> Iterator[Callable[[str], Site]]:
+def make_site(side: str, provider: str) -> Iterator[Callable[[str], Site]]:
     with ExitStack() as stack:
-        yield lambda shape: Site(side, Flood(shape), stack)
+        yield lambda shape: Site(side, Flood(shape, provider), stack)
+
+
+def bearer_of_the_login(site: Site) -> bytes:
+    [call] = [call for call in site.flood.simulator.requests if call.path in USER]
+    return call.headers["authorization"].encode()
 
 
 def refuse_the_first_token(site: Site) -> None:
     """Answer 401 to the token of the login, and to no later one."""
-    [first] = site.flood.simulator.calls(USER)
-    old = first.headers["authorization"].encode()
-    site.flood.refused = lambda path, bearer: 401 * (path == CAMERAS and bearer == old)
+    old = bearer_of_the_login(site)
+    site.flood.refused = lambda path, bearer: 401 * (path in CAMERAS and bearer == old)
 
 
+@both_providers
 @pytest.mark.parametrize("shape", ["endless", "long", "drip", "silent"])
 @pytest.mark.parametrize("way", ["by_client", "by_proxy", "by_handle"])
 def test_a_401_without_end_is_left_and_the_request_is_sent_again(make_site, shape, way) -> None:
@@ -164,6 +174,7 @@ def test_a_401_without_end_is_left_and_the_request_is_sent_again(make_site, shap
     assert len(site.flood.simulator.token_calls("refresh_token")) == 1
 
 
+@both_providers
 def test_a_short_401_gives_its_connection_back(make_site) -> None:
     """59: nothing is closed without a need: the next request goes by the same connection."""
     site = make_site("short")
@@ -175,13 +186,13 @@ def test_a_short_401_gives_its_connection_back(make_site) -> None:
     assert len(set(site.flood.peers[before - 1 :])) == 1
 
 
+@both_providers
 @pytest.mark.parametrize("shape", ["endless", "long"])
 def test_a_refusal_to_the_middleware_itself_is_known_by_its_status(make_site, shape) -> None:
     """59: whatever follows it. The token is dead, so a 403 is not the user's fault."""
     site = make_site(shape)
-    [first] = site.flood.simulator.calls(USER)
-    old = first.headers["authorization"].encode()
-    shapes = {CAMERAS: 403, USER: 401}
+    old = bearer_of_the_login(site)
+    shapes = {**dict.fromkeys(CAMERAS, 403), **dict.fromkeys(USER, 401)}
     site.flood.refused = lambda path, bearer: shapes.get(path, 0) * (bearer == old)
     assert site.by_client() == 200
     assert site.flood.answers == 2
@@ -189,11 +200,12 @@ def test_a_refusal_to_the_middleware_itself_is_known_by_its_status(make_site, sh
     assert site.flood.sent < 2 * MOST
 
 
+@both_providers
 @pytest.mark.parametrize("shape", ["endless", "long", "drip"])
 def test_a_logout_does_not_wait_for_the_end_of_an_answer(make_site, shape) -> None:
     """59: nor does it read it all."""
     site = make_site(shape)
-    site.flood.refused = lambda path, _: 502 * path.endswith("/tokens/current")
+    site.flood.refused = lambda path, _: 502 * (path in LOGOUT)
     begin = time.monotonic()
     assert site.browser.post("/auth/logout").status_code == 303
     assert time.monotonic() - begin < WAIT / 2
@@ -241,14 +253,17 @@ BODIES = {
 }
 
 
-def answer_once(world: World, method: str, path: str, status: int, body: str) -> Counted:
+def answer_once(
+    world: World, method: str, paths: tuple[str, ...], status: int, body: str
+) -> Counted:
     """Let the next call of the API to a path get an answer whose bytes are counted."""
     content, headers = BODIES[body]
     counted, is_due = Counted(content), [True]
+    origins = {CM, *world.sim.origins(CM)}
     there = world.net.apps[CM]
 
     def instead(request: httpx2.Request) -> httpx2.Response | None:
-        if (request.method, request.url.path) != (method, path) or not is_due:
+        if request.method != method or request.url.path not in paths or not is_due:
             return None
         is_due.clear()
         return httpx2.Response(status, headers=headers, stream=counted)
@@ -260,11 +275,12 @@ def answer_once(world: World, method: str, path: str, status: int, body: str) ->
         def call(self, request: httpx2.Request) -> httpx2.Response:
             return instead(request) or there.call(request)
 
-    world.net.apps[CM] = Instead()
+    world.net.apps.update(dict.fromkeys(origins, Instead()))
     return counted
 
 
 @pytest.mark.anyio
+@both_providers
 @pytest.mark.parametrize("body", BODIES)
 async def test_64_kb_of_a_401_are_read_and_no_part_more(make_world: MakeWorld, body: str) -> None:
     """59: as they were sent: nothing is decoded. What is announced to be longer is not begun."""
@@ -279,20 +295,21 @@ async def test_64_kb_of_a_401_are_read_and_no_part_more(make_world: MakeWorld, b
 
 
 @pytest.mark.anyio
+@both_providers
 @pytest.mark.parametrize("body", BODIES)
-@pytest.mark.parametrize(
-    ("method", "path", "status"),
-    [("DELETE", "/rest/v2.0/users/self/tokens/current", 502), ("POST", "/oauth/token", 503)],
-    ids=["logout", "refresh"],
-)
+@pytest.mark.parametrize("what", ["logout", "refresh"])
 async def test_64_kb_of_a_refusal_to_the_middleware_are_read(
-    make_world: MakeWorld, body: str, method: str, path: str, status: int
+    make_world: MakeWorld, body: str, what: str, provider: str
 ) -> None:
     """59: whatever they decode to."""
     world = make_world()
     anna = await world.login()
-    counted = answer_once(world, method, path, status, body)
-    if method == "DELETE":
+    if what == "logout":
+        method = "POST" if provider == "eagleeye" else "DELETE"
+        counted = answer_once(world, method, LOGOUT, 502, body)
+    else:
+        counted = answer_once(world, "POST", (world.token_path,), 503, body)
+    if what == "logout":
         assert (await anna.post("/auth/logout")).status_code == 303
     else:
         world.clock.tick(world.lifetime)
