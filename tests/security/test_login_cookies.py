@@ -6,6 +6,7 @@ import base64
 import random
 import re
 import string
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from html import unescape
 from urllib.parse import quote, unquote
@@ -18,7 +19,7 @@ from werkzeug.middleware.dispatcher import DispatcherMiddleware
 
 from cm_auth_middleware.auth.login_state import StateSealer
 from tests.helpers.browser import ANNA, BOB, Browser
-from tests.helpers.world import APP, SECRET_KEY, World, both_providers
+from tests.helpers.world import APP, HTML, SECRET_KEY, World, both_providers
 
 from .held import NEIGHBOUR, WSGI, HeldSite
 from .visits import NAME, query_of, started, visit
@@ -391,10 +392,45 @@ async def test_cookies_of_an_earlier_release_are_cleared(world: World) -> None:
         assert len(cleared) >= least
 
 
+@both_providers
+@pytest.mark.slow
+@pytest.mark.parametrize(("tabs", "kind"), [(12, "long"), (40, "short"), (40, "long")])
+@pytest.mark.parametrize("server", ["uvicorn", *WSGI])
+def test_tabs_that_are_restored_at_once_each_arrive_at_a_server(
+    server: str, tabs: int, kind: str, provider: str
+) -> None:
+    """58: none of them has a cookie of another one when it asks, and all share them after that."""
+    paths = [KINDS[kind](n) for n in range(tabs)]
+    with ExitStack() as stack:
+        site = HeldSite(server, stack, provider=provider)
+        browser = site.visitor()
+
+        def ask(path: str) -> httpx2.Response:
+            with httpx2.Client(base_url=site.url, headers=HTML, timeout=60) as tab:
+                return tab.get(path)
+
+        with ThreadPoolExecutor(tabs) as pool:
+            starts = list(pool.map(ask, paths))
+        for start in starts:
+            assert size(start) < MOST_HEADERS
+            browser.cookies.extract_cookies(start)
+        order = list(range(tabs))
+        random.Random(58).shuffle(order)
+        for n in order:
+            line = browser.build_request("GET", "/").headers["cookie"]
+            assert len(line) < MOST_COOKIES / 2
+            done = browser.get(site.callback_url(starts[n]))
+            assert done.headers["location"] == paths[n], done.text
+            assert size(done) < MOST_HEADERS
+        assert len(site.simulator.token_calls("authorization_code")) == tabs
+        assert [name for name in browser.cookies if "_login_" in name] == []
+
+
+@both_providers
 @pytest.mark.slow
 @pytest.mark.parametrize("server", ["uvicorn", *WSGI])
 def test_a_target_of_3900_characters_leads_to_its_path_or_the_mounts_root_at_a_server(
-    server: str,
+    server: str, provider: str
 ) -> None:
     """58: R17: and never to the application that answers beside the mount."""
     long = "".join(random.Random(58).choices(LETTERS, k=3_900))
@@ -407,7 +443,7 @@ def test_a_target_of_3900_characters_leads_to_its_path_or_the_mounts_root_at_a_s
         f"/?q={long}"[:3_900]: "/one/",
     }
     with ExitStack() as stack:
-        site = HeldSite(server, stack, mount="/one")
+        site = HeldSite(server, stack, mount="/one", provider=provider)
         for target, back in targets.items():
             visitor = site.visitor()
             start = visitor.get(f"/auth/login?next={quote(target, safe='/')}")
