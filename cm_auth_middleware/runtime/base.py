@@ -99,15 +99,18 @@ class SingleFlight(Protocol):
             UnderWayError: it takes longer; the next request may find it done.
         """
 
-    async def do_apart(self, key: str, work: Work) -> Any:
+    async def do_apart(self, key: str, work: Work, *, asks: str | None = None) -> Any:
         """Do it in a thread of its own, for a request whose thread may be needed for others.
 
         On an event loop it is the same. Between threads, at most one thread of the process waits
-        for longer than a second after the start; the work goes on.
+        for longer than a second after the start, or at all while the URL that the work asks is
+        known to hang; the work goes on.
+
+        Args:
+            asks: the URL of the call that the work waits for.
 
         Raises:
-            UnderWayError: another thread waits for so long already; the next request may find the
-                work done.
+            UnderWayError: another thread waits already; the next request may find the work done.
             UnavailableError: there are too many such threads; the work was not begun.
         """
 

@@ -279,7 +279,10 @@ class SingleFlight:
         await call.done.wait()
         return call.outcome()
 
-    do_apart = do_impatiently = do  # a request that waits keeps no thread
+    do_impatiently = do  # a request that waits keeps no thread
+
+    async def do_apart(self, key: str, work: Work, *, asks: str | None = None) -> Any:  # noqa: ARG002
+        return await self.do(key, work)
 
     def start(self, key: str, work: Work) -> None:
         self._join(key, work)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import inspect
+import math
 import socket
 import sys
 import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, closing, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
 
@@ -34,6 +35,7 @@ _MOST_APART = 64  # threads that work apart from requests; each may have two mor
 class ThreadRuntime(Runtime):
     """The runtime for threads; all threads of a process share its connections."""
 
+    single_flight: SingleFlight
     _close_lines: weakref.finalize[[deque[_Line]], ThreadRuntime] | None = None
     _close_pool: weakref.finalize[[], ThreadRuntime] | None = None
     is_async = False
@@ -80,7 +82,7 @@ class ThreadRuntime(Runtime):
         *,
         headers: dict[str, str],
         content: bytes | None = None,
-        connections: Connections = "calls",  # noqa: ARG002 - each call has one of its own
+        connections: Connections = "calls",  # else the same: each call has one of its own
     ) -> httpx2.Response:
         import httpx2  # when first needed
 
@@ -93,8 +95,11 @@ class ThreadRuntime(Runtime):
         deadline = Deadline(self.timeout, line and line.sockets)
         traced = {"trace": deadline.trace}
         is_whole = False
+        # A login says nothing of what users wait for: an invented code may be refused slowly.
+        silences = self.single_flight.silences if connections == "calls" else Silences()
         try:
             with (
+                silences.call(url),
                 deadline,
                 client.stream(
                     method, url, headers=headers, content=content, extensions=traced
@@ -285,16 +290,56 @@ class _Helper:
         self.wake.acquire()
 
 
+class Silences:
+    """Knows the URLs that answer nothing, from the calls that are made to them.
+
+    A URL is silent once a call to it has been under way for a second, and none was answered since
+    that call began. It stays so when its calls end by their timeout, until one is answered, or
+    fails within a second, as where no server listens: that keeps no caller waiting.
+
+    One path of a server may hang while others answer, so that each URL is judged by itself. A store
+    that hangs makes none of them silent: only calls count, and not what is done around them.
+    """
+
+    def __init__(self) -> None:
+        # By URL: when the first call began of those that began after the last answer. URLs are few,
+        # as the server's hosts are. Each step on it is atomic, so that it needs no lock.
+        self._since: dict[str, float] = {}
+
+    def begins_at(self, url: str | None) -> float:
+        """Return when a URL is silent unless it answers before; infinite for never."""
+        return math.inf if url is None else self._since.get(url, math.inf) + _PATIENCE
+
+    @contextmanager
+    def call(self, url: str) -> Iterator[None]:
+        """Note a call, which the block makes, and whether it was answered."""
+        began = time.monotonic()
+        self._since.setdefault(url, began)
+        is_answered = False
+        try:
+            yield
+            is_answered = True
+        finally:
+            if is_answered or time.monotonic() - began < _PATIENCE:
+                self._since.pop(url, None)
+
+
 class SingleFlight:
     """Runs work once for each key in a process; see `base.SingleFlight`.
 
     With `do`, the first thread that asks does the work, and the others wait for it.
 
     A WSGI server has few threads, often four. One user's requests that all wait for one slow token
-    call would take them from everybody else, and so would the requests of several users.
+    call would take them from everybody else, and so would the requests of several users. Many
+    users would take them one after the other, for a second each: so only one thread waits for work
+    that asks a URL which is known to answer nothing.
+
+    Attributes:
+        silences: knows the URLs that answer nothing.
     """
 
     def __init__(self) -> None:
+        self.silences = Silences()
         self._lock = threading.Lock()
         self._calls: dict[str, Call] = {}
         # The threads that work apart. No threading.local: one that was made before gevent patched
@@ -320,21 +365,23 @@ class SingleFlight:
             raise UnderWayError("the server takes long, and another request waits for it")
         return call.outcome()
 
-    async def do_apart(self, key: str, work: Work) -> Any:
+    async def do_apart(self, key: str, work: Work, *, asks: str | None = None) -> Any:
         if threading.get_ident() in self._apart:  # no server waits for this thread
             return await self.do(key, work)
         call, is_new = self._calls.get(key), False
         if call is None:
-            if not self._places.acquire(timeout=0 if self._is_stuck else _PATIENCE):
+            patience = 0.0 if self._is_stuck else self._patience(time.monotonic(), asks)
+            if not self._places.acquire(timeout=patience):
                 raise UnavailableError("too many calls to the server are under way")
             call, is_new = self._join(key)
             if is_new:
                 self._run_apart(key, call, work)
             else:
                 self._places.release()
-        left = call.began + _PATIENCE - time.monotonic()
-        if (is_new or not self._is_stuck) and call.done.wait(max(0.0, left)):
-            return call.outcome()
+        if is_new or not self._is_stuck:
+            # Any answer makes the silence begin later, and never sooner.
+            while not call.done.is_set() and (seconds := self._patience(call.began, asks)):
+                call.done.wait(seconds)
         if not call.done.is_set():
             if not self._waits_long.acquire(blocking=False):
                 raise UnderWayError("the server takes long, and another request waits for it")
@@ -343,6 +390,11 @@ class SingleFlight:
             finally:
                 self._waits_long.release()
         return call.outcome()
+
+    def _patience(self, began: float, asks: str | None) -> float:
+        """Return the seconds that any thread may still wait for work that began then."""
+        until = min(began + _PATIENCE, self.silences.begins_at(asks))
+        return max(0.0, until - time.monotonic())
 
     def start(self, key: str, work: Work) -> None:
         """Start `work` in a thread of its own, unless there are too many of them."""

@@ -50,6 +50,10 @@ class OAuthClient:
         scope: that logins ask for.
         refresh_leeway: seconds before its expiry that an access token is due for a refresh.
         timed: measures the operation that it is given the name of.
+
+    Attributes:
+        token_url: where codes and refresh tokens are exchanged.
+        logout_url: where a grant is ended.
     """
 
     def __init__(
@@ -67,6 +71,8 @@ class OAuthClient:
         self._provider = provider
         self._runtime = runtime
         self._base_url = base_url
+        self.token_url = base_url + provider.token_path
+        self.logout_url = base_url + provider.logout_path
         self._client_id = client_id
         self._client_secret = client_secret
         self._scope = scope
@@ -149,8 +155,7 @@ class OAuthClient:
             UnavailableError: try again later.
         """
         with self._timed("user"):
-            url = self._provider.user_url(api_base or self._base_url)
-            response = await self._send("GET", url, _bearer(access_token))
+            response = await self._send("GET", self.user_url(api_base), _bearer(access_token))
             if response.status_code in (401, 403):
                 raise TokenRefusedError(
                     f"the server answered {response.status_code} to the question for the user"
@@ -166,6 +171,10 @@ class OAuthClient:
                 raise UnavailableError("the server's user is no small JSON object")
         return user
 
+    def user_url(self, api_base: str) -> str:
+        """Return where the user is read; `api_base` as in `Tokens`."""
+        return self._provider.user_url(api_base or self._base_url)
+
     async def revoke(self, tokens: Tokens) -> bool:
         """End a grant at the server.
 
@@ -175,13 +184,12 @@ class OAuthClient:
         Raises:
             UnavailableError: try again later.
         """
-        url = self._base_url + self._provider.logout_path
         with self._timed("revoke"):
             if self._provider.revokes_refresh_tokens:  # RFC 7009 §2.1
                 body = urlencode({"token": tokens.refresh_token or tokens.access_token})
-                response = await self._send_with_key(url, body)
+                response = await self._send_with_key(self.logout_url, body)
             else:
-                response = await self._send("DELETE", url, _bearer(tokens.access_token))
+                response = await self._send("DELETE", self.logout_url, _bearer(tokens.access_token))
             status = response.status_code
             if status == 429 or status >= 500:
                 raise UnavailableError(f"the server answered {status} to a logout")
@@ -226,7 +234,7 @@ class OAuthClient:
         from authlib.oauth2.rfc6749.parameters import prepare_token_request  # when first needed
 
         body = prepare_token_request(grant_type, scope=self._scope, **parameters)
-        response = await self._send_with_key(self._base_url + self._provider.token_path, body)
+        response = await self._send_with_key(self.token_url, body)
         return self._tokens(response, parameters.get("refresh_token"), api_base)
 
     async def _send_with_key(self, url: str, body: str) -> httpx2.Response:

@@ -197,7 +197,11 @@ class TokenRefresher:
             return False
         single_flight = self.runtime.single_flight
         # A job has its threads to itself, and waits.
-        do = single_flight.do if session.is_detached else single_flight.do_apart
+        do = (
+            single_flight.do
+            if session.is_detached
+            else partial(single_flight.do_apart, asks=self.oauth.token_url)
+        )
         try:
             refreshed: Refreshed = await do(
                 f"session {session.record_id} {hash(refused)}",
@@ -269,7 +273,9 @@ class TokenRefresher:
         api_base = session.record.tokens.api_base
         try:
             is_dead: bool = await self.runtime.single_flight.do_apart(
-                f"alive {hash(token)}", partial(self._is_dead, token, api_base)
+                f"alive {hash(token)}",
+                partial(self._is_dead, token, api_base),
+                asks=self.oauth.user_url(api_base),
             )
         except UnavailableError:  # it takes too long
             return False
@@ -371,7 +377,9 @@ class TokenRefresher:
 
     async def _revoke_apart(self, work: Callable[[], Any], tokens: Tokens) -> None:
         try:
-            await self.runtime.single_flight.do_apart(f"revoke {hash(tokens)}", work)
+            await self.runtime.single_flight.do_apart(
+                f"revoke {hash(tokens)}", work, asks=self.oauth.logout_url
+            )
         except UnderWayError:
             return  # it logs its failure itself
         except UnavailableError as error:

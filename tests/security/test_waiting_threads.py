@@ -6,17 +6,20 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from typing import Any
 
+import httpx2
 import pytest
 
 from cm_auth_middleware.errors import UnavailableError
 from cm_auth_middleware.runtime import threads
 from cm_auth_middleware.runtime.base import UnderWayError
 from cm_auth_middleware.runtime.run_sync import run_sync
-from cm_auth_middleware.runtime.threads import SingleFlight
+from cm_auth_middleware.runtime.threads import SingleFlight, ThreadRuntime
 from tests.helpers.browser import ANNA, BOB
 from tests.helpers.servers import redis_server, until
+from tests.helpers.world import both_providers
 
 from .held import REFRESH, SNAPSHOT, THREADS, WSGI, Burst, HeldSite, at_once
 
@@ -24,6 +27,7 @@ pytestmark = pytest.mark.slow
 
 CAMERAS, USER = "/rest/v2.4/cameras", "/rest/v2.3/users/self"
 LOGOUT = "/rest/v2.0/users/self/tokens/current"
+URL = "http://cm.example/oauth/token"
 SOON = 1.0  # seconds: a page takes 3 ms, and did take as long as the call that hangs
 
 
@@ -75,6 +79,44 @@ def test_the_refreshes_of_several_users_leave_threads_to_others(make_site, serve
     until(lambda: site.calls.under_way[REFRESH] == 0)
     for user in users:
         until(lambda user=user: user.get("/").status_code == 200)
+    assert len(site.simulator.token_calls(REFRESH)) == len(users)
+
+
+@both_providers
+@pytest.mark.parametrize("server", WSGI)
+def test_forty_users_whose_refreshes_hang_keep_another_waiting_for_a_second_at_most(
+    make_site, server, provider
+) -> None:
+    """56: the first four find out that the server hangs, and the others are refused at once."""
+    site = make_site(server, provider=provider)
+    users, bob = site.expired_users(40), site.user(BOB)
+    site.calls.held.add(REFRESH)
+    with at_once(*[lambda user=user: user.get("/") for user in users]) as answers:
+        until(lambda: site.calls.under_way[REFRESH] >= THREADS)
+        assert site.seconds(bob) < 3 * threads._PATIENCE  # behind all of them
+        until(lambda: sum(answer.done() for answer in answers) == len(users) - 1)
+        refused = [answer.result() for answer in answers if answer.done()]
+        assert {(one.status_code, one.headers["retry-after"]) for one in refused} == {(503, "1")}
+        with at_once(*[lambda user=user: user.get("/") for user in users]) as again:
+            assert site.seconds(bob) < SOON
+            site.calls.held.clear()
+    assert 200 in {answer.result().status_code for answer in answers}
+    assert {answer.result().status_code for answer in again} <= {200, 503}
+    until(lambda: site.calls.under_way[REFRESH] == 0)
+    for user in users:
+        until(lambda user=user: user.get("/").status_code == 200)
+    assert len(site.simulator.token_calls(REFRESH)) == len(users)
+
+
+@pytest.mark.parametrize("server", WSGI)
+def test_forty_users_whose_refreshes_take_a_moment_get_their_pages(make_site, server) -> None:
+    """56: a server that answers is waited for, however many ask."""
+    site = make_site(server)
+    users = site.expired_users(40)
+    site.simulator.settings.token_latency = 0.3
+    with at_once(*[lambda user=user: user.get("/") for user in users]) as answers:
+        pass
+    assert [answer.result().status_code for answer in answers] == [200] * len(users)
     assert len(site.simulator.token_calls(REFRESH)) == len(users)
 
 
@@ -211,9 +253,9 @@ class Slow:
         return "done"
 
 
-def attempt(flight: SingleFlight, key: str, slow: Slow) -> str:
+def attempt(flight: SingleFlight, key: str, slow: Slow, asks: str | None = None) -> str:
     try:
-        return str(run_sync(flight.do_apart(key, slow.work)))
+        return str(run_sync(flight.do_apart(key, slow.work, asks=asks)))
     except UnderWayError:
         return "under way"
     except UnavailableError:
@@ -262,6 +304,120 @@ def test_after_an_outage_only_who_begins_the_next_attempt_waits_for_a_second() -
     for thread in (second, patient):
         thread.join()
     assert attempt(flight, "key", slow) == "done"
+
+
+class Server(httpx2.BaseTransport):
+    """A server that hangs, refuses connections, or answers, as a test says; and calls to it."""
+
+    def __init__(self) -> None:
+        self.hangs = True
+        self.refuses = False
+        self.is_asked, self.go = threading.Event(), threading.Event()
+        self.runtime = ThreadRuntime(30.0, URL, transport=self)
+
+    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+        if self.refuses:
+            raise httpx2.ConnectError("refused")
+        if self.hangs:
+            self.is_asked.set()
+            self.go.wait(30)
+            raise httpx2.ReadTimeout("no answer")
+        return httpx2.Response(200, request=request)
+
+    async def call(self, **how: Any) -> str:
+        with suppress(httpx2.HTTPError):
+            await self.runtime.call("GET", URL, headers={}, **how)
+        return "done"
+
+    def ask(self, key: str) -> str:
+        """Ask the server by work apart, as a request does that needs a refresh."""
+        try:
+            return str(run_sync(self.runtime.single_flight.do_apart(key, self.call, asks=URL)))
+        except UnderWayError:
+            return "under way"
+
+    def is_waited_for(self, url: str = URL) -> bool:
+        """Return True if a request still waits for work that asks the server."""
+        flight, slow = self.runtime.single_flight, Slow()
+        is_free = flight._waits_long.acquire(blocking=False)  # else one of the test waits long
+        with ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(attempt, flight, f"{slow!r}", slow, url)
+            until(lambda: slow.runs == 1)
+            time.sleep(threads._PATIENCE / 4)
+            slow.go.set()
+            found = waiting.result()
+        if is_free:
+            flight._waits_long.release()
+        return found == "done"
+
+
+@pytest.fixture
+def hanging() -> Iterator[Server]:
+    """A server that has hung for longer than a second."""
+    server = Server()
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(server.ask, "first")
+        until(server.runtime.single_flight._waits_long.locked)
+        until(lambda: server.ask("another") == "under way")
+        yield server
+        server.go.set()
+
+
+@pytest.mark.parametrize("refuses", [False, True])
+def test_nobody_else_waits_for_a_server_that_hangs_until_it_answers_or_refuses(
+    hanging: Server, refuses: bool
+) -> None:
+    """56: other work is begun all the same, and one that asks elsewhere is waited for."""
+    flight = hanging.runtime.single_flight
+    began = time.monotonic()
+    assert [hanging.ask(f"{n}") for n in range(4)] == ["under way"] * 4
+    assert time.monotonic() - began < threads._PATIENCE / 2
+    assert {f"{n}" for n in range(4)} <= set(flight._calls)
+    assert hanging.is_waited_for(f"{URL}/else")
+    time.sleep(threads._PATIENCE)  # no call times out sooner
+    hanging.go.set()
+    run_sync(flight.wait_all())
+    flight._is_stuck = False  # a failure after long, which concerns all work
+    assert not hanging.is_waited_for()  # that its calls have timed out is no answer
+    hanging.hangs, hanging.refuses = False, refuses
+    assert hanging.ask("last") in ("done", "under way")  # it may be the one that waits long
+    until(lambda: not flight._calls)
+    assert hanging.is_waited_for()
+
+
+def test_a_store_that_hangs_makes_nobody_impatient_with_the_server() -> None:
+    """56: after a failover, what waited for the store must not cost others their pages."""
+    server, store = Server(), Slow()
+    server.hangs = False
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(attempt, server.runtime.single_flight, "refresh", store, URL)
+        until(server.runtime.single_flight._waits_long.locked)
+        assert server.is_waited_for()
+        store.go.set()
+    assert server.is_waited_for()
+
+
+def test_one_call_that_hangs_among_others_that_are_answered_is_no_server_that_hangs() -> None:
+    """56: it is a connection that was lost."""
+    server = Server()
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(server.ask, "lost")
+        server.is_asked.wait(30)
+        server.hangs = False
+        assert server.ask("another") == "done"
+        until(server.runtime.single_flight._waits_long.locked)
+        assert server.is_waited_for()
+        server.go.set()
+
+
+def test_the_exchanges_of_logins_say_nothing_of_the_server() -> None:
+    """56, 57: a visitor's invented code may be refused slowly."""
+    server = Server()
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(run_sync, server.call(connections="logins"))
+        time.sleep(threads._PATIENCE + 0.1)
+        assert server.is_waited_for()
+        server.go.set()
 
 
 def test_who_joins_a_slow_call_waits_for_three_seconds_at_most() -> None:
