@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack, suppress
 from typing import Any
 
@@ -91,21 +91,25 @@ def test_forty_users_whose_refreshes_hang_keep_another_waiting_for_a_second_at_m
     site = make_site(server, provider=provider)
     users, bob = site.expired_users(40), site.user(BOB)
     site.calls.held.add(REFRESH)
-    with at_once(*[lambda user=user: user.get("/") for user in users]) as answers:
-        until(lambda: site.calls.under_way[REFRESH] >= THREADS)
-        assert site.seconds(bob) < 3 * threads._PATIENCE  # behind all of them
-        until(lambda: sum(answer.done() for answer in answers) == len(users) - 1)
-        refused = [answer.result() for answer in answers if answer.done()]
-        assert {(one.status_code, one.headers["retry-after"]) for one in refused} == {(503, "1")}
-        with at_once(*[lambda user=user: user.get("/") for user in users]) as again:
-            assert site.seconds(bob) < SOON
-            site.calls.held.clear()
-    assert 200 in {answer.result().status_code for answer in answers}
-    assert {answer.result().status_code for answer in again} <= {200, 503}
+    first = requests_of(users)
+    until(lambda: site.calls.under_way[REFRESH] >= THREADS)
+    assert site.seconds(bob) < 3 * threads._PATIENCE  # behind all of them
+    until(lambda: first.answered() == len(users) - 1)
+    again = requests_of(users)
+    assert site.seconds(bob) < SOON
+    site.calls.held.clear()
+    assert first.answers() == [(503, "1")] * (len(users) - 1) + [(200, "")]
+    assert set(again.answers()) <= {(503, "1"), (200, "")}
     until(lambda: site.calls.under_way[REFRESH] == 0)
     for user in users:
         until(lambda user=user: user.get("/").status_code == 200)
     assert len(site.simulator.token_calls(REFRESH)) == len(users)
+
+
+def requests_of(users: list[httpx2.Client]) -> Burst:
+    """Send a request of each user at one time."""
+    cookies = [user.build_request("GET", "/").headers["Cookie"] for user in users]
+    return Burst(users[0], ["/"] * len(users), cookies)
 
 
 @pytest.mark.parametrize("server", WSGI)
@@ -114,9 +118,7 @@ def test_forty_users_whose_refreshes_take_a_moment_get_their_pages(make_site, se
     site = make_site(server)
     users = site.expired_users(40)
     site.simulator.settings.token_latency = 0.3
-    with at_once(*[lambda user=user: user.get("/") for user in users]) as answers:
-        pass
-    assert [answer.result().status_code for answer in answers] == [200] * len(users)
+    assert requests_of(users).answers() == [(200, "")] * len(users)
     assert len(site.simulator.token_calls(REFRESH)) == len(users)
 
 
@@ -312,14 +314,15 @@ class Server(httpx2.BaseTransport):
     def __init__(self) -> None:
         self.hangs = True
         self.refuses = False
-        self.is_asked, self.go = threading.Event(), threading.Event()
+        self.asked: list[httpx2.Request] = []
+        self.go = threading.Event()
         self.runtime = ThreadRuntime(30.0, URL, transport=self)
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
         if self.refuses:
             raise httpx2.ConnectError("refused")
         if self.hangs:
-            self.is_asked.set()
+            self.asked.append(request)
             self.go.wait(30)
             raise httpx2.ReadTimeout("no answer")
         return httpx2.Response(200, request=request)
@@ -342,13 +345,11 @@ class Server(httpx2.BaseTransport):
         is_free = flight._waits_long.acquire(blocking=False)  # else one of the test waits long
         with ThreadPoolExecutor(1) as pool:
             waiting = pool.submit(attempt, flight, f"{slow!r}", slow, url)
-            until(lambda: slow.runs == 1)
-            time.sleep(threads._PATIENCE / 4)
+            refused, _ = wait([waiting], threads._PATIENCE / 2)
             slow.go.set()
-            found = waiting.result()
         if is_free:
             flight._waits_long.release()
-        return found == "done"
+        return not refused
 
 
 @pytest.fixture
@@ -374,9 +375,11 @@ def test_nobody_else_waits_for_a_server_that_hangs_until_it_answers_or_refuses(
     assert time.monotonic() - began < threads._PATIENCE / 2
     assert {f"{n}" for n in range(4)} <= set(flight._calls)
     assert hanging.is_waited_for(f"{URL}/else")
+    until(lambda: len(hanging.asked) == len(flight._calls))
     time.sleep(threads._PATIENCE)  # no call times out sooner
     hanging.go.set()
     run_sync(flight.wait_all())
+    until(lambda: not flight._waits_long.locked())
     flight._is_stuck = False  # a failure after long, which concerns all work
     assert not hanging.is_waited_for()  # that its calls have timed out is no answer
     hanging.hangs, hanging.refuses = False, refuses
@@ -402,7 +405,7 @@ def test_one_call_that_hangs_among_others_that_are_answered_is_no_server_that_ha
     server = Server()
     with ThreadPoolExecutor(1) as pool:
         pool.submit(server.ask, "lost")
-        server.is_asked.wait(30)
+        until(lambda: bool(server.asked))
         server.hangs = False
         assert server.ask("another") == "done"
         until(server.runtime.single_flight._waits_long.locked)
