@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -263,7 +264,7 @@ class Gate:
             self._refresher.kept.note_trouble()
         elif isinstance(error, KeyRefusedError):
             kind = "misconfigured"
-        wait = str(max(1, round(error.retry_after)))
+        wait = str(max(1, math.ceil(error.retry_after)))
         return await self._pages.failure(request, 503, kind, ("Retry-After", wait))
 
     # -- a connection that lasts -----------------------------------------------------------
