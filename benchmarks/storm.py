@@ -281,6 +281,7 @@ def _authlib(**options: Any) -> Callable[[dict[str, Any]], Awaitable[Request]]:
             client = AsyncOAuth2Client(
                 client_id,
                 client_secret,
+                scope="write",  # which CameraManager wants at a refresh, too
                 token=dict(token),
                 token_endpoint=f"{options['base_url']}/oauth/token",
                 transport=transport,
