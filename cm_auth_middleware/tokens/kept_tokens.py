@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from sys import getsizeof
 from typing import TYPE_CHECKING, NamedTuple
 
+from ..errors import StoreError
 from ..events import log
 from ..runtime.bounded_cache import BoundedCache
 from ..sessions.record import size_in_memory
@@ -130,10 +131,23 @@ class KeptTokens:
         return self._trouble_until - self._runtime.monotonic()
 
     async def save_unsaved(self) -> None:
-        """Save the tokens that the store did not take."""
+        """Save the tokens that the store did not take.
+
+        Raises:
+            StoreError: it still fails.
+            Exception: what a store of an application's own raises, after all were tried.
+        """
+        failure: Exception | None = None
         for refresh_token, kept in list(self._kept.items()):
             if kept.is_unsaved:
-                await self._put_back(refresh_token, kept)
+                try:
+                    await self._put_back(refresh_token, kept)
+                except StoreError:
+                    raise
+                except Exception as error:  # of this one, perhaps: the others need not wait
+                    failure = error
+        if failure is not None:
+            raise failure
 
     async def put_back(self, progress: Callable[[], Awaitable[None]]) -> bool:
         """Give the store all tokens again that it has lost.

@@ -378,7 +378,9 @@ class TokenRefresher:
     async def _revoke_apart(self, work: Callable[[], Any], tokens: Tokens) -> None:
         try:
             await self.runtime.single_flight.do_apart(
-                f"revoke {hash(tokens)}", work, asks=self.oauth.logout_url
+                f"revoke {hash(tokens)}",
+                work,
+                asks=[self.oauth.logout_url, self.oauth.token_url],  # the latter for newer tokens
             )
         except UnderWayError:
             return  # it logs its failure itself
@@ -661,7 +663,8 @@ class GrantRefresh:
             if self._lease.may_be_over() or not await self._grants.save(
                 self._refresh_token, fresh, over=state
             ):
-                return False  # the next look finds out what happened
+                self._lease.leave()  # the next look finds out what happened
+                return False
             self._kept.note_saved(self._refresh_token)
             # No session is written here that would notice a logout which came in between.
             if await self._grants.was_logged_out(self._held) and state.logout is None:
