@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
@@ -99,15 +99,16 @@ class SingleFlight(Protocol):
             UnderWayError: it takes longer; the next request may find it done.
         """
 
-    async def do_apart(self, key: str, work: Work, *, asks: str | None = None) -> Any:
+    async def do_apart(self, key: str, work: Work, *, asks: Sequence[str] = ()) -> Any:
         """Do it in a thread of its own, for a request whose thread may be needed for others.
 
         On an event loop it is the same. Between threads, at most one thread of the process waits
-        for longer than a second after the start, or at all while the URL that the work asks is
-        known to hang; the work goes on.
+        for longer than a second after the start; the others do not wait at all while a URL that
+        the work asks is known to hang. The work goes on.
 
         Args:
-            asks: the URL of the call that the work waits for.
+            key: begins with a word for the kind of work, of which there is a limit each.
+            asks: the URLs of the calls that the work waits for.
 
         Raises:
             UnderWayError: another thread waits already; the next request may find the work done.

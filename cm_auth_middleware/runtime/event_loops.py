@@ -7,7 +7,7 @@ import inspect
 import os
 import sys
 import weakref
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from contextvars import Context
 from functools import partial
@@ -281,7 +281,7 @@ class SingleFlight:
 
     do_impatiently = do  # a request that waits keeps no thread
 
-    async def do_apart(self, key: str, work: Work, *, asks: str | None = None) -> Any:  # noqa: ARG002
+    async def do_apart(self, key: str, work: Work, *, asks: Sequence[str] = ()) -> Any:  # noqa: ARG002
         return await self.do(key, work)
 
     def start(self, key: str, work: Work) -> None:

@@ -10,9 +10,10 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from contextvars import copy_context
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
 
 from ..errors import UnavailableError
@@ -29,7 +30,8 @@ _MOST_LINES = 4  # connections that are kept for the middleware's own calls
 _IDLE = 10.0  # seconds without work after which a helping thread ends
 _SHARED = 3.0  # seconds for which threads wait for what another one fetches: pictures take 1 or 2
 _PATIENCE = 1.0  # seconds after which only one thread goes on waiting for work of others
-_MOST_APART = 64  # threads that work apart from requests; each may have two more of its own
+_REMEMBERED = 5.0  # seconds for which it is remembered that nothing was answered
+_MOST_APART = 32  # threads of one kind that work apart from requests; each may have two more
 
 
 class ThreadRuntime(Runtime):
@@ -290,38 +292,68 @@ class _Helper:
         self.wake.acquire()
 
 
+@dataclass(slots=True)
+class _Unanswered:
+    """The calls to one URL since its last answer.
+
+    Attributes:
+        since: when the first of them began.
+        under_way: how many have not ended.
+        ended_at: when the last one ended.
+    """
+
+    since: float
+    under_way: int = 0
+    ended_at: float = 0.0
+
+    def is_long_ago(self, now: float) -> bool:
+        """Return True if they say nothing of the URL any more."""
+        return not self.under_way and now >= self.ended_at + _REMEMBERED
+
+
 class Silences:
     """Knows the URLs that answer nothing, from the calls that are made to them.
 
     A URL is silent once a call to it has been under way for a second, and none was answered since
-    that call began. It stays so when its calls end by their timeout, until one is answered, or
-    fails within a second, as where no server listens: that keeps no caller waiting.
+    that call began. It stays so for five seconds after its calls have ended by their timeout, or
+    until one is answered, or fails within a second, as where no server listens: that keeps no
+    caller waiting.
 
     One path of a server may hang while others answer, so that each URL is judged by itself. A store
     that hangs makes none of them silent: only calls count, and not what is done around them.
     """
 
     def __init__(self) -> None:
-        # By URL: when the first call began of those that began after the last answer. URLs are few,
-        # as the server's hosts are. Each step on it is atomic, so that it needs no lock.
-        self._since: dict[str, float] = {}
+        self._lock = threading.Lock()
+        self._urls: dict[str, _Unanswered] = {}  # they are few, as the server's hosts are
 
-    def begins_at(self, url: str | None) -> float:
+    def begins_at(self, url: str) -> float:
         """Return when a URL is silent unless it answers before; infinite for never."""
-        return math.inf if url is None else self._since.get(url, math.inf) + _PATIENCE
+        calls = self._urls.get(url)
+        if calls is None or calls.is_long_ago(time.monotonic()):
+            return math.inf
+        return calls.since + _PATIENCE
 
     @contextmanager
     def call(self, url: str) -> Iterator[None]:
         """Note a call, which the block makes, and whether it was answered."""
         began = time.monotonic()
-        self._since.setdefault(url, began)
+        with self._lock:
+            calls = self._urls.get(url)
+            if calls is None or calls.is_long_ago(began):
+                calls = self._urls[url] = _Unanswered(began)
+            calls.under_way += 1
         is_answered = False
         try:
             yield
             is_answered = True
         finally:
-            if is_answered or time.monotonic() - began < _PATIENCE:
-                self._since.pop(url, None)
+            with self._lock:
+                now = time.monotonic()
+                calls.under_way -= 1
+                calls.ended_at = now
+                if is_answered or now - began < _PATIENCE:
+                    self._urls.pop(url, None)
 
 
 class SingleFlight:
@@ -345,9 +377,9 @@ class SingleFlight:
         # The threads that work apart. No threading.local: one that was made before gevent patched
         # the module is the same for all its greenlets (gunicorn --preload).
         self._apart: set[int] = set()
-        self._places = threading.Semaphore(_MOST_APART)
+        self._places: dict[str, threading.Semaphore] = {}  # by kind of work
         self._waits_long = threading.Lock()  # held by the one thread that does
-        self._is_stuck = False  # True once such work has failed after long, until some ends soon
+        self._stuck_until = 0.0  # such work has failed after long: until then, or some ends soon
 
     async def do(self, key: str, work: Work) -> Any:
         call, is_new = self._join(key)
@@ -365,19 +397,20 @@ class SingleFlight:
             raise UnderWayError("the server takes long, and another request waits for it")
         return call.outcome()
 
-    async def do_apart(self, key: str, work: Work, *, asks: str | None = None) -> Any:
+    async def do_apart(self, key: str, work: Work, *, asks: Sequence[str] = ()) -> Any:
         if threading.get_ident() in self._apart:  # no server waits for this thread
             return await self.do(key, work)
         call, is_new = self._calls.get(key), False
         if call is None:
             patience = 0.0 if self._is_stuck else self._patience(time.monotonic(), asks)
-            if not self._places.acquire(timeout=patience):
+            places = self._places_for(key)
+            if not places.acquire(timeout=patience):
                 raise UnavailableError("too many calls to the server are under way")
             call, is_new = self._join(key)
             if is_new:
-                self._run_apart(key, call, work)
+                self._run_apart(key, call, work, places)
             else:
-                self._places.release()
+                places.release()
         if is_new or not self._is_stuck:
             # Any answer makes the silence begin later, and never sooner.
             while not call.done.is_set() and (seconds := self._patience(call.began, asks)):
@@ -391,22 +424,37 @@ class SingleFlight:
                 self._waits_long.release()
         return call.outcome()
 
-    def _patience(self, began: float, asks: str | None) -> float:
+    @property
+    def _is_stuck(self) -> bool:
+        return time.monotonic() < self._stuck_until
+
+    def _patience(self, began: float, asks: Sequence[str]) -> float:
         """Return the seconds that any thread may still wait for work that began then."""
-        until = min(began + _PATIENCE, self.silences.begins_at(asks))
+        until = min(began + _PATIENCE, *map(self.silences.begins_at, asks), math.inf)
         return max(0.0, until - time.monotonic())
 
     def start(self, key: str, work: Work) -> None:
         """Start `work` in a thread of its own, unless there are too many of them."""
-        if self._places.acquire(blocking=False):
+        places = self._places_for(key)
+        if places.acquire(blocking=False):
             call, is_new = self._join(key)
             if is_new:
-                self._run_apart(key, call, work)
+                self._run_apart(key, call, work, places)
             else:
-                self._places.release()
+                places.release()
 
-    def _run_apart(self, key: str, call: Call, work: Work) -> None:
-        """Run work in a thread that the interpreter waits for when it exits; see `_places`."""
+    def _places_for(self, key: str) -> threading.Semaphore:
+        """Return the places for a kind of work, which is the first word of its key.
+
+        Each kind has its own: while refreshes hang, a logout is still passed on to the server.
+        """
+        kind = key.partition(" ")[0]
+        return self._places.get(kind) or self._places.setdefault(
+            kind, threading.Semaphore(_MOST_APART)
+        )
+
+    def _run_apart(self, key: str, call: Call, work: Work, places: threading.Semaphore) -> None:
+        """Run work in a thread that the interpreter waits for when it exits, and free its place."""
         context = copy_context()
 
         def run() -> None:
@@ -415,9 +463,12 @@ class SingleFlight:
                 context.run(run_sync, self._run(key, call, work))
             finally:
                 self._apart.discard(threading.get_ident())
-                self._places.release()
-                is_late = time.monotonic() - call.began > _PATIENCE
-                self._is_stuck = is_late and (self._is_stuck or call.is_outage)
+                places.release()
+                now = time.monotonic()
+                if now - call.began <= _PATIENCE:
+                    self._stuck_until = 0.0
+                elif call.is_outage:
+                    self._stuck_until = now + _REMEMBERED
 
         try:
             threading.Thread(target=run, name="cm_auth refresh").start()

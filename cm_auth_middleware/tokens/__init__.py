@@ -12,8 +12,8 @@ the grant. The new tokens exist only in its response. Hence the rules:
 Rule 1: one refresh for each expiry.
     Within an event loop, or among the threads of a process, all requests of a session join one
     call (``single_flight``), and so do all sessions of a grant that hold the same access token.
-    A server's threads are few: one of a process waits for longer than a second, or at all while
-    the token endpoint hangs, and the others raise `UnavailableError` meanwhile.
+    A server's threads are few: only one of a process waits for longer than a second, or while the
+    token endpoint is known to hang. The others raise `UnavailableError`.
     Beyond that a **lease** in the store decides who may refresh: only
     its holder calls the token endpoint. A lease lasts for the timeout of a token call and 5 s
     more, is renewed at each third of that, and ends by itself if its holder dies. A process that

@@ -200,7 +200,7 @@ class TokenRefresher:
         do = (
             single_flight.do
             if session.is_detached
-            else partial(single_flight.do_apart, asks=self.oauth.token_url)
+            else partial(single_flight.do_apart, asks=[self.oauth.token_url])
         )
         try:
             refreshed: Refreshed = await do(
@@ -275,7 +275,7 @@ class TokenRefresher:
             is_dead: bool = await self.runtime.single_flight.do_apart(
                 f"alive {hash(token)}",
                 partial(self._is_dead, token, api_base),
-                asks=self.oauth.user_url(api_base),
+                asks=[self.oauth.user_url(api_base)],
             )
         except UnavailableError:  # it takes too long
             return False
@@ -779,10 +779,11 @@ class Lease:
             return
         try:
             await self._store.release(self._key, self.owner)
-        except BaseException as error:  # cancelled, or what only an application's store raises
+        except Exception:  # a StoreError, or what only an application's store raises
             self._release_later(self._key, self.owner)
-            if not isinstance(error, StoreError):
-                raise
+        except BaseException:  # cancelled
+            self._release_later(self._key, self.owner)
+            raise
 
     async def _renew(self) -> None:
         # Tried again in a moment, and before the tokens are saved: no reason to give up the call.

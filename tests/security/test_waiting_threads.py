@@ -255,7 +255,7 @@ class Slow:
         return "done"
 
 
-def attempt(flight: SingleFlight, key: str, slow: Slow, asks: str | None = None) -> str:
+def attempt(flight: SingleFlight, key: str, slow: Slow, *asks: str) -> str:
     try:
         return str(run_sync(flight.do_apart(key, slow.work, asks=asks)))
     except UnderWayError:
@@ -335,7 +335,7 @@ class Server(httpx2.BaseTransport):
     def ask(self, key: str) -> str:
         """Ask the server by work apart, as a request does that needs a refresh."""
         try:
-            return str(run_sync(self.runtime.single_flight.do_apart(key, self.call, asks=URL)))
+            return str(run_sync(self.runtime.single_flight.do_apart(key, self.call, asks=[URL])))
         except UnderWayError:
             return "under way"
 
@@ -364,6 +364,22 @@ def hanging() -> Iterator[Server]:
         server.go.set()
 
 
+def test_calls_that_ended_long_ago_say_nothing_of_the_server(
+    hanging: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """56: who comes in the morning must not be refused for what hung in the evening."""
+    flight = hanging.runtime.single_flight
+    until(lambda: len(hanging.asked) == len(flight._calls))
+    time.sleep(threads._PATIENCE)  # no call times out sooner
+    hanging.go.set()
+    run_sync(flight.wait_all())
+    until(lambda: not flight._waits_long.locked())
+    flight._stuck_until = 0.0
+    assert not hanging.is_waited_for()
+    monkeypatch.setattr(threads, "_REMEMBERED", 0.0)
+    assert hanging.is_waited_for()
+
+
 @pytest.mark.parametrize("refuses", [False, True])
 def test_nobody_else_waits_for_a_server_that_hangs_until_it_answers_or_refuses(
     hanging: Server, refuses: bool
@@ -380,7 +396,7 @@ def test_nobody_else_waits_for_a_server_that_hangs_until_it_answers_or_refuses(
     hanging.go.set()
     run_sync(flight.wait_all())
     until(lambda: not flight._waits_long.locked())
-    flight._is_stuck = False  # a failure after long, which concerns all work
+    flight._stuck_until = 0.0  # a failure after long, which concerns all work
     assert not hanging.is_waited_for()  # that its calls have timed out is no answer
     hanging.hangs, hanging.refuses = False, refuses
     assert hanging.ask("last") in ("done", "under way")  # it may be the one that waits long
@@ -447,12 +463,15 @@ def test_so_many_threads_work_apart_and_no_more(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(threads, "_MOST_APART", 3)
     flight, slow = SingleFlight(), Slow()
     for key in "abcd":
-        flight.start(key, slow.work)
+        flight.start(f"refresh {key}", slow.work)
     until(lambda: slow.runs == 3)
-    assert attempt(flight, "e", slow) == "unavailable"
+    assert attempt(flight, "refresh e", slow) == "unavailable"
+    other = Slow()
+    other.go.set()
+    assert attempt(flight, "logout e", other) == "done"  # which refreshes that hang do not keep
     slow.go.set()
     run_sync(flight.wait_all())
-    until(lambda: attempt(flight, "e", slow) == "done")
+    until(lambda: attempt(flight, "refresh e", slow) == "done")
     assert slow.runs == 4
 
 
@@ -467,7 +486,8 @@ def test_work_that_is_apart_waits_for_more_of_it_in_its_own_thread() -> None:
     until(lambda: slow.runs == 1)
     time.sleep(threads._PATIENCE + 0.1)
     assert not flight._waits_long.locked()
-    assert flight._places._value == threads._MOST_APART - 1
+    assert flight._places["outer"]._value == threads._MOST_APART - 1
+    assert "inner" not in flight._places
     slow.go.set()
     assert run_sync(flight.do_apart("outer", outer)) == "done"
 
@@ -485,4 +505,4 @@ def test_where_no_thread_can_be_started_the_work_is_done_at_once(
     monkeypatch.setattr(threading.Thread, "start", refuse)
     assert attempt(flight, "key", slow) == "done"
     assert attempt(flight, "key", slow) == "done"
-    assert flight._places._value == threads._MOST_APART
+    assert flight._places["key"]._value == threads._MOST_APART
