@@ -412,6 +412,22 @@ async def test_one_request_at_a_time_finds_out_whether_the_server_is_back(provid
         assert (await browser.get("/cameras")).status_code == 200
 
 
+async def test_retry_after_is_rounded_up(make_world: Any) -> None:
+    """Who comes back as soon as it says must not be refused again."""
+    world = make_world()
+    users = ("anna@example.com", "bob@example.com")
+    browsers = [await world.login(user) for user in users]
+    world.clock.tick(LIFETIME)
+    world.sim.fail_token(503, times=2)
+    for browser in browsers:
+        assert (await browser.get("/cameras", headers=JSON)).status_code == 503
+    world.clock.tick(0.6)  # of two seconds, for the one that failed last
+    answer = await browsers[1].get("/cameras", headers=JSON)
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "2")
+    world.clock.tick(1.4)
+    assert (await browsers[1].get("/cameras")).status_code == 200
+
+
 async def never(seconds: float) -> None:
     raise AssertionError(f"waits {seconds} s")
 
