@@ -29,6 +29,7 @@ from ..errors import ConfigError, StoreError
 from ..runtime.run_sync import run_sync
 from ..runtime.running_loop import running_loop
 from .circuit_breaker import SILENT, SLOW, CircuitBreaker
+from .turns import Turns
 
 try:
     import psycopg
@@ -372,7 +373,9 @@ class _Pools(ABC):
         self._has_settings = True
 
     @abstractmethod
-    async def run(self, statement: Statement, again: Statement | None) -> Answer:
+    async def run(
+        self, statement: Statement, again: Statement | None, *, can_wait: bool = False
+    ) -> Answer:
         """Run `statement`, and `again` on another connection if the first one breaks.
 
         Raises:
@@ -544,7 +547,13 @@ class BlockingPools(_Pools):
         super().__init__(target, schema, version, CircuitBreaker())
         self._pools: dict[int, _Pool] = {}
 
-    async def run(self, statement: Statement, again: Statement | None) -> Answer:
+    async def run(
+        self,
+        statement: Statement,
+        again: Statement | None,
+        *,
+        can_wait: bool = False,  # noqa: ARG002
+    ) -> Answer:
         is_trial = self._breaker.enter(self._target, _TIMEOUT)
         pool = self._pools.get(os.getpid())
         if pool is None:
@@ -587,24 +596,23 @@ class AsyncPools(_Pools):
         self._threads: weakref.WeakKeyDictionary[Any, anyio.CapacityLimiter]
         self._threads = weakref.WeakKeyDictionary()
 
-    async def run(self, statement: Statement, again: Statement | None) -> Answer:
+    async def run(
+        self, statement: Statement, again: Statement | None, *, can_wait: bool = False
+    ) -> Answer:
         loop = running_loop()
         if not _is_psycopgs(loop):
             return await self._in_a_thread(lambda: run_sync(self._blocking.run(statement, again)))
         is_trial = self._breaker.enter(self._target)
         pool = self._pool(loop)
-        if pool.slots.locked():
+        if not pool.slots.take():
             try:
-                async with asyncio.timeout(_QUEUE):
-                    await pool.slots.acquire()
+                await pool.slots.wait(_QUEUE, goes_first=not can_wait)
             except TimeoutError:
                 raise _queued(self._target) from None
-        else:
-            await pool.slots.acquire()
         try:
             return await self._attempt(pool, is_trial, statement, again)
         finally:
-            pool.slots.release()
+            pool.slots.give_back()
 
     async def close(self) -> None:
         loop = running_loop()
@@ -629,7 +637,7 @@ class AsyncPools(_Pools):
         if pool is None:
             for other in [other for other in self._pools if other.is_closed()]:
                 self._pools.pop(other).close()
-            pool = self._pools[loop] = _Pool(asyncio.Semaphore(self._target.connections))
+            pool = self._pools[loop] = _Pool(Turns(self._target.connections))
         return pool
 
 

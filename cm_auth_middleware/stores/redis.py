@@ -213,7 +213,7 @@ class RedisStore:
         # What has a dot in its key is no session, and mostly absent: then one round trip is enough.
         may_be_old = "." in key and self._may_be_old(key)
         if not may_be_old:
-            value = await self._clients.run(call, call)
+            value = await self._clients.run(call, call, can_wait="." not in key)
             may_be_old = value is None and self._may_be_old(key)
         if may_be_old:
             value = await self._move(key)

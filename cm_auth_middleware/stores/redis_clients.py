@@ -37,6 +37,7 @@ from .redis_cluster import (
 from .redis_sentinels import ASK_EVERY, SILENCE, FailoverError, Sentinels
 from .redis_target import Target
 from .redis_wait import AsyncWaiting, BlockingWaiting, Sender
+from .turns import Turns
 
 Call = Callable[[Any], Any]  # a client -> an answer, or something to await for it
 
@@ -203,7 +204,7 @@ class _Clients(ABC):
 
     @abstractmethod
     def _slots(self) -> Any:
-        """Make slots: a semaphore on event loops, a queue of tokens between threads."""
+        """Make slots: turns on event loops, a queue of tokens between threads."""
 
     @abstractmethod
     def _abandon(self, link: _Link) -> None:
@@ -218,11 +219,14 @@ class _Clients(ABC):
         """Run work that blocks."""
 
     @abstractmethod
-    async def run(self, call: Call, again: Call | None) -> Any:
+    async def run(self, call: Call, again: Call | None, *, can_wait: bool = False) -> Any:
         """Run `call` with a client, and `again` if the connection breaks.
 
         If the server did not run it, because it is no primary or because the cluster is changing,
         the call is repeated, with a client that has looked for the primary again.
+
+        Args:
+            can_wait: True to let other calls that wait for a connection go first, on event loops.
 
         Raises:
             StoreError: whatever fails in the client. If two calls in a row had no answer in time,
@@ -428,7 +432,7 @@ class BlockingClients(_Clients):
         super().__init__(target, _Shared(target))
         self._links: dict[int, _Link] = {}
 
-    async def run(self, call: Call, again: Call | None) -> Any:
+    async def run(self, call: Call, again: Call | None, *, can_wait: bool = False) -> Any:  # noqa: ARG002
         is_trial = self._breaker.enter(self._target, self._target.timeout)
         link = await self._find_link()
         try:
@@ -483,23 +487,20 @@ class AsyncClients(_Clients):
         self._threads = weakref.WeakKeyDictionary()
         self._closing: set[asyncio.Task[None]] = set()
 
-    async def run(self, call: Call, again: Call | None) -> Any:
+    async def run(self, call: Call, again: Call | None, *, can_wait: bool = False) -> Any:
         if not isinstance(running_loop(), asyncio.AbstractEventLoop):
             return await self._in_a_thread(lambda: run_sync(self._blocking.run(call, again)))
         is_trial = self._breaker.enter(self._target)
         link = await self._find_link()
-        if link.slots.locked():
+        if not link.slots.take():
             try:
-                async with asyncio.timeout(_QUEUE):
-                    await link.slots.acquire()
+                await link.slots.wait(_QUEUE, goes_first=not can_wait)
             except TimeoutError:
                 raise _queued(self._target) from None
-        else:
-            await link.slots.acquire()
         try:
             return await self._attempt(link, is_trial, call, again)
         finally:
-            link.slots.release()
+            link.slots.give_back()
 
     async def close(self) -> None:
         loop = running_loop()
@@ -534,8 +535,8 @@ class AsyncClients(_Clients):
             del self._links[other]  # its client refers to the loop, so it would stay for ever
         return super()._connect(slots, renewed_at)
 
-    def _slots(self) -> asyncio.Semaphore:
-        return asyncio.Semaphore(self._target.connections)
+    def _slots(self) -> Turns:
+        return Turns(self._target.connections)
 
     def _abandon(self, link: _Link) -> None:
         # In a task: a server that is down would keep the request waiting, and a request that is
