@@ -46,6 +46,7 @@ _FRESH = 1.0  # seconds that a refresh does without another look at a session
 _REFUSED_TTL = 86_400.0  # seconds that a session is known to have paths that refuse any token
 _ROUNDS = 64  # changes of a session, or of a grant, while its tokens are refreshed
 _POLL_FIRST, _POLL_LAST = 0.025, 0.25  # seconds between looks at another process's refresh
+_POLL_GROWTH = 1.25  # of a pause: most refreshes are over within a few
 _ASK_AGAIN = 1.0  # seconds until a lease is asked for again that another process holds
 _LEASE_MARGIN = 5.0  # seconds that a lease is longer than a token call may take
 # Seconds that who let a lease run out has to save new tokens. A thread tries a store that was cut
@@ -705,7 +706,7 @@ def _pauses() -> Iterator[float]:
     pause = _POLL_FIRST
     while True:
         yield pause * random.uniform(0.5, 1.5)  # noqa: S311 - no secret
-        pause = min(2 * pause, _POLL_LAST)
+        pause = min(_POLL_GROWTH * pause, _POLL_LAST)
 
 
 class Lease:
