@@ -72,5 +72,8 @@ def begin(work: Callable[[], T]) -> Future[T]:
 
     # No ThreadPoolExecutor: it refuses work as soon as the interpreter begins to exit, and then
     # waits for refreshes under way, which may still call an application's hooks.
-    threading.Thread(target=run).start()
+    try:
+        threading.Thread(target=run).start()
+    except RuntimeError:  # no thread is left
+        run()
     return future

@@ -179,12 +179,18 @@ class ThreadRuntime(Runtime):
                 run_sync(tick())
 
         thread = threading.Thread(target=ticking, name="cm_auth lease", daemon=True)
-        thread.start()
+        is_started = False
+        with suppress(
+            RuntimeError
+        ):  # the system has no thread left: a call is shorter than a lease
+            thread.start()
+            is_started = True
         try:
             yield
         finally:
             over.set()
-            thread.join()
+            if is_started:
+                thread.join()
 
     def repeat(self, every: float, work: Callable[[], Awaitable[bool]]) -> Repetition:
         """Run `work` every so many seconds, in a thread that ends with the process."""
@@ -199,7 +205,11 @@ class ThreadRuntime(Runtime):
                 repetitions.discard(repetition)
 
         self._repetitions.add(repetition)
-        threading.Thread(target=run, name="cm_auth watch", daemon=True).start()
+        try:
+            threading.Thread(target=run, name="cm_auth watch", daemon=True).start()
+        except RuntimeError:  # no thread is left: who needs it next starts another one
+            repetition.has_ended = True
+            self._repetitions.discard(repetition)
         return repetition
 
     async def call_user_function(self, function: Callable[[Any], Any], argument: Any) -> Any:
@@ -259,7 +269,12 @@ class Helpers:
         thread = threading.Thread(
             target=self._help, args=[helper], name="cm_auth helper", daemon=True
         )
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError:  # no thread is left
+            with self._lock:
+                self._count -= 1
+            work()
 
     def take_back(self, work: Callable[[], None]) -> None:
         """Forget some work, unless a thread has begun it."""
@@ -548,7 +563,8 @@ class Deadline:
             self._sockets.append(connection)
 
     def __enter__(self) -> Self:
-        self._timer.start()
+        with suppress(RuntimeError):  # the system has no thread left: each read has its timeout
+            self._timer.start()
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:

@@ -5,6 +5,7 @@ A second `World` beside the first is another process of the same site.
 
 from __future__ import annotations
 
+import threading
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -410,6 +411,24 @@ async def test_one_request_at_a_time_finds_out_whether_the_server_is_back(provid
     assert len(world.sim.token_calls("refresh_token")) == 3
     for browser in browsers:
         assert (await browser.get("/cameras")).status_code == 200
+
+
+@pytest.mark.parametrize("side", ["wsgi"])
+async def test_a_process_at_its_limit_of_threads_still_refreshes(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    browser = await world.login()
+    world.clock.tick(LIFETIME)
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name.startswith("cm_auth") or isinstance(thread, threading.Timer):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    assert (await browser.get("/cameras")).status_code == 200
+    assert len(world.sim.token_calls("refresh_token")) == 1
 
 
 async def test_retry_after_is_rounded_up(make_world: Any) -> None:
