@@ -164,7 +164,8 @@ class ThreadRuntime(Runtime):
                 context.run(run_sync, call.run(work))
             call.done.set()
 
-        self._helpers.give(run)
+        if not self._helpers.give(run):
+            return await work()
         if not call.done.wait(seconds):
             self._helpers.take_back(run)
             raise UnavailableError("no answer came in time")
@@ -253,17 +254,17 @@ class Helpers:
         self._idle: list[_Helper] = []
         self._waiting: deque[Callable[[], None]] = deque()
 
-    def give(self, work: Callable[[], None]) -> None:
-        """Let a thread do some work, as soon as one is free."""
+    def give(self, work: Callable[[], None]) -> bool:
+        """Let a thread do some work, as soon as one is free; return False if none can be had."""
         with self._lock:
             if self._idle:
                 helper = self._idle.pop()  # the one that worked last: the others may end
                 helper.work = work
                 helper.wake.release()
-                return
+                return True
             if self._count == MOST_LATE:
                 self._waiting.append(work)
-                return
+                return True
             self._count += 1
         helper = _Helper(work)
         thread = threading.Thread(
@@ -271,10 +272,11 @@ class Helpers:
         )
         try:
             thread.start()
-        except RuntimeError:  # no thread is left
+        except RuntimeError:  # the system has none left
             with self._lock:
                 self._count -= 1
-            work()
+            return False
+        return True
 
     def take_back(self, work: Callable[[], None]) -> None:
         """Forget some work, unless a thread has begun it."""
@@ -365,8 +367,8 @@ class Silences:
         finally:
             with self._lock:
                 now = time.monotonic()
+                calls.ended_at = now  # before the next line, for who reads without the lock
                 calls.under_way -= 1
-                calls.ended_at = now
                 if is_answered or now - began < _PATIENCE:
                     self._urls.pop(url, None)
 
@@ -462,8 +464,9 @@ class SingleFlight:
         """Return the places for a kind of work, which is the first word of its key.
 
         Each kind has its own: while refreshes hang, a logout is still passed on to the server.
+        Those that are due soon are of one kind with those that are due now.
         """
-        kind = key.partition(" ")[0]
+        kind = key.partition(" ")[0].replace("soon", "session")
         return self._places.get(kind) or self._places.setdefault(
             kind, threading.Semaphore(_MOST_APART)
         )
@@ -473,11 +476,14 @@ class SingleFlight:
         context = copy_context()
 
         def run() -> None:
-            self._apart.add(threading.get_ident())
+            here = threading.get_ident()
+            is_nested = here in self._apart  # where no thread could be started
+            self._apart.add(here)
             try:
                 context.run(run_sync, self._run(key, call, work))
             finally:
-                self._apart.discard(threading.get_ident())
+                if not is_nested:
+                    self._apart.discard(here)
                 places.release()
                 now = time.monotonic()
                 if now - call.began <= _PATIENCE:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from contextlib import suppress
 
 
 class Turns:
@@ -35,13 +36,17 @@ class Turns:
             TimeoutError: none was free for so many seconds.
         """
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        (self._first if goes_first else self._others).append(turn)
+        line = self._first if goes_first else self._others
+        line.append(turn)
         try:
             async with asyncio.timeout(seconds):
                 await turn
         except BaseException:
             if turn.done() and not turn.cancelled():
                 self.give_back()  # it came at that very moment
+            else:
+                with suppress(ValueError):
+                    line.remove(turn)
             raise
 
     def give_back(self) -> None:

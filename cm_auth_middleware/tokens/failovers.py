@@ -158,28 +158,43 @@ class Failovers:
 
     async def _look(self) -> bool:
         """Look at the store; return False if there is nothing to look for any longer."""
+        is_over = False
         try:
-            await self._kept.save_unsaved()
-            await self._release()
-            if self._epochs is None:
-                is_over = not self._kept.holds_any()
-            else:
-                is_over = await self._look_at_epochs(self._epochs)
+            # Of each by itself: what only an application's store raises may be about one record.
+            for step in (self._kept.save_unsaved, self._release, self._look_at_all):
+                try:
+                    is_over = bool(await step())
+                except StoreError:
+                    raise
+                except Exception:
+                    log("watch_failed", exc_info=True)
+                    is_over = False
         except StoreError:
             self._kept.note_trouble()
-            return True
-        except Exception:
-            log("watch_failed", exc_info=True)
             return True
         if is_over:
             self._watch = None  # the next request, or refresh, starts another watch
         return not is_over
 
     async def _release(self) -> None:
+        failure: Exception | None = None
         for key, owner in list(self._leases.items()):
-            await self._store.release(key, owner)
+            try:
+                await self._store.release(key, owner)
+            except StoreError:
+                raise
+            except Exception as error:
+                failure = error
+                continue
             if self._leases.get(key) == owner:
                 del self._leases[key]
+        if failure is not None:
+            raise failure
+
+    async def _look_at_all(self) -> bool:
+        if self._epochs is None:
+            return not self._kept.holds_any() and not self._leases
+        return await self._look_at_epochs(self._epochs)
 
     async def _look_at_epochs(self, epochs: Callable[..., Awaitable[frozenset[str]]]) -> bool:
         now = self._runtime.monotonic()

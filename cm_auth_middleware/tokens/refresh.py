@@ -664,7 +664,11 @@ class GrantRefresh:
             if self._lease.may_be_over() or not await self._grants.save(
                 self._refresh_token, fresh, over=state
             ):
-                self._lease.leave()  # the next look finds out what happened
+                newest = self._newer_in(await self._grants.state(self._refresh_token))
+                if newest is None:
+                    self._lease.leave()  # the next look finds out what happened
+                else:
+                    self._note(fresh, newest)
                 return False
             self._kept.note_saved(self._refresh_token)
             # No session is written here that would notice a logout which came in between.

@@ -30,7 +30,7 @@ def url(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 @pytest.mark.slow
-async def test_a_thousand_requests_do_not_keep_a_refresh_waiting(url: str) -> None:
+async def test_many_requests_do_not_keep_a_refresh_waiting(url: str) -> None:
     """Its commands go before the reads of sessions that wait for a connection."""
     store = PostgresStore(url) if url.startswith("postgres") else RedisStore(url)
     await store.put("session", b"1", 60)

@@ -429,6 +429,8 @@ async def test_a_process_at_its_limit_of_threads_still_refreshes(
     monkeypatch.setattr(threading.Thread, "start", refuse)
     assert (await browser.get("/cameras")).status_code == 200
     assert len(world.sim.token_calls("refresh_token")) == 1
+    world.engine.thread_services.sessions.is_at_hand = False  # as with a store elsewhere
+    assert (await browser.get("/health")).status_code == 200
 
 
 async def test_retry_after_is_rounded_up(make_world: Any) -> None:
