@@ -415,8 +415,9 @@ async def test_one_request_at_a_time_finds_out_whether_the_server_is_back(provid
 
 @pytest.mark.parametrize("side", ["wsgi"])
 async def test_a_process_at_its_limit_of_threads_still_refreshes(
-    world: World, monkeypatch: pytest.MonkeyPatch
+    make_world: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    world = make_world(exempt=("/health",))
     browser = await world.login()
     world.clock.tick(LIFETIME)
     start = threading.Thread.start
