@@ -17,7 +17,6 @@ from ..errors import (
     UnavailableError,
 )
 from ..events import log
-from ..sessions.manager import STALE
 from ..tokens.provider import find_provider
 from ..web.asking import Asker, who_asks
 from ..web.files import session_script
@@ -51,7 +50,6 @@ class Gate:
     ) -> None:
         self._cross_site_check = config.cross_site_check
         self._runtime = runtime = refresher.runtime
-        self._clock = runtime.clock
         self._is_prompt = True  # False since the store kept a request to an exempt path waiting
         self._sessions = sessions
         self._refresher = refresher
@@ -182,8 +180,7 @@ class Gate:
 
     def needs_check(self, session: Session) -> bool:
         """Return True if `before_response` has to look a session up, or to save its data."""
-        # Once for each response: no call of `is_stale`.
-        return session.data_was_read or self._clock() - session.checked_at >= STALE
+        return session.data_was_read or self.is_stale(session)
 
     async def before_response(
         self,
