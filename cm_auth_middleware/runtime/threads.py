@@ -180,17 +180,13 @@ class ThreadRuntime(Runtime):
                 run_sync(tick())
 
         thread = threading.Thread(target=ticking, name="cm_auth lease", daemon=True)
-        is_started = False
-        with suppress(
-            RuntimeError
-        ):  # the system has no thread left: a call is shorter than a lease
+        with suppress(RuntimeError):  # no thread is left; a lease lasts longer than a call
             thread.start()
-            is_started = True
         try:
             yield
         finally:
             over.set()
-            if is_started:
+            if thread.ident is not None:  # it was started
                 thread.join()
 
     def repeat(self, every: float, work: Callable[[], Awaitable[bool]]) -> Repetition:
@@ -423,11 +419,7 @@ class SingleFlight:
             places = self._places_for(key)
             if not places.acquire(timeout=patience):
                 raise UnavailableError("too many calls to the server are under way")
-            call, is_new = self._join(key)
-            if is_new:
-                self._run_apart(key, call, work, places)
-            else:
-                places.release()
+            call, is_new = self._begin(key, work, places)
         if is_new or not self._is_stuck:
             # Any answer makes the silence begin later, and never sooner.
             while not call.done.is_set() and (seconds := self._patience(call.began, asks)):
@@ -454,11 +446,16 @@ class SingleFlight:
         """Start `work` in a thread of its own, unless there are too many of them."""
         places = self._places_for(key)
         if places.acquire(blocking=False):
-            call, is_new = self._join(key)
-            if is_new:
-                self._run_apart(key, call, work, places)
-            else:
-                places.release()
+            self._begin(key, work, places)
+
+    def _begin(self, key: str, work: Work, places: threading.Semaphore) -> tuple[Call, bool]:
+        """Run work apart in a place that was taken, or join its call; return as `_join` does."""
+        call, is_new = self._join(key)
+        if is_new:
+            self._run_apart(key, call, work, places)
+        else:
+            places.release()
+        return call, is_new
 
     def _places_for(self, key: str) -> threading.Semaphore:
         """Return the places for a kind of work, which is the first word of its key.
