@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 from ..errors import StoreError, UnavailableError
 from ..events import log
 from ..runtime.after_fork import after_fork
+from .kept_tokens import take_each
 
 if TYPE_CHECKING:
     from ..runtime.base import Repetition, Runtime
@@ -177,19 +178,13 @@ class Failovers:
         return not is_over
 
     async def _release(self) -> None:
-        failure: Exception | None = None
-        for key, owner in list(self._leases.items()):
-            try:
-                await self._store.release(key, owner)
-            except StoreError:
-                raise
-            except Exception as error:
-                failure = error
-                continue
-            if self._leases.get(key) == owner:
-                del self._leases[key]
-        if failure is not None:
-            raise failure
+        leases = list(self._leases.items())
+        await take_each([partial(self._release_one, *entry) for entry in leases])
+
+    async def _release_one(self, key: str, owner: str) -> None:
+        await self._store.release(key, owner)
+        if self._leases.get(key) == owner:
+            del self._leases[key]
 
     async def _look_at_all(self) -> bool:
         if self._epochs is None:

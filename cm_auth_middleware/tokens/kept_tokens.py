@@ -6,9 +6,10 @@ The docstring of this folder explains why ("If the store loses what it has ackno
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 from sys import getsizeof
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import StoreError
 from ..events import log
@@ -137,17 +138,8 @@ class KeptTokens:
             StoreError: it still fails.
             Exception: what a store of an application's own raises, after all were tried.
         """
-        failure: Exception | None = None
-        for refresh_token, kept in list(self._kept.items()):
-            if kept.is_unsaved:
-                try:
-                    await self._put_back(refresh_token, kept)
-                except StoreError:
-                    raise
-                except Exception as error:  # of this one, perhaps: the others need not wait
-                    failure = error
-        if failure is not None:
-            raise failure
+        unsaved = [entry for entry in list(self._kept.items()) if entry[1].is_unsaved]
+        await take_each([partial(self._put_back, *entry) for entry in unsaved])
 
     async def put_back(self, progress: Callable[[], Awaitable[None]]) -> bool:
         """Give the store all tokens again that it has lost.
@@ -179,3 +171,23 @@ class KeptTokens:
         if state.tokens is None:  # or encrypted with a secret key that this process does not have
             return state.stored is None or bool(state.failure)
         return state.tokens.access_token == kept.held.access_token
+
+
+async def take_each(steps: Iterable[Callable[[], Awaitable[Any]]]) -> None:
+    """Take steps one after the other, also those after one that fails by itself.
+
+    Raises:
+        StoreError: by the first step that the store fails at: so it would at the others.
+        Exception: by the last step that raised what only an application's store does, which may be
+            about one record, after all were taken.
+    """
+    failure: Exception | None = None
+    for step in steps:
+        try:
+            await step()
+        except StoreError:
+            raise
+        except Exception as error:
+            failure = error
+    if failure is not None:
+        raise failure
