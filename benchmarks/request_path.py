@@ -15,7 +15,6 @@ from starlette.requests import HTTPConnection
 
 from cm_auth_middleware import CMAuthMiddleware
 
-from . import wsgi_path
 from .ideal import Cookies, IdealMiddleware, SQLiteFind, new_record
 from .measure import Costs, Turn, awaited, one_processor, take_turns
 from .report import Figure
@@ -106,6 +105,8 @@ def run(*, quick: bool = False) -> Iterator[Figure]:
         if remote:
             turns = {name: awaited(runner, call, waits=True) for name, call in remote.items()}
             yield from _redis_figures(take_turns(turns, **effort), turns)
+    from . import wsgi_path  # which loads Flask, and a process of ASGI alone has none
+
     yield from wsgi_path.run(NAME, quick=quick)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import sys
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NoReturn, TypedDict, TypeVar, Unpack, cast
@@ -38,6 +39,7 @@ _RawHeaders = list[tuple[bytes, bytes]]
 
 _NO_STORE = (b"cache-control", b"no-store")
 _VARY = (b"vary", b"Cookie")
+_MERGED = frozenset({b"cache-control", b"vary"})  # headers that an application may have set, too
 # Close codes of WebSockets: 4000 + 401 or 403, in the range for applications (RFC 6455 §7.4.2); and
 # "Try Again Later", of IANA's registry.
 _LOGGED_OUT, _FORBIDDEN, _TRY_LATER = 4401, 4403, 1013
@@ -106,14 +108,16 @@ class CMAuthMiddleware:
             session = outcome
             exchange.session = session  # type: ignore[assignment]
         scope = self._own_scope(scope, session)
-        exchange.state = state = scope["state"]
-        # Timers of this request keep its context, even cancelled ones, and so whatever is in there.
-        holder = [state]
-        mounted = asgi_states.set(holder)
-        response, watched = None, None
+        exchange.state = scope["state"]
+        response = mounted = watched = None
+        if "flask" in sys.modules:
+            # Timers of this request keep its context, even cancelled ones, and all that is in it.
+            holder = [exchange.state]
+            mounted = asgi_states.set(holder)
         if session is not None:
             receive = exchange.receive
-            watched = self._services.connections.add(exchange)
+            watched = self._services.connections.here()
+            watched.add(exchange)
         try:
             await self.app(scope, receive, exchange.send)
         except asyncio.CancelledError:
@@ -127,8 +131,9 @@ class CMAuthMiddleware:
             if response is None and not (exchange.ended and _is_about_the_end(error)):
                 raise
         finally:
-            asgi_states.reset(mounted)
-            holder.clear()
+            if mounted is not None:
+                asgi_states.reset(mounted)
+                holder.clear()
             if watched is not None and session is not None:
                 watched.discard(exchange)
                 session.is_closed = True
@@ -379,8 +384,7 @@ class _Exchange(ASGIRequest):
             if message["status"] == 500:
                 return self._start(message)
             if session is not None:
-                waits = self.waits
-                if (waits is not None and waits.ended) or self._gate.needs_check(session):
+                if self.waits is not None or session.data_was_read or self._gate.is_stale(session):
                     return self._start(message)
                 # A new message: an application may send its own to many users, as caches do.
                 self._headers = _private(message.get("headers", ()), self.set_cookies)
@@ -547,7 +551,8 @@ class _OwnedWebSocket(_WebSocket):
         self.session = session
         self.is_old = False
         self._waits = _Waits(session, services.gate)
-        self._open = services.connections.add(self)
+        self._open = services.connections.here()
+        self._open.add(self)
 
     async def run(self, app: ASGIApp, scope: Scope) -> None:
         """Let the application serve it."""
@@ -618,9 +623,18 @@ async def _ignore() -> None:
 
 def _private(headers: Iterable[tuple[bytes, bytes]], added: Headers) -> _RawHeaders:
     """Mark a response as private to one user, and add the headers of this middleware."""
+    headers = headers if isinstance(headers, list) else list(headers)
+    for name, _ in headers:
+        if name.lower() in _MERGED:  # which ASGI wants, and not every application keeps to
+            return _merged(headers, added)
+    return [*headers, _NO_STORE, _VARY, *_raw(added)] if added else [*headers, _NO_STORE, _VARY]
+
+
+def _merged(headers: _RawHeaders, added: Headers) -> _RawHeaders:
+    """Do the same where the application set one of these headers itself."""
     result, own, varied = list(headers), [], []
     for header in result:
-        name = header[0].lower()  # which ASGI wants, and not every application keeps to
+        name = header[0].lower()
         if name == b"cache-control":
             own.append(header[1].decode("latin-1"))
         elif name == b"vary":
@@ -634,9 +648,7 @@ def _private(headers: Iterable[tuple[bytes, bytes]], added: Headers) -> _RawHead
         result.append(_VARY)
     elif not varies_by_cookie([value.decode("latin-1") for _, value in varied]):
         result[result.index(varied[0])] = (b"vary", varied[0][1] + b", Cookie")
-    if added:
-        result += _raw(added)
-    return result
+    return result + _raw(added)
 
 
 def _raw(headers: Headers) -> _RawHeaders:

@@ -129,6 +129,8 @@ class ClientFactory:
         media_origin: Callable[[str, int | None], str | None],
     ) -> None:
         self.kind = kind
+        is_async = issubclass(kind, AsyncCMClient)
+        self._lazy_kind = _LazyAsyncCMClient if is_async else _LazyCMClient
         self._media_origin = media_origin
         self._refresher = refresher
         self._api_url = api_url
@@ -191,6 +193,13 @@ class ClientFactory:
         origin = self._media_origin(name, int(port) if colon else None)
         return None if origin is None else httpx2.URL(origin + path)
 
+    def lazy(self, session: Session) -> Any:
+        """Return what becomes a client for a session when it is first used."""
+        # Without a call of the class: this is done for every request.
+        client = object.__new__(self._lazy_kind)
+        client._cm = self, session, set()
+        return client
+
     def attributes(self, cm: tuple[ClientFactory, Session, set[_Origin]]) -> dict[str, Any]:
         """Return the attributes of a new client.
 
@@ -214,9 +223,7 @@ class _Lazy:
     the first value stays. What a handler set before the first use stays, too.
     """
 
-    def __init__(self, factory: ClientFactory, session: Session) -> None:
-        origins: set[_Origin] = set()
-        self._cm = factory, session, origins
+    _cm: tuple[ClientFactory, Session, set[_Origin]]
 
     def __getattr__(self, name: str) -> Any:
         # Python calls this for an attribute that is missing: before the first use, for any.
@@ -229,11 +236,11 @@ class _Lazy:
         return getattr(self, name)
 
 
-class LazyAsyncCMClient(_Lazy, AsyncCMClient):
+class _LazyAsyncCMClient(_Lazy, AsyncCMClient):
     """An `AsyncCMClient`, once it is used."""
 
 
-class LazyCMClient(_Lazy, CMClient):
+class _LazyCMClient(_Lazy, CMClient):
     """A `CMClient`, once it is used."""
 
 

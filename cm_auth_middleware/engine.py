@@ -41,7 +41,7 @@ asgi_states: ContextVar[list[dict[str, Any]]] = ContextVar("cm_auth_state")
 """The ``state`` of the ASGI request that this code runs for, until that is over; then nothing.
 
 A WSGI application that is mounted in an ASGI one finds its session by it: the bridge in between
-passes on the context, but not the state.
+passes on the context, but not the state. It is set only where Flask is loaded.
 """
 
 
@@ -102,8 +102,7 @@ class Services:
             self._api_url,
             self._media_origin,
         )
-        lazy = client.LazyAsyncCMClient if is_async else client.LazyCMClient
-        self.client_of = partial(lazy, factory)
+        self.client_of = factory.lazy
         return self.client_of(session)
 
     def transport(self) -> Any:

@@ -15,6 +15,7 @@ import weakref
 from collections.abc import Awaitable, Callable, Collection
 from contextlib import suppress
 from functools import partial
+from threading import get_ident
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..errors import UnavailableError
@@ -101,6 +102,11 @@ class _OnLoop(set[Connection]):
     watch: Repetition | None = None
 
 
+def _unknown() -> bool:
+    """Return False: what stands for trio's event loop cannot say if that runs."""
+    return False
+
+
 class LoopConnections:
     """The open connections of each event loop of this process."""
 
@@ -108,19 +114,29 @@ class LoopConnections:
         self._runtime = runtime
         self._is_alive = is_alive
         self._loops: weakref.WeakKeyDictionary[Any, _OnLoop] = weakref.WeakKeyDictionary()
-        self._last: tuple[Any, _OnLoop] = (None, _OnLoop())
         from ..runtime.running_loop import running_loop  # a process with threads alone needs none
 
         self._running_loop = running_loop
+        self.after_fork()
+        after_fork(self)
 
-    def add(self, connection: Connection) -> set[Connection]:
-        """Watch a connection; return the set to remove it from when it has ended."""
-        loop = self._running_loop()
-        last, here = self._last
-        if last is not loop:  # nearly always there is one loop
+    def after_fork(self) -> None:
+        """Forget the last loop: to the child it seems to run still."""
+        # The thread, a function that tells if its loop still runs, and what is open on that one.
+        self._last: tuple[int, Callable[[], bool], _OnLoop] = (0, _unknown, _OnLoop())
+
+    def here(self) -> set[Connection]:
+        """Return the open connections of this event loop, and watch those that are put there.
+
+        Each is to be removed when it has ended.
+        """
+        # Nearly always there is one loop. To ask which one runs is a call of the operating system
+        # in Python 3.11; a thread runs one at a time.
+        thread, is_running, here = self._last
+        if thread != get_ident() or not is_running():
+            loop = self._running_loop()
             here = self._loops.get(loop) or self._loops.setdefault(loop, _OnLoop())
-            self._last = loop, here
-        here.add(connection)
+            self._last = get_ident(), getattr(loop, "is_running", _unknown), here
         watch = here.watch
         if watch is None or watch.has_ended:
             work = partial(_look_if_alive, weakref.ref(self), here)

@@ -72,6 +72,7 @@ class Gate:
         self.is_stale = sessions.is_stale
         self.note_use = sessions.touch_if_due  # when a long-lived connection is used
         self._failovers = refresher.failovers
+        self._has_epochs = self._failovers.has_epochs
         self._revalidation = refresher.revalidation = Revalidation(
             config.revalidate, sessions, refresher, self._rule, login.end
         )
@@ -111,7 +112,7 @@ class Gate:
                 reason = "cross_site"
                 self._sessions.audit("request_denied", session, request.address, reason=reason)
                 return await self._pages.cross_site(request)
-            if self._failovers.note_use():
+            if self._has_epochs and self._failovers.note_use():
                 await self._failovers.enter()
             now, record = session.checked_at, session.record
             if (

@@ -50,6 +50,9 @@ class Failovers:
     **settled** when no name is left, or when those that are left do not move any more.
 
     Where a store has no epochs (`HasEpochs`), everything counts as settled.
+
+    Attributes:
+        has_epochs: False for such a store, for which nobody needs to `note_use`.
     """
 
     def __init__(self, runtime: Runtime, store: SessionStore, kept: KeptTokens) -> None:
@@ -57,6 +60,7 @@ class Failovers:
         self._store = store
         self._epochs: Callable[..., Awaitable[frozenset[str]]] | None
         self._epochs = getattr(store, "epochs", None)  # see HasEpochs
+        self.has_epochs = self._epochs is not None
         self._kept = kept
         self.after_fork()
         after_fork(self)
