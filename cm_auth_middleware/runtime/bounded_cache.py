@@ -82,17 +82,18 @@ class BoundedCache(dict[K, V]):
         self._memory.add(self)
 
     def __setitem__(self, key: K, value: V) -> None:
-        memory = self._memory
+        memory, is_over, added = self._memory, self._is_over, self._bytes(key, value)
         with memory.lock:
             if key in self:
                 self._remove(key)
             while self:
                 oldest = next(iter(self))
-                if len(self) < _MOST and not (self._is_over and self._is_over(self[oldest])):
+                if len(self) < _MOST and (is_over is None or not is_over(self[oldest])):
                     break
                 self._remove(oldest)
-            super().__setitem__(key, value)
-            self._count(self._bytes(key, value))
+            dict.__setitem__(self, key, value)
+            self.bytes_held += added
+            memory.used += added
             if memory.used > memory.most:
                 memory.make_room()
 
@@ -105,7 +106,8 @@ class BoundedCache(dict[K, V]):
         """Remove all values."""
         with self._memory.lock:
             super().clear()
-            self._count(-self.bytes_held)
+            self._memory.used -= self.bytes_held
+            self.bytes_held = 0
 
     def drop_oldest(self) -> None:
         """Remove the oldest value; the memory's lock is held."""
@@ -113,12 +115,10 @@ class BoundedCache(dict[K, V]):
 
     def _remove(self, key: K) -> V:
         value = super().pop(key)
-        self._count(-self._bytes(key, value))
+        removed = self._bytes(key, value)
+        self.bytes_held -= removed
+        self._memory.used -= removed
         return value
-
-    def _count(self, more: int) -> None:
-        self.bytes_held += more
-        self._memory.used += more
 
     def _bytes(self, key: K, value: V) -> int:
         return getsizeof(key) + self._size(value) + _ENTRY

@@ -9,6 +9,7 @@ import hmac
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 from urllib.parse import urlsplit
 
 from itsdangerous import Signer
@@ -30,17 +31,17 @@ _TO_URL, _FROM_URL = bytes.maketrans(b"+/", b"-_"), bytes.maketrans(b"-_", b"+/"
 _TICKET_SIZE = 512  # bytes of memory that a ticket takes, with its parts, about
 
 
-@dataclass(frozen=True, slots=True, repr=False)
+@dataclass(slots=True, repr=False)
 class Ticket:
     """The content of the session cookie: the session's id, and a part of the key to its record."""
 
-    session_id: bytes
-    cookie_key: bytes
+    session_id: Final[bytes]
+    cookie_key: Final[bytes]
     record_id: str = field(init=False)
 
     def __post_init__(self) -> None:
         # A hash, so that a stolen store contains no session id that a cookie could be made of.
-        object.__setattr__(self, "record_id", hashlib.sha256(self.session_id).hexdigest())
+        self.record_id = hashlib.sha256(self.session_id).hexdigest()
 
     @classmethod
     def new(cls) -> Ticket:
@@ -134,15 +135,15 @@ class SessionCookie:
         line = request.cookie_line
         if not line:
             return ()
-        forced = self._forced
-        verified = self._verified[request.is_secure if forced is None else forced]
+        is_secure = request.is_secure if self._forced is None else self._forced
+        verified = self._verified[is_secure]
         found = verified.get(line)
         if found is None:
-            name = self.name(request)
+            name = self._secure_name if is_secure else self._plain_name
             if name not in line:
                 return ()
-            values = [value.strip('"') for value in request.cookies_named(name)]
-            values = [value for value in values if _is_ticket(value)]
+            named = request.cookies_named(name)
+            values = [ticket for value in named if _is_ticket(ticket := value.strip('"'))]
             if len(values) > _MOST_OF_OUR_NAME:
                 half = _MOST_OF_OUR_NAME // 2  # cookies of a neighbour come before ours, or after
                 values = values[:half] + values[-half:]
