@@ -8,7 +8,7 @@ import itertools
 import os
 import re
 import secrets
-from base64 import urlsafe_b64decode, urlsafe_b64encode
+from base64 import urlsafe_b64decode
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
@@ -16,7 +16,7 @@ from typing import NamedTuple
 from ..sessions.cookie import SessionCookie
 from ..web.request import Request
 from ..web.response import Headers
-from .login_state import PROOF_BYTES, PendingLogin, StateSealer
+from .login_state import PROOF_BYTES, PendingLogin, StateSealer, base64url
 
 LOGIN_LIFETIME = 600  # seconds: a password manager and a second factor take minutes
 _MOST_LOGINS = 60  # login cookies that one browser may have, when many tabs begin at once
@@ -38,10 +38,10 @@ _CLOCK_SKEW = 300  # seconds that two servers' clocks may differ
 
 
 class Proof(NamedTuple):
-    """A login cookie: its number, which is a part of its name, and its value, a random text."""
+    """A login cookie: its number, which is a part of its name, and its content, random bytes."""
 
     number: int
-    value: str
+    content: bytes
 
 
 class LoginCookies:
@@ -86,7 +86,8 @@ class LoginCookies:
         """Return the login cookie that a new login of this browser has."""
         proofs, most = self._proofs(request), self._most(request)
         if len(proofs) >= min(_MOST_OWN, most):
-            return next(itertools.starmap(Proof, proofs.items()))
+            number, value = next(iter(proofs.items()))
+            return Proof(number, urlsafe_b64decode(f"{value}=="))
         # A process gives out one number after the other. Workers, with process ids in a row, begin
         # far apart from each other, and do so again after a pause: tabs that are restored at once
         # are spread over all of them.
@@ -94,28 +95,27 @@ class LoginCookies:
         if now - self._last_start > _PAUSE:
             self._numbers = itertools.count()
         self._last_start = now
-        first = os.getpid() * _STRIDE + next(self._numbers)
-        numbers = (number % most for number in range(first, first + most))
-        free = next(number for number in numbers if number not in proofs)
-        return Proof(free, _text(secrets.token_bytes(PROOF_BYTES)))
+        number = (os.getpid() * _STRIDE + next(self._numbers)) % most
+        while number in proofs:
+            number = (number + 1) % most
+        return Proof(number, secrets.token_bytes(PROOF_BYTES))
 
     def start(
         self, proof: Proof, redirect_uri: str, target: str, *, by_http: bool, is_anew: bool
-    ) -> PendingLogin:
-        """Begin a login in the browser that has this cookie, or gets it now.
+    ) -> str:
+        """Return the state of a login that begins, in the browser that has or gets this cookie.
 
         Args: see `PendingLogin`.
         """
-        raw, now = urlsafe_b64decode(f"{proof.value}=="), int(self._clock())
         return self._states.seal(
-            proof.number, raw, redirect_uri, target, now, by_http=by_http, is_anew=is_anew
+            *proof, redirect_uri, target, int(self._clock()), by_http=by_http, is_anew=is_anew
         )
 
     def began_here(self, request: Request, login: PendingLogin) -> bool:
         """Return True if this browser began the login, and it has not expired."""
         if not self._is_in_time(login):
             return False
-        name, proof = self._name(request, login.number), _text(login.proof).encode()
+        name, proof = self._name(request, login.number), base64url(login.proof).encode()
         values = [value.encode() for key, value in request.cookies if key == name]
         return any(hmac.compare_digest(value, proof) for value in values[:2])
 
@@ -145,7 +145,7 @@ class LoginCookies:
     def set(self, request: Request, proof: Proof) -> tuple[str, str]:
         """Set the cookie of a login that begins."""
         name = self._name(request, proof.number)
-        return self._session_cookie.header(request, name, proof.value, LOGIN_LIFETIME)
+        return self._session_cookie.header(request, name, base64url(proof.content), LOGIN_LIFETIME)
 
     def clear(self, request: Request, login: PendingLogin) -> tuple[str, str]:
         """Clear the cookie of a login that worked."""
@@ -155,7 +155,7 @@ class LoginCookies:
         """Clear the cookie of a login that failed, unless others may share it."""
         if len(self._proofs(request)) < _MOST_OWN:
             return self.clear(request, login)
-        return self.set(request, Proof(login.number, _text(login.proof)))
+        return self.set(request, Proof(login.number, login.proof))
 
     def clear_strays(self, request: Request) -> Headers:
         """Clear the cookies with our names that are none of ours, or of an earlier release."""
@@ -232,10 +232,6 @@ def _prefix(session_cookie: str) -> str:
 @lru_cache
 def _most_logins(session_cookie: str) -> int:
     """Return the number of login cookies for which there is room, given that name."""
-    size = len(f"{_prefix(session_cookie)}10={_text(bytes(PROOF_BYTES))}; ")
+    size = len(f"{_prefix(session_cookie)}10={base64url(bytes(PROOF_BYTES))}; ")
     room = _MOST_BYTES - _SESSION_BYTES - 2 * len(session_cookie)
     return min(_MOST_LOGINS, room // size)
-
-
-def _text(proof: bytes) -> str:
-    return urlsafe_b64encode(proof).rstrip(b"=").decode()
