@@ -192,7 +192,7 @@ class SessionCookie:
 
     def check_scheme(self, request: Request) -> None:
         """Warn once if requests come by another scheme than that of ``redirect_uri``."""
-        if self._scheme not in ("", request.scheme) and self._is_first("scheme"):
+        if self._scheme and self._scheme != request.scheme and self._is_first("scheme"):
             log("scheme_mismatch", request=request.scheme, redirect_uri=self._scheme)
 
     def _is_first(self, warning: str) -> bool:
