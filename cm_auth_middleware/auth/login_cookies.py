@@ -32,6 +32,7 @@ _STRIDE = 37  # about the golden ratio of 60, so that few multiples of it are cl
 _PROOF = re.compile("[A-Za-z0-9_-]{21}[AQgw]")  # 16 bytes in base64url
 _NUMBERS = {str(number): number for number in range(_MOST_LOGINS)}
 _FRESH = 60  # seconds after a login in which a missing session means that cookies are not kept
+_INFIX = "_login_"  # of the names of login cookies, between that of the session cookie and a number
 FRESH_SUFFIX = "_in"  # of the name of the cookie that marks a fresh login
 _NUMBER = re.compile("[0-9a-f]{1,16}")  # how their names end, with a hash in earlier releases
 _CLOCK_SKEW = 300  # seconds that two servers' clocks may differ
@@ -159,9 +160,9 @@ class LoginCookies:
 
     def clear_strays(self, request: Request) -> Headers:
         """Clear the cookies with our names that are none of ours, or of an earlier release."""
-        prefix = self._prefix(request)
-        if prefix not in request.cookie_line:
+        if _INFIX not in request.cookie_line:
             return []
+        prefix = self._prefix(request)
         proofs = self._proofs(request)
         ours = {f"{prefix}{number}" for number in proofs}
         names = {
@@ -179,10 +180,9 @@ class LoginCookies:
 
     def _proofs(self, request: Request) -> dict[int, str]:
         """Return the login cookies of a request: the numbers in their names, and their values."""
-        prefix = self._prefix(request)
         proofs: dict[int, str] = {}
-        if prefix in request.cookie_line:
-            most = self._most(request)
+        if _INFIX in request.cookie_line:
+            prefix, most = self._prefix(request), self._most(request)
             for name, value in request.cookies:
                 number = _NUMBERS.get(name[len(prefix) :], most)
                 if name.startswith(prefix) and number < most and _PROOF.fullmatch(value):
@@ -212,10 +212,9 @@ class LoginCookies:
 
     def is_fresh_login(self, request: Request) -> bool:
         """Return True if this browser logged in within the last minute."""
-        name = self._fresh_name(request)
-        if name not in request.cookie_line:
+        if FRESH_SUFFIX not in request.cookie_line:
             return False
-        now = self._clock()
+        name, now = self._fresh_name(request), self._clock()
         values = (value for key, value in request.cookies if key == name)
         times = (int(value[:12]) for value in values if value.isdecimal())
         return any(-_CLOCK_SKEW <= now - time < _FRESH for time in times)
@@ -226,7 +225,7 @@ class LoginCookies:
 
 def _prefix(session_cookie: str) -> str:
     """Return what the names of login cookies begin with, given that of the session cookie."""
-    return f"{session_cookie}_login_"
+    return f"{session_cookie}{_INFIX}"
 
 
 @lru_cache
