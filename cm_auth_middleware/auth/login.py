@@ -180,11 +180,11 @@ class Login:
             safe = f"{request.mount}/"  # a login never ends at a login
         proof = self.cookies.proof(request)
         for shorter in shorter_targets(safe, f"{request.mount}/"):
-            login = self.cookies.start(
+            state = self.cookies.start(
                 proof, redirect_uri, shorter, by_http=not request.is_secure, is_anew=is_anew
             )
-            verifier = self.cookies.code_verifier(login)
-            location = self._oauth.authorization_url(redirect_uri, login.state, verifier)
+            verifier = self.cookies.code_verifier(state)
+            location = self._oauth.authorization_url(redirect_uri, state, verifier)
             if len(location) <= _MOST_LOCATION:
                 break
         else:  # the application is mounted at a path that a visitor may choose
@@ -198,7 +198,7 @@ class Login:
         if self._config.redirect_uri:
             return self._config.redirect_uri
         host = request.host
-        if _is_test_client(request, host.partition(":")[0].lower()):
+        if _is_test_client(request):
             found = _HOST.fullmatch(host.lower())
             origin = found and normal_origin(f"{request.scheme}://{found[0]}")
         else:
@@ -260,7 +260,7 @@ class Login:
     ) -> tuple[Tokens, dict[str, Any]] | Response:
         """Exchange the code; return the tokens and the user, or the response to a failure."""
         login = callback.login
-        verifier = self.cookies.code_verifier(login)
+        verifier = self.cookies.code_verifier(login.state, login.key)
         try:
             tokens = await self._oauth.exchange(code, login.redirect_uri, verifier)
             return tokens, await self._oauth.user(tokens.access_token, tokens.api_base)
@@ -463,9 +463,11 @@ def _lead(request: Request, status: int, target: str, *headers: tuple[str, str])
     return next((found for found in responses if found.fits), redirect(status, root, *headers))
 
 
-def _is_test_client(request: Request, host: str) -> bool:
+def _is_test_client(request: Request) -> bool:
     """Return True for a test client of Starlette, FastAPI or Litestar, with its own host name.
 
     It calls the application without a network, from an address that is none.
     """
-    return request.peer == "testclient" and host in ("testserver", "testserver.local")
+    if request.peer != "testclient":
+        return False
+    return request.host.partition(":")[0].lower() in ("testserver", "testserver.local")

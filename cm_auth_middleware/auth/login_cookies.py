@@ -8,7 +8,7 @@ import itertools
 import os
 import re
 import secrets
-from base64 import urlsafe_b64decode, urlsafe_b64encode
+from base64 import urlsafe_b64decode
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
@@ -16,7 +16,7 @@ from typing import NamedTuple
 from ..sessions.cookie import SessionCookie
 from ..web.request import Request
 from ..web.response import Headers
-from .login_state import PROOF_BYTES, PendingLogin, StateSealer
+from .login_state import PROOF_BYTES, PendingLogin, StateSealer, base64url
 
 LOGIN_LIFETIME = 600  # seconds: a password manager and a second factor take minutes
 _MOST_LOGINS = 60  # login cookies that one browser may have, when many tabs begin at once
@@ -32,16 +32,17 @@ _STRIDE = 37  # about the golden ratio of 60, so that few multiples of it are cl
 _PROOF = re.compile("[A-Za-z0-9_-]{21}[AQgw]")  # 16 bytes in base64url
 _NUMBERS = {str(number): number for number in range(_MOST_LOGINS)}
 _FRESH = 60  # seconds after a login in which a missing session means that cookies are not kept
+_INFIX = "_login_"  # of the names of login cookies, between that of the session cookie and a number
 FRESH_SUFFIX = "_in"  # of the name of the cookie that marks a fresh login
 _NUMBER = re.compile("[0-9a-f]{1,16}")  # how their names end, with a hash in earlier releases
 _CLOCK_SKEW = 300  # seconds that two servers' clocks may differ
 
 
 class Proof(NamedTuple):
-    """A login cookie: its number, which is a part of its name, and its value, a random text."""
+    """A login cookie: its number, which is a part of its name, and its content, random bytes."""
 
     number: int
-    value: str
+    content: bytes
 
 
 class LoginCookies:
@@ -86,7 +87,8 @@ class LoginCookies:
         """Return the login cookie that a new login of this browser has."""
         proofs, most = self._proofs(request), self._most(request)
         if len(proofs) >= min(_MOST_OWN, most):
-            return next(itertools.starmap(Proof, proofs.items()))
+            number, value = next(iter(proofs.items()))
+            return Proof(number, urlsafe_b64decode(f"{value}=="))
         # A process gives out one number after the other. Workers, with process ids in a row, begin
         # far apart from each other, and do so again after a pause: tabs that are restored at once
         # are spread over all of them.
@@ -94,28 +96,27 @@ class LoginCookies:
         if now - self._last_start > _PAUSE:
             self._numbers = itertools.count()
         self._last_start = now
-        first = os.getpid() * _STRIDE + next(self._numbers)
-        numbers = (number % most for number in range(first, first + most))
-        free = next(number for number in numbers if number not in proofs)
-        return Proof(free, _text(secrets.token_bytes(PROOF_BYTES)))
+        number = (os.getpid() * _STRIDE + next(self._numbers)) % most
+        while number in proofs:
+            number = (number + 1) % most
+        return Proof(number, secrets.token_bytes(PROOF_BYTES))
 
     def start(
         self, proof: Proof, redirect_uri: str, target: str, *, by_http: bool, is_anew: bool
-    ) -> PendingLogin:
-        """Begin a login in the browser that has this cookie, or gets it now.
+    ) -> str:
+        """Return the state of a login that begins, in the browser that has or gets this cookie.
 
         Args: see `PendingLogin`.
         """
-        raw, now = urlsafe_b64decode(f"{proof.value}=="), int(self._clock())
         return self._states.seal(
-            proof.number, raw, redirect_uri, target, now, by_http=by_http, is_anew=is_anew
+            *proof, redirect_uri, target, int(self._clock()), by_http=by_http, is_anew=is_anew
         )
 
     def began_here(self, request: Request, login: PendingLogin) -> bool:
         """Return True if this browser began the login, and it has not expired."""
         if not self._is_in_time(login):
             return False
-        name, proof = self._name(request, login.number), _text(login.proof).encode()
+        name, proof = self._name(request, login.number), base64url(login.proof).encode()
         values = [value.encode() for key, value in request.cookies if key == name]
         return any(hmac.compare_digest(value, proof) for value in values[:2])
 
@@ -145,7 +146,7 @@ class LoginCookies:
     def set(self, request: Request, proof: Proof) -> tuple[str, str]:
         """Set the cookie of a login that begins."""
         name = self._name(request, proof.number)
-        return self._session_cookie.header(request, name, proof.value, LOGIN_LIFETIME)
+        return self._session_cookie.header(request, name, base64url(proof.content), LOGIN_LIFETIME)
 
     def clear(self, request: Request, login: PendingLogin) -> tuple[str, str]:
         """Clear the cookie of a login that worked."""
@@ -155,13 +156,13 @@ class LoginCookies:
         """Clear the cookie of a login that failed, unless others may share it."""
         if len(self._proofs(request)) < _MOST_OWN:
             return self.clear(request, login)
-        return self.set(request, Proof(login.number, _text(login.proof)))
+        return self.set(request, Proof(login.number, login.proof))
 
     def clear_strays(self, request: Request) -> Headers:
         """Clear the cookies with our names that are none of ours, or of an earlier release."""
-        prefix = self._prefix(request)
-        if prefix not in request.cookie_line:
+        if _INFIX not in request.cookie_line:
             return []
+        prefix = self._prefix(request)
         proofs = self._proofs(request)
         ours = {f"{prefix}{number}" for number in proofs}
         names = {
@@ -179,10 +180,9 @@ class LoginCookies:
 
     def _proofs(self, request: Request) -> dict[int, str]:
         """Return the login cookies of a request: the numbers in their names, and their values."""
-        prefix = self._prefix(request)
         proofs: dict[int, str] = {}
-        if prefix in request.cookie_line:
-            most = self._most(request)
+        if _INFIX in request.cookie_line:
+            prefix, most = self._prefix(request), self._most(request)
             for name, value in request.cookies:
                 number = _NUMBERS.get(name[len(prefix) :], most)
                 if name.startswith(prefix) and number < most and _PROOF.fullmatch(value):
@@ -212,10 +212,9 @@ class LoginCookies:
 
     def is_fresh_login(self, request: Request) -> bool:
         """Return True if this browser logged in within the last minute."""
-        name = self._fresh_name(request)
-        if name not in request.cookie_line:
+        if FRESH_SUFFIX not in request.cookie_line:
             return False
-        now = self._clock()
+        name, now = self._fresh_name(request), self._clock()
         values = (value for key, value in request.cookies if key == name)
         times = (int(value[:12]) for value in values if value.isdecimal())
         return any(-_CLOCK_SKEW <= now - time < _FRESH for time in times)
@@ -226,16 +225,12 @@ class LoginCookies:
 
 def _prefix(session_cookie: str) -> str:
     """Return what the names of login cookies begin with, given that of the session cookie."""
-    return f"{session_cookie}_login_"
+    return f"{session_cookie}{_INFIX}"
 
 
 @lru_cache
 def _most_logins(session_cookie: str) -> int:
     """Return the number of login cookies for which there is room, given that name."""
-    size = len(f"{_prefix(session_cookie)}10={_text(bytes(PROOF_BYTES))}; ")
+    size = len(f"{_prefix(session_cookie)}10={base64url(bytes(PROOF_BYTES))}; ")
     room = _MOST_BYTES - _SESSION_BYTES - 2 * len(session_cookie)
     return min(_MOST_LOGINS, room // size)
-
-
-def _text(proof: bytes) -> str:
-    return urlsafe_b64encode(proof).rstrip(b"=").decode()

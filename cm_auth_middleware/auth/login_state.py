@@ -11,10 +11,11 @@ import struct
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+    from cryptography.hazmat.primitives.hmac import HMAC
 
 MOST_STATE = 4_000  # characters; a longer one was not made here
 PROOF_BYTES = 16  # 128 bits, which nobody guesses (RFC 6749 §10.10)
@@ -26,6 +27,7 @@ _PLAIN, _COMPRESSED = 1, 2  # how the two URLs are written
 _BY_HTTP, _ANEW = 0x40, 0x80  # are added to that: see `PendingLogin`
 # How the URLs are written, the time of the start, the number of the cookie, and the proof in it.
 _FIXED = struct.Struct(f">BIB{PROOF_BYTES}s")
+_TO_URL = bytes.maketrans(b"+/", b"-_")
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -56,6 +58,19 @@ class PendingLogin:
     is_anew: bool = False
 
 
+class _Made(NamedTuple):
+    """What is made of a secret key, once.
+
+    Attributes:
+        cipher: encrypts states.
+        pkce: makes code verifiers, of which each takes a copy. To begin anew costs three times
+            as much.
+    """
+
+    cipher: AESGCM
+    pkce: HMAC
+
+
 class StateSealer:
     """Writes states and reads them.
 
@@ -73,7 +88,7 @@ class StateSealer:
         self._pkce_keys = [
             hashlib.sha256(b"cm_auth.pkce:" + key.encode()).digest() for key in secret_keys
         ]
-        self._ciphers: dict[int, AESGCM] = {}
+        self._made: dict[int, _Made] = {}
 
     def seal(
         self,
@@ -85,18 +100,15 @@ class StateSealer:
         *,
         by_http: bool = False,
         is_anew: bool = False,
-    ) -> PendingLogin:
-        """Begin a login."""
+    ) -> str:
+        """Return the state of a login that begins."""
         kind, urls = _PLAIN, f"{redirect_uri}\n{target}".encode()
         if len(urls) > _SHORT and len(packed := zlib.compress(urls, 9)) < len(urls):
             kind, urls = _COMPRESSED, packed
         kind += _BY_HTTP * by_http + _ANEW * is_anew
         plain = _FIXED.pack(kind, started_at, number, proof) + urls
         nonce = secrets.token_bytes(_NONCE_BYTES)
-        state = _encode(nonce + self._cipher(-1).encrypt(nonce, plain, None))
-        return PendingLogin(
-            state, number, proof, redirect_uri, target, started_at, -1, by_http, is_anew
-        )
+        return base64url(nonce + self._of(-1).cipher.encrypt(nonce, plain, None))
 
     def open(self, state: str) -> PendingLogin | None:
         """Return the login of a state, whatever its age and browser; None if it is not ours."""
@@ -107,7 +119,7 @@ class StateSealer:
 
         for key in range(-1, -1 - len(self._keys), -1):
             try:
-                plain = self._cipher(key).decrypt(raw[:_NONCE_BYTES], raw[_NONCE_BYTES:], None)
+                plain = self._of(key).cipher.decrypt(raw[:_NONCE_BYTES], raw[_NONCE_BYTES:], None)
             except InvalidTag:
                 continue
             kind, started_at, number, proof = _FIXED.unpack_from(plain)
@@ -124,33 +136,41 @@ class StateSealer:
             )
         return None
 
-    def code_verifier(self, login: PendingLogin) -> str:
+    def code_verifier(self, state: str, key: int = -1) -> str:
         """Return the PKCE code verifier of a login (RFC 7636 §4.1), which is never stored.
 
         It comes from the key that encrypted the state: the process that the login ends at may have
         another list of keys, with that key in another place.
+
+        Args:
+            key: as in `PendingLogin`.
         """
-        return _encode(hmac.digest(self._pkce_keys[login.key], login.state.encode(), "sha256"))
+        code = self._of(key).pkce.copy()
+        code.update(state.encode())
+        return base64url(code.finalize())
 
-    def _cipher(self, key: int) -> AESGCM:
-        cipher = self._ciphers.get(key)
-        if cipher is None:
-            from cryptography.hazmat.primitives.ciphers.aead import AESGCM  # 20 ms: when needed
+    def _of(self, key: int) -> _Made:
+        made = self._made.get(key)
+        if made is None:
+            from cryptography.hazmat.primitives import hashes, hmac  # 20 ms: when needed
+            from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-            cipher = self._ciphers[key] = AESGCM(self._keys[key])
-        return cipher
+            made = _Made(AESGCM(self._keys[key]), hmac.HMAC(self._pkce_keys[key], hashes.SHA256()))
+            self._made[key] = made
+        return made
 
 
 def _derive(secret_key: str, purpose: bytes) -> bytes:
     return hmac.digest(secret_key.encode(), purpose, "sha256")
 
 
-def _encode(raw: bytes) -> str:
-    return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
+def base64url(raw: bytes) -> str:
+    """Return bytes as text of letters, digits, "-" and "_" (RFC 4648 §5), without padding."""
+    return binascii.b2a_base64(raw, newline=False).translate(_TO_URL, b"=").decode()
 
 
 def _decode(text: str) -> bytes | None:
-    """Return the bytes of a text in base64url; None if `_encode` did not write it.
+    """Return the bytes of a text in base64url; None if `base64url` did not write it.
 
     Decoders ignore the last bits of some texts, and each login must have one state only: the same
     state is not used twice.
@@ -161,4 +181,4 @@ def _decode(text: str) -> bytes | None:
         raw = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
     except binascii.Error:
         return None
-    return raw if _encode(raw) == text else None
+    return raw if base64url(raw) == text else None

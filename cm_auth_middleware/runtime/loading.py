@@ -28,9 +28,9 @@ class Loading:
 
         The interpreter waits for the thread when it exits: some modules cannot be left half loaded.
         """
-        new = [step for step in steps if step not in self._begun]
-        if not new:
+        if self._begun.issuperset(steps):  # as at each redirect to a login but the first
             return
+        new = [step for step in steps if step not in self._begun]
         self._begun.update(new)
 
         def load() -> None:

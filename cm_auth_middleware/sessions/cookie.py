@@ -116,6 +116,7 @@ class SessionCookie:
         self._clock = clock
         self._plain_name = name or _NAME
         self._secure_name = _secure_name(self._plain_name)
+        self._needs_https = needs_https(self._plain_name)
         self._scheme = urlsplit(redirect_uri or "").scheme
         self._forced = True if is_secure is None and self._scheme == "https" else is_secure
         # Verified Cookie headers: those on http, and those on https, where the name is another. A
@@ -179,11 +180,12 @@ class SessionCookie:
         """Return the header that sets a cookie with the attributes of the session cookie.
 
         Args:
+            name: that of the session cookie, or one that begins with it.
             max_age: seconds; 0 clears the cookie.
         """
         self.check_scheme(request)
         is_secure = self.is_secure(request)
-        if not is_secure and needs_https(name) and self._is_first("prefix"):
+        if not is_secure and self._needs_https and self._is_first("prefix"):
             log("cookie_prefix_on_http", cookie_name=self._plain_name)
         secure = "; Secure" if is_secure else ""
         return (
@@ -193,7 +195,7 @@ class SessionCookie:
 
     def check_scheme(self, request: Request) -> None:
         """Warn once if requests come by another scheme than that of ``redirect_uri``."""
-        if self._scheme not in ("", request.scheme) and self._is_first("scheme"):
+        if self._scheme and self._scheme != request.scheme and self._is_first("scheme"):
             log("scheme_mismatch", request=request.scheme, redirect_uri=self._scheme)
 
     def _is_first(self, warning: str) -> bool:

@@ -80,7 +80,7 @@ class OAuthClient:
         self._timed = timed
         self._connections: Connections = "calls"
         # There is one redirect URI for each host name and port that visitors use.
-        self._all_logins = lru_cache(_MOST_URIS)(self._authorization_base)
+        self._prepared = lru_cache(_MOST_URIS)(self._prepare)
 
     def load(self) -> None:
         """Load what makes the messages."""
@@ -94,16 +94,17 @@ class OAuthClient:
         return client
 
     def authorization_url(self, redirect_uri: str, state: str, code_verifier: str) -> str:
-        """Return the URL to send the browser to (RFC 6749 §4.1.1, RFC 7636 §4.3)."""
-        from authlib.oauth2.rfc7636 import create_s256_code_challenge  # when first needed
+        """Return the URL to send the browser to (RFC 6749 §4.1.1, RFC 7636 §4.3).
 
-        challenge = create_s256_code_challenge(code_verifier)
-        one_login = f"&state={quote(state, safe='')}&code_challenge={challenge}"
-        return f"{self._all_logins(redirect_uri)}{one_login}&code_challenge_method=S256"
+        Args:
+            state: of characters that stand for themselves in a query.
+        """
+        return self._prepared(redirect_uri)(state, code_verifier)
 
-    def _authorization_base(self, redirect_uri: str) -> str:
-        """Return the part of the authorization URL that all logins with a redirect URI share."""
+    def _prepare(self, redirect_uri: str) -> Callable[[str, str], str]:
+        """Return what makes the authorization URLs of a redirect URI: two parameters differ."""
         from authlib.oauth2.rfc6749.parameters import prepare_grant_uri  # when first needed
+        from authlib.oauth2.rfc7636 import create_s256_code_challenge
 
         url = prepare_grant_uri(
             self._base_url + self._provider.authorize_path,
@@ -111,8 +112,14 @@ class OAuthClient:
             response_type="code",
             redirect_uri=redirect_uri,
             scope=self._scope,
+            code_challenge_method="S256",
         )
-        return str(url)
+
+        def authorization_url(state: str, code_verifier: str) -> str:
+            challenge = create_s256_code_challenge(code_verifier)
+            return f"{url}&state={state}&code_challenge={challenge}"
+
+        return authorization_url
 
     async def exchange(self, code: str, redirect_uri: str, code_verifier: str) -> Tokens:
         """Exchange a code for tokens (RFC 6749 §4.1.3).

@@ -62,7 +62,10 @@ def shorter_targets(target: str, root: str) -> Iterator[str]:
 
     These are for the places that a long URL does not fit into.
     """
-    yield from (target, target.partition("#")[0], re.split("[?#]", target)[0], root)
+    yield target  # most fit, and nothing else has to be made
+    yield target.partition("#")[0]
+    yield re.split("[?#]", target)[0]
+    yield root
 
 
 def next_target(query: str) -> str | None:

@@ -65,7 +65,7 @@ def check_handle(handle: str) -> None:
 def check_state(text: str) -> None:
     """No text is a state but those that we made, and each of them has one form."""
     assert _states.open(text) is None
-    ours = _states.seal(7, bytes(16), f"{APP}/auth/callback", "/cameras", 1_800_000_000).state
+    ours = _states.seal(7, bytes(16), f"{APP}/auth/callback", "/cameras", 1_800_000_000)
     login = _states.open(ours)
     assert login is not None
     assert login.target == "/cameras"

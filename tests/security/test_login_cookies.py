@@ -228,9 +228,9 @@ async def test_a_state_of_a_later_release_or_of_another_key_is_none(world: World
     other = StateSealer(["another key " * 4]).seal(number, proof, f"{APP}/auth/callback", "/x", now)
     later = StateSealer([SECRET_KEY])
     plain = bytes([9]) + now.to_bytes(4) + bytes([number]) + proof + b"unknown"
-    sealed = bytes(12) + later._cipher(-1).encrypt(bytes(12), plain, None)
+    sealed = bytes(12) + later._of(-1).cipher.encrypt(bytes(12), plain, None)
     state = base64.urlsafe_b64encode(sealed).rstrip(b"=").decode()
-    for forged in (other.state, state, "A", "A" * 61, "A" * 5_000):
+    for forged in (other, state, "A", "A" * 61, "A" * 5_000):
         answer = await browser.get(f"/auth/callback?code=AbCdEf&state={forged}")
         assert answer.status_code == 400
     assert world.sim.requests == []
