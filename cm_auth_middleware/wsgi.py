@@ -7,6 +7,7 @@ import socket
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from http import HTTPStatus
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Unpack, cast
 from urllib.parse import unquote
 
@@ -304,48 +305,33 @@ class _Body:
 
     def __init__(self, body: Iterable[bytes], exchange: _Exchange) -> None:
         self._body = body
-        self._parts: Iterator[bytes] | None = None
-        self._replacement: Iterable[bytes] = ()  # of this middleware
         self._exchange = exchange
+        self._replacement: Iterable[bytes] = ()  # of this middleware
 
     def __iter__(self) -> Iterator[bytes]:
-        return self
-
-    def __next__(self) -> bytes:
-        if self._parts is None:
-            return self._first()
-        self._check()
+        exchange = self._exchange
         try:
-            part = next(self._parts)
-        except SessionExpiredError:
-            if not self._exchange.ended:
-                raise  # the server says so to the client, by breaking off
-            raise StopIteration from None
-        self._check()  # it may have taken long to come
-        return part
-
-    def _first(self) -> bytes:
-        self._parts = iter(())
-        try:
-            self._parts = iter(self._body)
-            part = next(self._parts)
-        except StopIteration:
-            # PEP 3333 has the response started by then, perhaps by one of this middleware.
-            part = b""
+            parts = iter(self._body)
+            # PEP 3333 has the response started by the first part, perhaps with ours.
+            parts = chain([next(parts, b"")], parts)
         except Exception as error:
-            self._replacement = self._exchange.response_to(error)
-            self._parts = iter(self._replacement)
-            return next(self._parts)
-        if self._exchange.response is not None:
-            self._parts = iter(())
-            self._replacement = _body(self._exchange.response, self._exchange)
-            return b"".join(self._replacement)
-        self._check()
-        return part
-
-    def _check(self) -> None:
-        if self._exchange.broke_off():
-            raise StopIteration
+            self._replacement = exchange.response_to(error)
+            yield from self._replacement
+            return
+        if exchange.response is not None:
+            self._replacement = _body(exchange.response, exchange)
+            yield b"".join(self._replacement)
+            return
+        try:
+            for part in parts:
+                if exchange.broke_off():  # it may have taken long to come
+                    break
+                yield part
+                if exchange.broke_off():  # or to be sent
+                    break
+        except SessionExpiredError:
+            if not exchange.ended:
+                raise  # the server says so to the client, by breaking off
 
     def close(self) -> None:
         """End the application's body too: a generator gets GeneratorExit."""
