@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .sessions.session import Session
     from .web.response import Headers
 
+_VARY = ("Vary", "Cookie")
 _UNPREFIXED = {"content-type": "CONTENT_TYPE", "content-length": "CONTENT_LENGTH"}
 
 
@@ -106,9 +107,13 @@ class WSGIRequest(Request):
         self.environ = environ
         self.method = environ["REQUEST_METHOD"]
         # A handler may take the socket over (Flask-Sock, gevent-websocket): RFC 6455 §4.1.
-        self.is_websocket = "websocket" in environ.get("HTTP_UPGRADE", "").lower()
-        self.root_path = _text(environ.get("SCRIPT_NAME", "")).rstrip("/")
-        path = _text(environ.get("PATH_INFO", ""))
+        upgrade = environ.get("HTTP_UPGRADE")
+        self.is_websocket = upgrade is not None and "websocket" in upgrade.lower()
+        mount = environ.get("SCRIPT_NAME")
+        self.root_path = _text(mount).rstrip("/") if mount else ""
+        path = environ.get("PATH_INFO", "")
+        if not path.isascii():
+            path = _text(path)
         self.path = path if path or self.root_path else "/"
         self.routed_raw = b""
         self.cookie_line = environ.get("HTTP_COOKIE", "")
@@ -240,7 +245,7 @@ class _Exchange(WSGIRequest):
         """Return the body of a response that may last; it ends when its session has ended."""
         if self.session is not None:
             wrapper = self.environ.get("wsgi.file_wrapper")
-            if self._socket and isinstance(wrapper, type) and isinstance(body, wrapper):
+            if isinstance(wrapper, type) and isinstance(body, wrapper) and self._socket:
                 # The server sends the file by itself, and has to know its own object again.
                 self._services.connections.add(self, body)
                 return body
@@ -350,8 +355,9 @@ def _set_remote_user(environ: WSGIEnvironment, session: Session | None) -> None:
     """
     user_id = "" if session is None else session.user_id
     if user_id:
-        # In an environ, a text is bytes that were decoded as Latin-1 (PEP 3333).
-        text = printable(user_id).encode(errors="replace").decode("latin-1")
+        text = printable(user_id)
+        if not text.isascii():  # in an environ, it is bytes decoded as Latin-1 (PEP 3333)
+            text = text.encode(errors="replace").decode("latin-1")
         environ["REMOTE_USER"] = text
     elif session is not None or environ.get("cm_auth.session") is not None:
         environ.pop("REMOTE_USER", None)
@@ -362,19 +368,26 @@ def _private(headers: Headers, added: Headers) -> Headers:
 
     The list is a new one: an application may use its own for every response, and other users.
     """
-    lists: tuple[Headers, Headers, Headers] = ([], [], [])
-    result, cached, varied = lists
-    for header in headers:
-        name = header[0].lower()
-        kind = cached if name == "cache-control" else varied if name == "vary" else result
-        kind.append(header)
-    if must_not_be_cached([value for _, value in cached], added):
-        cached = [NO_STORE]
+    result, own, varied = list(headers), [], []
+    for name, value in result:
+        kind = name.lower()
+        if kind == "cache-control":
+            own.append(value)
+        elif kind == "vary":
+            varied.append(value)
+    if not own:
+        result.append(NO_STORE)
+    elif must_not_be_cached(own, added):
+        result = [*_without("cache-control", result), NO_STORE]
     if not varied:
-        varied = [("Vary", "Cookie")]
-    elif not varies_by_cookie(values := [value for _, value in varied]):
-        varied = [("Vary", ", ".join([*values, "Cookie"]))]
-    return result + cached + varied + added
+        result.append(_VARY)
+    elif not varies_by_cookie(varied):
+        result = [*_without("vary", result), ("Vary", ", ".join([*varied, "Cookie"]))]
+    return result + added if added else result
+
+
+def _without(name: str, headers: Headers) -> Headers:
+    return [header for header in headers if header[0].lower() != name]
 
 
 def _send(
