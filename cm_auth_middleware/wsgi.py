@@ -7,6 +7,7 @@ import socket
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from http import HTTPStatus
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Unpack, cast
 from urllib.parse import unquote
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from .sessions.session import Session
     from .web.response import Headers
 
+_VARY = ("Vary", "Cookie")
 _UNPREFIXED = {"content-type": "CONTENT_TYPE", "content-length": "CONTENT_LENGTH"}
 
 
@@ -105,9 +107,13 @@ class WSGIRequest(Request):
         self.environ = environ
         self.method = environ["REQUEST_METHOD"]
         # A handler may take the socket over (Flask-Sock, gevent-websocket): RFC 6455 §4.1.
-        self.is_websocket = "websocket" in environ.get("HTTP_UPGRADE", "").lower()
-        self.root_path = _text(environ.get("SCRIPT_NAME", "")).rstrip("/")
-        path = _text(environ.get("PATH_INFO", ""))
+        upgrade = environ.get("HTTP_UPGRADE")
+        self.is_websocket = upgrade is not None and "websocket" in upgrade.lower()
+        mount = environ.get("SCRIPT_NAME")
+        self.root_path = _text(mount).rstrip("/") if mount else ""
+        path = environ.get("PATH_INFO", "")
+        if not path.isascii():
+            path = _text(path)
         self.path = path if path or self.root_path else "/"
         self.routed_raw = b""
         self.cookie_line = environ.get("HTTP_COOKIE", "")
@@ -239,7 +245,7 @@ class _Exchange(WSGIRequest):
         """Return the body of a response that may last; it ends when its session has ended."""
         if self.session is not None:
             wrapper = self.environ.get("wsgi.file_wrapper")
-            if self._socket and isinstance(wrapper, type) and isinstance(body, wrapper):
+            if isinstance(wrapper, type) and isinstance(body, wrapper) and self._socket:
                 # The server sends the file by itself, and has to know its own object again.
                 self._services.connections.add(self, body)
                 return body
@@ -304,48 +310,33 @@ class _Body:
 
     def __init__(self, body: Iterable[bytes], exchange: _Exchange) -> None:
         self._body = body
-        self._parts: Iterator[bytes] | None = None
-        self._replacement: Iterable[bytes] = ()  # of this middleware
         self._exchange = exchange
+        self._replacement: Iterable[bytes] = ()  # of this middleware
 
     def __iter__(self) -> Iterator[bytes]:
-        return self
-
-    def __next__(self) -> bytes:
-        if self._parts is None:
-            return self._first()
-        self._check()
+        exchange = self._exchange
         try:
-            part = next(self._parts)
-        except SessionExpiredError:
-            if not self._exchange.ended:
-                raise  # the server says so to the client, by breaking off
-            raise StopIteration from None
-        self._check()  # it may have taken long to come
-        return part
-
-    def _first(self) -> bytes:
-        self._parts = iter(())
-        try:
-            self._parts = iter(self._body)
-            part = next(self._parts)
-        except StopIteration:
-            # PEP 3333 has the response started by then, perhaps by one of this middleware.
-            part = b""
+            parts = iter(self._body)
+            # PEP 3333 has the response started by the first part, perhaps with ours.
+            parts = chain([next(parts, b"")], parts)
         except Exception as error:
-            self._replacement = self._exchange.response_to(error)
-            self._parts = iter(self._replacement)
-            return next(self._parts)
-        if self._exchange.response is not None:
-            self._parts = iter(())
-            self._replacement = _body(self._exchange.response, self._exchange)
-            return b"".join(self._replacement)
-        self._check()
-        return part
-
-    def _check(self) -> None:
-        if self._exchange.broke_off():
-            raise StopIteration
+            self._replacement = exchange.response_to(error)
+            yield from self._replacement
+            return
+        if exchange.response is not None:
+            self._replacement = _body(exchange.response, exchange)
+            yield b"".join(self._replacement)
+            return
+        try:
+            for part in parts:
+                if exchange.broke_off():  # it may have taken long to come
+                    break
+                yield part
+                if exchange.broke_off():  # or to be sent
+                    break
+        except SessionExpiredError:
+            if not exchange.ended:
+                raise  # the server says so to the client, by breaking off
 
     def close(self) -> None:
         """End the application's body too: a generator gets GeneratorExit."""
@@ -364,8 +355,9 @@ def _set_remote_user(environ: WSGIEnvironment, session: Session | None) -> None:
     """
     user_id = "" if session is None else session.user_id
     if user_id:
-        # In an environ, a text is bytes that were decoded as Latin-1 (PEP 3333).
-        text = printable(user_id).encode(errors="replace").decode("latin-1")
+        text = printable(user_id)
+        if not text.isascii():  # in an environ, it is bytes decoded as Latin-1 (PEP 3333)
+            text = text.encode(errors="replace").decode("latin-1")
         environ["REMOTE_USER"] = text
     elif session is not None or environ.get("cm_auth.session") is not None:
         environ.pop("REMOTE_USER", None)
@@ -376,19 +368,26 @@ def _private(headers: Headers, added: Headers) -> Headers:
 
     The list is a new one: an application may use its own for every response, and other users.
     """
-    lists: tuple[Headers, Headers, Headers] = ([], [], [])
-    result, cached, varied = lists
-    for header in headers:
-        name = header[0].lower()
-        kind = cached if name == "cache-control" else varied if name == "vary" else result
-        kind.append(header)
-    if must_not_be_cached([value for _, value in cached], added):
-        cached = [NO_STORE]
+    result, own, varied = list(headers), [], []
+    for name, value in result:
+        kind = name.lower()
+        if kind == "cache-control":
+            own.append(value)
+        elif kind == "vary":
+            varied.append(value)
+    if not own:
+        result.append(NO_STORE)
+    elif must_not_be_cached(own, added):
+        result = [*_without("cache-control", result), NO_STORE]
     if not varied:
-        varied = [("Vary", "Cookie")]
-    elif not varies_by_cookie(values := [value for _, value in varied]):
-        varied = [("Vary", ", ".join([*values, "Cookie"]))]
-    return result + cached + varied + added
+        result.append(_VARY)
+    elif not varies_by_cookie(varied):
+        result = [*_without("vary", result), ("Vary", ", ".join([*varied, "Cookie"]))]
+    return result + added if added else result
+
+
+def _without(name: str, headers: Headers) -> Headers:
+    return [header for header in headers if header[0].lower() != name]
 
 
 def _send(

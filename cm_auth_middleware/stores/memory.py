@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from ..runtime.after_fork import after_fork
 from .leases import CLAIMED, LAPSED
@@ -14,6 +14,16 @@ _SHARDS = 512  # at most; with 10^6 records each has 2 000, which takes 0.1 ms t
 _SHARD_RECORDS = 1_000  # a smaller store has fewer shards
 _SWEEP_EVERY = 10.0  # seconds from the start of one round through the shards to the next
 _LEASES = 1_024  # leases kept before those that have expired are swept
+
+
+_Shard = tuple[dict[str, bytes], dict[str, float]]
+"""A part of the records: their values, and their ends, each in order of writing.
+
+Two dictionaries take less memory than one of pairs would, and hold nothing that the garbage
+collector would have to look at. A record that has an end always has a value: it is written value
+first and removed end first. Who reads without the lock reads the end first, so that a new end never
+speaks for an old value.
+"""
 
 
 class MemoryStore:
@@ -34,9 +44,9 @@ class MemoryStore:
         while count < _SHARDS and count * _SHARD_RECORDS < capacity:
             count *= 2
         self._clock = clock
-        # Plain dictionaries in order of writing: many small ones, because a dictionary of 10^6
-        # takes 40 ms to grow, and cannot be swept a part at a time.
-        self._shards: list[dict[str, tuple[bytes, float]]] = [{} for _ in range(count)]
+        # Many small ones, because a dictionary of 10^6 takes 40 ms to grow, and cannot be swept a
+        # part at a time.
+        self._shards: list[_Shard] = [({}, {}) for _ in range(count)]
         self._mask = count - 1
         self._shard_capacity = -(-capacity // count)
         self._next_sweep = 0
@@ -55,12 +65,14 @@ class MemoryStore:
 
     async def get(self, key: str) -> bytes | None:
         """Return the value, or None."""
-        shard = self._shards[hash(key) & self._mask]
-        entry = shard.get(key)
-        if entry is None:
+        values, ends = self._shards[hash(key) & self._mask]
+        value: bytes | None
+        try:
+            end, value = ends[key], values[key]
+        except KeyError:
             with self._lock:  # another thread may be replacing it, which takes it out for a moment
-                entry = shard.get(key)
-        return entry[0] if entry is not None and entry[1] > self._clock() else None
+                end, value = ends.get(key, 0.0), values.get(key)
+        return value if end > self._clock() else None
 
     async def put(self, key: str, value: bytes, ttl: float) -> None:
         """Set the value."""
@@ -74,8 +86,8 @@ class MemoryStore:
     async def replace(self, key: str, old: bytes, new: bytes, ttl: float) -> bool:
         """Set `new` if the value is `old`."""
         with self._lock:
-            entry = self._shards[hash(key) & self._mask].get(key)
-            if entry is None or entry[1] <= self._clock() or entry[0] != old:
+            values, ends = self._shards[hash(key) & self._mask]
+            if values.get(key) != old or ends.get(key, 0.0) <= self._clock():
                 return False
             self._set(key, new, ttl)
             self._sweep_if_due()
@@ -84,8 +96,9 @@ class MemoryStore:
     async def delete(self, key: str) -> bytes | None:
         """Delete the value and return it."""
         with self._lock:
-            entry = self._shards[hash(key) & self._mask].pop(key, None)
-            return entry[0] if entry is not None and entry[1] > self._clock() else None
+            values, ends = self._shards[hash(key) & self._mask]
+            end, value = ends.pop(key, 0.0), values.pop(key, None)
+            return value if end > self._clock() else None
 
     async def acquire(self, key: str, owner: str, ttl: float) -> bool:
         """Take or extend a lease."""
@@ -129,22 +142,11 @@ class MemoryStore:
 
     async def find(self, prefix: bytes) -> list[tuple[str, bytes]]:
         """Read every record, which takes about a second for a million."""
-        now = self._clock()
-        return [
-            (key, value)
-            for shard in self._shards
-            for key, (value, expires) in list(shard.items())
-            if expires > now and value.startswith(prefix)
-        ]
+        return list(self._live(prefix))
 
     async def count(self, prefix: bytes = b"") -> int:
         """Count the live records."""
-        now = self._clock()
-        return sum(
-            expires > now and value.startswith(prefix)
-            for shard in self._shards
-            for value, expires in list(shard.values())
-        )
+        return sum(1 for _ in self._live(prefix))
 
     def blocking(self) -> MemoryStore:
         """Return this store itself: memory never waits."""
@@ -156,6 +158,17 @@ class MemoryStore:
     async def close(self) -> None:
         """Do nothing: there is nothing to release, and the sessions stay."""
 
+    def _live(self, prefix: bytes) -> Iterator[tuple[str, bytes]]:
+        now = self._clock()
+        for values, ends in self._shards:
+            with self._lock:  # as in get(): who logs a user out everywhere must miss no session
+                found = [
+                    (key, value)
+                    for key, value in values.items()
+                    if value.startswith(prefix) and ends.get(key, 0.0) > now
+                ]
+            yield from found
+
     def _lease(self, key: str, owner: str, now: float, ttl: float) -> None:
         if len(self._leases) >= self._sweep_leases_at:
             self._leases = {k: held for k, held in self._leases.items() if held[1] > now}
@@ -163,11 +176,13 @@ class MemoryStore:
         self._leases[key] = (owner, now + ttl)
 
     def _set(self, key: str, value: bytes, ttl: float) -> None:
-        shard = self._shards[hash(key) & self._mask]
-        shard.pop(key, None)  # to the end of the order
-        shard[key] = (value, self._clock() + ttl)
-        if len(shard) > self._shard_capacity:
-            del shard[next(iter(shard))]
+        values, ends = self._shards[hash(key) & self._mask]
+        end = self._clock() + ttl
+        _remove(key, values, ends)  # or it would keep its place in the order
+        values[key] = value
+        ends[key] = end
+        if len(values) > self._shard_capacity:
+            _remove(next(iter(values)), values, ends)
 
     def _sweep_if_due(self) -> None:
         if self._next_sweep == 0:
@@ -180,14 +195,19 @@ class MemoryStore:
     def _sweep(self) -> int:
         """Delete the expired records of the next shard and return how many."""
         now = self._clock()
-        shard = self._shards[self._next_sweep]
+        values, ends = self._shards[self._next_sweep]
         self._next_sweep = (self._next_sweep + 1) & self._mask
-        expired = [key for key, entry in shard.items() if entry[1] <= now]
+        expired = [key for key, end in ends.items() if end <= now]
         for key in expired:
-            del shard[key]
+            _remove(key, values, ends)
         return len(expired)
 
     def after_fork(self) -> None:
         """Take a new lock: another thread may have held the old one at the fork."""
         self._lock = threading.Lock()
         self._is_forked = True
+
+
+def _remove(key: str, values: dict[str, bytes], ends: dict[str, float]) -> None:
+    ends.pop(key, None)
+    values.pop(key, None)

@@ -207,9 +207,9 @@ class Site(RuleBasedStateMachine):
 
         And what a thief could read of the store and the cookies tells nothing.
         """
-        values = b"".join(v for shard in self.store.memory._shards for v, _ in shard.values())
+        stored = b"".join(v for values, _ in self.store.memory._shards for v in values.values())
         for word in (*self.tokens(), *IDS, "Jansen", "Front gate"):
-            assert word.encode() not in values
+            assert word.encode() not in stored
         for login in filter(None, self.browsers):
             assert len(login.cookie) == 130
             assert set(login.cookie) <= set(ALPHABET)

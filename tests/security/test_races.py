@@ -299,7 +299,7 @@ async def test_expired_sessions_go_a_few_at_a_time(tmp_path, kind: str) -> None:
 
     def kept() -> int:
         if kind == "memory":
-            return sum(len(shard) for shard in store._shards)
+            return sum(len(values) for values, _ in store._shards)
         return int(store._file.run("SELECT count(*) FROM records")[0][0][0])
 
     for n in range(count):

@@ -73,9 +73,8 @@ def sessions_in(world: World) -> dict[str, bytes]:
 
 
 def _entries(store: Any) -> Iterator[tuple[str, bytes]]:
-    for shard in store._shards:
-        for key, (value, _) in shard.items():
-            yield key, value
+    for values, _ in store._shards:
+        yield from values.items()
 
 
 Response = tuple[int, list[tuple[str, str]], bytes]

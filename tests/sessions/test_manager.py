@@ -145,7 +145,7 @@ async def test_sessions_that_are_over_leave_the_store_without_a_cron_job(
 async def records(store: MemoryStore | SQLiteStore) -> int:
     """How many records of sessions it holds, the expired included."""
     if isinstance(store, MemoryStore):
-        keys = [key for shard in store._shards for key in shard]
+        keys = [key for values, _ in store._shards for key in values]
     else:
         keys = [key for (key,) in store._file.run("SELECT key FROM records")[0]]
     return len([key for key in keys if not key.startswith("listed.")])

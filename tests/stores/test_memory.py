@@ -106,6 +106,41 @@ def test_threads_lose_no_increment() -> None:
     assert run(store.get("k")) == b"1600"
 
 
+class _Pausing(str):
+    """A key whose write pauses where a dictionary asks for its hash."""
+
+    __slots__ = ("at", "is_there", "may_go_on")
+
+    def __hash__(self) -> int:
+        self.at -= 1
+        if self.at == 0:
+            self.is_there.set()
+            self.may_go_on.wait(10)
+        return super().__hash__()
+
+
+@pytest.mark.parametrize("step", range(1, 6))
+@pytest.mark.parametrize("read", ["get", "find", "count"])
+def test_a_record_that_is_being_written_anew_is_never_missed(read: str, step: int) -> None:
+    store = MemoryStore()
+    run(store.put("k", b"v1", 60))
+    key = _Pausing("k")
+    key.at, key.is_there, key.may_go_on = step, threading.Event(), threading.Event()
+    writer = threading.Thread(target=lambda: run(store.put(key, b"v2", 60)))
+    writer.start()
+    assert key.is_there.wait(10)
+    reads = {"get": lambda: store.get("k"), "find": lambda: store.find(b"v"), "count": store.count}
+    found: list[object] = []
+    reader = threading.Thread(target=lambda: found.append(run(reads[read]())))
+    reader.start()
+    reader.join(0.03)  # it may have to wait for the writer
+    key.may_go_on.set()
+    writer.join()
+    reader.join()
+    wanted = {"get": [b"v1", b"v2"], "find": [[("k", b"v1")], [("k", b"v2")]], "count": [1]}
+    assert found[0] in wanted[read]
+
+
 def test_a_fork_in_the_middle_of_a_write_leaves_the_child_a_working_store() -> None:
     code = """
     import os, signal, threading, time

@@ -475,7 +475,7 @@ def test_a_damaged_record_of_a_grant_is_none(raw: str) -> None:
 async def test_the_host_is_sealed_with_the_tokens(make_live) -> None:
     world = make_live()
     await world.login()
-    stored = [value for shard in world.engine.store._shards for value, _ in shard.values()]
+    stored = [value for values, _ in world.engine.store._shards for value in values.values()]
     assert stored
     assert not any(b"eagleeyenetworks" in value for value in stored)
 

@@ -63,7 +63,10 @@ class Site:
         self.sim = self.one.sim
 
     def state(self) -> list[dict[str, tuple[bytes, float]]]:
-        return [dict(shard) for shard in self.memory._shards]
+        return [
+            {key: (value, ends[key]) for key, value in values.items()}
+            for values, ends in self.memory._shards
+        ]
 
     def keepers(self, state: list[dict[str, tuple[bytes, float]]]) -> list[str]:
         """The processes that are known to keep tokens."""
@@ -77,11 +80,13 @@ class Site:
 
     def set_back(self, state: list[dict[str, tuple[bytes, float]]]) -> None:
         """Lose everything that was written since; leases, too, lie on the server that is gone."""
-        for shard, before in zip(self.memory._shards, state, strict=True):
-            shard.clear()
-            shard.update(before)
-            if "keepers" in before:  # a store's own clock does not jump with that of the tests
-                shard["keepers"] = before["keepers"][0], float("inf")
+        for (values, ends), before in zip(self.memory._shards, state, strict=True):
+            values.clear()
+            ends.clear()
+            for key, (value, end) in before.items():
+                values[key] = value
+                # A store's own clock does not jump with that of the tests.
+                ends[key] = float("inf") if key == "keepers" else end
         self.memory._leases.clear()
         self.store.lives += 1
 
