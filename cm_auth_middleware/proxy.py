@@ -13,8 +13,9 @@ import io
 import math
 import re
 import threading
+import time
 import weakref
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping
 from email.utils import formatdate
 from functools import partial
 from http.client import responses
@@ -92,6 +93,8 @@ _ANYTHING = re.compile(
 _STREAMS = 32  # of one session at a time: a person's browser opens a few
 _PICTURE = 60.0  # seconds until the next picture of a stream; a preview has one in 16 at least
 _SHORT = 1_000_000  # bytes of a body that is sent to its end, whether its browser leaves or not
+_USED_WHOLE = ("image/", "application/json")
+_HELD, _HELD_FOR = 262_144, 0.05  # bytes and seconds that parts of such a body wait for the next
 _CHUNK = 65_536  # bytes that are read at once from a WSGI request's body
 
 
@@ -193,7 +196,7 @@ class _Relay:
             detail = "This host is not the server's."
             raise _RefusedError(404, "This path is not relayed", detail=detail)
         media = _outgoing(cm, request, url, body)
-        media.extensions["timeout"] = {**media.extensions["timeout"], "read": _PICTURE}
+        media.extensions["timeout"] = {**cm.timeout.as_dict(), "read": _PICTURE}
         return media, cm.media_auth
 
     def _is_for_api(self, path: str) -> bool:
@@ -348,14 +351,15 @@ class CMProxy(_Relay):
             headers = _raw(_relayed_headers(answer))
             length = _length_of(answer)
             if length is not None and length <= _SHORT:
-                await _send_short(answer, headers, length, to[2])
+                await _send_short(answer, headers, to[2])
             else:  # it also looks if the browser leaves
-                response = StreamingResponse(answer.aiter_raw(), answer.status_code)
+                response = StreamingResponse(_parts(answer), answer.status_code)
                 response.raw_headers = headers
                 await response(*to)
         finally:
-            with anyio.CancelScope(shield=True):
-                await answer.aclose()
+            if not answer.is_closed:
+                with anyio.CancelScope(shield=True):
+                    await answer.aclose()
 
 
 class CMWSGIProxy(_Relay):
@@ -423,16 +427,42 @@ class CMWSGIProxy(_Relay):
 
 
 async def _send_short(
-    answer: httpx2.Response, headers: list[tuple[bytes, bytes]], left: int, send: Send
+    answer: httpx2.Response, headers: list[tuple[bytes, bytes]], send: Send
 ) -> None:
-    """Send a body as it comes, to its end: to look if the browser leaves costs more."""
-    status, is_begun = answer.status_code, False
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    async for part in answer.aiter_raw():
-        left, is_begun = left - len(part), True
-        await send({"type": "http.response.body", "body": part, "more_body": left > 0})
-    if left > 0 or not is_begun:  # the answer to HEAD, for one
-        await send({"type": "http.response.body", "body": b""})
+    """Send a body to its end: to look if the browser leaves costs more.
+
+    A part of a picture is of no use: parts that come quickly are sent together.
+    """
+    start = {"type": "http.response.start", "status": answer.status_code, "headers": headers}
+    is_used_whole = answer.headers.get("content-type", "").startswith(_USED_WHOLE)
+    until = time.monotonic() + (_HELD_FOR if is_used_whole else 0.0)
+    held: list[bytes] = []
+    size, is_begun = 0, False
+    try:
+        async for part in _parts(answer):
+            held.append(part)
+            size += len(part)
+            if size >= _HELD or time.monotonic() >= until:
+                if not is_begun:
+                    is_begun = True
+                    await send(start)
+                body = b"".join(held)
+                held, size = [], 0
+                await send({"type": "http.response.body", "body": body, "more_body": True})
+        await answer.aclose()  # others may wait for the connection
+    except httpx2.HTTPError as error:
+        if is_begun:
+            raise
+        raise _unreachable(error) from None
+    if not is_begun:
+        await send(start)
+    await send({"type": "http.response.body", "body": b"".join(held)})
+
+
+def _parts(answer: httpx2.Response) -> AsyncIterable[bytes]:
+    """Return the body as it comes. `aiter_raw` does the same, with more steps for each part."""
+    stream: Any = answer.stream
+    return stream  # type: ignore[no-any-return]
 
 
 def _raw(headers: list[tuple[str, str]]) -> list[tuple[bytes, bytes]]:
@@ -600,12 +630,14 @@ def _outgoing(
     cm: AsyncCMClient | CMClient, request: Request, url: httpx2.URL, body: Any
 ) -> httpx2.Request:
     dropped = _named_in_connection(request.header("connection"))
-    headers = {b"accept": b"*/*", b"accept-encoding": b"identity"}
+    headers = {name.lower(): value for name, value in cm.headers.raw}
+    headers |= {b"accept": b"*/*", b"accept-encoding": b"identity"}
     for name in _ASKED:
         value = request.header(name)
         if value is not None and name not in dropped:
             headers[name.encode()] = value.encode("latin-1")
-    return cm.build_request(request.method, url, headers=headers, content=body)
+    # The client would do the same, and take twice as long.
+    return httpx2.Request(request.method, url, headers=headers, cookies=cm.cookies, content=body)
 
 
 def _url(cm: AsyncCMClient | CMClient, target: str) -> httpx2.URL:

@@ -14,7 +14,7 @@ from starlette.routing import Mount
 from starlette.types import Receive, Scope, Send
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
 
-from cm_auth_middleware import AuthEngine, CMAuthMiddleware, CMAuthWSGIMiddleware
+from cm_auth_middleware import AuthEngine, CMAuthMiddleware, CMAuthWSGIMiddleware, proxy
 from cm_auth_middleware.proxy import CMProxy, CMWSGIProxy
 from cm_auth_middleware.testing import AppServer, Simulator, settings_for
 from tests.helpers.apps import make_app, make_wsgi_app
@@ -65,7 +65,8 @@ class Upstream:
         endless = b"endless" in scope["query_string"]
         broken = b"broken" in scope["query_string"]
         self.asked = scope["headers"]
-        headers = [(b"content-type", b"video/mp4"), (b"content-disposition", NAMED)]
+        kind = b"image/jpeg" if b"picture" in scope["query_string"] else b"video/mp4"
+        headers = [(b"content-type", kind), (b"content-disposition", NAMED)]
         if not endless:
             headers.append((b"content-length", b"10"))
         await send({"type": "http.response.start", "status": 200, "headers": headers})
@@ -83,10 +84,15 @@ class Upstream:
                 while True:
                     await send({"type": "http.response.body", "body": b"x" * 9, "more_body": True})
                     await anyio.sleep(0.01)
+        last = b" last"
+        if b"slow" in scope["query_string"]:
+            await anyio.sleep(0.2)
+            await send({"type": "http.response.body", "body": last[:1], "more_body": True})
+            last = last[1:]
         await anyio.to_thread.run_sync(self.go_on.wait, WAIT)
         if broken:
             raise ConnectionError("the recording ends here")
-        await send({"type": "http.response.body", "body": b" last"})
+        await send({"type": "http.response.body", "body": last})
 
 
 @pytest.fixture
@@ -168,6 +174,35 @@ def test_a_recording_that_breaks_off_does_not_look_whole(browser, upstream: Upst
         browser.stream("GET", f"{live}?broken") as answer,
     ):
         answer.read()
+
+
+@both_providers
+def test_a_slow_picture_flows_as_it_comes(
+    browser: httpx2.Client, upstream: Upstream, live: str
+) -> None:
+    with browser.stream("GET", f"{live}?picture&slow") as answer:
+        parts, received = answer.iter_raw(), b""
+        while len(received) < 6:
+            received += next(parts)
+        assert received == b"first "
+        upstream.go_on.set()
+        assert b"".join(parts) == b"last"
+
+
+@both_providers
+def test_a_picture_that_breaks_off_at_once_is_a_502(
+    browser: httpx2.Client, upstream: Upstream, live: str, side: str, monkeypatch
+) -> None:
+    monkeypatch.setattr(proxy, "_HELD_FOR", WAIT)  # however slow this machine is
+    upstream.go_on.set()
+    if side == "wsgi":  # where the response has begun by then
+        with pytest.raises(httpx2.RemoteProtocolError):
+            browser.get(f"{live}?picture&broken")
+    else:
+        answer = browser.get(f"{live}?picture&broken")
+        assert answer.status_code == 502
+        assert answer.json()["title"] == "The API cannot be reached"
+    assert browser.get(f"{live}?picture").content == b"first last"
 
 
 @both_providers
