@@ -21,6 +21,7 @@ import anyio.to_thread
 from redis import exceptions
 
 from ..errors import StoreError
+from ..runtime.after_fork import after_fork
 from ..runtime.run_sync import run_sync
 from ..runtime.running_loop import running_loop
 from .circuit_breaker import SILENT, CircuitBreaker
@@ -481,17 +482,26 @@ class AsyncClients(_Clients):
     def __init__(self, target: Target, blocking: BlockingClients) -> None:
         super().__init__(target, blocking._shared)
         self._blocking = blocking
-        self._pid = os.getpid()
         self._links: weakref.WeakKeyDictionary[Any, _Link] = weakref.WeakKeyDictionary()
         self._threads: weakref.WeakKeyDictionary[Any, anyio.CapacityLimiter]
         self._threads = weakref.WeakKeyDictionary()
         self._closing: set[asyncio.Task[None]] = set()
+        after_fork(self)
+
+    def after_fork(self) -> None:
+        """Start anew: the parent goes on with the connections."""
+        _inherited.append((self._links, self._closing))
+        self._links = weakref.WeakKeyDictionary()
+        self._closing = set()
 
     async def run(self, call: Call, again: Call | None, *, can_wait: bool = False) -> Any:
-        if not isinstance(running_loop(), asyncio.AbstractEventLoop):
+        loop = running_loop()
+        if not isinstance(loop, asyncio.AbstractEventLoop):
             return await self._in_a_thread(lambda: run_sync(self._blocking.run(call, again)))
         is_trial = self._breaker.enter(self._target)
-        link = await self._find_link()
+        link = self._links.get(loop)
+        if link is None or self._sentinels is not None:
+            link = await self._find_link()
         if not link.slots.take():
             try:
                 await link.slots.wait(_QUEUE, goes_first=not can_wait)
@@ -507,8 +517,7 @@ class AsyncClients(_Clients):
         if not isinstance(loop, asyncio.AbstractEventLoop):
             await self._in_a_thread(lambda: run_sync(self._blocking.close()))
             return
-        if os.getpid() == self._pid:
-            self._retire(self._links.pop(loop, None))
+        self._retire(self._links.pop(loop, None))
         closing = [task for task in list(self._closing) if task.get_loop() is loop]
         await asyncio.gather(*closing, return_exceptions=True)
         if self._sentinels is not None:
@@ -523,11 +532,6 @@ class AsyncClients(_Clients):
         return await anyio.to_thread.run_sync(work, limiter=limiter)
 
     def _registry(self) -> tuple[MutableMapping[Any, _Link], Any]:
-        if os.getpid() != self._pid:
-            _inherited.append((self._links, self._closing))
-            self._links = weakref.WeakKeyDictionary()
-            self._closing = set()
-            self._pid = os.getpid()
         return self._links, asyncio.get_running_loop()
 
     def _connect(self, slots: Any, renewed_at: float = float("-inf")) -> _Link:
