@@ -81,17 +81,14 @@ class EventLoopRuntime(Runtime):
         content: bytes | None = None,
         connections: Connections = "calls",
     ) -> httpx2.Response:
-        import httpx2  # when first needed
+        from . import http  # when first needed
 
-        from . import http
-
+        transport: httpx2.AsyncBaseTransport
         transport = self._given_transport() or getattr(self._own_pools(), connections)
-        # Not closed: that would close the transport, which other calls use too.
-        client = httpx2.AsyncClient(transport=transport, timeout=self.timeout)
-        headers = {**headers, **http.UNCOMPRESSED}
+        request = http.own_request(method, url, headers, content, self.timeout)
         try:
             with anyio.fail_after(self.timeout):
-                async with client.stream(method, url, headers=headers, content=content) as response:
+                async with aclosing(await transport.handle_async_request(request)) as response:
                     http.bound(response)
                     await response.aread()
         except TimeoutError:

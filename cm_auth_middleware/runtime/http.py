@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing, closing
+from functools import lru_cache
 from typing import Any
 
 import httpx2
@@ -21,6 +22,32 @@ LIMITS = httpx2.Limits(max_connections=1000, max_keepalive_connections=20, keepa
 
 UNCOMPRESSED = {"Accept-Encoding": "identity"}
 """The header that asks for a body whose size is that of its bytes on the wire."""
+
+_HEADERS = {"Accept": "*/*", "User-Agent": f"python-httpx2/{httpx2.__version__}"}
+_url = lru_cache(64)(httpx2.URL)  # to parse one costs as much as the rest of a request
+
+
+def own_request(
+    method: str,
+    url: str,
+    headers: dict[str, str],
+    content: bytes | None,
+    timeout: float,
+    **extensions: Any,
+) -> httpx2.Request:
+    """Return one of the middleware's own requests, for a transport.
+
+    They need nothing of what a client adds: cookies, redirects, authentication. It would be a
+    fifth of their cost, and a client may not outlive its call, for it would keep the cookies.
+    """
+    limits = httpx2.Timeout(timeout).as_dict()
+    return httpx2.Request(
+        method,
+        _url(url),
+        headers={**_HEADERS, **headers, **UNCOMPRESSED},
+        content=content,
+        extensions={"timeout": limits, **extensions},
+    )
 
 
 class Discarded:

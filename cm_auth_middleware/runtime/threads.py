@@ -86,16 +86,16 @@ class ThreadRuntime(Runtime):
         content: bytes | None = None,
         connections: Connections = "calls",  # else the same: each call has one of its own
     ) -> httpx2.Response:
-        import httpx2  # when first needed
-
-        from . import http
+        from . import http  # when first needed
 
         given = self._given_transport()
         line = None if given else self._free_line()
-        client = httpx2.Client(transport=given or (line and line.transport), timeout=self.timeout)
-        headers = {**headers, **http.UNCOMPRESSED}
+        transport: Any = given or (line and line.transport)
+        response: httpx2.Response
         deadline = Deadline(self.timeout, line and line.sockets)
-        traced = {"trace": deadline.trace}
+        request = http.own_request(
+            method, url, headers, content, self.timeout, trace=deadline.trace
+        )
         is_whole = False
         # A login says nothing of what users wait for: an invented code may be refused slowly.
         silences = self.single_flight.silences if connections == "calls" else Silences()
@@ -103,9 +103,7 @@ class ThreadRuntime(Runtime):
             with (
                 silences.call(url),
                 deadline,
-                client.stream(
-                    method, url, headers=headers, content=content, extensions=traced
-                ) as response,
+                closing(transport.handle_request(request)) as response,
             ):
                 http.bound(response)
                 response.read()

@@ -58,6 +58,31 @@ def test_a_call_follows_no_redirect(side: str) -> None:
     assert run(side, redirect, content=b"secret").status_code == 307
 
 
+def test_a_call_names_its_sender_and_keeps_no_cookie(side: str) -> None:
+    """Those of one user's login would go with the calls of others."""
+    seen: list[httpx2.Headers] = []
+
+    def set_cookie(request: httpx2.Request) -> httpx2.Response:
+        seen.append(request.headers)
+        return httpx2.Response(200, headers={"Set-Cookie": "who=one; Path=/"})
+
+    transport = httpx2.MockTransport(set_cookie)
+    made: Runtime = (ThreadRuntime if side == "threads" else EventLoopRuntime)(5.0, URL, transport)
+
+    async def two() -> None:
+        for _ in range(2):
+            await made.call("GET", f"{URL}/token", headers={})
+
+    if side == "threads":
+        run_sync(two())
+    else:
+        anyio.run(two, backend=side)
+    names = [sorted(headers) for headers in seen]
+    assert names == [["accept", "accept-encoding", "host", "user-agent"]] * 2
+    assert seen[0]["user-agent"] == f"python-httpx2/{httpx2.__version__}"
+    assert seen[0]["host"] == "cm.example"
+
+
 class Late:
     """Work that takes until it is let go, and does not end when it is cancelled."""
 
