@@ -57,7 +57,7 @@ def our_app(**options: Any) -> Flask:
 
 def run(benchmark: str, *, quick: bool) -> Iterator[Figure]:
     """Measure the request path of WSGI."""
-    # More rounds than elsewhere: what is compared is a third of what is measured, the rest is Flask.
+    # More rounds than elsewhere: a third of what is measured is compared, and the rest is Flask.
     effort = {"blocks": 5, "rounds": 10} if quick else {"rounds": 30}
     with one_processor(), ExitStack() as stack:
         local: dict[str, Any] = {
