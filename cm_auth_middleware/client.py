@@ -208,11 +208,12 @@ class ClientFactory:
         """
         client = object.__new__(self.kind)
         for name, value in vars(self._template).items():
-            client.__dict__[name] = value.copy() if isinstance(value, httpx2.Headers) else value
+            # By type(): the class is an abstract one's, which isinstance() asks each time.
+            client.__dict__[name] = value.copy() if type(value) is httpx2.Headers else value
         client.auth = BearerAuth(self._refresher, cm)
-        client.cookies = httpx2.Cookies()
+        client.cookies = {}  # of which it makes its own
         client.event_hooks = {}
-        client.timeout = httpx2.Timeout(self._refresher.runtime.timeout)  # for each step
+        client.timeout = self._refresher.runtime.timeout  # seconds for each step
         return vars(client)
 
 
@@ -343,11 +344,14 @@ class BearerAuth(httpx2.Auth):
 
     async def _is_refused(self, response: httpx2.Response, token: str) -> bool:
         """Return True if a response says that this token is dead: by 401, 403 or 406."""
+        status = response.status_code
+        if status not in (401, 403, 406):
+            return False
         # A redirect to another origin drops the token.
         if response.request.headers.get("Authorization") != f"Bearer {token}":
             return False
-        if response.status_code not in (403, 406):
-            return response.status_code == 401
+        if status == 401:
+            return True
         # RFC 6750 §3.1 wants 401. Some servers say 403, which the user may deserve, too, and Spring
         # says 406 where it cannot put its 401 into a form that the request accepts.
         if "invalid_token" in response.headers.get("WWW-Authenticate", ""):
@@ -382,13 +386,14 @@ def _forget_bearer(request: httpx2.Request, response: httpx2.Response | None) ->
     A handler may pickle or log a response with its request. A request that it sends again, or one
     that follows a redirect later, gets the token that is valid then.
     """
-    requests = [request]
+    requests = {request}
     if response is not None:
-        requests += [each.request for each in (*response.history, response)]
+        requests.update(each.request for each in (*response.history, response))
         if response.next_request is not None:
-            requests.append(response.next_request)
+            requests.add(response.next_request)
     for each in requests:
-        each.headers.pop("Authorization", None)
+        with suppress(KeyError):
+            del each.headers["Authorization"]
 
 
 class _Watched(httpx2.AsyncByteStream, httpx2.SyncByteStream):
@@ -399,12 +404,18 @@ class _Watched(httpx2.AsyncByteStream, httpx2.SyncByteStream):
         self._refresher = refresher
         self._session = session
         self._look_at = time.monotonic() + _LOOK_EVERY
+        self._parts: AsyncIterator[bytes]
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        async for part in self._stream:
-            if time.monotonic() >= self._look_at:
-                await self._look()
-            yield part
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        # No generator, which the event loop would have to be told of, twice, for each answer.
+        self._parts = aiter(self._stream)
+        return self
+
+    async def __anext__(self) -> bytes:
+        part = await anext(self._parts)
+        if time.monotonic() >= self._look_at:
+            await self._look()
+        return part
 
     def __iter__(self) -> Iterator[bytes]:
         for part in self._stream:

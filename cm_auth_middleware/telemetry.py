@@ -129,6 +129,7 @@ class Telemetry:
             description="Sessions in the store",
         )
         self._active = False
+        self._idle: tuple[Any, Any] = (None, None)  # providers that are known to drop all
         events.observers.append(self._count)
 
     @property
@@ -136,7 +137,9 @@ class Telemetry:
         """True if the application has set up an SDK by now, for metrics or for spans."""
         if not self._active:
             providers = self._metrics.get_meter_provider(), self._trace.get_tracer_provider()
-            self._active = not all(map(_drops_all, providers))
+            if providers != self._idle:  # which they are at nearly each call to CameraManager
+                self._active = not all(map(_drops_all, providers))
+                self._idle = providers
         return self._active
 
     @contextmanager
