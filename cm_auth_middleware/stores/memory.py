@@ -10,7 +10,7 @@ from ..runtime.after_fork import after_fork
 from .leases import CLAIMED, LAPSED
 from .workers import warn_if_several_workers
 
-_SHARDS = 512  # at most; with 10^6 records each has 2 000, which takes 0.1 ms to sweep or to grow
+_SHARDS = 256  # at most; with 10^6 records each has 4 000, which takes 0.2 ms to sweep or to grow
 _SHARD_RECORDS = 1_000  # a smaller store has fewer shards
 _SWEEP_EVERY = 10.0  # seconds from the start of one round through the shards to the next
 _LEASES = 1_024  # leases kept before those that have expired are swept
