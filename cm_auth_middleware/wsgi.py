@@ -311,32 +311,15 @@ class _Body:
     def __init__(self, body: Iterable[bytes], exchange: _Exchange) -> None:
         self._body = body
         self._exchange = exchange
-        self._replacement: Iterable[bytes] = ()  # of this middleware
+        self._replacements: list[Iterable[bytes]] = []  # of this middleware
+        # It knows nothing of this object: a cycle would keep a body that nobody closes.
+        self._parts = _parts(body, exchange, self._replacements)
 
     def __iter__(self) -> Iterator[bytes]:
-        exchange = self._exchange
-        try:
-            parts = iter(self._body)
-            # PEP 3333 has the response started by the first part, perhaps with ours.
-            parts = chain([next(parts, b"")], parts)
-        except Exception as error:
-            self._replacement = exchange.response_to(error)
-            yield from self._replacement
-            return
-        if exchange.response is not None:
-            self._replacement = _body(exchange.response, exchange)
-            yield b"".join(self._replacement)
-            return
-        try:
-            for part in parts:
-                if exchange.broke_off():  # it may have taken long to come
-                    break
-                yield part
-                if exchange.broke_off():  # or to be sent
-                    break
-        except SessionExpiredError:
-            if not exchange.ended:
-                raise  # the server says so to the client, by breaking off
+        return self._parts
+
+    def __next__(self) -> bytes:
+        return next(self._parts)
 
     def close(self) -> None:
         """End the application's body too: a generator gets GeneratorExit."""
@@ -344,7 +327,36 @@ class _Body:
             _close(self._body)
         finally:
             self._exchange.finish()
-            _close(self._replacement)
+            for replacement in self._replacements:
+                _close(replacement)
+
+
+def _parts(
+    body: Iterable[bytes], exchange: _Exchange, replacements: list[Iterable[bytes]]
+) -> Iterator[bytes]:
+    """Yield the parts of a body, or those of the response that takes its place."""
+    try:
+        parts = iter(body)
+        # PEP 3333 has the response started by the first part, perhaps with ours.
+        parts = chain([next(parts, b"")], parts)
+    except Exception as error:
+        replacements.append(exchange.response_to(error))
+        yield from replacements[0]
+        return
+    if exchange.response is not None:
+        replacements.append(_body(exchange.response, exchange))
+        yield b"".join(replacements[0])
+        return
+    try:
+        for part in parts:
+            if exchange.broke_off():  # it may have taken long to come
+                break
+            yield part
+            if exchange.broke_off():  # or to be sent
+                break
+    except SessionExpiredError:
+        if not exchange.ended:
+            raise  # the server says so to the client, by breaking off
 
 
 def _set_remote_user(environ: WSGIEnvironment, session: Session | None) -> None:
