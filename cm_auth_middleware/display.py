@@ -18,6 +18,7 @@ _SCHEMES = frozenset(
      "rediss+sentinel", "sqlite", "unix", "valkey", "valkeys"}
 )  # fmt: skip
 _PARTS = re.compile(r"([^/?#]*)([^?#]*)(?:\?([^#]*))?(#.*)?")
+_OPTION = re.compile("[a-z_]+")
 HOST = r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])"
 """A pattern of host names and IP addresses as they are written in a URL."""
 
@@ -103,6 +104,14 @@ def shown_file(path: str) -> str:
 def is_certain(url: str) -> bool:
     """True if there is only one way to split a URL into user info, host, path and options."""
     return _read(url)[1] != HIDDEN
+
+
+def is_option(name: str, url: str) -> bool:
+    """True if a URL has an option of this name, which may be shown: it is no piece of a password.
+
+    What follows another option may be one with & in it, and so may what is written unlike options.
+    """
+    return is_certain(url) and f"?{name}=" in url and _OPTION.fullmatch(name) is not None
 
 
 def _read(url: str) -> tuple[str, str, str]:

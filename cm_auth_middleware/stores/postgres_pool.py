@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 
 import anyio.to_thread
 
-from ..display import is_certain, shown_location
+from ..display import is_option, shown_location
 from ..errors import ConfigError, StoreError
 from ..runtime.run_sync import run_sync
 from ..runtime.running_loop import running_loop
@@ -180,8 +180,7 @@ class Target:
             raise
         except (ValueError, psycopg.Error) as error:
             unknown = re.search(r'invalid URI query parameter: "(\w+)"', str(error))
-        # What follows another option may be a piece of a password with & in it.
-        if unknown and is_certain(url) and f"?{unknown[1]}=" in url:
+        if unknown and is_option(unknown[1], url):
             raise ConfigError(f"store has the unknown option {unknown[1]}; give {_EXAMPLE}")
         raise ConfigError(f"store is not a URL of PostgreSQL; give {_EXAMPLE}")
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 from urllib.parse import SplitResult, unquote, urlsplit
 
-from ..display import is_certain, shown_location
+from ..display import is_option, shown_location
 from ..errors import ConfigError
 
 try:
@@ -67,10 +67,9 @@ class Target:
         except ConfigError:
             raise
         except (TypeError, ValueError) as error:
-            # redis-py names the option that it does not know and quotes no value. But the text
-            # after another option may be a piece of a password with & in it.
+            # redis-py names the option that it does not know and quotes no value.
             unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
-            if unknown and is_certain(url) and f"?{unknown[1]}=" in url:
+            if unknown and is_option(unknown[1], url):
                 problem = f"has the unknown option {unknown[1]}"
             elif unknown:
                 problem = "has an option that redis-py does not know"

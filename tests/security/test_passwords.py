@@ -132,6 +132,8 @@ def means_something_else(place: str, password: str) -> bool:
 @example(place=PLACES[1], password="78?db=7899", quoted=False)
 @example(place=f"redis://{AT}/0?password={{}}", password="QX&db=7789", quoted=False)
 @example(place="sqlite:///u:{}@host/x.db", password="Q/QXZK/Q", quoted=False)
+@example(place=f"postgresql://{AT}/x?{{}}=1", password="777777", quoted=False)
+@example(place=f"redis://{AT}/0?{{}}=1", password="777777", quoted=False)
 def test_a_password_in_any_part_of_a_store_url_is_printed_nowhere(
     place: str, password: str, quoted: bool
 ) -> None:
