@@ -449,8 +449,8 @@ class _Exchange(ASGIRequest):
         except _GoneError:
             return {"type": "http.disconnect"}
 
-    def _send_watched(self, message: Message) -> Awaitable[None]:
-        return self._watch_mine().wait(self, lambda: self._send(message))
+    async def _send_watched(self, message: Message) -> None:
+        await self._watch_mine().wait(self, lambda: self._send(message))
 
     async def end(self) -> None:
         """End an exchange whose session has ended: see `connections`.

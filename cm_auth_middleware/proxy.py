@@ -16,6 +16,7 @@ import threading
 import time
 import weakref
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from email.utils import formatdate
 from functools import partial
 from http.client import responses
@@ -449,11 +450,12 @@ async def _send_short(
                 body = b"".join(held)
                 held, size = [], 0
                 await send({"type": "http.response.body", "body": body, "more_body": True})
-        await answer.aclose()  # others may wait for the connection
     except httpx2.HTTPError as error:
         if is_begun:
             raise
         raise _unreachable(error) from None
+    with suppress(Exception):  # the body is whole
+        await answer.aclose()  # others may wait for the connection
     if not is_begun:
         await send(start)
     await send({"type": "http.response.body", "body": b"".join(held)})

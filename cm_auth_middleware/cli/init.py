@@ -33,7 +33,7 @@ _EXAMPLES = {
     "redirect_uri": "https://cams.example.com/auth/callback",
     "exempt": "/health,/static/*",
     "store": "sqlite:///sessions.db",
-    "exchanges_at_once": "16",
+    "exchanges_at_once": "2",
     "background": "true",
     "cookie_name": "cm_auth",
     "cookie_secure": "true",

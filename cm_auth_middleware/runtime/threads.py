@@ -93,13 +93,13 @@ class ThreadRuntime(Runtime):
         transport: Any = given or (line and line.transport)
         response: httpx2.Response
         deadline = Deadline(self.timeout, line and line.sockets)
-        request = http.own_request(
-            method, url, headers, content, self.timeout, trace=deadline.trace
-        )
         is_whole = False
         # A login says nothing of what users wait for: an invented code may be refused slowly.
         silences = self.single_flight.silences if connections == "calls" else Silences()
         try:
+            request = http.own_request(
+                method, url, headers, content, self.timeout, trace=deadline.trace
+            )
             with (
                 silences.call(url),
                 deadline,
