@@ -389,7 +389,7 @@ class _Exchange(ASGIRequest):
             if message["status"] == 500:
                 return self._start(message)
             if session is not None:
-                if self.waits is not None or session.data_was_read or self._gate.is_stale(session):
+                if self.waits is not None or self._gate.needs_check(session):
                     return self._start(message)
                 # A new message: an application may send its own to many users, as caches do.
                 self._headers = _private(message.get("headers", ()), self.set_cookies)

@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple, NoReturn, SupportsIndex
 
 from ..errors import SessionDataError
 
-# Both kinds are values that several requests share: nobody changes one. "Final" has a type checker
+# Several requests share a `Record` and its `Tokens`: nobody changes one. "Final" has a type checker
 # see to it, for a frozen dataclass takes three times as long to make, at each first request.
 
 _scan = json.JSONDecoder().raw_decode  # json.loads() also looks for blanks around the value

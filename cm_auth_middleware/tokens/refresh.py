@@ -76,8 +76,8 @@ class Revalidation(Protocol):
     async def admits(self, session: Session) -> bool:
         """Return True if the user of a session may come in."""
 
-    def is_due(self, session: Session) -> bool:
-        """Return True if the copy of the user is old."""
+    async def start_if_due(self, session: Session) -> None:
+        """Read the user anew, beside the request, if that is due."""
 
     async def start(self, session: Session) -> None:
         """Read the user anew, beside the request."""
@@ -130,13 +130,11 @@ class TokenRefresher:
 
         Raises: as `replace`.
         """
-        if session.ended or session.is_detached or self._sessions.is_stale(session):
-            await self.look_up(session)
+        await self.look_up(session)
         if self.runtime.clock() >= session.record.tokens.refresh_at:
             await self._refresh_in_time(session)
         if not session.is_detached:
-            if self.revalidation.is_due(session):
-                await self.revalidation.start(session)
+            await self.revalidation.start_if_due(session)
         # Not beside the call: a person waits for a page, but no person waits for a job.
         elif await self.revalidation.run_if_due(session):
             await self.look_up(session)
