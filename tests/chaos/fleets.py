@@ -294,7 +294,7 @@ def primary_stopped(stage: Stage, counts: Counts, *, seconds: float) -> None:
 
     with Load(stage, counts) as load:
         load.storm((0.05, partial(load.outage, stop)))
-    counts.check_time(stage.fleet.primary() is primary, "there was a failover")
+    counts.check_time(stage.fleet.is_primary(primary), "there was a failover")
     load.conclude(expiries=1)
 
 

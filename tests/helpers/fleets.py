@@ -234,6 +234,9 @@ class Fleet(Protocol):
     def primary(self) -> Node:
         """The primary; in a cluster, the one with the most keys."""
 
+    def is_primary(self, node: Node) -> bool:
+        """True if no other node took its place; it may be one of several primaries."""
+
     def replicas(self, primary: Node) -> list[Node]:
         """The nodes that follow a primary."""
 
@@ -315,6 +318,9 @@ class Cluster:
     def primary(self) -> Node:
         return max(self.primaries(), key=lambda node: int(node.ask("DBSIZE")))
 
+    def is_primary(self, node: Node) -> bool:
+        return node in self.primaries()
+
     def replicas(self, primary: Node) -> list[Node]:
         name = self.name(primary)
         members = self.members(primary).values()
@@ -342,9 +348,9 @@ class Cluster:
         _until(self._is_whole, self.describe)
 
     def promote(self, node: Node) -> None:
-        if node not in self.primaries():
+        if not self.is_primary(node):
             node.ask("CLUSTER", "FAILOVER")
-            _until(lambda: node in self.primaries(), self.describe)
+            _until(lambda: self.is_primary(node), self.describe)
             _until(self._is_whole, self.describe)
 
     def add(self, node: Node) -> None:
@@ -416,6 +422,9 @@ class SentinelGroup:
         named = self._named()
         return next(node for node in self.nodes if node.address == named)
 
+    def is_primary(self, node: Node) -> bool:
+        return self.primary() is node
+
     def replicas(self, primary: Node) -> list[Node]:
         return [node for node in self.nodes if node is not primary]
 
@@ -438,7 +447,7 @@ class SentinelGroup:
         _until(self._is_whole, self.describe)
 
     def promote(self, node: Node) -> None:
-        if self.primary() is node:
+        if self.is_primary(node):
             return
 
         def ask() -> bool:
@@ -446,7 +455,7 @@ class SentinelGroup:
             with contextlib.suppress(redis.RedisError):
                 self.sentinels[0].ask("SENTINEL", "FAILOVER", PRIMARY, patience=5)
             time.sleep(1)
-            return self.works() and self.primary() is node
+            return self.works() and self.is_primary(node)
 
         _until(ask, self.describe)
         self.heal()
@@ -701,6 +710,9 @@ class Single:
 
     def primary(self) -> Node:
         return self.nodes[0]
+
+    def is_primary(self, node: Node) -> bool:
+        return self.primary() is node
 
     def replicas(self, primary: Node) -> list[Node]:
         return [node for node in self.nodes if node is not primary]

@@ -71,8 +71,9 @@ def test_each_primary_of_a_cluster_has_an_epoch(side: Side, fleet: Cluster) -> N
         before = await store.epochs()
         assert len(before) == 3
         assert await by_key(store) == {frozenset([epoch]) for epoch in before}
-        until(lambda: bool(fleet.replicas(fleet.primary())))
-        fleet.promote(fleet.replicas(fleet.primary())[0])
+        primary = fleet.primary()
+        until(lambda: bool(fleet.replicas(primary)))
+        fleet.promote(fleet.replicas(primary)[0])
         await store.put("key", b"v", 60)
         after = await by_key(store)
         assert frozenset[str]().union(*after) == await store.epochs()
