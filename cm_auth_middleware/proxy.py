@@ -402,29 +402,49 @@ class CMWSGIProxy(_Relay):
                         kept = _respond(request, given)
                         start_response(_status_line(kept.status), kept.headers)
                         return [kept.body]
-                answer, headers = self._relay(cm, self.outgoing(cm, request, target, body))
+                answer, headers, parts = self._relay(cm, self.outgoing(cm, request, target, body))
             except BaseException:
                 leave()
                 raise
         except _RefusedError as refused:
             return send_wsgi_response(refused.response, request, start_response)
-        relayed = _StreamedBody(answer, leave)
+        relayed = _StreamedBody(answer, parts, leave)
         start_response(_status_line(answer.status_code), headers)
         return relayed
 
     def _relay(
         self, cm: CMClient, outgoing: tuple[httpx2.Request, Any]
-    ) -> tuple[httpx2.Response, list[tuple[str, str]]]:
+    ) -> tuple[httpx2.Response, list[tuple[str, str]], Iterator[bytes]]:
+        """Return the answer, the headers that the browser gets, and the body."""
         request, auth = outgoing
         try:
             answer = cm.send(request, stream=True, auth=auth)
+            try:
+                return answer, _relayed_headers(answer), _begun(answer)
+            except BaseException:
+                answer.close()
+                raise
         except httpx2.HTTPError as error:
             raise _unreachable(error) from None
-        try:
-            return answer, _relayed_headers(answer)
-        except _RefusedError:
-            answer.close()
-            raise
+
+
+def _begun(answer: httpx2.Response) -> Iterator[bytes]:
+    """Return the body; a picture that comes quickly was read by then, as for `_send_short`.
+
+    Raises:
+        httpx2.HTTPError: it broke off.
+    """
+    parts = answer.iter_raw()
+    length = _length_of(answer)
+    if length is None or length > _SHORT or not _is_used_whole(answer):
+        return parts
+    until = time.monotonic() + _HELD_FOR
+    held: list[bytes] = []
+    for part in parts:
+        held.append(part)
+        if sum(map(len, held)) >= _HELD or time.monotonic() >= until:
+            break
+    return chain([b"".join(held)] if held else [], parts)
 
 
 async def _send_short(
@@ -435,8 +455,7 @@ async def _send_short(
     A part of a picture is of no use: parts that come quickly are sent together.
     """
     start = {"type": "http.response.start", "status": answer.status_code, "headers": headers}
-    is_used_whole = answer.headers.get("content-type", "").startswith(_USED_WHOLE)
-    until = time.monotonic() + (_HELD_FOR if is_used_whole else 0.0)
+    until = time.monotonic() + (_HELD_FOR if _is_used_whole(answer) else 0.0)
     held: list[bytes] = []
     size, is_begun = 0, False
     try:
@@ -459,6 +478,11 @@ async def _send_short(
     if not is_begun:
         await send(start)
     await send({"type": "http.response.body", "body": b"".join(held)})
+
+
+def _is_used_whole(answer: httpx2.Response) -> bool:
+    """Return True if a part of the body is of no use to a browser."""
+    return answer.headers.get("content-type", "").startswith(_USED_WHOLE)
 
 
 def _parts(answer: httpx2.Response) -> AsyncIterable[bytes]:
@@ -519,9 +543,11 @@ class _StreamedBody:
         leave: called once: when it is closed, or dropped by a server that does not close it.
     """
 
-    def __init__(self, answer: httpx2.Response, leave: Callable[[], None]) -> None:
+    def __init__(
+        self, answer: httpx2.Response, parts: Iterator[bytes], leave: Callable[[], None]
+    ) -> None:
         self._answer = answer
-        self._parts = answer.iter_raw()
+        self._parts = parts
         self._leave = weakref.finalize(self, leave)
 
     def __iter__(self) -> Iterator[bytes]:

@@ -192,7 +192,7 @@ def test_a_response_that_the_server_forgets_counts_no_longer() -> None:
     session: Any = type("Session", (), {"record_id": "x"})()
     from cm_auth_middleware.proxy import _RefusedError, _StreamedBody
 
-    body = _StreamedBody(answer, proxy.enter(session))
+    body = _StreamedBody(answer, answer.iter_raw(), proxy.enter(session))
     with pytest.raises(_RefusedError):
         proxy.enter(session)
     del body
