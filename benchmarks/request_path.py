@@ -232,10 +232,12 @@ def _starsessions(runner: asyncio.Runner, redis: str | None) -> Requests:
 
 
 def _bare_get(stack: ExitStack, runner: asyncio.Runner, url: str) -> Call:
-    """One GET of a record's size, by a client like that of our Redis store."""
+    """One GET of a record's size, by redis-py with the options of our Redis store."""
+    from redis.asyncio import Redis
+
     from cm_auth_middleware.stores.redis_target import Target
 
-    client = Target.parse(url).client("redis.asyncio")
+    client: Any = Redis.from_pool(Target.parse(url).pool("redis.asyncio"))
     runner.run(client.set("benchmark", secrets.token_bytes(500)))
     stack.callback(lambda: runner.run(client.aclose()))
     return lambda: client.get("benchmark")

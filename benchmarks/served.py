@@ -234,12 +234,14 @@ def redirecting() -> Any:
 
 
 def flask_get() -> Any:
-    """Flask whose handler asks Redis for a record, by a client like that of our store."""
+    """Flask whose handler asks Redis for a record, by redis-py with the options of our store."""
     from flask import Flask
+    from redis import Redis
 
     from cm_auth_middleware.stores.redis_target import Target
 
-    app, client = Flask("get"), Target.parse(os.environ["CM_AUTH_STORE"]).client("redis")
+    app = Flask("get")
+    client = Redis.from_pool(Target.parse(os.environ["CM_AUTH_STORE"]).pool("redis"))
     client.set("benchmark", b"x" * 500)
     app.add_url_rule("/", view_func=lambda: "ok" if client.get("benchmark") else "")
     return app

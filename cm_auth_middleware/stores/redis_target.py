@@ -20,6 +20,8 @@ except ImportError:
         "store redis:// needs redis-py: pip install 'cm_auth_middleware[redis]'"
     ) from None
 
+from .redis_get import client_class
+
 _TIMEOUT = 5.0  # seconds to connect, and to wait for an answer
 _SENTINEL_TIMEOUT = 0.5  # seconds; there are others to ask
 _CONNECTIONS = 16
@@ -119,11 +121,14 @@ class Target:
             host: of the server; empty for that of the URL.
             more: options of connections, in the place of the URL's.
         """
-        services = importlib.import_module(package)
+        return client_class(package).from_pool(self.pool(package, host, port, **more))
+
+    def pool(self, package: str, host: str = "", port: int = 0, **more: Any) -> Any:
+        """Make the connections of such a client."""
         options = _without(self._options(package), *_NOT_OF_CONNECTIONS)
         if host:
             options |= {"host": host, "port": port}
-        return services.Redis.from_pool(services.ConnectionPool(**options | more))
+        return importlib.import_module(package).ConnectionPool(**options | more)
 
     def sentinel_connections(self) -> list[Any]:
         """Make a connection of the blocking redis-py to each sentinel."""
