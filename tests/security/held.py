@@ -18,6 +18,7 @@ from urllib.parse import parse_qs
 
 import anyio
 import httpx2
+import pytest
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from starlette.routing import Mount
@@ -27,6 +28,7 @@ from werkzeug.middleware.dispatcher import DispatcherMiddleware
 
 from cm_auth_middleware import CMAuthMiddleware, CMAuthWSGIMiddleware
 from cm_auth_middleware.proxy import CMProxy, CMWSGIProxy
+from cm_auth_middleware.runtime import http
 from cm_auth_middleware.testing import AppServer, Simulator, settings_for
 from tests.helpers.apps import make_app, make_wsgi_app
 from tests.helpers.browser import ANNA, log_in
@@ -45,6 +47,7 @@ PROXY: dict[str, Any] = {
 }
 NEIGHBOUR = "another application"
 _MOUNT = "TEST_MOUNT"  # the variable that tells a process of it
+_CONNECTIONS = "TEST_CONNECTIONS"
 
 
 class HeldCalls:
@@ -110,6 +113,7 @@ class HeldSite:
         mount: the path that it is at, if it is not the root; `NEIGHBOUR` answers beside it then.
         provider: of the server that it logs in at.
         is_apart: lets uvicorn run in a process of its own, as gunicorn does.
+        connections: that each of the middleware's connection pools has at most.
         options: of the middleware, as strings.
 
     Attributes:
@@ -125,6 +129,7 @@ class HeldSite:
         mount: str = "",
         provider: str = "cameramanager",
         is_apart: bool = False,
+        connections: int | None = None,
         **options: str,
     ) -> None:
         self.simulator = Simulator(settings_for(provider))
@@ -142,6 +147,10 @@ class HeldSite:
             "timeout": str(TIMEOUT),
             **options,
         }
+        if connections is not None:
+            patch = stack.enter_context(pytest.MonkeyPatch.context())
+            patch.setattr(http, "LIMITS", httpx2.Limits(max_connections=connections))
+            patch.setenv(_CONNECTIONS, str(connections))  # for a process
         if server == "uvicorn" and not is_apart:
             app: Any = _mounted(CMAuthMiddleware(_asgi_app(), **given), mount)
             self.url = stack.enter_context(AppServer(app, log_level="critical")).url + mount
@@ -302,6 +311,8 @@ def _mounted_wsgi(app: Any, mount: str) -> Any:
 
 def __getattr__(name: str) -> Any:
     """What servers name by ``module:variable``: its options come from the environment."""
+    if name in ("wsgi_application", "asgi_application") and _CONNECTIONS in os.environ:
+        http.LIMITS = httpx2.Limits(max_connections=int(os.environ[_CONNECTIONS]))
     if name == "wsgi_application":
         return _mounted_wsgi(CMAuthWSGIMiddleware(_wsgi_app()), os.environ[_MOUNT])
     if name == "asgi_application":
