@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import zip_longest
 from typing import Any
 from urllib.parse import parse_qs
@@ -257,6 +257,8 @@ class Burst:
                 f"Cookie: {cookie}\r\nConnection: close\r\n\r\n".encode()
             )
         self._found: list[tuple[int, str]] = []
+        self._sockets = sockets
+        self._has_left = False
         self._reader = threading.Thread(target=self._read, args=[sockets], daemon=True)
         self._reader.start()
 
@@ -270,6 +272,13 @@ class Burst:
         assert not self._reader.is_alive()
         return self._found
 
+    def hang_up(self) -> None:
+        """Leave without what is missing of the answers."""
+        self._has_left = True
+        for connection in self._sockets:
+            with suppress(OSError):  # it has its answer, and is closed
+                connection.shutdown(socket.SHUT_RDWR)
+
     def _read(self, sockets: list[socket.socket]) -> None:
         # A connection that stays open after its answer would hold gunicorn up, which waits for it.
         with selectors.DefaultSelector() as selector:
@@ -278,7 +287,12 @@ class Burst:
             while selector.get_map():
                 for key, _ in selector.select():
                     connection: Any = key.fileobj
-                    part = connection.recv(65_536)
+                    try:
+                        part = connection.recv(65_536)
+                    except ConnectionResetError:
+                        if not self._has_left:
+                            raise
+                        part = b""
                     key.data.extend(part)
                     if not part:
                         selector.unregister(connection)
