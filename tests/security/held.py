@@ -112,7 +112,7 @@ class HeldSite:
         server: of `WSGI`, each with `THREADS`, or ``uvicorn``.
         mount: the path that it is at, if it is not the root; `NEIGHBOUR` answers beside it then.
         provider: of the server that it logs in at.
-        is_apart: lets uvicorn run in a process of its own, as gunicorn does.
+        is_apart: lets uvicorn or waitress run in a process of its own, as gunicorn does.
         connections: that each of the middleware's connection pools has at most.
         options: of the middleware, as strings.
 
@@ -156,7 +156,7 @@ class HeldSite:
             self.url = stack.enter_context(AppServer(app, log_level="critical")).url + mount
             return
         threads = {} if server == "uvicorn" else {"threads": THREADS}
-        if server == "waitress":
+        if server == "waitress" and not is_apart:
             app = _mounted_wsgi(CMAuthWSGIMiddleware(_wsgi_app(), **given), mount)
             environment = {}
         else:
