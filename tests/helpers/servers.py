@@ -366,13 +366,14 @@ def served(server: str, app: Any, **options: Any) -> Iterator[int]:
     """Serve an application on a free port, and give the port.
 
     Args:
-        server: of `ASGI_SERVERS` or `WSGI_SERVERS`; or ``uvicorn``, in a process of its own. The
-            `app` of that and of gunicorn is ``module:variable``.
+        server: of `ASGI_SERVERS` or `WSGI_SERVERS`; or ``uvicorn``, in a process of its own.
+        app: ``module:variable`` for that and gunicorn; waitress has a process of its own, too, if
+            it is given as that.
         options: of uvicorn or waitress, or the environment of a process.
     """
     starts = {
         "werkzeug": _werkzeug,
-        "waitress": _waitress,
+        "waitress": _waitress_process if isinstance(app, str) else _waitress,
         "gunicorn": _gunicorn,
         "uvicorn": _uvicorn_process,
     }
@@ -415,6 +416,14 @@ def _waitress(app: Any, *, threads: int = 8, **options: Any) -> Iterator[int]:
         server.task_dispatcher.shutdown()
         server.trigger.pull_trigger(server.close)
         thread.join(2)
+
+
+@contextlib.contextmanager
+def _waitress_process(app: str, *, threads: int = 8, **environment: str) -> Iterator[int]:
+    port = free_port()
+    command = ["waitress", "--listen", f"127.0.0.1:{port}", "--threads", str(threads), app]
+    with _process(command, port, environment):
+        yield port
 
 
 @contextlib.contextmanager

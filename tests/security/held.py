@@ -11,13 +11,14 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import zip_longest
 from typing import Any
 from urllib.parse import parse_qs
 
 import anyio
 import httpx2
+import pytest
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from starlette.routing import Mount
@@ -27,6 +28,7 @@ from werkzeug.middleware.dispatcher import DispatcherMiddleware
 
 from cm_auth_middleware import CMAuthMiddleware, CMAuthWSGIMiddleware
 from cm_auth_middleware.proxy import CMProxy, CMWSGIProxy
+from cm_auth_middleware.runtime import http
 from cm_auth_middleware.testing import AppServer, Simulator, settings_for
 from tests.helpers.apps import make_app, make_wsgi_app
 from tests.helpers.browser import ANNA, log_in
@@ -45,6 +47,7 @@ PROXY: dict[str, Any] = {
 }
 NEIGHBOUR = "another application"
 _MOUNT = "TEST_MOUNT"  # the variable that tells a process of it
+_CONNECTIONS = "TEST_CONNECTIONS"
 
 
 class HeldCalls:
@@ -109,7 +112,8 @@ class HeldSite:
         server: of `WSGI`, each with `THREADS`, or ``uvicorn``.
         mount: the path that it is at, if it is not the root; `NEIGHBOUR` answers beside it then.
         provider: of the server that it logs in at.
-        is_apart: lets uvicorn run in a process of its own, as gunicorn does.
+        is_apart: lets uvicorn or waitress run in a process of its own, as gunicorn does.
+        connections: that each of the middleware's connection pools has at most.
         options: of the middleware, as strings.
 
     Attributes:
@@ -125,6 +129,7 @@ class HeldSite:
         mount: str = "",
         provider: str = "cameramanager",
         is_apart: bool = False,
+        connections: int | None = None,
         **options: str,
     ) -> None:
         self.simulator = Simulator(settings_for(provider))
@@ -142,12 +147,16 @@ class HeldSite:
             "timeout": str(TIMEOUT),
             **options,
         }
+        if connections is not None:
+            patch = stack.enter_context(pytest.MonkeyPatch.context())
+            patch.setattr(http, "LIMITS", httpx2.Limits(max_connections=connections))
+            patch.setenv(_CONNECTIONS, str(connections))  # for a process
         if server == "uvicorn" and not is_apart:
             app: Any = _mounted(CMAuthMiddleware(_asgi_app(), **given), mount)
             self.url = stack.enter_context(AppServer(app, log_level="critical")).url + mount
             return
         threads = {} if server == "uvicorn" else {"threads": THREADS}
-        if server == "waitress":
+        if server == "waitress" and not is_apart:
             app = _mounted_wsgi(CMAuthWSGIMiddleware(_wsgi_app(), **given), mount)
             environment = {}
         else:
@@ -248,6 +257,8 @@ class Burst:
                 f"Cookie: {cookie}\r\nConnection: close\r\n\r\n".encode()
             )
         self._found: list[tuple[int, str]] = []
+        self._sockets = sockets
+        self._has_left = False
         self._reader = threading.Thread(target=self._read, args=[sockets], daemon=True)
         self._reader.start()
 
@@ -261,6 +272,13 @@ class Burst:
         assert not self._reader.is_alive()
         return self._found
 
+    def hang_up(self) -> None:
+        """Leave without what is missing of the answers."""
+        self._has_left = True
+        for connection in self._sockets:
+            with suppress(OSError):  # it has its answer, and is closed
+                connection.shutdown(socket.SHUT_RDWR)
+
     def _read(self, sockets: list[socket.socket]) -> None:
         # A connection that stays open after its answer would hold gunicorn up, which waits for it.
         with selectors.DefaultSelector() as selector:
@@ -269,7 +287,12 @@ class Burst:
             while selector.get_map():
                 for key, _ in selector.select():
                     connection: Any = key.fileobj
-                    part = connection.recv(65_536)
+                    try:
+                        part = connection.recv(65_536)
+                    except ConnectionResetError:
+                        if not self._has_left:
+                            raise
+                        part = b""
                     key.data.extend(part)
                     if not part:
                         selector.unregister(connection)
@@ -302,6 +325,8 @@ def _mounted_wsgi(app: Any, mount: str) -> Any:
 
 def __getattr__(name: str) -> Any:
     """What servers name by ``module:variable``: its options come from the environment."""
+    if name in ("wsgi_application", "asgi_application") and _CONNECTIONS in os.environ:
+        http.LIMITS = httpx2.Limits(max_connections=int(os.environ[_CONNECTIONS]))
     if name == "wsgi_application":
         return _mounted_wsgi(CMAuthWSGIMiddleware(_wsgi_app()), os.environ[_MOUNT])
     if name == "asgi_application":

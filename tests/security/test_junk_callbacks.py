@@ -16,7 +16,7 @@ from tests.helpers.browser import ANNA, BOB
 from tests.helpers.servers import until
 from tests.helpers.world import CM, Clock, MakeWorld, World, both_providers
 
-from .held import EXCHANGE, REFRESH, WSGI, Burst, HeldSite
+from .held import EXCHANGE, REFRESH, THREADS, WSGI, Burst, HeldSite
 from .visits import started
 
 AT_ONCE = {"asgi": 16, "wsgi": 2}
@@ -236,15 +236,45 @@ def test_junk_callbacks_keep_no_connections_from_refreshes_on_an_event_loop(make
 
 @both_providers
 @pytest.mark.slow
-def test_logins_and_refreshes_have_connections_of_their_own(make_site, monkeypatch) -> None:
-    """57: also where somebody allows more exchanges than a pool has connections."""
-    monkeypatch.setattr("cm_auth_middleware.runtime.http.LIMITS", httpx2.Limits(max_connections=10))
-    site = make_site("uvicorn", exchanges_at_once="50")
+@pytest.mark.parametrize("server", ["uvicorn", *WSGI])
+def test_so_many_exchanges_as_a_server_was_given_are_under_way(make_site, server) -> None:
+    """57: no more and, with three of four threads, no fewer."""
+    site = make_site(server, exchanges_at_once="3")
+    anna, visitor = site.user(), site.visitor()
+    site.calls.held.add(EXCHANGE)
+    burst = junk(site, 12, visitor)
+    until(lambda: burst.answered() == 9 and site.calls.under_way[EXCHANGE] == 3)
+    assert site.seconds(visitor, "/health") < SOON
+    assert site.seconds(anna) < SOON
+    site.calls.held.clear()
+    answers = burst.answers()
+    assert answers.count((503, "1")) == 9
+    assert len([status for status, _ in answers if status == 400]) == 3
+    assert site.calls.most[EXCHANGE] == 3
+    assert site.user(BOB).get("/").status_code == 200  # there is room again
+
+
+@both_providers
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("server", "connections", "exchanges", "under_way"),
+    [
+        ("uvicorn", 10, 50, 10),
+        *((server, THREADS - 1, THREADS - 1, THREADS - 1) for server in WSGI),
+    ],
+)
+def test_logins_and_refreshes_have_connections_of_their_own(
+    make_site, server, connections, exchanges, under_way
+) -> None:
+    """57: also where exchanges take every connection that a pool has, and more would."""
+    site = make_site(server, connections=connections, exchanges_at_once=str(exchanges))
     bob, visitor = site.user(BOB, expired=True), site.visitor()
     site.calls.held.add(EXCHANGE)
-    burst = junk(site, 50, visitor)
-    until(lambda: site.calls.under_way[EXCHANGE] == 10)
+    burst = junk(site, exchanges, visitor)
+    until(lambda: site.calls.under_way[EXCHANGE] == under_way)
     assert site.seconds(bob) < SOON
+    assert len(site.simulator.token_calls(REFRESH)) == 1
+    assert bob.get("/cameras").status_code == 200
     site.calls.held.clear()
     assert {status for status, _ in burst.answers()} == {400}
 

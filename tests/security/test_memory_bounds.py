@@ -25,7 +25,7 @@ from cm_auth_middleware.sessions.session import Session
 from tests.helpers.browser import log_in
 from tests.helpers.world import MakeWorld, World
 
-from .held import HeldSite
+from .held import WSGI, HeldSite
 from .visits import NAME, session_of, visit
 
 pytestmark = [pytest.mark.slow, pytest.mark.anyio]
@@ -227,7 +227,40 @@ def resident(port: int) -> int:
     return found
 
 
-@pytest.mark.parametrize("server", ["uvicorn", "gunicorn"])
+@pytest.mark.parametrize(
+    ("server", "provider"),
+    [
+        ("uvicorn", "cameramanager"),
+        ("uvicorn", "eagleeye"),
+        ("gunicorn", "cameramanager"),
+        ("waitress", "eagleeye"),
+    ],
+)
+def test_a_server_does_not_grow_with_its_large_sessions(
+    server: str, provider: str, tmp_path: Path
+) -> None:
+    """64: fifty more of 0.9 MB, which would take 45 MB."""
+    store = f"sqlite:///{tmp_path / 'sessions.db'}"
+    with ExitStack() as stack:
+        site = HeldSite(server, stack, provider=provider, is_apart=True, store=store)
+        visitor, used = site.visitor(), []
+        kept: dict[str, Any] = {}
+        for count in (10, 50):
+            for _ in range(count):
+                visitor.cookies.clear()
+                log_in(visitor, site.simulator)
+                text = data(900_000)
+                assert visitor.post("/data", content=text).status_code == 200
+                kept[visitor.cookies[NAME]] = json.loads(text)
+            for cookie, found in kept.items():
+                visitor.cookies.clear()
+                visitor.cookies.set(NAME, cookie)
+                assert visitor.get("/data").json() == found
+            used.append(resident(site.port))
+    assert used[1] - used[0] < 15_000_000, used
+
+
+@pytest.mark.parametrize("server", ["uvicorn", *WSGI])
 def test_a_server_does_not_grow_with_its_sessions_and_their_cookies(
     server: str, tmp_path: Path
 ) -> None:

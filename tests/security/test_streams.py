@@ -23,7 +23,7 @@ from tests.helpers.servers import WSGIServer, served, until
 from tests.helpers.world import JSON, SECRET_KEY, both_providers
 from tests.ways_in.test_proxy_streams import Upstream
 
-from .held import THREADS, WSGI
+from .held import THREADS, WSGI, Burst
 
 pytestmark = pytest.mark.slow
 
@@ -37,7 +37,8 @@ class Site:
     """An application with a proxy on a real socket, and its browsers.
 
     Args:
-        side: asgi or wsgi, or a server of `WSGI` with `THREADS`, where a session has `FEW` streams.
+        side: asgi (uvicorn) or wsgi (werkzeug), or a server of `WSGI` with `THREADS`, where a
+            session has `FEW` streams.
         options: of the proxy.
     """
 
@@ -153,6 +154,35 @@ def test_with_fewer_streams_than_threads_one_session_leaves_threads_to_others(
         assert bob.get("/").status_code == 200
         for view in views:
             view.close()
+
+
+@both_providers
+@pytest.mark.parametrize(
+    ("server", "count", "most"),
+    [("asgi", 1_000, 32), *((server, 200, FEW) for server in WSGI)],
+)
+def test_hundreds_of_streams_of_one_session_leave_a_server_to_others(
+    server, provider, count, most
+) -> None:
+    """60: asked for at one time, each by a connection of its own."""
+    with ExitStack() as stack:
+        site = Site(server, provider, stack)
+        anna, bob = site.browser(), site.browser()
+        burst = Burst(anna, [site.live] * count)
+        stack.callback(burst.hang_up)
+        until(lambda: burst.answered() == count - most)
+        for path in ("/", site.cameras):
+            assert bob.get(path).status_code == 200
+        view = site.view(bob)
+        assert anna.get(site.cameras).status_code == 429
+        assert burst.answered() == count - most
+        view.close()
+        burst.hang_up()
+        answers = burst.answers()
+        assert answers.count((429, "1")) == count - most
+        assert answers.count((200, "")) == most
+        until(lambda: anna.get(site.cameras).status_code == 200)
+        site.view(anna).close()
 
 
 @both_providers
