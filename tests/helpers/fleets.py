@@ -29,7 +29,7 @@ from redis.crc import key_slot
 from redis.retry import Retry
 
 from .certificates import signed
-from .servers import RedisServer, free_port
+from .servers import RedisServer, free_port, server_directory
 
 SLOTS = 16_384
 PRIMARY = "main"  # the name of the primary at the sentinels
@@ -565,9 +565,7 @@ class _Maker:
         host, inside = "127.0.0.1", ()
         if outpost is not None:
             host, inside = (outpost.host, outpost.inside) if is_inside else (outpost.here, ())
-        directory = Path(
-            self._stack.enter_context(tempfile.TemporaryDirectory(prefix="r", dir="/tmp"))
-        )
+        directory = Path(self._stack.enter_context(server_directory()))
         file = None
         if sentinel:
             file = directory / "sentinel.conf"

@@ -151,6 +151,13 @@ class RedisServer:
         return False
 
 
+def server_directory() -> tempfile.TemporaryDirectory[str]:
+    """Make a directory for a Redis."""
+    # A short path: that of a socket has 108 characters at most. A child of the server that writes
+    # its data for a replica may outlive it for a moment, and write when this is removed.
+    return tempfile.TemporaryDirectory(prefix="r", dir="/tmp", ignore_cleanup_errors=True)
+
+
 @contextlib.contextmanager
 def redis_server(
     *options: str,
@@ -159,8 +166,7 @@ def redis_server(
     conf: Path | None = None,
 ) -> Iterator[RedisServer]:
     """Run a redis-server for as long as the `with` lasts; see `RedisServer`."""
-    # A short path: that of a socket has 108 characters at most.
-    with tempfile.TemporaryDirectory(prefix="r", dir="/tmp") as directory:
+    with server_directory() as directory:
         server = RedisServer(Path(directory), list(options), port, sentinel, conf=conf)
         try:
             server.start()
