@@ -105,7 +105,11 @@ class EventLoopRuntime(Runtime):
         stream: Any = response.stream
         rest = http.Discarded(response)
         # Its end is of no interest, and neither is an error on the way there.
-        with suppress(Exception), anyio.move_on_after(self.timeout):
+        with (
+            suppress(Exception),
+            anyio.move_on_after(self.timeout),
+            http.reading(response, http.MAX_DISCARDED),
+        ):
             async with aclosing(aiter(stream)) as parts:
                 while rest.is_short and (part := await anext(parts, None)) is not None:
                     rest.count(part)

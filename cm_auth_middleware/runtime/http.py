@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import zlib
 from collections.abc import AsyncIterator, Iterator
-from contextlib import aclosing, closing
+from contextlib import aclosing, closing, contextmanager, suppress
 from functools import lru_cache
 from typing import Any
 
@@ -23,6 +24,7 @@ LIMITS = httpx2.Limits(max_connections=1000, max_keepalive_connections=20, keepa
 UNCOMPRESSED = {"Accept-Encoding": "identity"}
 """The header that asks for a body whose size is that of its bytes on the wire."""
 
+_TOO_LARGE = "the server's answer is too large"
 _HEADERS = {"Accept": "*/*", "User-Agent": f"python-httpx2/{httpx2.__version__}"}
 _url = lru_cache(64)(httpx2.URL)  # to parse one costs as much as the rest of a request
 
@@ -48,6 +50,51 @@ def own_request(
         content=content,
         extensions={"timeout": limits, **extensions},
     )
+
+
+class TooLongError(Exception):
+    """A body is longer than what is read of it."""
+
+
+@contextmanager
+def reading(response: httpx2.Response, most: int) -> Iterator[None]:
+    """Read so many bytes of a response's connection at most, while the ``with`` lasts.
+
+    A body of few bytes may come in chunks that are long: each may have an extension (RFC 9112
+    §7.1.1), of which nobody learns who reads the body. So the bytes are counted where they arrive.
+
+    Raises:
+        TooLongError: by the read after that; the connection can only be closed then.
+    """
+    # https://www.python-httpx.org/advanced/extensions/#network_stream
+    stream: Any = response.extensions.get("network_stream")
+    if stream is None or response.http_version == "HTTP/2":  # where it is that of others, too
+        yield
+        return
+    read, left = stream.read, most
+
+    def room(size: int) -> int:
+        if left <= 0:
+            raise TooLongError
+        return min(size, left)
+
+    async def read_async(size: int, timeout: float | None = None) -> Any:  # noqa: ASYNC109 - theirs
+        nonlocal left
+        data = await read(room(size), timeout)
+        left -= len(data)
+        return data
+
+    def read_blocking(size: int, timeout: float | None = None) -> Any:
+        nonlocal left
+        data = read(room(size), timeout)
+        left -= len(data)
+        return data
+
+    stream.read = read_async if inspect.iscoroutinefunction(read) else read_blocking
+    try:
+        yield
+    finally:
+        del stream.read  # the class's own is there again, for the next response
 
 
 class Discarded:
@@ -92,6 +139,7 @@ class _BoundedStream(httpx2.AsyncByteStream, httpx2.SyncByteStream):
     """A response's body, decoded and up to `MAX_BODY`; raises `UnavailableError` beyond it."""
 
     def __init__(self, response: httpx2.Response, *, is_compressed: bool) -> None:
+        self._response = response
         self._stream: Any = response.stream
         self._total = 0
         self._is_compressed = is_compressed
@@ -99,19 +147,27 @@ class _BoundedStream(httpx2.AsyncByteStream, httpx2.SyncByteStream):
         self._decoder = zlib.decompressobj(wbits=47)  # the header tells gzip from zlib
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        async for chunk in self._stream:
-            yield self._counted(chunk)
+        try:
+            with reading(self._response, 2 * MAX_BODY):  # with what is around its chunks
+                async for chunk in self._stream:
+                    yield self._counted(chunk)
+        except TooLongError:
+            raise UnavailableError(_TOO_LARGE) from None
 
     def __iter__(self) -> Iterator[bytes]:
-        for chunk in self._stream:
-            yield self._counted(chunk)
+        try:
+            with reading(self._response, 2 * MAX_BODY):
+                for chunk in self._stream:
+                    yield self._counted(chunk)
+        except TooLongError:
+            raise UnavailableError(_TOO_LARGE) from None
 
     def _counted(self, chunk: bytes) -> bytes:
         if self._is_compressed:
             chunk = self._decoded(chunk)
         self._total += len(chunk)
         if self._total > MAX_BODY:
-            raise UnavailableError("the server's answer is too large")
+            raise UnavailableError(_TOO_LARGE)
         return chunk
 
     def _decoded(self, chunk: bytes) -> bytes:
@@ -146,12 +202,17 @@ class _CutStream(_BoundedStream):
         self._rest = Discarded(response)
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        async with aclosing(aiter(self._stream)) as parts:
-            while self._rest.is_short and (part := await anext(parts, None)) is not None:
-                yield self._taken(part)
+        with suppress(TooLongError), reading(self._response, MAX_DISCARDED):
+            async with aclosing(aiter(self._stream)) as parts:
+                while self._rest.is_short and (part := await anext(parts, None)) is not None:
+                    yield self._taken(part)
 
     def __iter__(self) -> Iterator[bytes]:
-        with closing(iter(self._stream)) as parts:
+        with (
+            suppress(TooLongError),
+            reading(self._response, MAX_DISCARDED),
+            closing(iter(self._stream)) as parts,
+        ):
             while self._rest.is_short and (part := next(parts, None)) is not None:
                 yield self._taken(part)
 

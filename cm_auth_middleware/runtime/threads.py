@@ -30,6 +30,7 @@ _MOST_LINES = 4  # connections that are kept for the middleware's own calls
 _IDLE = 10.0  # seconds without work after which a helping thread ends
 _SHARED = 3.0  # seconds for which threads wait for what another one fetches: pictures take 1 or 2
 _PATIENCE = 1.0  # seconds after which only one thread goes on waiting for work of others
+_HURRY = 0.1  # the same, where some of the calls to a URL are answered and others hang
 _REMEMBERED = 5.0  # seconds for which it is remembered that nothing was answered
 _MOST_APART = 32  # threads of one kind that work apart from requests; each may have two more
 
@@ -137,7 +138,12 @@ class ThreadRuntime(Runtime):
         rest, deadline = http.Discarded(response), Deadline(self.timeout)
         deadline.watch(response)
         # Its end is of no interest, and neither is an error on the way there.
-        with suppress(Exception), deadline, closing(iter(stream)) as parts:
+        with (
+            suppress(Exception),
+            deadline,
+            http.reading(response, http.MAX_DISCARDED),
+            closing(iter(stream)) as parts,
+        ):
             while rest.is_short and not deadline.is_over:
                 part = next(parts, None)
                 if part is None:
@@ -332,11 +338,16 @@ class Silences:
 
     One path of a server may hang while others answer, so that each URL is judged by itself. A store
     that hangs makes none of them silent: only calls count, and not what is done around them.
+
+    Of a server's machines one may hang while others answer. Such a URL is not silent, but each call
+    to it may hang. So it **falters** while two calls have been under way for a second: one alone
+    may be a connection that was lost.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._urls: dict[str, _Unanswered] = {}  # they are few, as the server's hosts are
+        self._under_way: dict[str, list[float]] = {}  # when each call began
 
     def begins_at(self, url: str) -> float:
         """Return when a URL is silent unless it answers before; infinite for never."""
@@ -344,6 +355,12 @@ class Silences:
         if calls is None or calls.is_long_ago(time.monotonic()):
             return math.inf
         return calls.since + _PATIENCE
+
+    def falters(self, url: str) -> bool:
+        """Return True if some calls to a URL hang, though others may be answered."""
+        long_ago = time.monotonic() - _PATIENCE
+        with self._lock:
+            return sum(began <= long_ago for began in self._under_way.get(url, ())) > 1
 
     @contextmanager
     def call(self, url: str) -> Iterator[None]:
@@ -354,6 +371,7 @@ class Silences:
             if calls is None or calls.is_long_ago(began):
                 calls = self._urls[url] = _Unanswered(began)
             calls.under_way += 1
+            self._under_way.setdefault(url, []).append(began)
         is_answered = False
         try:
             yield
@@ -363,6 +381,7 @@ class Silences:
                 now = time.monotonic()
                 calls.ended_at = now  # before the next line, for who reads without the lock
                 calls.under_way -= 1
+                self._under_way[url].remove(began)
                 if is_answered or now - began < _PATIENCE:
                     self._urls.pop(url, None)
 
@@ -437,7 +456,8 @@ class SingleFlight:
 
     def _patience(self, began: float, asks: Sequence[str]) -> float:
         """Return the seconds that any thread may still wait for work that began then."""
-        until = min(began + _PATIENCE, *map(self.silences.begins_at, asks), math.inf)
+        patience = _HURRY if any(map(self.silences.falters, asks)) else _PATIENCE
+        until = min(began + patience, *map(self.silences.begins_at, asks), math.inf)
         return max(0.0, until - time.monotonic())
 
     def start(self, key: str, work: Work) -> None:

@@ -57,6 +57,7 @@ class HeldCalls:
 
     Attributes:
         held: names of calls that wait.
+        every_second: names of calls of which every second one waits.
         paused: names of calls that are answered 429, with the ``Retry-After`` of that.
         under_way: calls that have not been answered, by name.
         most: the most of these at one time.
@@ -65,9 +66,11 @@ class HeldCalls:
     def __init__(self, simulator: Simulator) -> None:
         self.simulator = simulator
         self.held: set[str] = set()
+        self.every_second: set[str] = set()
         self.paused: dict[str, str] = {}
         self.under_way: Counter[str] = Counter()
         self.most: Counter[str] = Counter()
+        self._came: Counter[str] = Counter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -84,10 +87,12 @@ class HeldCalls:
         async def again() -> Message:
             return messages.pop(0) if messages else await receive()
 
+        self._came[name] += 1
+        is_second = self._came[name] % 2 == 0
         self.under_way[name] += 1
         self.most[name] = max(self.most[name], self.under_way[name])
         try:
-            while name in self.held:
+            while name in self.held or (is_second and name in self.every_second):
                 await anyio.sleep(0.02)
             if name in self.paused:
                 await _refuse(send, self.paused[name])

@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
+from urllib.parse import urlsplit
 
 import anyio
 import anyio.to_thread
@@ -23,7 +24,7 @@ from cm_auth_middleware.proxy import CMProxy, CMWSGIProxy
 from cm_auth_middleware.testing import AppServer, Simulator, settings_for
 from tests.helpers.apps import make_app, make_wsgi_app
 from tests.helpers.browser import log_in
-from tests.helpers.servers import WSGIServer, until
+from tests.helpers.servers import Forwarder, WSGIServer, until
 from tests.helpers.world import CM, SECRET_KEY, MakeWorld, World, both_providers
 
 pytestmark = pytest.mark.slow
@@ -93,19 +94,77 @@ class Flood:
         group.cancel_scope.cancel()
 
 
+class Frames(Forwarder):
+    """Hands everything on, but answers one request itself, in long chunks with one byte each.
+
+    Attributes:
+        answered_here: what the request begins with, and the status of its answer.
+        sent: bytes of the answer.
+        left: set when the other side has closed the connection.
+    """
+
+    answered_here = (b"", 0)
+    sent = 0
+
+    def __init__(self, port: int) -> None:
+        super().__init__(port)
+        self.left = threading.Event()
+
+    def _pump(self, source: Any, target: Any, passed: Any) -> None:
+        if passed is bytes:  # from the client
+            source = _Heard(source, self._answer)
+        super()._pump(source, target, passed)
+
+    def _answer(self, client: Any, data: bytes) -> bool:
+        begin, status = self.answered_here
+        if not begin or not data.startswith(begin):
+            return False
+        self.answered_here = b"", 0
+        try:
+            client.sendall(b"HTTP/1.1 %d X\r\nTransfer-Encoding: chunked\r\n\r\n" % status)
+            while self.sent < 3 * MOST:
+                client.sendall(b"1;" + b"e" * 16_000 + b"\r\n \r\n")
+                self.sent += 16_000
+        except OSError:
+            self.left.set()
+        return True
+
+
+class _Heard:
+    """A socket whose data somebody else may take; then it looks closed."""
+
+    def __init__(self, client: Any, take: Callable[[Any, bytes], bool]) -> None:
+        self._client, self._take = client, take
+
+    def recv(self, size: int) -> bytes:
+        data: bytes = self._client.recv(size)
+        return b"" if self._take(self._client, data) else data
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._client, name)
+
+
 class Site:
-    """An application with a proxy, on a real socket, whose CameraManager is a `Flood`."""
+    """An application with a proxy, on a real socket, whose CameraManager is a `Flood`.
+
+    Attributes:
+        front: what its calls pass through, for the shape ``frames``.
+    """
+
+    front: Any = None
 
     def __init__(self, side: str, flood: Flood, stack: ExitStack) -> None:
         self.side, self.flood = side, flood
         provider = flood.simulator.settings.provider
         self.cameras = "/cameras" if provider == "eagleeye" else CAMERAS[0]
         cm = stack.enter_context(AppServer(flood, log_level="critical"))
+        if flood.shape == "frames":
+            self.front = stack.enter_context(Frames(urlsplit(cm.url).port or 0))
         self.engine = AuthEngine(
             client_id=flood.simulator.client_id,
             client_secret=flood.simulator.client_secret,
             secret_key=SECRET_KEY,
-            base_url=cm.url,
+            base_url=f"http://127.0.0.1:{self.front.listens_at}" if self.front else cm.url,
             provider=provider,
             timeout=TIMEOUT,
         )
@@ -172,6 +231,29 @@ def test_a_401_without_end_is_left_and_the_request_is_sent_again(make_site, shap
     assert site.flood.left.acquire(timeout=WAIT), "the connection was not closed"
     assert site.flood.sent < MOST
     assert len(site.flood.simulator.token_calls("refresh_token")) == 1
+
+
+@both_providers
+@pytest.mark.parametrize("way", ["by_client", "by_proxy", "by_handle"])
+def test_what_is_around_the_chunks_of_a_401_counts_too(make_site, way) -> None:
+    """59: a chunk may have an extension that is longer than what it carries (RFC 9112 §7.1.1)."""
+    site = make_site("frames")
+    site.front.answered_here = b"GET ", 401
+    assert getattr(site, way)() == 200
+    assert site.front.left.wait(WAIT), "the connection was not closed"
+    assert site.front.answered_here == (b"", 0)
+
+
+@both_providers
+@pytest.mark.parametrize("status", [500, 200])
+def test_what_is_around_the_chunks_of_a_token_answer_counts_too(make_site, status) -> None:
+    """59, 67: it is an outage, and the next attempt succeeds."""
+    site = make_site("frames")
+    site.flood.simulator.expire_access_tokens()
+    site.front.answered_here = b"POST ", status
+    assert site.by_client() == 503
+    assert site.front.left.wait(WAIT), "the connection was not closed"
+    until(lambda: site.by_client() == 200)
 
 
 @both_providers
