@@ -720,7 +720,7 @@ def _for_all(cm: AsyncCMClient | CMClient, target: str, accept: str) -> httpx2.R
 
 
 class _Whole:
-    """Reads the body of an answer as a whole, if it can be kept.
+    """Reads the body of an answer as a whole, if it can be given to all who wait for it.
 
     Attributes:
         is_wanted: True while it can.
@@ -732,17 +732,19 @@ class _Whole:
         self._parts: list[bytes] = []
         self._size = 0
         self._until = runtime.monotonic() + runtime.timeout
-        headers = answer.headers
-        length = headers.get("content-length", "")
+        headers, status = answer.headers, answer.status_code
+        is_empty = status in (204, 304)
         # A body that ends where the connection ends may have broken off (RFC 9112 §8).
-        has_end = bool(length) or "transfer-encoding" in headers
+        has_end = is_empty or "content-length" in headers or "transfer-encoding" in headers
         has_end = has_end or answer.http_version == "HTTP/2"
         has_end = has_end or "network_stream" not in answer.extensions
+        # Not every browser can read another coding; the API was asked for none.
         is_plain = headers.get("content-encoding", "identity").strip().lower() == "identity"
-        is_short = (_length_of(answer) or 0) <= MOST_KEPT
-        self.is_wanted = (
-            has_end and is_plain and is_short and headers.get("vary", "").strip() != "*"
-        )
+        self._may_be_kept = has_end and is_plain
+        # No viewer's own call would bring more from a server that is too busy.
+        is_busy = status == 429 or status >= 500
+        is_short = is_empty or (_length_of(answer) or 0) <= MOST_KEPT
+        self.is_wanted = is_short and (is_busy or headers.get("vary", "").strip() != "*")
 
     def add(self, part: bytes) -> bool:
         """Take a part; return False if there is no use in reading on.
@@ -758,7 +760,7 @@ class _Whole:
         return self.is_wanted
 
     def result(self) -> Answer | None:
-        """Return the answer with its body; None if it cannot be kept.
+        """Return the answer with its body; None if each viewer has to ask for one.
 
         Raises:
             _RefusedError: it is one that is not relayed.
@@ -782,6 +784,7 @@ class _Whole:
             [header for header in headers if header[0] not in own],
             body,
             is_for_all=is_picture and "private" not in words and "authorization" not in varies,
+            may_be_kept=self._may_be_kept,
             age=int(age) if _LENGTH.fullmatch(age) else 0,
             came_at=now,
             etag=etag,
