@@ -93,7 +93,8 @@ _ANYTHING = re.compile(
 )
 _STREAMS = 32  # of one session at a time: a person's browser opens a few
 _PICTURE = 60.0  # seconds until the next picture of a stream; a preview has one in 16 at least
-_SHORT = 1_000_000  # bytes of a body that is sent to its end, whether its browser leaves or not
+_SHORT = 1_000_000  # bytes of a body for which it is not worth looking if its browser leaves
+_QUICK = 1.0  # seconds until it is
 _USED_WHOLE = ("image/", "application/json")
 _HELD, _HELD_FOR = 262_144, 0.05  # bytes and seconds that parts of such a body wait for the next
 _CHUNK = 65_536  # bytes that are read at once from a WSGI request's body
@@ -352,7 +353,7 @@ class CMProxy(_Relay):
             headers = _raw(_relayed_headers(answer))
             length = _length_of(answer)
             if length is not None and length <= _SHORT:
-                await _send_short(answer, headers, to[2])
+                await _send_short(answer, headers, to)
             else:  # it also looks if the browser leaves
                 response = StreamingResponse(_parts(answer), answer.status_code)
                 response.raw_headers = headers
@@ -448,27 +449,33 @@ def _begun(answer: httpx2.Response) -> Iterator[bytes]:
 
 
 async def _send_short(
-    answer: httpx2.Response, headers: list[tuple[bytes, bytes]], send: Send
+    answer: httpx2.Response, headers: list[tuple[bytes, bytes]], to: tuple[Scope, Receive, Send]
 ) -> None:
-    """Send a body to its end: to look if the browser leaves costs more.
+    """Send a body: to look if the browser leaves costs more, and is done if it takes long.
 
     A part of a picture is of no use: parts that come quickly are sent together.
     """
+    send, parts = to[2], aiter(_parts(answer))
     start = {"type": "http.response.start", "status": answer.status_code, "headers": headers}
-    until = time.monotonic() + (_HELD_FOR if _is_used_whole(answer) else 0.0)
+    now = time.monotonic()
+    until, is_slow_at = now + (_HELD_FOR if _is_used_whole(answer) else 0.0), now + _QUICK
     held: list[bytes] = []
     size, is_begun = 0, False
     try:
-        async for part in _parts(answer):
+        async for part in parts:
             held.append(part)
             size += len(part)
-            if size >= _HELD or time.monotonic() >= until:
+            now = time.monotonic()
+            if size >= _HELD or now >= until:
                 if not is_begun:
                     is_begun = True
                     await send(start)
                 body = b"".join(held)
                 held, size = [], 0
                 await send({"type": "http.response.body", "body": body, "more_body": True})
+                if now >= is_slow_at:
+                    await _send_rest(parts, to)
+                    return
     except httpx2.HTTPError as error:
         if is_begun:
             raise
@@ -478,6 +485,21 @@ async def _send_short(
     if not is_begun:
         await send(start)
     await send({"type": "http.response.body", "body": b"".join(held)})
+
+
+async def _send_rest(parts: AsyncIterator[bytes], to: tuple[Scope, Receive, Send]) -> None:
+    """Send the rest of a body whose beginning was sent, unless the browser leaves."""
+    scope, receive, send = to
+
+    async def rest() -> AsyncIterator[bytes]:
+        while (part := await anext(parts, None)) is not None:  # "async for" would begin anew
+            yield part
+
+    async def send_on(message: Message) -> None:
+        if message["type"] != "http.response.start":
+            await send(message)
+
+    await StreamingResponse(rest())(scope, receive, send_on)
 
 
 def _is_used_whole(answer: httpx2.Response) -> bool:
