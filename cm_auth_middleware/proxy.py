@@ -755,6 +755,7 @@ class _Whole:
         self._size = 0
         self._until = runtime.monotonic() + runtime.timeout
         headers, status = answer.headers, answer.status_code
+        self._varies = {word.strip().lower() for word in headers.get("vary", "").split(",")}
         is_empty = status in (204, 304)
         # A body that ends where the connection ends may have broken off (RFC 9112 §8).
         has_end = is_empty or "content-length" in headers or "transfer-encoding" in headers
@@ -766,7 +767,7 @@ class _Whole:
         # No viewer's own call would bring more from a server that is too busy.
         is_busy = status == 429 or status >= 500
         is_short = is_empty or (_length_of(answer) or 0) <= MOST_KEPT
-        self.is_wanted = is_short and (is_busy or headers.get("vary", "").strip() != "*")
+        self.is_wanted = is_short and (is_busy or "*" not in self._varies)
 
     def add(self, part: bytes) -> bool:
         """Take a part; return False if there is no use in reading on.
@@ -795,7 +796,6 @@ class _Whole:
         words = {
             word.strip().lower() for word in answer.headers.get("cache-control", "").split(",")
         }
-        varies = {word.strip().lower() for word in answer.headers.get("vary", "").split(",")}
         is_picture = answer.headers.get("content-type", "").strip().lower().startswith("image/")
         age = answer.headers.get("age", "").strip()
         own = ("Content-Length", "Accept-Ranges", "Etag", "Last-Modified")
@@ -805,7 +805,9 @@ class _Whole:
             answer.status_code,
             [header for header in headers if header[0] not in own],
             body,
-            is_for_all=is_picture and "private" not in words and "authorization" not in varies,
+            is_for_all=is_picture
+            and "private" not in words
+            and "authorization" not in self._varies,
             may_be_kept=self._may_be_kept,
             age=int(age) if _LENGTH.fullmatch(age) else 0,
             came_at=now,

@@ -669,7 +669,9 @@ async def test_a_large_answer_streams_and_is_not_kept(cached: World, says: bool)
 
 @both_providers
 @pytest.mark.slow
-@pytest.mark.parametrize("header", [("Vary", "*"), ("Content-Encoding", "gzip")])
+@pytest.mark.parametrize(
+    "header", [("Vary", "*"), ("Vary", "Accept, *"), ("Content-Encoding", "gzip")]
+)
 async def test_what_other_browsers_might_not_want_is_not_kept(
     cached: World, header: tuple[str, str]
 ) -> None:
