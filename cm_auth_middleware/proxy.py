@@ -93,7 +93,8 @@ _ANYTHING = re.compile(
 )
 _STREAMS = 32  # of one session at a time: a person's browser opens a few
 _PICTURE = 60.0  # seconds until the next picture of a stream; a preview has one in 16 at least
-_SHORT = 1_000_000  # bytes of a body that is sent to its end, whether its browser leaves or not
+_SHORT = 1_000_000  # bytes of a body for which it is not worth looking if its browser leaves
+_QUICK = 1.0  # seconds until it is
 _USED_WHOLE = ("image/", "application/json")
 _HELD, _HELD_FOR = 262_144, 0.05  # bytes and seconds that parts of such a body wait for the next
 _CHUNK = 65_536  # bytes that are read at once from a WSGI request's body
@@ -352,7 +353,7 @@ class CMProxy(_Relay):
             headers = _raw(_relayed_headers(answer))
             length = _length_of(answer)
             if length is not None and length <= _SHORT:
-                await _send_short(answer, headers, to[2])
+                await _send_short(answer, headers, to)
             else:  # it also looks if the browser leaves
                 response = StreamingResponse(_parts(answer), answer.status_code)
                 response.raw_headers = headers
@@ -448,27 +449,33 @@ def _begun(answer: httpx2.Response) -> Iterator[bytes]:
 
 
 async def _send_short(
-    answer: httpx2.Response, headers: list[tuple[bytes, bytes]], send: Send
+    answer: httpx2.Response, headers: list[tuple[bytes, bytes]], to: tuple[Scope, Receive, Send]
 ) -> None:
-    """Send a body to its end: to look if the browser leaves costs more.
+    """Send a body: to look if the browser leaves costs more, and is done if it takes long.
 
     A part of a picture is of no use: parts that come quickly are sent together.
     """
+    send, parts = to[2], aiter(_parts(answer))
     start = {"type": "http.response.start", "status": answer.status_code, "headers": headers}
-    until = time.monotonic() + (_HELD_FOR if _is_used_whole(answer) else 0.0)
+    now = time.monotonic()
+    until, is_slow_at = now + (_HELD_FOR if _is_used_whole(answer) else 0.0), now + _QUICK
     held: list[bytes] = []
     size, is_begun = 0, False
     try:
-        async for part in _parts(answer):
+        async for part in parts:
             held.append(part)
             size += len(part)
-            if size >= _HELD or time.monotonic() >= until:
+            now = time.monotonic()
+            if size >= _HELD or now >= until:
                 if not is_begun:
                     is_begun = True
                     await send(start)
                 body = b"".join(held)
                 held, size = [], 0
                 await send({"type": "http.response.body", "body": body, "more_body": True})
+                if now >= is_slow_at:
+                    await _send_rest(parts, to)
+                    return
     except httpx2.HTTPError as error:
         if is_begun:
             raise
@@ -478,6 +485,21 @@ async def _send_short(
     if not is_begun:
         await send(start)
     await send({"type": "http.response.body", "body": b"".join(held)})
+
+
+async def _send_rest(parts: AsyncIterator[bytes], to: tuple[Scope, Receive, Send]) -> None:
+    """Send the rest of a body whose beginning was sent, unless the browser leaves."""
+    scope, receive, send = to
+
+    async def rest() -> AsyncIterator[bytes]:
+        while (part := await anext(parts, None)) is not None:  # "async for" would begin anew
+            yield part
+
+    async def send_on(message: Message) -> None:
+        if message["type"] != "http.response.start":
+            await send(message)
+
+    await StreamingResponse(rest())(scope, receive, send_on)
 
 
 def _is_used_whole(answer: httpx2.Response) -> bool:
@@ -720,7 +742,7 @@ def _for_all(cm: AsyncCMClient | CMClient, target: str, accept: str) -> httpx2.R
 
 
 class _Whole:
-    """Reads the body of an answer as a whole, if it can be kept.
+    """Reads the body of an answer as a whole, if it can be given to all who wait for it.
 
     Attributes:
         is_wanted: True while it can.
@@ -732,17 +754,20 @@ class _Whole:
         self._parts: list[bytes] = []
         self._size = 0
         self._until = runtime.monotonic() + runtime.timeout
-        headers = answer.headers
-        length = headers.get("content-length", "")
+        headers, status = answer.headers, answer.status_code
+        self._varies = {word.strip().lower() for word in headers.get("vary", "").split(",")}
+        is_empty = status in (204, 304)
         # A body that ends where the connection ends may have broken off (RFC 9112 §8).
-        has_end = bool(length) or "transfer-encoding" in headers
+        has_end = is_empty or "content-length" in headers or "transfer-encoding" in headers
         has_end = has_end or answer.http_version == "HTTP/2"
         has_end = has_end or "network_stream" not in answer.extensions
+        # Not every browser can read another coding; the API was asked for none.
         is_plain = headers.get("content-encoding", "identity").strip().lower() == "identity"
-        is_short = (_length_of(answer) or 0) <= MOST_KEPT
-        self.is_wanted = (
-            has_end and is_plain and is_short and headers.get("vary", "").strip() != "*"
-        )
+        self._may_be_kept = has_end and is_plain
+        # No viewer's own call would bring more from a server that is too busy.
+        is_busy = status == 429 or status >= 500
+        is_short = is_empty or (_length_of(answer) or 0) <= MOST_KEPT
+        self.is_wanted = is_short and (is_busy or "*" not in self._varies)
 
     def add(self, part: bytes) -> bool:
         """Take a part; return False if there is no use in reading on.
@@ -758,7 +783,7 @@ class _Whole:
         return self.is_wanted
 
     def result(self) -> Answer | None:
-        """Return the answer with its body; None if it cannot be kept.
+        """Return the answer with its body; None if each viewer has to ask for one.
 
         Raises:
             _RefusedError: it is one that is not relayed.
@@ -771,7 +796,6 @@ class _Whole:
         words = {
             word.strip().lower() for word in answer.headers.get("cache-control", "").split(",")
         }
-        varies = {word.strip().lower() for word in answer.headers.get("vary", "").split(",")}
         is_picture = answer.headers.get("content-type", "").strip().lower().startswith("image/")
         age = answer.headers.get("age", "").strip()
         own = ("Content-Length", "Accept-Ranges", "Etag", "Last-Modified")
@@ -781,7 +805,10 @@ class _Whole:
             answer.status_code,
             [header for header in headers if header[0] not in own],
             body,
-            is_for_all=is_picture and "private" not in words and "authorization" not in varies,
+            is_for_all=is_picture
+            and "private" not in words
+            and "authorization" not in self._varies,
+            may_be_kept=self._may_be_kept,
             age=int(age) if _LENGTH.fullmatch(age) else 0,
             came_at=now,
             etag=etag,

@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 
 MOST_KEPT = 4_000_000  # bytes of a body that is kept
 _MAY_READ = 60.0  # seconds that a user is known to be allowed to read a path
-_TOO_LARGE = 60.0  # seconds that a path is known to have answers that cannot be kept
+_TOO_LARGE = 60.0  # seconds that a path is known to have answers that cannot be shared
 _SWEEP_EVERY = 1.0  # seconds between two looks for answers that are too old
 _IDLE = 60.0  # seconds, at least, without a request after which a session counts no longer
 
@@ -65,6 +65,7 @@ class Answer:
     Attributes:
         headers: those that the browser gets.
         is_for_all: True if it may be given to other users of the account.
+        may_be_kept: False if only those get it who wait for it.
         age: the seconds that it had been kept by a cache before this one.
         came_at: when it came (epoch seconds).
     """
@@ -73,6 +74,7 @@ class Answer:
     headers: list[tuple[str, str]]
     body: bytes
     is_for_all: bool
+    may_be_kept: bool
     age: int
     came_at: float
     etag: str = ""
@@ -121,7 +123,7 @@ class _Outcome(NamedTuple):
     """The outcome of a call that several requests may have waited for.
 
     Attributes:
-        answer: None if it cannot be kept, and so not be shared.
+        answer: None if it cannot be shared.
     """
 
     session: str
@@ -187,12 +189,13 @@ class ProxyCache:
         seconds: float,
         fetch: Callable[[], Awaitable[Answer | None]],
     ) -> Given | None:
-        """Return what is kept, or what `fetch` brings; None if that cannot be kept.
+        """Return what is kept, or what `fetch` brings; None if that cannot be shared.
 
         Args:
             target: the path and query, and what else the answer depends on, on two lines.
             seconds: that the answer is kept.
-            fetch: calls the API for this session. It returns None if the answer cannot be kept.
+            fetch: calls the API for this session. It returns None if the answer is too
+                large, or is for this request alone.
 
         Raises:
             Exception: what `fetch` raises for this session.
@@ -288,9 +291,9 @@ class ProxyCache:
                 return  # its last session has ended meanwhile
             if kept.answer.is_for_all:
                 self._may_read_until[f"{target}\n{user}"] = self._runtime.clock() + _MAY_READ
-                self._answers[_key(account, target)] = kept
-            else:
-                self._answers[_key(account, target, user)] = kept
+            if kept.answer.may_be_kept:
+                owner = "" if kept.answer.is_for_all else user
+                self._answers[_key(account, target, owner)] = kept
 
     def sweep(self) -> bool:
         """Drop what is too old; return False once nothing is left."""

@@ -67,6 +67,8 @@ class Upstream:
         self.asked = scope["headers"]
         kind = b"image/jpeg" if b"picture" in scope["query_string"] else b"video/mp4"
         headers = [(b"content-type", kind), (b"content-disposition", NAMED)]
+        if b"length" in scope["query_string"]:
+            headers.append((b"content-length", b"900000"))
         if not endless:
             headers.append((b"content-length", b"10"))
         await send({"type": "http.response.start", "status": 200, "headers": headers})
@@ -160,14 +162,19 @@ def test_an_upload_flows_as_it_comes(browser: httpx2.Client, upstream: Upstream,
 
 
 @both_providers
-def test_a_browser_that_leaves_ends_the_recording(browser, upstream: Upstream, live) -> None:
-    with browser.stream("GET", f"{live}?endless") as answer:
+@pytest.mark.parametrize("query", ["endless", "endless&length", "endless&length&picture"])
+def test_a_browser_that_leaves_ends_the_recording(browser, upstream: Upstream, live, query) -> None:
+    with browser.stream("GET", f"{live}?{query}") as answer:
         assert next(answer.iter_raw()).startswith(b"first")
     assert upstream.left.wait(WAIT)
 
 
 @both_providers
-def test_a_recording_that_breaks_off_does_not_look_whole(browser, upstream: Upstream, live) -> None:
+@pytest.mark.parametrize("quick", [0.0, WAIT])
+def test_a_recording_that_breaks_off_does_not_look_whole(
+    browser, upstream: Upstream, live, quick, monkeypatch
+) -> None:
+    monkeypatch.setattr(proxy, "_QUICK", quick)
     upstream.go_on.set()
     with (
         pytest.raises(httpx2.RemoteProtocolError),
@@ -177,9 +184,11 @@ def test_a_recording_that_breaks_off_does_not_look_whole(browser, upstream: Upst
 
 
 @both_providers
+@pytest.mark.parametrize("quick", [0.0, WAIT])
 def test_a_slow_picture_flows_as_it_comes(
-    browser: httpx2.Client, upstream: Upstream, live: str
+    browser: httpx2.Client, upstream: Upstream, live: str, quick: float, monkeypatch
 ) -> None:
+    monkeypatch.setattr(proxy, "_QUICK", quick)
     with browser.stream("GET", f"{live}?picture&slow") as answer:
         parts, received = answer.iter_raw(), b""
         while len(received) < 6:
