@@ -9,7 +9,6 @@ import re
 import secrets
 import socket
 import threading
-import zlib
 from base64 import urlsafe_b64decode
 from collections.abc import Callable, Container, Sequence
 from functools import lru_cache
@@ -92,7 +91,7 @@ def first_number(pid: int, host: str, most: int) -> int:
     Those of workers, with process ids in a row, are far apart from each other. Those of containers,
     where each has the same process id, depend on the host name, and seldom coincide.
     """
-    turn = zlib.crc32(os.fsencode(host)) / 2**32  # of one container
+    turn = int.from_bytes(hashlib.sha256(os.fsencode(host)).digest()[:4]) / 2**32
     return int((pid * _GOLDEN + turn) % 1 * most)
 
 

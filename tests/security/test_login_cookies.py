@@ -352,6 +352,9 @@ def test_processes_begin_far_apart_whatever_the_length_of_the_cookies_names(most
         assert min(gaps) >= most // 9
     containers = [first_number(1, f"web-{n}", most) for n in range(1_000)]
     assert max(map(containers.count, range(most))) < 3 * 1_000 / most
+    for apart in range(1, 10):  # also of names that are counted
+        pairs = zip(containers, containers[apart:], strict=False)
+        assert sum(a == b for a, b in pairs) < 3 * 1_000 / most
 
 
 @pytest.mark.slow
