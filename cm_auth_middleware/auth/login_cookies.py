@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import itertools
 import os
 import re
 import secrets
+import socket
+import threading
 from base64 import urlsafe_b64decode
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
+from ..runtime.after_fork import after_fork
 from ..sessions.cookie import SessionCookie
 from ..web.request import Request
 from ..web.response import Headers
@@ -28,7 +30,7 @@ _SESSION_BYTES = 149  # of a session's cookies, without their names
 _MOST_STRAYS = 12  # cookies that one response clears
 _MANY = 4  # login cookies that show that a browser had many tabs at once
 _PAUSE = 10  # seconds without a login
-_STRIDE = 37  # about the golden ratio of 60, so that few multiples of it are close to each other
+_GOLDEN = 0.6180339887498949  # few multiples of it have fractions that are close to each other
 _PROOF = re.compile("[A-Za-z0-9_-]{21}[AQgw]")  # 16 bytes in base64url
 _NUMBERS = {str(number): number for number in range(_MOST_LOGINS)}
 _FRESH = 60  # seconds after a login in which a missing session means that cookies are not kept
@@ -36,6 +38,7 @@ _INFIX = "_login_"  # of the names of login cookies, between that of the session
 FRESH_SUFFIX = "_in"  # of the name of the cookie that marks a fresh login
 _NUMBER = re.compile("[0-9a-f]{1,16}")  # how their names end, with a hash in earlier releases
 _CLOCK_SKEW = 300  # seconds that two servers' clocks may differ
+_HOST = socket.gethostname()
 
 
 class Proof(NamedTuple):
@@ -43,6 +46,53 @@ class Proof(NamedTuple):
 
     number: int
     content: bytes
+
+
+class _Numbers:
+    """Gives out the numbers of login cookies, one after the other, to all engines of a process.
+
+    Several engines may share logins: one application at two paths, for example. Two tabs that a
+    browser restores at once never get the same number from one process, or one tab's cookie would
+    overwrite the other's.
+    """
+
+    def __init__(self) -> None:
+        self.after_fork()
+        after_fork(self)
+
+    def after_fork(self) -> None:
+        """Begin anew, at the number of this process."""
+        self._lock = threading.Lock()
+        # How many were given out, and when the last of them, for each name of a session cookie.
+        self._given: dict[str, tuple[int, float]] = {}
+
+    def draw(self, session_cookie: str, taken: Container[int], now: float) -> int:
+        """Return the next number that is not among those that a browser has; some must be left.
+
+        It begins anew after a pause, so that tabs that are restored at once are spread over all
+        numbers, whichever processes they reach.
+        """
+        most = _most_logins(session_cookie)
+        with self._lock:
+            count, last = self._given.get(session_cookie, (0, 0.0))
+            if now - last > _PAUSE:
+                count = 0
+            start = first_number(os.getpid(), _HOST, most)
+            # One that is taken is skipped for all, or the next tab would get the one after it, too.
+            while (number := (start + count) % most) in taken:
+                count += 1
+            self._given[session_cookie] = count + 1, now
+        return number
+
+
+def first_number(pid: int, host: str, most: int) -> int:
+    """Return the number that a process begins with, of so many.
+
+    Those of workers, with process ids in a row, are far apart from each other. Those of containers,
+    where each has the same process id, depend on the host name, and seldom coincide.
+    """
+    turn = int.from_bytes(hashlib.sha256(os.fsencode(host)).digest()[:4]) / 2**32
+    return int((pid * _GOLDEN + turn) % 1 * most)
 
 
 class LoginCookies:
@@ -79,7 +129,6 @@ class LoginCookies:
         self._clock = clock
         self._states = StateSealer(secret_keys)
         self.open, self.code_verifier = self._states.open, self._states.code_verifier
-        self._numbers, self._last_start = itertools.count(), 0.0
 
     # -- pending logins --------------------------------------------------------------------
 
@@ -89,16 +138,7 @@ class LoginCookies:
         if len(proofs) >= min(_MOST_OWN, most):
             number, value = next(iter(proofs.items()))
             return Proof(number, urlsafe_b64decode(f"{value}=="))
-        # A process gives out one number after the other. Workers, with process ids in a row, begin
-        # far apart from each other, and do so again after a pause: tabs that are restored at once
-        # are spread over all of them.
-        now = self._clock()
-        if now - self._last_start > _PAUSE:
-            self._numbers = itertools.count()
-        self._last_start = now
-        number = (os.getpid() * _STRIDE + next(self._numbers)) % most
-        while number in proofs:
-            number = (number + 1) % most
+        number = _numbers.draw(self._session_cookie.name(request), proofs, self._clock())
         return Proof(number, secrets.token_bytes(PROOF_BYTES))
 
     def start(
@@ -234,3 +274,6 @@ def _most_logins(session_cookie: str) -> int:
     size = len(f"{_prefix(session_cookie)}10={base64url(bytes(PROOF_BYTES))}; ")
     room = _MOST_BYTES - _SESSION_BYTES - 2 * len(session_cookie)
     return min(_MOST_LOGINS, room // size)
+
+
+_numbers = _Numbers()

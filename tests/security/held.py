@@ -47,6 +47,7 @@ PROXY: dict[str, Any] = {
 }
 NEIGHBOUR = "another application"
 _MOUNT = "TEST_MOUNT"  # the variable that tells a process of it
+_TWIN = "TEST_TWIN"
 _CONNECTIONS = "TEST_CONNECTIONS"
 
 
@@ -116,6 +117,7 @@ class HeldSite:
     Args:
         server: of `WSGI`, each with `THREADS`, or ``uvicorn``.
         mount: the path that it is at, if it is not the root; `NEIGHBOUR` answers beside it then.
+        twin: the path of another mount, which shares the options and has an engine of its own.
         provider: of the server that it logs in at.
         is_apart: lets uvicorn or waitress run in a process of its own, as gunicorn does.
         connections: that each of the middleware's connection pools has at most.
@@ -132,6 +134,7 @@ class HeldSite:
         stack: ExitStack,
         *,
         mount: str = "",
+        twin: str = "",
         provider: str = "cameramanager",
         is_apart: bool = False,
         connections: int | None = None,
@@ -157,17 +160,17 @@ class HeldSite:
             patch.setattr(http, "LIMITS", httpx2.Limits(max_connections=connections))
             patch.setenv(_CONNECTIONS, str(connections))  # for a process
         if server == "uvicorn" and not is_apart:
-            app: Any = _mounted(CMAuthMiddleware(_asgi_app(), **given), mount)
+            app: Any = _mounted(lambda: CMAuthMiddleware(_asgi_app(), **given), mount, twin)
             self.url = stack.enter_context(AppServer(app, log_level="critical")).url + mount
             return
         threads = {} if server == "uvicorn" else {"threads": THREADS}
         if server == "waitress" and not is_apart:
-            app = _mounted_wsgi(CMAuthWSGIMiddleware(_wsgi_app(), **given), mount)
+            app = _mounted_wsgi(lambda: CMAuthWSGIMiddleware(_wsgi_app(), **given), mount, twin)
             environment = {}
         else:
             app = f"{__name__}:{'asgi' if server == 'uvicorn' else 'wsgi'}_application"
             environment = {f"CM_AUTH_{name.upper()}": value for name, value in given.items()}
-            environment[_MOUNT] = mount
+            environment |= {_MOUNT: mount, _TWIN: twin}
         self.port = stack.enter_context(served(server, app, **threads, **environment))
         self.url = f"http://127.0.0.1:{self.port}{mount}"
         stack.callback(self.calls.held.clear)  # before the server waits for its threads
@@ -319,13 +322,18 @@ def _wsgi_app() -> Any:
     return DispatcherMiddleware(make_wsgi_app(), {"/cm": CMWSGIProxy(**PROXY)})
 
 
-def _mounted(app: Any, mount: str) -> Any:
-    neighbour = PlainTextResponse(NEIGHBOUR)
-    return Starlette(routes=[Mount(mount, app), Mount("", neighbour)]) if mount else app
+def _mounted(make: Callable[[], Any], mount: str, twin: str) -> Any:
+    if not mount:
+        return make()
+    mounts = [Mount(path, make()) for path in (mount, twin) if path]
+    return Starlette(routes=[*mounts, Mount("", PlainTextResponse(NEIGHBOUR))])
 
 
-def _mounted_wsgi(app: Any, mount: str) -> Any:
-    return DispatcherMiddleware(Response(NEIGHBOUR), {mount: app}) if mount else app
+def _mounted_wsgi(make: Callable[[], Any], mount: str, twin: str) -> Any:
+    if not mount:
+        return make()
+    mounts = {path: make() for path in (mount, twin) if path}
+    return DispatcherMiddleware(Response(NEIGHBOUR), mounts)
 
 
 def __getattr__(name: str) -> Any:
@@ -333,7 +341,9 @@ def __getattr__(name: str) -> Any:
     if name in ("wsgi_application", "asgi_application") and _CONNECTIONS in os.environ:
         http.LIMITS = httpx2.Limits(max_connections=int(os.environ[_CONNECTIONS]))
     if name == "wsgi_application":
-        return _mounted_wsgi(CMAuthWSGIMiddleware(_wsgi_app()), os.environ[_MOUNT])
+        mounts = os.environ[_MOUNT], os.environ[_TWIN]
+        return _mounted_wsgi(lambda: CMAuthWSGIMiddleware(_wsgi_app()), *mounts)
     if name == "asgi_application":
-        return _mounted(CMAuthMiddleware(_asgi_app()), os.environ[_MOUNT])
+        mounts = os.environ[_MOUNT], os.environ[_TWIN]
+        return _mounted(lambda: CMAuthMiddleware(_asgi_app()), *mounts)
     raise AttributeError(name)

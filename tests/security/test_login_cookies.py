@@ -6,9 +6,13 @@ import base64
 import random
 import re
 import string
+import subprocess
+import sys
+import textwrap
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from html import unescape
+from pathlib import Path
 from urllib.parse import quote, unquote
 
 import httpx2
@@ -17,6 +21,7 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
 
+from cm_auth_middleware.auth.login_cookies import first_number
 from cm_auth_middleware.auth.login_state import StateSealer
 from tests.helpers.browser import ANNA, BOB, Browser
 from tests.helpers.world import APP, HTML, SECRET_KEY, World, both_providers
@@ -305,6 +310,88 @@ async def test_the_state_of_another_application_leads_to_none_of_its_pages(make_
 
 
 @both_providers
+async def test_tabs_of_two_mounts_that_are_restored_at_once_each_arrive(make_world) -> None:
+    """54, 58: each mount has an engine, and gives no cookie a name that the other one gave."""
+    one = make_world()
+    two = make_world(beside=one)
+    if one.side == "asgi":
+        one.net.add(APP, Starlette(routes=[Mount("/one", one.app), Mount("/two", two.app)]))
+    else:
+        apps = {"/one": one.app, "/two": two.app}
+        one.net.add_wsgi(APP, DispatcherMiddleware(one.app, apps))
+    paths = ["/one/deep/1", "/two/deep/2", "/two/deep/3", "/one/deep/4"]
+    browser, starts = await restored(one, paths)
+    for path, start in zip(paths, starts, strict=True):
+        done = await browser.get(browser.callback_url(start.headers["location"]))
+        assert done.headers.get("location") == path, done.text
+    assert pending(browser) == []
+
+
+@both_providers
+async def test_tabs_of_a_browser_that_has_a_pending_login_each_get_a_cookie(world: World) -> None:
+    """58: also if the number of that login is the next one: no two of them get the one after it."""
+    await started(browser := world.browser())
+    [name] = pending(browser)
+    number = (int(name.rpartition("_")[2]) + 1) % 60
+    cookie = f"{NAME}_login_{number}={'A' * 22}"
+    tabs = [world.browser(Cookie=cookie) for _ in range(3)]
+    names = set()
+    for tab in tabs:
+        [line] = (await started(tab)).headers.get_list("set-cookie")
+        names.add(line.partition("=")[0])
+    assert len(names - {f"{NAME}_login_{number}"}) == 3
+
+
+@pytest.mark.parametrize("most", range(25, 61))
+def test_processes_begin_far_apart_whatever_the_length_of_the_cookies_names(most: int) -> None:
+    """58: workers, whose process ids are in a row, and containers, where each has the same id."""
+    for first in range(1, 4_000_000, 99_991):
+        row = [first_number(first + n, "host", most) for n in range(4)]
+        assert all(0 <= number < most for number in row)
+        gaps = [(a - b) % most for i, a in enumerate(row) for j, b in enumerate(row) if i != j]
+        assert min(gaps) >= most // 9
+    containers = [first_number(1, f"web-{n}", most) for n in range(1_000)]
+    assert max(map(containers.count, range(most))) < 3 * 1_000 / most
+    for apart in range(1, 10):  # also of names that are counted
+        pairs = zip(containers, containers[apart:], strict=False)
+        assert sum(a == b for a, b in pairs) < 3 * 1_000 / most
+
+
+@pytest.mark.slow
+def test_a_process_that_was_forked_amid_a_draw_begins_at_its_own_number() -> None:
+    """58: a server that loads the application before it forks has workers far apart, too."""
+    code = """
+    import os, signal, threading
+    from cm_auth_middleware.auth import login_cookies
+    from cm_auth_middleware.auth.login_cookies import first_number
+
+    class Taken:
+        def __contains__(self, number):  # the draw waits here
+            entered.set()
+            leave.wait()
+            return False
+
+    numbers = login_cookies._numbers
+    entered, leave = threading.Event(), threading.Event()
+    thread = threading.Thread(target=lambda: numbers.draw("cm_auth", Taken(), 1_000.0))
+    thread.start()
+    entered.wait()
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(10)
+        expected = first_number(os.getpid(), os.uname().nodename, 60)
+        drawn = [numbers.draw("cm_auth", {}, 1_000.0) for _ in range(2)]
+        os._exit(0 if drawn == [expected, (expected + 1) % 60] else 1)
+    leave.set()
+    thread.join()
+    status = os.waitpid(pid, 0)[1]
+    assert os.waitstatus_to_exitcode(status) == 0
+    """
+    program = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(code)]
+    subprocess.run(program, check=True, timeout=50, cwd=Path(__file__).parents[2])
+
+
+@both_providers
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("target", "back"),
@@ -423,6 +510,38 @@ def test_tabs_that_are_restored_at_once_each_arrive_at_a_server(
             assert done.headers["location"] == paths[n], done.text
             assert size(done) < MOST_HEADERS
         assert len(site.simulator.token_calls("authorization_code")) == tabs
+        assert [name for name in browser.cookies if "_login_" in name] == []
+
+
+@both_providers
+@pytest.mark.slow
+@pytest.mark.parametrize("tabs", [1, 2, 20])
+@pytest.mark.parametrize("server", ["uvicorn", *WSGI])
+def test_tabs_of_two_mounts_that_are_restored_at_once_each_arrive_at_a_server(
+    server: str, tabs: int, provider: str, tmp_path: Path
+) -> None:
+    """54, 58: so many of each; the mounts share logins, and each has an engine in one process."""
+    paths = [f"/{mount}/deep/{n}" for mount in ("one", "two") for n in range(tabs)]
+    tmp_path.chmod(0o700)
+    with ExitStack() as stack:
+        store = f"sqlite:///{tmp_path}/sessions.db"
+        site = HeldSite(server, stack, mount="/one", twin="/two", provider=provider, store=store)
+        browser = site.visitor()
+
+        def ask(path: str) -> httpx2.Response:
+            with httpx2.Client(headers=HTML, timeout=60) as tab:
+                return tab.get(httpx2.URL(site.url).join(path))
+
+        with ThreadPoolExecutor(len(paths)) as pool:
+            starts = list(pool.map(ask, paths))
+        for start in starts:
+            assert size(start) < MOST_HEADERS
+            browser.cookies.extract_cookies(start)
+        assert len(browser.build_request("GET", "/").headers["cookie"]) < MOST_COOKIES / 2
+        for path, start in zip(paths, starts, strict=True):
+            done = browser.get(site.callback_url(start))
+            assert done.headers.get("location") == path, done.text
+        assert len(site.simulator.token_calls("authorization_code")) == len(paths)
         assert [name for name in browser.cookies if "_login_" in name] == []
 
 
