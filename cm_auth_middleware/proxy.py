@@ -793,8 +793,11 @@ class _Whole:
         if not self.is_wanted:
             return None
         body = b"".join(self._parts)
+        # Also private="x", which is about one header only (RFC 9111 §5.2.2.7): to keep it for one
+        # user is right as well.
         words = {
-            word.strip().lower() for word in answer.headers.get("cache-control", "").split(",")
+            word.partition("=")[0].strip().lower()
+            for word in answer.headers.get("cache-control", "").split(",")
         }
         is_picture = answer.headers.get("content-type", "").strip().lower().startswith("image/")
         age = answer.headers.get("age", "").strip()

@@ -85,6 +85,7 @@ class _Numbers:
         return number
 
 
+@lru_cache(64)
 def first_number(pid: int, host: str, most: int) -> int:
     """Return the number that a process begins with, of so many.
 

@@ -461,7 +461,12 @@ async def test_what_is_no_picture_is_kept_for_its_user_alone(cached: World) -> N
 @both_providers
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "header", [("Cache-Control", "max-age=9, Private"), ("Vary", "Origin, authorization")]
+    "header",
+    [
+        ("Cache-Control", "max-age=9, Private"),
+        ("Cache-Control", 'max-age=9, private="etag"'),
+        ("Vary", "Origin, authorization"),
+    ],
 )
 async def test_what_the_api_calls_private_is_kept_for_its_user_alone(
     cached: World, header: tuple[str, str]
