@@ -157,6 +157,7 @@ SEARCHED = {
     "large-sessions": ["16 kB", "session.data", "cache_size"],
     "large-users": ["8 kB", "100 kB", "32 levels", "502"],
     "eight-cookies": ["8 cookies", "neighbouring host"],
+    "cookie-names": ["cookie_name", "one host", "Cookie header"],
     "csrf-tokens": ["CSRF"],
     "origin-null": ["Origin: null"],
     "rate-limits": ["rate limit", "CAPTCHA"],

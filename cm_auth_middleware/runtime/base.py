@@ -104,7 +104,8 @@ class SingleFlight(Protocol):
 
         On an event loop it is the same. Between threads, at most one thread of the process waits
         for longer than a second after the start; the others do not wait at all while a URL that
-        the work asks is known to hang. The work goes on.
+        the work asks is known to hang, and for a moment while it hangs now and then. The work
+        goes on.
 
         Args:
             key: begins with a word for the kind of work, of which there is a limit each.

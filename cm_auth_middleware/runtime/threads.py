@@ -397,7 +397,7 @@ class SingleFlight:
     that asks a URL which is known to answer nothing.
 
     Attributes:
-        silences: knows the URLs that answer nothing.
+        silences: knows the URLs that answer nothing, or not every call.
     """
 
     def __init__(self) -> None:
