@@ -24,7 +24,7 @@ from werkzeug.middleware.dispatcher import DispatcherMiddleware
 from cm_auth_middleware.auth.login_cookies import first_number
 from cm_auth_middleware.auth.login_state import StateSealer
 from tests.helpers.browser import ANNA, BOB, Browser
-from tests.helpers.world import APP, HTML, SECRET_KEY, World, both_providers
+from tests.helpers.world import APP, HTML, SECRET_KEY, MakeWorld, World, both_providers
 
 from .held import NEIGHBOUR, WSGI, HeldSite
 from .visits import NAME, query_of, started, visit
@@ -291,9 +291,8 @@ async def test_a_second_login_as_another_user_in_another_tab_counts(world: World
     assert page.text.endswith(BOB)
 
 
-@both_providers
-async def test_the_state_of_another_application_leads_to_none_of_its_pages(make_world) -> None:
-    """54, 58: R17: two applications with one key, each under a path of its own."""
+def two_mounts(make_world: MakeWorld) -> World:
+    """Return the first of two applications at ``/one`` and ``/two``, with one key and one store."""
     one = make_world()
     two = make_world(beside=one)
     if one.side == "asgi":
@@ -301,6 +300,13 @@ async def test_the_state_of_another_application_leads_to_none_of_its_pages(make_
     else:
         apps = {"/one": one.app, "/two": two.app}
         one.net.add_wsgi(APP, DispatcherMiddleware(one.app, apps))
+    return one
+
+
+@both_providers
+async def test_the_state_of_another_application_leads_to_none_of_its_pages(make_world) -> None:
+    """54, 58: R17: two applications with one key, each under a path of its own."""
+    one = two_mounts(make_world)
     browser = one.browser()
     await browser.login("/two/deep/1")
     stranger = one.browser()
@@ -312,13 +318,7 @@ async def test_the_state_of_another_application_leads_to_none_of_its_pages(make_
 @both_providers
 async def test_tabs_of_two_mounts_that_are_restored_at_once_each_arrive(make_world) -> None:
     """54, 58: each mount has an engine, and gives no cookie a name that the other one gave."""
-    one = make_world()
-    two = make_world(beside=one)
-    if one.side == "asgi":
-        one.net.add(APP, Starlette(routes=[Mount("/one", one.app), Mount("/two", two.app)]))
-    else:
-        apps = {"/one": one.app, "/two": two.app}
-        one.net.add_wsgi(APP, DispatcherMiddleware(one.app, apps))
+    one = two_mounts(make_world)
     paths = ["/one/deep/1", "/two/deep/2", "/two/deep/3", "/one/deep/4"]
     browser, starts = await restored(one, paths)
     for path, start in zip(paths, starts, strict=True):
